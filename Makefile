@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/
+READY := $(VENV)/.installed
+
+.PHONY: install demo test bench lint clean
+
+install: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install
+	$(RUN)scalar quickstart --out runs/quickstart
+
+test: install
+	$(RUN)python -m pytest
+
+bench: install
+	$(RUN)python -m benchmarks
+
+lint: install
+	$(RUN)ruff format --check .
+	$(RUN)ruff check .
+	$(RUN)pyright
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,66 @@
+"""scalar-sae: how sparsely do the features of neighbouring sparse autoencoders interact?
+
+What users call is listed here; the modules say how it works. Start with docs/architecture.md. Names are imported when
+they are first used, so that `scalar --help` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from scalar_sae._version import __version__
+
+if TYPE_CHECKING:
+    from scalar_sae.benchmark.pair import Pair
+    from scalar_sae.benchmark.score import ScoreConfig, held_out, score
+    from scalar_sae.corpora import Corpus, load_corpus
+    from scalar_sae.errors import UserError
+    from scalar_sae.lm.model import LanguageModel
+    from scalar_sae.results import Record, Results
+    from scalar_sae.saes.sae import SAE
+    from scalar_sae.saes.store import load_sae, load_saes, save_sae
+    from scalar_sae.sites import Block, Site
+
+_HOME = {
+    "SAE": "saes.sae",
+    "Block": "sites",
+    "Corpus": "corpora",
+    "LanguageModel": "lm.model",
+    "Pair": "benchmark.pair",
+    "Record": "results",
+    "Results": "results",
+    "ScoreConfig": "benchmark.score",
+    "Site": "sites",
+    "UserError": "errors",
+    "held_out": "benchmark.score",
+    "load_corpus": "corpora",
+    "load_sae": "saes.store",
+    "load_saes": "saes.store",
+    "save_sae": "saes.store",
+    "score": "benchmark.score",
+}
+
+__all__ = [
+    "SAE",
+    "Block",
+    "Corpus",
+    "LanguageModel",
+    "Pair",
+    "Record",
+    "Results",
+    "ScoreConfig",
+    "Site",
+    "UserError",
+    "__version__",
+    "held_out",
+    "load_corpus",
+    "load_sae",
+    "load_saes",
+    "save_sae",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'scalar_sae' has no attribute {name!r}")
+    return getattr(import_module(f"scalar_sae.{_HOME[name]}"), name)

@@ -1,0 +1,249 @@
+"""The verbs of the `scalar` command: argument handling and nothing else."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from scalar_sae._version import __version__
+from scalar_sae.errors import UserError, unknown
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="SCALAR: how sparsely do the features of neighbouring sparse autoencoders interact?",
+)
+
+OutRun = Annotated[Path, typer.Option("--out", help="Run directory; the same command goes on where it stopped.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field, e.g. --set tokens=2000000 (repeat for more).")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"scalar-sae {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    out: OutRun = Path("runs/quickstart"),
+    preset: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "quickstart",
+    change: Changes = None,
+) -> None:
+    """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
+
+    Example: **scalar quickstart --out runs/quickstart**
+    """
+    from scalar_sae.report.page import write_report
+    from scalar_sae.study import StudyConfig, score_run, train_run
+
+    config = StudyConfig.from_preset(preset, _changes(change))
+    lm = train_run(config, out)
+    results = score_run(config, lm, out)
+    page = write_report(out)
+    _print_records(results.records)
+    typer.echo(f"\nReport: {page}")
+
+
+@app.command("train-lm")
+def train_lm(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    recipe: Annotated[
+        str, typer.Option(help="`python-stdlib` or `tiny-shakespeare`: the recipe of a shipped model.")
+    ] = "python-stdlib",
+    data: Annotated[Path | None, typer.Option(help="A local copy of the text, instead of the download.")] = None,
+    change: Changes = None,
+) -> None:
+    """Train the toy language model: the paper's 216,448-parameter GPT.
+
+    Example: **scalar train-lm --recipe tiny-shakespeare --data input.txt --out runs/lm**
+    """
+    from scalar_sae.lm.train import RECIPES, LmRecipe
+    from scalar_sae.lm.train import train_lm as run
+    from scalar_sae.training.config import validated
+
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, data)
+    typer.echo(
+        f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per character; {out}"
+    )
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="Preset name (`quickstart`, `paper-toy`) or YAML file.")],
+    out: OutRun,
+    change: Changes = None,
+) -> None:
+    """Train the SAEs of a preset, all in one pass over the language model.
+
+    Example: **scalar train paper-toy --out runs/paper-toy**
+    """
+    from scalar_sae.study import StudyConfig, train_run
+
+    train_run(StudyConfig.from_preset(preset, _changes(change)), out)
+    typer.echo(f"SAEs: {out / 'saes'}")
+
+
+@app.command()
+def score(
+    lm: Annotated[
+        str, typer.Option(help="Language model: a run's `lm` folder, a Hugging Face GPT-2 folder, a shipped name.")
+    ],
+    saes: Annotated[Path, typer.Option(help="A run, its `saes` folder, or one group of SAEs in it.")],
+    block: Annotated[
+        str, typer.Option(help="`ff_block.0`, `transformer_block.2`, `ff_layer.1`, `resid_pre.0->resid_post.1`.")
+    ],
+    tokens: Annotated[
+        str, typer.Option(help="Text: a corpus (its validation part is used) or a text file.")
+    ] = "python-stdlib",
+    method: Annotated[
+        str | None, typer.Option(help="Which group of SAEs, if there are several (all by default).")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 50,
+    rank_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on; none of them is scored.", min=1)] = 64,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens per prompt; by default all that the model reads.", min=2)
+    ] = None,
+    ranking: Annotated[str, typer.Option(help="`ablation`, `published`, `random`, or a saved matrix.")] = "ablation",
+    edges: Annotated[str, typer.Option(help="`full`, `coarse`, `published`, or counts such as 1,2,4,8.")] = "full",
+    seed: Annotated[int, typer.Option(help="Seed of prompts, ties and bootstrap.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
+) -> None:
+    """Score the interaction of SAEs across one block.
+
+    Example: **scalar score --lm runs/quickstart/lm --saes runs/quickstart --block ff_block.0 --prompts 10**
+    """
+    from scalar_sae.benchmark.pair import Pair
+    from scalar_sae.benchmark.score import ScoreConfig, held_out
+    from scalar_sae.benchmark.score import score as run
+    from scalar_sae.corpora import load_held_out
+    from scalar_sae.lm.model import LanguageModel
+    from scalar_sae.results import Results
+    from scalar_sae.runs import Bar
+    from scalar_sae.saes.store import find_sae, load_saes
+    from scalar_sae.sites import Block
+
+    if out and out.exists():
+        raise UserError(f"{out}: exists already; choose another --out")
+    place = Block.parse(block)
+    model = LanguageModel.load(lm)
+    groups = load_saes(saes)
+    if method is not None and method not in groups:
+        raise unknown("method", method, groups)
+    chosen = {name: group for name, group in groups.items() if method in (None, name)}
+    both = {name: group for name, group in chosen.items() if find_sae(group, place.up) and find_sae(group, place.down)}
+    pairs = {name: Pair.between(model, place, group) for name, group in (both or chosen).items()}
+    corpus = load_held_out(tokens)
+    config = ScoreConfig(
+        rankings={ranking: rank_prompts},
+        prompts=prompts,
+        context=context or model.context,
+        edges=edges,
+        seed=seed,
+    )
+    texts = held_out(corpus, config)
+    results = Results()
+    with Bar("score", len(pairs) * (prompts + rank_prompts)) as bar:
+        for name, pair in pairs.items():
+            results.records.append(run(pair, texts, name, ranking, config, lambda n, t=name: bar.step(n, t)))
+    if out:
+        results.write(out)
+    _print_records(results.records)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory with results.json.")],
+) -> None:
+    """Write `report.html` from a run's results: one self-contained page.
+
+    Example: **scalar report runs/quickstart**
+    """
+    from scalar_sae.report.page import write_report
+
+    typer.echo(f"Report: {write_report(run)}")
+
+
+@app.command("ls")
+def list_(
+    path: Annotated[Path, typer.Argument(help="A run directory, or any folder of SAEs.")],
+) -> None:
+    """Say what a folder holds: language model, SAEs, records.
+
+    Example: **scalar ls runs/quickstart**
+    """
+    from scalar_sae.results import Results
+    from scalar_sae.saes.store import load_saes
+
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    table = Table(title=str(path))
+    for column in ("method", "site", "d_model", "d_sae", "k", "chunks"):
+        table.add_column(column)
+    for name, group in load_saes(path).items():
+        for site, sae in sorted(group.items()):
+            table.add_row(name, str(site), str(sae.d_model), str(sae.d_sae), str(sae.k), " ".join(map(str, sae.chunks)))
+    Console().print(table)
+    if (path / "lm" / "config.json").is_file():
+        typer.echo(f"language model: {path / 'lm'}")
+    if (path / "results.json").is_file():
+        results = Results.read(path / "results.json")
+        typer.echo(f"records: {len(results.records)} in {path / 'results.json'}")
+
+
+def _changes(assignments: list[str] | None) -> dict[str, Any]:
+    """`key=value` arguments, the value read as YAML."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments or []:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment}: expected FIELD=VALUE")
+        changes[key] = yaml.safe_load(value)
+    return changes
+
+
+def _print_records(records: list[Any]) -> None:
+    table = Table(title="SCALAR (95 % intervals over prompts; lower is better)")
+    for column in ("block", "SAEs", "ranking", "edges@90", "live edges@90", "log area", "absolute", "floor (nats)"):
+        table.add_column(column)
+
+    def show(value: float | None, interval: Any = None) -> str:
+        if value is None:
+            return "never"
+        return f"{value:,.4g}" + (f" [{interval[0]:,.3g}, {interval[1]:,.3g}]" if interval else "")
+
+    for record in records:
+        table.add_row(
+            record.block,
+            record.method,
+            record.ranking,
+            show(record.edges_at["90"], record.ci["edges_at.90"]),
+            show(record.live_edges_at["90"]),
+            show(record.log_area, record.ci["log_area"]),
+            show(record.absolute),
+            show(record.floor.kl),
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line: exit code 2 and one line for a user's mistake."""
+    try:
+        app()
+    except UserError as error:
+        print(f"scalar: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("scalar: interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None

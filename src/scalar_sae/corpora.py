@@ -1,0 +1,210 @@
+"""Text -> token ids in a training and a validation part that share nothing, with a fingerprint.
+
+    corpus = load_corpus("python-stdlib")
+    corpus.train, corpus.val        # token ids
+    windows(corpus.val, 128)        # [n, 128] prompts that do not overlap
+
+Tokens are ASCII codes (128 symbols), the paper's toy vocabulary; any other character becomes `?` and is counted.
+"""
+
+import hashlib
+import os
+import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from scalar_sae.errors import UserError, unknown
+from scalar_sae.runs import whole
+
+D_VOCAB = 128
+REPLACEMENT = ord("?")
+VAL_SHARE = 0.1
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+NAMES = ("python-stdlib", "tiny-shakespeare")
+
+# Not library source: tests (absent from many installations), vendored or generated trees, other people's packages.
+_SKIPPED_FOLDERS = {
+    "test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3", "ensurepip", "turtledemo",
+    "lib-dynload",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token ids of a text, in two parts without overlap."""
+
+    name: str
+    train: UInt8[Tensor, " n_train"]
+    val: UInt8[Tensor, " n_val"]
+    replaced: int
+    """Characters outside ASCII, each turned into `?`."""
+    d_vocab: int = D_VOCAB
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over both parts: two runs with the same fingerprint saw the same text."""
+        digest = hashlib.sha256(self.train.numpy().tobytes())
+        digest.update(b"|val|")
+        digest.update(self.val.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, str | int]:
+        """What a result file records about its data."""
+        return {
+            "corpus": self.name,
+            "fingerprint": self.fingerprint,
+            "n_train": self.train.numel(),
+            "n_val": self.val.numel(),
+            "replaced": self.replaced,
+        }
+
+
+def load_corpus(spec: str, data: Path | None = None) -> Corpus:
+    """Load a corpus by name, path or Hugging Face address.
+
+    Args:
+        spec: `python-stdlib`, `tiny-shakespeare`, a path to a text file, or `hf://owner/name[#column]`.
+        data: a local copy of the text, instead of the download, for `tiny-shakespeare`.
+
+    Raises:
+        UserError: no such corpus, file or column, or no way to download it.
+    """
+    if spec == "python-stdlib":
+        return _python_stdlib()
+    if spec == "tiny-shakespeare":
+        return _from_text(spec, (data or _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256)).read_text(encoding="utf-8"))
+    if spec.startswith("hf://"):
+        return _from_hub(spec)
+    path = Path(spec)
+    if path.is_file():
+        return _from_text(path.name, _read_text(path))
+    raise unknown("corpus", spec, [*NAMES, "a path to a text file", "hf://owner/name#column"])
+
+
+def load_held_out(spec: str) -> Corpus:
+    """A text to evaluate on: the validation part of a named corpus, the whole of any other text.
+
+    Raises:
+        UserError: no such corpus or file.
+    """
+    corpus = load_corpus(spec)
+    if spec in NAMES:
+        return corpus
+    return replace(corpus, train=corpus.train[:0], val=torch.cat([corpus.train, corpus.val]))
+
+
+def encode(text: str) -> tuple[UInt8[Tensor, " n"], int]:
+    """ASCII token ids of `text`, and how many characters had to be replaced."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    outside = codes >= D_VOCAB
+    ids = np.where(outside, REPLACEMENT, codes).astype(np.uint8)
+    return torch.from_numpy(ids), int(outside.sum())
+
+
+def decode(ids: Iterable[int]) -> str:
+    """The text of ASCII token ids."""
+    return "".join(map(chr, ids))
+
+
+def windows(tokens: UInt8[Tensor, " n"], context: int, name: str = "text") -> Int[Tensor, "n_windows context"]:
+    """Cut tokens into consecutive prompts that do not overlap; a remainder is left out.
+
+    Raises:
+        UserError: the text is shorter than one context.
+    """
+    n = tokens.numel() // context
+    if n == 0:
+        raise UserError(f"{name}: {tokens.numel()} tokens are fewer than one context of {context}; give a longer text")
+    return tokens[: n * context].view(n, context).long()
+
+
+def _python_stdlib() -> Corpus:
+    """The running interpreter's own standard library, split by file.
+
+    A file's side follows from its name alone, so a language model trained on one Python version's training files
+    never meets them among another version's validation files.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(
+        path.relative_to(root)
+        for path in root.rglob("*.py")
+        if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts)
+        and not str(path.relative_to(root)).startswith("config-")
+    )
+    if not files:
+        raise UserError(f"python-stdlib: no source files under {root}; give a text file with --corpus PATH instead")
+    parts: dict[bool, list[Tensor]] = {True: [], False: []}
+    replaced = 0
+    for file in files:
+        ids, bad = encode((root / file).read_text(encoding="utf-8", errors="replace"))
+        parts[is_validation_file(file.as_posix())].append(ids)
+        replaced += bad
+    return Corpus("python-stdlib", torch.cat(parts[False]), torch.cat(parts[True]), replaced)
+
+
+def is_validation_file(name: str) -> bool:
+    """Whether the file of this relative name belongs to the validation part: about one in ten, by its hash."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < VAL_SHARE * 2**64
+
+
+def _from_text(name: str, text: str) -> Corpus:
+    """The paper's split: the first 90 % of the text, rounded down to a multiple of 256 characters, trains."""
+    ids, replaced = encode(text)
+    n_train = int((1 - VAL_SHARE) * ids.numel()) // 256 * 256
+    return Corpus(name, ids[:n_train].clone(), ids[n_train:].clone(), replaced)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a UTF-8 text file (byte {error.start} cannot be read)") from error
+
+
+def _from_hub(spec: str) -> Corpus:
+    address, _, column = spec.removeprefix("hf://").partition("#")
+    column = column or "text"
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise UserError(f"{spec}: needs the datasets library: pip install 'scalar-sae[data]'") from error
+    try:
+        rows = datasets.load_dataset(address, split="train")
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(f"{spec}: cannot be loaded from the Hugging Face hub or as a local folder ({error})") from error
+    if column not in rows.column_names:
+        raise unknown(f"column of {address}", column, rows.column_names)
+    return _from_text(spec, "\n".join(rows[column]))
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$SCALAR_SAE_CACHE`, else the user's cache folder."""
+    return Path(os.environ.get("SCALAR_SAE_CACHE", Path.home() / ".cache" / "scalar-sae"))
+
+
+def _download(url: str, sha256: str) -> Path:
+    """Fetch a file once into the cache and check what came."""
+    path = cache_folder() / url.rsplit("/", 1)[-1]
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        return path
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            content = response.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(f"{url}: download failed ({error}); give a local copy with --data PATH") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{url}: what came is not the expected file; give a local copy with --data PATH")
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
+    return path

@@ -1,0 +1,206 @@
+"""Train the toy language model: `scalar train-lm`.
+
+The recipe of the authors' code (SCALAR's toy model; their paper prints neither recipe nor loss): AdamW, weight decay on
+matrices only, cosine learning rate with warm-up, gradient clipping, random windows of the training text. Differences:
+float32 throughout where they used bf16 autocast. The batch of a step follows from (seed, step) alone, so a run that was
+killed goes on from its last checkpoint and ends with the same bytes.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from scalar_sae.corpora import Corpus, load_corpus, windows
+from scalar_sae.errors import UserError
+from scalar_sae.lm.toy import toy_gpt
+from scalar_sae.runs import Bar, Events, versions, whole, write_json
+
+
+class LmRecipe(BaseModel):
+    """How a toy language model is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: str = "python-stdlib"
+    """Corpus name, path to a text file, or hf://owner/name#column."""
+    steps: int = Field(default=10_000, gt=0)
+    """Optimiser steps."""
+    batch_size: int = Field(default=128, gt=0)
+    """Sequences per step."""
+    context: int = Field(default=128, gt=1, le=128)
+    """Tokens per sequence."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Highest learning rate."""
+    min_lr: float = Field(default=1e-5, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = Field(default=1_000, ge=0)
+    """Steps of linear warm-up."""
+    beta2: float = Field(default=0.95, gt=0, lt=1)
+    """Adam's second-moment decay."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Weight decay on tensors of two or more dimensions."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm."""
+    seed: int = 0
+    """Seed of the initial weights and of the batches."""
+    eval_every: int = Field(default=250, gt=0)
+    """Steps between validation losses and checkpoints."""
+
+
+RECIPES = {
+    "python-stdlib": LmRecipe(corpus="python-stdlib", steps=2_000, lr=2e-3, min_lr=2e-5, warmup_steps=200),
+    "tiny-shakespeare": LmRecipe(corpus="tiny-shakespeare"),
+}
+"""How the shipped weights were made: a short recipe for the default corpus, the authors' own for theirs."""
+
+
+def learning_rate(recipe: LmRecipe, step: int) -> float:
+    """Linear warm-up, then a cosine from `lr` to `min_lr`."""
+    if step < recipe.warmup_steps:
+        return recipe.lr * (step + 1) / (recipe.warmup_steps + 1)
+    progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    return recipe.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (recipe.lr - recipe.min_lr)
+
+
+def batch_of(tokens: UInt8[Tensor, " n"], recipe: LmRecipe, step: int) -> Int[Tensor, "batch context_and_next"]:
+    """The random windows of a step, one token longer than the context; depends on (seed, step) alone."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    starts = torch.randint(tokens.numel() - recipe.context, (recipe.batch_size, 1), generator=generator)
+    return tokens[starts + torch.arange(recipe.context + 1)].long()
+
+
+def next_token_loss(lm: GPT2LMHeadModel, ids: Int[Tensor, "batch context_and_next"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats of each token but the first of every window."""
+    logits = lm(ids[:, :-1]).logits
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+@torch.no_grad()
+def validation_loss(lm: GPT2LMHeadModel, val: UInt8[Tensor, " n"], context: int, most: int | None = None) -> float:
+    """Cross-entropy in nats per token over the validation text in windows that do not overlap (the first `most`)."""
+    ids = windows(val[1:], context, "validation text")[:most]
+    inputs = windows(val[:-1], context, "validation text")[:most]
+    total = 0.0
+    for x, y in zip(inputs.split(64), ids.split(64), strict=True):
+        total += F.cross_entropy(lm(x).logits.flatten(0, 1), y.flatten(), reduction="sum").item()
+    return total / ids.numel()
+
+
+def train_lm(recipe: LmRecipe, out: Path, data: Path | None = None) -> dict[str, Any]:
+    """Train a toy GPT and write it to `out` as a Hugging Face folder with `training.json` beside it.
+
+    Continues bit-exactly from `out/checkpoint.pt` where that is left from a run of the same recipe.
+
+    Returns:
+        What `training.json` holds: recipe, data, loss curve, final validation loss in nats and bits, versions.
+
+    Raises:
+        UserError: `out` holds another model or another recipe's checkpoint, or the text is too short.
+    """
+    if (out / "training.json").exists():
+        raise UserError(f"{out}: already holds a trained model; choose another --out or remove it")
+    corpus = load_corpus(recipe.corpus, data)
+    windows(corpus.val[1:], recipe.context, f"{recipe.corpus}, validation part")
+    state = _start(recipe, out / "checkpoint.pt", corpus)
+    events = Events(out / "events.jsonl")
+    with Bar("train-lm", recipe.steps, done=state.step) as bar:
+        while state.step < recipe.steps:
+            loss = state.advance(corpus.train)
+            bar.step(note=f"loss {loss:.3f}" if state.step % 10 == 0 else None)
+            if state.step % recipe.eval_every == 0 or state.step == recipe.steps:
+                val = validation_loss(state.lm, corpus.val, recipe.context, most=256)
+                state.curve.append({"step": state.step, "train": round(loss, 4), "val": round(val, 4)})
+                events("train-lm", **state.curve[-1])
+                state.save(out / "checkpoint.pt")
+    return _finish(state, corpus, out)
+
+
+class _State:
+    """Everything that a run needs to go on."""
+
+    def __init__(self, recipe: LmRecipe) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.lm = toy_gpt(attention="eager")  # a tenth faster than sdpa at this size on a CPU
+        groups = [
+            {"params": [p for p in self.lm.parameters() if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in self.lm.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True)
+        self.step = 0
+        self.seconds = 0.0
+        self.curve: list[dict[str, float]] = []
+
+    def advance(self, tokens: UInt8[Tensor, " n"]) -> float:
+        """One optimiser step; returns its training loss in nats."""
+        start = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step)
+        loss = next_token_loss(self.lm, batch_of(tokens, self.recipe, self.step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.lm.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.seconds += time.perf_counter() - start
+        return loss.item()
+
+    def save(self, path: Path) -> None:
+        with whole(path) as temporary:
+            torch.save(
+                {
+                    "recipe": self.recipe.model_dump(),
+                    "lm": self.lm.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "curve": self.curve,
+                },
+                temporary,
+            )
+
+    def load(self, path: Path) -> None:
+        saved = torch.load(path, weights_only=True)
+        differing = [key for key, value in self.recipe.model_dump().items() if saved["recipe"].get(key) != value]
+        if differing:
+            raise UserError(f"{path}: left by a run that differs in {', '.join(differing)}; choose another --out")
+        self.lm.load_state_dict(saved["lm"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
+
+
+def _start(recipe: LmRecipe, checkpoint: Path, corpus: Corpus) -> _State:
+    if corpus.train.numel() <= recipe.context:
+        raise UserError(f"{recipe.corpus}: {corpus.train.numel()} training tokens are fewer than one context and one")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    state = _State(recipe)
+    if checkpoint.exists():
+        state.load(checkpoint)
+    return state
+
+
+def _finish(state: _State, corpus: Corpus, out: Path) -> dict[str, Any]:
+    nats = validation_loss(state.lm, corpus.val, state.recipe.context)
+    record = {
+        "recipe": state.recipe.model_dump(),
+        "data": corpus.describe(),
+        "parameters": sum(p.numel() for p in state.lm.parameters()),
+        "val_loss_nats": round(nats, 5),
+        "val_loss_bits": round(nats / math.log(2), 5),
+        "train_seconds": round(state.seconds),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "curve": state.curve,
+    }
+    state.lm.save_pretrained(out)
+    write_json(out / "training.json", record)
+    (out / "checkpoint.pt").unlink(missing_ok=True)
+    return record

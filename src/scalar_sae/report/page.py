@@ -1,0 +1,148 @@
+"""`report.html`: one self-contained page from a run directory, made from its files alone."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+import plotly.io
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from scalar_sae.report import figures
+from scalar_sae.results import Record, Results, SaeFidelity
+from scalar_sae.runs import write_text
+
+BASELINE = "topk"
+
+
+class Comparison(NamedTuple):
+    """A method against the TopK SAEs at the same block, under the same ranking."""
+
+    record: Record
+    absolute: float | None
+    """Reduction of the published absolute score."""
+    relative: float | None
+    """Reduction of the published relative score."""
+    do_nothing: float | None
+    """What two identical curves would reduce the relative score by, from the number of possible edges alone."""
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run directory.
+
+    Raises:
+        UserError: the run has no results.
+    """
+    results = Results.read(run / "results.json")
+    config_file = run / "config.yaml"
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    page = run / "report.html"
+    write_text(page, render(results, config, run.name))
+    return page
+
+
+def render(results: Results, config: dict[str, Any], title: str) -> str:
+    """The page's HTML."""
+    records = results.records
+    methods = [record.method for record in records] + [sae.method for sae in results.saes]
+    colours = figures.method_colours(methods)
+    exact = [record for record in records if record.ranking == "ablation"]
+    published = [record for record in records if record.ranking == "published"]
+    environment = Environment(loader=PackageLoader("scalar_sae.report"), autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(number=_number, interval=_interval, percent=_percent)
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        plotly_js=get_plotlyjs(),
+        colours=colours,
+        config=yaml.safe_dump(config, sort_keys=False),
+        train=config.get("train"),
+        first=records[0] if records else None,
+        seconds=sum(record.seconds for record in records),
+        exact=exact,
+        published=compare(published),
+        ratios=headline_ratios(exact),
+        recovery_figures=[_html(figures.recovery_curves(some, colours)) for some in _by_kind(exact)],
+        kl_figures=[_html(figures.kl_curves(some, colours)) for some in _by_kind(published)],
+        saes=results.saes,
+        fidelity_figure=_html(figures.fidelity_bars(results.saes, colours)) if results.saes else "",
+        chunk_figures=[(name, _html(figures.chunk_heatmap(saes))) for name, saes in _staircases(results.saes)],
+        versions=json.dumps(records[0].versions if records else {}),
+    )
+
+
+def compare(records: Sequence[Record]) -> list[Comparison]:
+    """Every record beside the TopK record of its block, reductions as the paper defines them: 1 - method / TopK."""
+    baseline = {record.block: record for record in records if record.method == BASELINE}
+    found: list[Comparison] = []
+    for record in records:
+        base = baseline.get(record.block)
+        if base is None or record.method == BASELINE:
+            found.append(Comparison(record, None, None, None))
+            continue
+        found.append(
+            Comparison(
+                record,
+                1 - record.absolute / base.absolute,
+                1 - record.relative / base.relative,
+                1 - base.n_edges / record.n_edges,
+            )
+        )
+    return found
+
+
+def headline_ratios(records: Sequence[Record]) -> list[tuple[str, str, float, int]]:
+    """Per kind of block and method: geometric mean over layers of edges@90 against TopK, and how many layers."""
+    found: list[tuple[str, str, float, int]] = []
+    for some in _by_kind(records):
+        baseline = {record.block: record.edges_at["90"] for record in some if record.method == BASELINE}
+        for method in dict.fromkeys(record.method for record in some if record.method != BASELINE):
+            ratios = [
+                math.log(mine / base)
+                for record in some
+                if record.method == method and (mine := record.edges_at["90"]) and (base := baseline.get(record.block))
+            ]
+            if ratios:
+                found.append((_kind(some[0]), method, math.exp(sum(ratios) / len(ratios)), len(ratios)))
+    return found
+
+
+def _by_kind(records: Sequence[Record]) -> list[list[Record]]:
+    kinds = dict.fromkeys(_kind(record) for record in records)
+    return [[record for record in records if _kind(record) == kind] for kind in kinds]
+
+
+def _kind(record: Record) -> str:
+    return record.block.partition(".")[0]
+
+
+def _staircases(saes: Sequence[SaeFidelity]) -> list[tuple[str, list[SaeFidelity]]]:
+    names = dict.fromkeys(sae.method for sae in saes if len(sae.l0_per_chunk) > 1)
+    return [(name, [sae for sae in saes if sae.method == name]) for name in names]
+
+
+def _html(figure: go.Figure) -> str:
+    return plotly.io.to_html(
+        figure, full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+    )
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """Thousands separated, `digits` significant; a dash where there is none."""
+    if value is None:
+        return "–"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{_number(interval[0])} – {_number(interval[1])}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f} %"

@@ -1,0 +1,137 @@
+"""What `results.json` holds: a self-describing record per block, method and ranking. See docs/results.md."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scalar_sae.errors import UserError
+from scalar_sae.runs import write_json
+
+SCHEMA_VERSION = 1
+
+Interval = tuple[float, float]
+
+
+class Floor(BaseModel):
+    """The price in fidelity of splicing the pair in, whatever the edges."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kl: float
+    """KL(full model || full circuit), nats."""
+    ce_increase: float
+    """Increase of next-token cross-entropy with the full circuit, nats."""
+
+
+class Record(BaseModel):
+    """One curve and its scores. Intervals in `ci` are 95 % bootstrap intervals over prompts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    block: str
+    """The computation between the two SAEs, such as `ff_block.0`."""
+    method: str
+    """Name of the SAEs: their folder in the run."""
+    ranking: str
+    """The order in which edges were kept."""
+    seed: int
+    """Seed of the prompts, of ties in the ranking and of the bootstrap."""
+    n_up: int
+    n_down: int
+    n_edges: int
+    """Possible edges: n_up times n_down."""
+    n_live_edges: int
+    """Edges whose two latents are both live somewhere in the ranking text."""
+    edges: list[int]
+    """Edge counts of the curve."""
+    kl_model: list[float]
+    """KL(full model || sub-circuit) at each count, nats, mean over prompts and positions."""
+    kl_circuit: list[float]
+    """KL(full circuit || sub-circuit) at each count, nats."""
+    live_edges: list[float]
+    """Kept edges per token whose two latents are live, at each count."""
+    l0_down: list[float]
+    """Downstream latents live per token, at each count."""
+    absolute: float
+    """Published: area under kl_model over linear edge count, 1 to 2^18, edge nats."""
+    relative: float
+    """Published: absolute / n_edges."""
+    pure: float
+    """Published: area under kl_circuit."""
+    edges_at: dict[Literal["50", "90", "99"], float | None]
+    """Edges needed for 50, 90, 99 % recovery; null where recovery never gets there."""
+    live_edges_at: dict[Literal["50", "90", "99"], float | None]
+    """Live kept edges per token at that count."""
+    dip: dict[Literal["50", "90", "99"], float]
+    """Deepest fall of recovery below q after first reaching it."""
+    log_area: float
+    """Mean of 1 - recovery over log n, up to n_live_edges."""
+    floor: Floor
+    ci: dict[str, Interval | list[Interval] | None]
+    """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves."""
+    config: dict[str, Any]
+    """Prompts, context, edge grid: all that a rerun needs beside the SAEs."""
+    versions: dict[str, str | None]
+    data: dict[str, Any]
+    """Where ranking and scoring text came from, with fingerprints."""
+    seconds: float
+    """What it cost: ranking and sweep, wall clock."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells records of a run apart."""
+        return self.block, self.method, self.ranking
+
+
+class SaeFidelity(BaseModel):
+    """How well one SAE stands in for the activation it reads (see measures/fidelity.py)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    site: str
+    d_sae: int
+    k: int
+    l0: float
+    """Live latents per token."""
+    loss: float
+    """Squared error summed over d_model, mean over tokens."""
+    fvu: float
+    """Fraction of variance unexplained: ratio of sums."""
+    ce_increase: float
+    """Increase of next-token cross-entropy with the reconstruction spliced in alone, nats."""
+    dead: float
+    """Share of latents that never fired on the tokens measured."""
+    l0_per_chunk: list[float]
+    """For a staircase: live latents per token in each chunk, oldest first."""
+    n_tokens: int
+
+
+class Results(BaseModel):
+    """The content of `results.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    records: list[Record] = Field(default_factory=list[Record])
+    saes: list[SaeFidelity] = Field(default_factory=list[SaeFidelity])
+
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """Read a results file.
+
+        Raises:
+            UserError: there is none, or it does not follow the schema.
+        """
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(f"{path}: no results here; score something first") from error
+        except (json.JSONDecodeError, ValidationError) as error:
+            raise UserError(f"{path}: not a results file of schema {SCHEMA_VERSION} ({error})") from error

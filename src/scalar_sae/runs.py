@@ -1,0 +1,150 @@
+"""Where results live on disk: whole files or none, an event log, a progress bar.
+
+Contract: a file that exists under its final name is complete. Everything is written to a temporary name beside it
+and renamed; a kill or a full disk leaves at most a `.partial` file, which nothing reads.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+
+from scalar_sae.errors import UserError
+
+PARTIAL = ".partial"
+
+
+@contextmanager
+def whole(path: Path) -> Generator[Path]:
+    """Yield a temporary path (file or folder) that becomes `path` if the block succeeds.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    _remove(temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if temporary.is_file():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except OSError as error:
+        _remove(temporary)
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out"
+        ) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class Events:
+    """Appends one JSON object per line to `events.jsonl`, each with the time and a `kind`."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        """Record an event."""
+        if self._path is None:
+            return
+        line = json.dumps({"time": round(time.time(), 3), "kind": kind, **fields})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+class Bar:
+    """A progress bar with elapsed time and an estimate of what is left; silent when not at a terminal's side."""
+
+    def __init__(self, what: str, total: int, *, done: int = 0) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=32),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            Remaining(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            speed_estimate_period=120,
+        )
+        self._task: TaskID = self._progress.add_task(what, total=total, completed=done, note="")
+
+    def __enter__(self) -> "Bar":
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the bar as it stands."""
+        self._progress.stop()
+
+    def step(self, n: int = 1, note: str | None = None) -> None:
+        """Advance by `n`, optionally with a new note at the end of the line."""
+        if note is None:
+            self._progress.update(self._task, advance=n)
+        else:
+            self._progress.update(self._task, advance=n, note=note)
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, with `+` when it has changes; None outside one."""
+    folder = Path(__file__).parent
+    if not any((parent / ".git").exists() for parent in folder.parents):
+        return None
+    try:
+        git = ["git", "-C", str(folder)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if dirty.strip() else "")
+
+
+def versions() -> dict[str, str | None]:
+    """What a result was computed with."""
+    import platform
+
+    import torch
+    import transformers
+
+    from scalar_sae._version import __version__
+
+    return {
+        "scalar_sae": __version__,
+        "git": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -1,0 +1,131 @@
+"""Names of places in a transformer (`Site`) and of computations between two places (`Block`).
+
+A decoder layer is a line of places, each reached from the one before by a norm, a sub-layer or an addition:
+
+    resid_pre ─norm─▶ attn_in ─attention─▶ attn_out ─(+ resid_pre)─▶ resid_mid
+    resid_mid ─norm─▶ mlp_in  ─MLP───────▶ mlp_out  ─(+ resid_mid)─▶ resid_post
+
+`resid_post` of one layer is `resid_pre` of the next: two names, one place.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import total_ordering
+
+from scalar_sae.errors import UserError, unknown
+
+KINDS = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+"""The places of a layer, in the order in which a forward pass meets them."""
+
+_TRANSFORMER_LENS = {
+    "hook_resid_pre": "resid_pre",
+    "ln1.hook_normalized": "attn_in",
+    "hook_attn_out": "attn_out",
+    "hook_resid_mid": "resid_mid",
+    "ln2.hook_normalized": "mlp_in",
+    "hook_mlp_out": "mlp_out",
+    "hook_resid_post": "resid_post",
+}
+
+_BLOCKS = {
+    "ff_layer": ("mlp_in", "mlp_out"),
+    "ff_block": ("resid_mid", "resid_post"),
+    "attn_block": ("resid_pre", "resid_mid"),
+    "transformer_block": ("resid_pre", "resid_post"),
+}
+
+
+@total_ordering
+@dataclass(frozen=True)
+class Site:
+    """A place where activations are read, such as `resid_mid.2`."""
+
+    kind: str
+    layer: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """Read `resid_mid.2` or TransformerLens' `blocks.2.hook_resid_mid`.
+
+        Raises:
+            UserError: not the name of a site.
+        """
+        lens = re.fullmatch(r"blocks\.(\d+)\.(.+)", text)
+        if lens and lens[2] in _TRANSFORMER_LENS:
+            return cls(_TRANSFORMER_LENS[lens[2]], int(lens[1]))
+        kind, _, layer = text.partition(".")
+        if kind not in KINDS:
+            raise unknown("site", text, [f"{kind}.N" for kind in KINDS])
+        if not layer.isdecimal():
+            raise UserError(f"site {text!r}: expected a layer number after the dot, such as {kind}.0")
+        return cls(kind, int(layer))
+
+    @property
+    def depth(self) -> int:
+        """How far along the forward pass the place lies; equal for two names of one place."""
+        return (len(KINDS) - 1) * self.layer + KINDS.index(self.kind)
+
+    @property
+    def on_residual_stream(self) -> bool:
+        """Whether the whole residual stream passes through here (else the place is on a side branch)."""
+        return self.kind.startswith("resid_")
+
+    def same_place(self, other: "Site") -> bool:
+        """Whether both names mean one place: `resid_post.0` and `resid_pre.1`."""
+        return self.depth == other.depth
+
+    def __lt__(self, other: "Site") -> bool:
+        return self.depth < other.depth
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.layer}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """The computation from one site to a later one, such as `ff_block.0` or `resid_pre.0->resid_post.2`."""
+
+    up: Site
+    down: Site
+
+    def __post_init__(self) -> None:
+        if not self.up < self.down:
+            raise UserError(f"block {self.up}->{self.down}: the upstream site must come before the downstream site")
+
+    @classmethod
+    def parse(cls, text: str) -> "Block":
+        """Read `ff_layer.N`, `ff_block.N`, `attn_block.N`, `transformer_block.N` or `SITE->SITE`.
+
+        Raises:
+            UserError: not the name of a block.
+        """
+        up, arrow, down = text.partition("->")
+        if arrow:
+            return cls(Site.parse(up.strip()), Site.parse(down.strip()))
+        kind, _, layer = text.partition(".")
+        if kind not in _BLOCKS:
+            raise unknown("block", text, [*(f"{kind}.N" for kind in _BLOCKS), "SITE->SITE"])
+        if not layer.isdecimal():
+            raise UserError(f"block {text!r}: expected a layer number after the dot, such as {kind}.0")
+        return cls(*(Site(place, int(layer)) for place in _BLOCKS[kind]))
+
+    @property
+    def kind(self) -> str:
+        """`ff_block` and so on, or `span`."""
+        for kind, places in _BLOCKS.items():
+            if (self.up.kind, self.down.kind) == places and self.up.layer == self.down.layer:
+                return kind
+        return "span"
+
+    @property
+    def mixes_tokens(self) -> bool:
+        """Whether attention lies between the two sites, so that a token's output depends on earlier tokens."""
+        attention = KINDS.index("attn_in")
+        per_layer = len(KINDS) - 1
+        return any(
+            self.up.depth <= layer * per_layer + attention < self.down.depth
+            for layer in range(self.up.layer, self.down.layer + 1)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.up}->{self.down}" if self.kind == "span" else f"{self.kind}.{self.up.layer}"

@@ -1,0 +1,152 @@
+"""A whole study in one run directory: train SAEs, measure them, score every pair, write the report.
+
+    out/config.yaml   the resolved config; a directory with another one is refused
+    out/events.jsonl  what happened when
+    out/lm/           the language model
+    out/saes/         <name>/<site>/sae.safetensors, sae.json
+    out/results.json  see results.py
+    out/report.html
+
+Every stage looks at what is there and does the rest, so a study that was stopped is continued by the same command.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.score import ScoreConfig, held_out, score
+from scalar_sae.corpora import load_corpus, windows
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.measures.fidelity import fidelity
+from scalar_sae.results import Results
+from scalar_sae.runs import Bar, Events, whole, write_text
+from scalar_sae.saes.methods import blocks
+from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.store import load_saes
+from scalar_sae.sites import Site
+from scalar_sae.training.config import TrainConfig, read_preset, validated
+from scalar_sae.training.loop import train
+
+FIDELITY_PROMPTS = 64
+
+
+class StudyConfig(BaseModel):
+    """What a run directory's `config.yaml` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: TrainConfig
+    score: ScoreConfig = ScoreConfig()
+
+    @classmethod
+    def from_preset(cls, name: str, changes: dict[str, Any] | None = None) -> "StudyConfig":
+        """A preset with some of its `train` fields changed.
+
+        Raises:
+            UserError: no such preset, or a field is unknown or out of range.
+        """
+        content = read_preset(name)
+        known = {"train", "score"}
+        if set(content) - known:
+            raise UserError(
+                f"{name}: unknown section {', '.join(sorted(set(content) - known))}; expected train and score"
+            )
+        return cls(
+            train=validated(TrainConfig, {**content["train"], **(changes or {})}, "train"),
+            score=validated(ScoreConfig, content.get("score", {}), "score"),
+        )
+
+
+def open_run(out: Path, config: StudyConfig) -> Events:
+    """Claim a run directory for a config, or go on in the one that this config left there.
+
+    Raises:
+        UserError: the directory holds another run, or files that are not a run's.
+    """
+    resolved = config.model_dump(mode="json")
+    path = out / "config.yaml"
+    if path.is_file():
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        differing = sorted(_differences(there, resolved))
+        if differing:
+            raise UserError(f"{out}: already holds another run ({', '.join(differing)} differ); choose another --out")
+    elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
+        raise UserError(f"{out}: exists and is not a run directory; choose another --out")
+    else:
+        write_text(path, yaml.safe_dump(resolved, sort_keys=False))
+    return Events(out / "events.jsonl")
+
+
+def train_run(config: StudyConfig, out: Path) -> LanguageModel:
+    """Train the SAEs of a study into its run directory."""
+    lm = LanguageModel.load(config.train.lm)
+    corpus = load_corpus(config.train.corpus)
+    events = open_run(out, config)
+    if corpus.replaced:
+        events("replaced", corpus=corpus.name, characters=corpus.replaced)
+    if not (out / "lm" / "config.json").is_file():
+        with whole(out / "lm") as temporary:
+            lm.hf.save_pretrained(temporary)
+    train(config.train, lm, corpus, out, events)
+    return lm
+
+
+def pairs(config: TrainConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[tuple[str, Pair]]:
+    """The pairs of a study in the order of its blocks, each with the name of its SAEs."""
+    found = [
+        (method.name, Pair.between(lm, block, saes[method.name]))
+        for method in config.saes
+        for block in blocks(method, lm.n_layers)
+    ]
+    return sorted(found, key=lambda named: (named[1].block.mixes_tokens, named[1].block.up.layer))
+
+
+def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
+    """Measure the SAEs of a run and score every pair; what `results.json` has already is not computed again."""
+    events = Events(out / "events.jsonl")
+    path = out / "results.json"
+    results = Results.read(path) if path.is_file() else Results()
+    corpus = load_corpus(config.train.corpus)
+    saes = load_saes(out)
+    if not results.saes:
+        prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name)
+        results.saes = fidelity(lm, saes, prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS])
+        results.write(path)
+    texts = held_out(corpus, config.score)
+    done = {record.key for record in results.records}
+    jobs = [
+        (name, pair, ranking)
+        for name, pair in pairs(config.train, lm, saes)
+        for ranking in config.score.rankings
+        if (str(pair.block), name, ranking) not in done
+    ]
+    total = sum((config.score.prompts + config.score.rankings[ranking]) * _weight(pair) for _, pair, ranking in jobs)
+    with Bar("score", total) as bar:
+        for name, pair, ranking in jobs:
+            note = f"{pair.block} {name} {ranking}"
+            weight = _weight(pair)
+            record = score(pair, texts, name, ranking, config.score, lambda n, w=weight, t=note: bar.step(n * w, t))
+            results.records.append(record)
+            results.write(path)
+            events("score", block=record.block, method=name, ranking=ranking, seconds=record.seconds)
+    return results
+
+
+def _weight(pair: Pair) -> int:
+    """Roughly what a prompt of a pair costs, for the estimate of the time left."""
+    return pair.down.d_sae // 64 * (2 if pair.block.mixes_tokens else 1)
+
+
+def _differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Names of the fields in which two nested configs differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [
+            name
+            for key in {*a, *b}
+            for name in _differences(a.get(key), b.get(key), f"{where}.{key}" if where else str(key))
+        ]
+    return [] if a == b else [where]

@@ -1,0 +1,123 @@
+"""What a training run is made of: read from a preset (YAML), written resolved beside the results."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from scalar_sae.errors import UserError, unknown
+from scalar_sae.saes.methods import MethodConfig
+
+Config = TypeVar("Config", bound=BaseModel)
+
+PRESETS = resources.files("scalar_sae.training") / "presets"
+
+
+class TrainConfig(BaseModel):
+    """How SAEs are trained on the activations of a language model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lm: str = "python-stdlib"
+    """A shipped language model, or a folder."""
+    corpus: str = "python-stdlib"
+    """Corpus name, path to a text file, or hf://owner/name#column."""
+    saes: list[MethodConfig] = Field(min_length=1)
+    """The SAEs, all trained in one pass over the language model."""
+    tokens: int = Field(gt=0)
+    """Training tokens (whole batches; the rest of the division is dropped)."""
+    batch_tokens: int = Field(default=4096, gt=0)
+    """Tokens per optimiser step."""
+    buffer_tokens: int = Field(default=65_536, gt=0)
+    """Tokens that are shuffled together."""
+    context: int = Field(default=128, gt=0)
+    """Tokens per window of text."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Highest learning rate."""
+    min_lr: float = Field(default=1e-4, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = Field(default=750, ge=0)
+    """Steps of linear warm-up."""
+    beta2: float = Field(default=0.95, gt=0, lt=1)
+    """Adam's second-moment decay."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm, for each trainee by itself."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the initial weights and of the order of the text."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        names = [method.name for method in self.saes]
+        if len(set(names)) < len(names):
+            raise ValueError(f"saes: the names {names} are not all different")
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"tokens = {self.tokens} is less than one batch of {self.batch_tokens}")
+        if self.buffer_tokens < self.batch_tokens:
+            raise ValueError(f"buffer_tokens = {self.buffer_tokens} is less than one batch of {self.batch_tokens}")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the token budget."""
+        return self.tokens // self.batch_tokens
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(Path(entry.name).stem for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The content of a shipped preset, or of a YAML file at a path.
+
+    Raises:
+        UserError: there is no such preset or file, or it is not YAML with `train:` and maybe `score:`.
+    """
+    path = Path(name)
+    if name in presets():
+        text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise unknown("preset", name, [*presets(), "a path to a .yaml file"])
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: not valid YAML ({error})") from error
+    if not isinstance(content, dict) or "train" not in content:
+        raise UserError(f"{name}: expected the sections train: and score:")
+    return content
+
+
+def validated(model: type[Config], values: dict[str, Any], where: str) -> Config:
+    """A config from plain values, with a one-line error.
+
+    Raises:
+        UserError: a field is unknown or out of range; the nearest known field is suggested.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise unknown(f"{where} field", place, _fields_near(model, first["loc"])) from error
+        if first["type"] == "union_tag_invalid":
+            context = first.get("ctx", {})
+            tags = context["expected_tags"].replace("'", "").split(", ")
+            raise unknown("method", str(context["tag"]), tags) from error
+        raise UserError(
+            f"{where}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from error
+
+
+def _fields_near(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    if len(loc) == 1:
+        return list(model.model_fields)
+    from scalar_sae.saes.staircase import StaircaseConfig
+    from scalar_sae.saes.topk import TopKConfig
+
+    method = {"topk": TopKConfig, "staircase": StaircaseConfig}[str(loc[-2])]
+    return [".".join(map(str, (*loc[:-1], field))) for field in method.model_fields]

@@ -1,0 +1,70 @@
+"""Small models and SAEs for the tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from scalar_sae.benchmark.pair import Pair
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.toy import toy_gpt
+from scalar_sae.saes.sae import SAE
+from scalar_sae.sites import Block
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared(*parts: str) -> Path:
+    """A file of the shared folder; the test is skipped where that folder is missing, except in CI."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        if os.environ.get("CI"):
+            pytest.fail(f"{path} is missing")
+        pytest.skip(f"needs {path.name} of the shared folder beside the checkout")
+    return path
+
+
+def tiny_lm(seed: int = 0, n_layers: int = 2, d_model: int = 16, spread: float = 0.3) -> LanguageModel:
+    """A random GPT-2 whose weights are large enough for blocks to matter."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=32, n_positions=16, n_embd=d_model, n_layer=n_layers, n_head=2,
+        activation_function="gelu_pytorch_tanh", initializer_range=spread, use_cache=False,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return LanguageModel(GPT2LMHeadModel(config), "tiny")
+
+
+def random_sae(d_model: int, d_sae: int, k: int, seed: int) -> SAE:
+    """An SAE with random weights and biases of every sign."""
+    g = torch.Generator().manual_seed(seed)
+    W_dec = torch.randn(d_sae, d_model, generator=g) / d_model**0.5
+    b_enc, b_dec = (0.3 * torch.randn(n, generator=g) for n in (d_sae, d_model))
+    return SAE(W_dec.T + 0.1 * torch.randn(d_model, d_sae, generator=g), b_enc, W_dec, b_dec, k)
+
+
+def tiny_pair(block: str, n_up: int = 24, n_down: int = 20, k: int = 4, seed: int = 0) -> Pair:
+    """A pair of random SAEs on a tiny random model."""
+    lm = tiny_lm(seed)
+    return Pair(lm, Block.parse(block), random_sae(16, n_up, k, seed + 1), random_sae(16, n_down, k, seed + 2))
+
+
+def golden_lm() -> LanguageModel:
+    """The toy model that the golden values were computed on (linear weights transposed to GPT-2's Conv1D)."""
+    state = load_file(shared("golden", "gpt.safetensors"))
+    state = {key: value.T if key.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else value
+             for key, value in state.items()}  # fmt: skip
+    state["transformer.wte.weight"] = state["lm_head.weight"]
+    hf = toy_gpt()
+    hf.load_state_dict(state)
+    return LanguageModel(hf, "golden")
+
+
+def golden_sae(variant: str, key: str, rows: int | None = None, shared_key: str = "") -> SAE:
+    """One of the authors' SAEs: `key` such as 0_residmid; a staircase step reads the first `rows` shared rows."""
+    t = load_file(shared("golden", f"sae_{variant}.safetensors"))
+    W_enc, W_dec = (t[f"{shared_key or key}.{name}"] for name in ("W_enc", "W_dec"))
+    return SAE(W_enc[:, :rows], t[f"{key}.b_enc"], W_dec[:rows], t[f"{key}.b_dec"], k=10)

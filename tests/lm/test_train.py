@@ -1,0 +1,95 @@
+"""Language-model training: the recipe, and going on after a kill."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from scalar_sae.errors import UserError
+from scalar_sae.lm.train import RECIPES, LmRecipe, batch_of, learning_rate, train_lm
+
+SMALL = {"steps": 12, "batch_size": 2, "context": 16, "warmup_steps": 2, "eval_every": 3}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    return path
+
+
+def test_the_schedule_warms_up_and_ends_at_the_minimum():
+    recipe = LmRecipe()
+    rates = [learning_rate(recipe, step) for step in range(recipe.steps + 1)]
+    assert max(rates) == rates[1000] == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(1e-5)
+    assert rates[:1000] == sorted(rates[:1000])
+    assert rates[1000:] == sorted(rates[1000:], reverse=True)
+
+
+def test_the_shakespeare_recipe_is_the_authors():
+    recipe = RECIPES["tiny-shakespeare"]
+    assert recipe.steps == 10_000
+    assert recipe.batch_size * recipe.context == 16_384
+    assert (recipe.lr, recipe.min_lr, recipe.warmup_steps) == (1e-3, 1e-5, 1_000)
+    assert (recipe.beta2, recipe.weight_decay, recipe.clip) == (0.95, 0.1, 1.0)
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    tokens = torch.randint(0, 128, (500,), dtype=torch.uint8)
+    recipe = LmRecipe(**SMALL)
+    assert torch.equal(batch_of(tokens, recipe, 3), batch_of(tokens, recipe, 3))
+    assert not torch.equal(batch_of(tokens, recipe, 3), batch_of(tokens, recipe, 4))
+    assert batch_of(tokens, recipe, 0).shape == (2, 17)
+
+
+def test_training_lowers_the_loss_and_says_what_it_did(text: Path, tmp_path: Path):
+    record = train_lm(LmRecipe(corpus=str(text), **{**SMALL, "steps": 40, "lr": 1e-2}), tmp_path / "lm")
+    assert record["curve"][-1]["val"] < record["curve"][0]["val"] < 5
+    assert json.loads((tmp_path / "lm" / "training.json").read_text()) == record
+    assert not (tmp_path / "lm" / "checkpoint.pt").exists()
+    with pytest.raises(UserError, match="already holds a trained model"):
+        train_lm(LmRecipe(corpus=str(text), **SMALL), tmp_path / "lm")
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(text: Path, tmp_path: Path):
+    recipe = {**SMALL, "steps": 400, "corpus": str(text)}
+    code = (
+        "import sys, torch; torch.set_num_threads(1); from pathlib import Path;"
+        "from scalar_sae.lm.train import *; train_lm(LmRecipe(**eval(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, repr(recipe)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "checkpoint.pt").exists():
+        assert killed.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "training.json").exists()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    for name in ("model.safetensors",):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_recipes_checkpoint_is_refused(text: Path, tmp_path: Path):
+    recipe = LmRecipe(corpus=str(text), **SMALL)
+    from scalar_sae.lm import train as module
+
+    state = module._State(recipe)
+    (tmp_path / "lm").mkdir()
+    state.save(tmp_path / "lm" / "checkpoint.pt")
+    with pytest.raises(UserError, match="differs in lr, seed"):
+        train_lm(recipe.model_copy(update={"lr": 0.5, "seed": 1}), tmp_path / "lm")
+
+
+def test_a_short_text_is_refused(tmp_path: Path):
+    (tmp_path / "short.txt").write_text("too short " * 30)
+    with pytest.raises(UserError, match="fewer than one context"):
+        train_lm(LmRecipe(corpus=str(tmp_path / "short.txt"), **{**SMALL, "context": 128}), tmp_path / "lm")
+    assert not (tmp_path / "lm").exists()

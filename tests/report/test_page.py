@@ -1,0 +1,118 @@
+"""The report: its arithmetic, and the page in a real browser."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scalar_sae.report.page import compare, headline_ratios, render
+from scalar_sae.results import Floor, Record, Results, SaeFidelity
+
+
+def record(block: str, method: str, ranking: str, n_down: int, edges_90: float | None, absolute: float) -> Record:
+    curve = [2.0, 1.0, 0.5, 0.1]
+    interval = (0.9, 1.1)
+    ci: dict = {
+        name: interval for name in ("absolute", "relative", "pure", "log_area", "floor.kl", "floor.ce_increase")
+    }
+    ci |= {f"{kind}.{q}": interval for kind in ("edges_at", "live_edges_at") for q in ("50", "90", "99")}
+    ci |= {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit")}
+    return Record(
+        block=block, method=method, ranking=ranking, seed=0, n_up=512, n_down=n_down, n_edges=512 * n_down,
+        n_live_edges=1000, edges=[0, 1, 100, 262144], kl_model=curve, kl_circuit=curve, live_edges=[0, 1, 2, 3],
+        l0_down=[0, 1, 2, 10], absolute=absolute, relative=absolute / (512 * n_down), pure=5.0,
+        edges_at={"50": 10, "90": edges_90, "99": None}, live_edges_at={"50": 1, "90": 2, "99": None},
+        dip={"50": 0, "90": 0, "99": 0}, log_area=0.3, floor=Floor(kl=0.1, ce_increase=0.05), ci=ci,
+        config={"prompts": 2, "rank_prompts": 2, "context": 16, "edges": "full"}, versions={"torch": "x"},
+        data={"corpus": "c", "fingerprint": "f", "ranked_on": "a", "scored_on": "b"}, seconds=1.0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def results() -> Results:
+    records = [
+        record(block, method, ranking, n_down, edges, absolute)
+        for ranking in ("ablation", "published")
+        for block in ("ff_block.0", "ff_block.1", "transformer_block.0")
+        for method, n_down, edges, absolute in (("topk", 512, 1000.0, 100.0), ("staircase", 1024, 4000.0, 80.0))
+    ]
+    saes = [
+        SaeFidelity(method=method, site=site, d_sae=512, k=10, l0=10, loss=1, fvu=0.1, ce_increase=0.2, dead=0.1,
+                    l0_per_chunk=chunks, n_tokens=100)
+        for method, site, chunks in (
+            ("topk", "resid_mid.0", [10]), ("staircase", "resid_mid.0", [10]), ("staircase", "resid_post.0", [4, 6]),
+        )
+    ]  # fmt: skip
+    return Results(records=records, saes=saes)
+
+
+def test_reductions_and_the_do_nothing_value(results: Results):
+    published = [r for r in results.records if r.ranking == "published"]
+    topk, staircase = compare(published)[:2]
+    assert topk.relative is None
+    assert staircase.absolute == pytest.approx(0.2)
+    assert staircase.relative == pytest.approx(1 - 0.8 / 2)
+    assert staircase.do_nothing == pytest.approx(0.5)
+
+
+def test_identical_curves_score_exactly_the_do_nothing_value(results: Results):
+    same = [record("ff_block.0", m, "published", n, 1.0, 70.0) for m, n in (("topk", 512), ("staircase", 1024))]
+    comparison = compare(same)[1]
+    assert comparison.absolute == 0
+    assert comparison.relative == comparison.do_nothing
+
+
+def test_headline_ratios_are_geometric_means_over_layers(results: Results):
+    assert headline_ratios([r for r in results.records if r.ranking == "ablation"]) == [
+        ("ff_block", "staircase", pytest.approx(4.0), 2),
+        ("transformer_block", "staircase", pytest.approx(4.0), 1),
+    ]
+
+
+def test_text_from_files_cannot_inject_markup(results: Results):
+    page = render(results, {"train": {"lm": "<script>alert(1)</script>", "tokens": 5}}, "x")
+    assert "<script>alert(1)" not in page
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(results: Results, tmp_path: Path):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium and chromedriver")
+        pytest.skip("no chromium here")
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    page = tmp_path / "report.html"
+    page.write_text(render(results, {"train": {"lm": "toy", "tokens": 5}}, "run"), encoding="utf-8")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    flags = ["headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run"]
+    flags += ["disable-component-update", "disable-sync", f"user-data-dir={tmp_path / 'profile'}"]
+    for flag in flags:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        browser.set_window_size(1280, 1000)
+        browser.get(page.as_uri())
+        rows = browser.find_elements(By.CSS_SELECTOR, "#headline tbody tr")
+        assert len(rows) == 6
+        assert "ff_block.0" in rows[0].text
+        assert "1,000" in rows[0].text
+        published = browser.find_element(By.CSS_SELECTOR, "#published table").text
+        assert "+60.0 %" in published
+        assert "+50.0 %" in published
+        assert len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= 6
+        linear = browser.find_elements(By.CSS_SELECTOR, "#curves .updatemenu-button")[1]
+        kind = "return document.querySelector('#curves .js-plotly-plot').layout.xaxis.type"
+        assert browser.execute_script(kind) == "log"
+        linear.click()
+        assert browser.execute_script(kind) == "linear"
+        too_wide = "return document.documentElement.scrollWidth > window.innerWidth"
+        assert not browser.execute_script(too_wide)
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()

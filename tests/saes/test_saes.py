@@ -1,0 +1,170 @@
+"""SAEs: selection against the obvious one, gradients against autograd's, sharing, and files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from scalar_sae.errors import UserError
+from scalar_sae.saes.methods import build, site_list
+from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.staircase import Staircase, StaircaseConfig
+from scalar_sae.saes.store import SaeCard, find_sae, load_sae, load_saes, save_sae
+from scalar_sae.saes.topk import TopK, TopKConfig, reconstruction_loss
+from scalar_sae.sites import Site
+from tests.helpers import golden_lm, golden_sae, random_sae, shared
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8))
+@settings(deadline=None)
+def test_selection_keeps_the_k_largest_positive(seed: int, k: int):
+    sae = random_sae(6, 8, k, seed)
+    u = torch.randn(5, 8, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    for row, acts in zip(u.numpy(), sae.select(u).numpy(), strict=True):
+        kth = np.sort(np.maximum(row, 0))[-k]
+        np.testing.assert_array_equal(acts, np.where((row >= kth) & (row > 0), row, 0))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8))
+@settings(deadline=None)
+def test_select_alone_changes_one_latent_at_a_time(seed: int, k: int):
+    sae = random_sae(6, 8, k, seed)
+    g = torch.Generator().manual_seed(seed)
+    u, changed = torch.randn(3, 8, generator=g), torch.randn(3, 8, generator=g)
+    expected = torch.zeros(3, 8)
+    for j in range(8):
+        alone = u.clone()
+        alone[:, j] = changed[:, j]
+        expected[:, j] = sae.select(alone)[:, j]
+    torch.testing.assert_close(sae.select_alone(changed, u), expected)
+
+
+def test_golden_feature_magnitudes():
+    acts = load_file(shared("golden", "acts.safetensors"))
+    golden = load_file(shared("golden", "fm_topk.mlpblock.safetensors"))
+    for key, site in (("0_residmid", "0.resid_mid"), ("1_residpost", "2.resid_pre")):
+        mine = golden_sae("topk.mlpblock", key).encode(acts[site])
+        theirs = torch.zeros_like(mine).scatter_(-1, golden[f"{key}.idx"].long(), golden[f"{key}.val"])
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_golden_reconstruction_errors():
+    index = json.loads(shared("golden", "index.json").read_text())
+    assert golden_lm().n_layers == 4
+    acts = load_file(shared("golden", "acts.safetensors"))["0.resid_mid"]
+    metrics = index["sae_metrics_20_prompts_fp32"]["topk.mlpblock"]["0_residmid"]
+    sae = golden_sae("topk.mlpblock", "0_residmid")
+    loss = reconstruction_loss(sae, acts.flatten(0, 1)).item()
+    assert any(value == pytest.approx(loss, rel=1e-3) for value in metrics.values()), (loss, metrics)
+
+
+@given(st.integers(0, 1000))
+@settings(deadline=None, max_examples=20)
+def test_the_fast_loss_and_its_gradients_are_those_of_encode_and_decode(seed: int):
+    g = torch.Generator().manual_seed(seed)
+    fast, plain = (TopK(Site("resid_mid", 0), 8, 24, 3, torch.Generator().manual_seed(seed)) for _ in range(2))
+    x = torch.randn(10, 8, generator=g)
+    reconstruction_loss(fast.sae(Site("resid_mid", 0)), x).backward()
+    sae = plain.sae(Site("resid_mid", 0))
+    (x - sae.decode(sae.encode(x))).square().sum(-1).mean().backward()
+    for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_a_staircase_shares_its_weights():
+    sites = (Site("resid_mid", 0), Site("resid_post", 0))
+    stairs = Staircase(sites, d_model=8, chunk=16, k=3, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(20, 8)
+    later = stairs.sae(sites[1]).detach()
+    reconstruction_loss(stairs.sae(sites[0]), x).backward()
+    with torch.no_grad():
+        for parameter in stairs.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+    now = stairs.sae(sites[1])
+    moved = (now.W_dec != later.W_dec).any(1)
+    assert moved[:16].any(), "a gradient at the first site moves the slice that the second one reads"
+    assert not moved[16:].any(), "and leaves the second site's own chunk alone"
+    assert torch.equal(now.b_enc, later.b_enc)
+    assert torch.equal(now.b_dec, later.b_dec)
+    assert now.W_enc.data_ptr() == stairs.sae(sites[0]).W_enc.data_ptr()
+    assert (now.d_sae, now.chunks) == (32, (16, 32))
+
+
+def test_initial_weights_are_the_papers_and_depend_on_seed_and_site_alone():
+    config = TopKConfig(sites=["ff_blocks"])
+    first, again, other = (build(config, 8, 2, seed) for seed in (0, 0, 1))
+    for a, b, c in zip(first, again, other, strict=True):
+        assert torch.equal(a.W_dec, b.W_dec)
+        assert not torch.equal(a.W_dec, c.W_dec)
+        assert torch.equal(a.W_enc, a.W_dec.T)
+        assert not a.b_enc.any()
+        assert not a.b_dec.any()
+    alone = build(TopKConfig(sites=["resid_post.1"]), 8, 2, 0)[0]
+    assert torch.equal(alone.W_dec, first[-1].W_dec)
+
+
+def test_widths_of_the_papers_staircases():
+    whole = build(StaircaseConfig(along="residual_stream"), 64, 4, 0)
+    assert [whole[0].sae(site).d_sae for site in whole[0].sites] == [512, 1024, 1536, 2048, 2560]
+    assert sum(p.numel() for p in whole[0].parameters()) == 335_680
+    pairs = build(StaircaseConfig(along="ff_blocks"), 64, 4, 0)
+    assert [[pair.sae(site).d_sae for site in pair.sites] for pair in pairs] == [[512, 1024]] * 4
+
+
+def test_a_place_named_twice_is_trained_once():
+    assert [str(site) for site in site_list(["ff_blocks", "residual_stream"], 2)] == [
+        "resid_pre.0", "resid_mid.0", "resid_post.0", "resid_mid.1", "resid_post.1",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"resid_mid.7: the model has 2 layers \(0-1\)"):
+        site_list(["resid_mid.7"], 2)
+
+
+def test_k_above_the_width():
+    with pytest.raises(UserError, match="k = 20 is above"):
+        build(TopKConfig(sites=["resid_mid.0"], k=20, expansion=1), 8, 1, 0)
+    with pytest.raises(UserError, match="must lie between 1 and d_sae = 8"):
+        random_sae(4, 8, 9, 0)
+
+
+def _card(sae: SAE, site: str = "resid_mid.0", name: str = "topk") -> SaeCard:
+    return SaeCard(method="topk", name=name, site=site, d_model=sae.d_model, d_sae=sae.d_sae, k=sae.k)
+
+
+def test_an_sae_survives_the_disk(tmp_path: Path):
+    sae = random_sae(4, 8, 3, 0)
+    for site in ("resid_mid.0", "resid_post.0"):
+        save_sae(sae, _card(sae, site), tmp_path / "saes" / "topk" / site)
+    back = load_saes(tmp_path)["topk"]
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(back[Site("resid_mid", 0)].encode(x), sae.encode(x))
+    assert find_sae(back, Site("resid_pre", 1)) is back[Site("resid_post", 0)]
+    assert find_sae(back, Site("resid_pre", 0)) is None
+
+
+def test_damaged_files_are_named(tmp_path: Path):
+    sae = random_sae(4, 8, 3, 0)
+    with pytest.raises(UserError, match="no SAE here"):
+        load_sae(tmp_path)
+    with pytest.raises(UserError, match="holds no SAEs"):
+        load_saes(tmp_path)
+    folder = tmp_path / "sae"
+    save_sae(sae, _card(sae), folder)
+    (folder / "sae.safetensors").write_bytes((folder / "sae.safetensors").read_bytes()[:100])
+    with pytest.raises(UserError, match="not readable as an SAE"):
+        load_sae(folder)
+    save_sae(sae, _card(sae).model_copy(update={"d_sae": 9}), folder)
+    with pytest.raises(UserError, match="says"):
+        load_sae(folder)
+    tensors = load_file(folder / "sae.safetensors")
+    save_file({**tensors, "b_enc": tensors["b_enc"][:7].clone()}, folder / "sae.safetensors")
+    with pytest.raises(UserError, match=r"b_enc has shape \(7,\); W_enc \(4, 8\) needs \(8,\)"):
+        load_sae(folder)
+    save_file({"W_enc": tensors["W_enc"]}, folder / "sae.safetensors")
+    with pytest.raises(UserError, match="lacks W_dec, b_dec, b_enc"):
+        load_sae(folder)

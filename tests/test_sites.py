@@ -1,0 +1,79 @@
+"""Names of places and blocks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalar_sae.errors import UserError
+from scalar_sae.sites import KINDS, Block, Site
+
+sites = st.builds(Site, st.sampled_from(KINDS), st.integers(0, 9))
+
+
+@given(sites)
+def test_a_name_reads_back(site: Site):
+    assert Site.parse(str(site)) == site
+
+
+@given(sites, sites)
+def test_blocks_read_back_and_run_forward_only(a: Site, b: Site):
+    if a.depth < b.depth:
+        assert Block.parse(str(Block(a, b))) == Block(a, b)
+        assert Block.parse(f"{a}->{b}") == Block(a, b)
+    else:
+        with pytest.raises(UserError, match="must come before"):
+            Block(a, b)
+
+
+def test_one_place_has_two_names():
+    assert Site("resid_post", 0).same_place(Site("resid_pre", 1))
+    assert not Site("resid_post", 0).same_place(Site("resid_pre", 2))
+
+
+@pytest.mark.parametrize(
+    ("lens", "ours"),
+    [
+        ("blocks.2.hook_resid_mid", "resid_mid.2"),
+        ("blocks.0.ln2.hook_normalized", "mlp_in.0"),
+        ("blocks.11.hook_attn_out", "attn_out.11"),
+    ],
+)
+def test_transformer_lens_names_are_aliases(lens: str, ours: str):
+    assert str(Site.parse(lens)) == ours
+
+
+@pytest.mark.parametrize(
+    ("block", "mixes"),
+    [
+        ("ff_layer.1", False),
+        ("ff_block.0", False),
+        ("attn_block.1", True),
+        ("transformer_block.0", True),
+        ("resid_mid.0->resid_pre.1", False),
+        ("resid_mid.0->resid_mid.1", True),
+        ("attn_out.0->mlp_out.0", False),
+    ],
+)
+def test_attention_between_the_sites_mixes_tokens(block: str, mixes: bool):
+    assert Block.parse(block).mixes_tokens == mixes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("resid_mod.0", "did you mean 'resid_mid.N'"),
+        ("resid_mid", "expected a layer number"),
+        ("resid_mid.x", "expected a layer number"),
+    ],
+)
+def test_a_wrong_site_is_explained(text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        Site.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("ff_blok.0", "did you mean 'ff_block.N'"), ("ff_block", "layer number")]
+)
+def test_a_wrong_block_is_explained(text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        Block.parse(text)

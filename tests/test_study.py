@@ -1,0 +1,278 @@
+"""The whole line as a user runs it: the command, its files, and every way to get it wrong."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import jsonschema
+import pytest
+import yaml
+
+from scalar_sae import runs
+from scalar_sae.cli import main
+from scalar_sae.errors import UserError
+from scalar_sae.results import Results
+from scalar_sae.study import StudyConfig, open_run
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+SMALL = {
+    "train": {
+        "tokens": 1024,
+        "batch_tokens": 256,
+        "buffer_tokens": 1024,
+        "warmup_steps": 1,
+        "saes": [
+            {"method": "topk", "sites": ["ff_blocks", "residual_stream"], "expansion": 1},
+            {"method": "staircase", "name": "staircase-pair", "along": "ff_blocks", "expansion": 1},
+            {"method": "staircase", "along": "residual_stream", "expansion": 1},
+        ],
+    },
+    "score": {"rankings": {"ablation": 1, "published": 1}, "prompts": 2, "context": 16, "edges": "0,1,16,256,4096"},
+}
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def scalar(*arguments: str | Path, check: bool = True) -> Done:
+    """The command line, in this process (a new one takes seconds to import torch)."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["scalar", *map(str, arguments)]),
+        mock.patch.dict(os.environ, {"COLUMNS": "300", "TERM": "dumb"}),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+    assert not check or code == 0, err.getvalue()
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("preset") / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, preset: Path) -> Path:
+    out = tmp_path_factory.mktemp("study") / "run"
+    scalar("quickstart", "--preset", preset, "--out", out)
+    return out
+
+
+def test_everything_is_there(run: Path):
+    names = {path.name for path in run.iterdir()}
+    assert names == {"config.yaml", "events.jsonl", "lm", "saes", "results.json", "report.html"}
+    assert {path.name for path in (run / "saes").iterdir()} == {"topk", "staircase-pair", "staircase"}
+    assert len(list((run / "saes").rglob("sae.json"))) == 9 + 8 + 5
+    assert StudyConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text())).train.tokens == 1024
+    kinds = {json.loads(line)["kind"] for line in (run / "events.jsonl").read_text().splitlines()}
+    assert kinds == {"replaced", "train", "score"}
+
+
+def test_every_block_method_and_ranking_has_a_record(run: Path):
+    results = Results.read(run / "results.json")
+    keys = {record.key for record in results.records}
+    assert keys == {
+        (f"{kind}.{layer}", method, ranking)
+        for kind, method in (
+            ("ff_block", "topk"),
+            ("ff_block", "staircase-pair"),
+            ("transformer_block", "topk"),
+            ("transformer_block", "staircase"),
+        )
+        for layer in range(4)
+        for ranking in ("ablation", "published")
+    }
+    for record in results.records:
+        assert record.edges == [0, 1, 16, 256, 4096]
+        assert record.data["corpus"] == "python-stdlib"
+        assert record.relative == pytest.approx(record.absolute / record.n_edges)
+    assert len(results.saes) == 22
+    assert {len(sae.l0_per_chunk) for sae in results.saes if sae.method == "staircase"} == {1, 2, 3, 4, 5}
+
+
+def test_results_follow_the_documented_schema(run: Path):
+    schema = json.loads((DOCS / "results.schema.json").read_text())
+    assert schema == Results.model_json_schema(), "docs/results.schema.json is old: python docs/make_schema.py"
+    content = json.loads((run / "results.json").read_text())
+    jsonschema.validate(content, schema)
+    content["records"][0]["surprise"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, schema)
+
+
+def test_the_same_command_again_does_nothing_new(run: Path, preset: Path):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name in ("sae.json", "results.json")}
+    scalar("quickstart", "--preset", preset, "--out", run)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_directory_with_another_run_is_refused(run: Path, preset: Path, tmp_path: Path):
+    done = scalar("quickstart", "--preset", preset, "--out", run, "--set", "seed=7", check=False)
+    assert done.returncode == 2
+    assert "already holds another run (train.seed differ)" in done.stderr
+    (tmp_path / "thesis.tex").write_text("do not touch")
+    with pytest.raises(UserError, match="is not a run directory"):
+        open_run(tmp_path, StudyConfig.from_preset(str(preset)))
+
+
+def test_a_study_killed_while_scoring_goes_on(run: Path, preset: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    code = "from scalar_sae.cli import main; main()"
+    command = [sys.executable, "-c", code, "quickstart", "--preset", str(preset), "--out", str(out)]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not ((out / "results.json").exists() and Results.read(out / "results.json").records):
+        assert killed.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    some = Results.read(out / "results.json").records
+    assert 0 < len(some) < 32
+    scalar("quickstart", "--preset", preset, "--out", out)
+    mine, theirs = (Results.read(path / "results.json").records for path in (out, run))
+    scores = [[(r.key, r.absolute, r.edges_at, r.log_area, r.ci) for r in records] for records in (mine, theirs)]
+    assert scores[0] == scores[1]
+    assert mine[: len(some)] == some
+
+
+def test_one_pair_can_be_scored_by_itself(run: Path, tmp_path: Path):
+    out = tmp_path / "scores.json"
+    done = scalar(
+        "score", "--lm", run / "lm", "--saes", run, "--block", "ff_block.0", "--tokens", "python-stdlib",
+        "--prompts", "2", "--rank-prompts", "1", "--context", "16", "--edges", "0,1,16,256,4096",
+        "--method", "topk", "--out", out,
+    )  # fmt: skip
+    assert "ff_block.0" in done.stdout
+    (mine,) = Results.read(out).records
+    theirs = next(r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "ablation"))
+    assert mine.kl_circuit == pytest.approx(theirs.kl_circuit, rel=1e-5)
+
+
+def test_the_five_lines_of_the_readme_give_the_same_score(run: Path):
+    readme = (DOCS.parent / "README.md").read_text()
+    code = readme.split("```python")[1].split("```")[0]
+    code = code.replace("runs/quickstart", str(run)).replace(
+        "prompts=50", "rankings={'ablation': 1}, prompts=2, context=16"
+    )
+    names: dict = {}
+    exec(code, names)
+    theirs = next(r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "ablation"))
+    assert names["record"].floor.kl == pytest.approx(theirs.floor.kl, rel=1e-4)
+
+
+def test_a_saved_ranking_can_be_handed_in(run: Path, tmp_path: Path):
+    import numpy as np
+
+    common = ["score", "--lm", run / "lm", "--saes", run / "saes" / "topk", "--block", "ff_block.0", "--context", "16",
+              "--prompts", "1", "--rank-prompts", "1", "--edges", "0,1,4096"]  # fmt: skip
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).random((64, 64)))
+    assert "mine.npy" in scalar(*common, "--ranking", tmp_path / "mine.npy").stdout.replace("\n", "")
+    np.save(tmp_path / "wrong.npy", np.zeros((64, 63)))
+    done = scalar(*common, "--ranking", tmp_path / "wrong.npy", check=False)
+    assert done.returncode == 2
+    assert "shape (64, 63), the pair needs (64, 64)" in done.stderr
+
+
+def test_ls_says_what_is_there(run: Path):
+    listing = scalar("ls", run).stdout
+    assert "staircase-pair" in listing
+    assert "records: 32" in listing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--block", "ff_blok.0"], "unknown block 'ff_blok.0'.*did you mean 'ff_block.N'"),
+        (["--block", "ff_block.9"], r"resid_mid.9: .* has 4 layers \(0-3\)"),
+        (["--block", "ff_layer.0"], "no SAE at mlp_in.0"),
+        (["--tokens", "python-stdlob"], "unknown corpus.*did you mean 'python-stdlib'"),
+        (["--method", "topc"], "unknown method 'topc'.*did you mean 'topk'"),
+        (["--ranking", "ablatoin"], "unknown ranking 'ablatoin'.*did you mean 'ablation'"),
+        (["--edges", "1,2,99999999"], "the pair has 4096 possible edges"),
+        (["--edges", "ful"], "did you mean 'full'"),
+        (["--prompts", "1000000"], "1000000 prompts of 16 tokens to score on, only"),
+        (["--lm", "gpt5"], "unknown language model 'gpt5'"),
+        (["--saes", "/nowhere"], "/nowhere: holds no SAEs"),
+    ],
+)
+def test_a_users_mistake_is_one_clear_line(run: Path, arguments: list[str], message: str):
+    import re
+
+    given = {"--lm": str(run / "lm"), "--saes": str(run), "--block": "ff_block.0", "--method": "topk"}
+    given |= {"--context": "16", "--prompts": "1", "--rank-prompts": "1"} | {arguments[0]: arguments[1]}
+    done = scalar("score", *(part for pair in given.items() for part in pair), check=False)
+    assert done.returncode == 2, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("scalar: ") == 1
+
+
+def test_other_mistakes(tmp_path: Path, preset: Path):
+    for arguments, message in (
+        (["quickstart", "--preset", "quick"], "unknown preset 'quick'"),
+        (["train", "quickstart", "--out", str(tmp_path / "a"), "--set", "tokns=3"], "did you mean 'tokens'"),
+        (["train", "quickstart", "--out", str(tmp_path / "a"), "--set", "tokens"], "expected FIELD=VALUE"),
+        (["report", str(tmp_path)], "no results here"),
+        (["ls", str(tmp_path / "none")], "no such folder"),
+        (["train-lm", "--recipe", "shakespeare", "--out", str(tmp_path / "b")], "did you mean 'tiny-shakespeare'"),
+    ):
+        done = scalar(*arguments, check=False)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    (tmp_path / "short.txt").write_text("short")
+    done = scalar("train", preset, "--out", tmp_path / "c", "--set", f"corpus={tmp_path / 'short.txt'}", check=False)
+    assert done.returncode == 2
+    assert "fewer than one context" in done.stderr
+
+
+def test_help_and_version():
+    assert scalar("--version").stdout.startswith("scalar-sae ")
+    for verb in ("quickstart", "train-lm", "train", "score", "report", "ls"):
+        assert "Example" in scalar(verb, "--help").stdout
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "results.json"
+    Results().write(path)
+    before = path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free space"):
+        Results().write(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_kill_while_writing_leaves_no_half_file(tmp_path: Path):
+    code = (
+        "import sys, os, signal; from pathlib import Path; from scalar_sae.runs import whole\n"
+        "with whole(Path(sys.argv[1])) as t:\n    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = tmp_path / "results.json"
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
+    assert not path.exists()
+    runs.write_text(path, "whole")
+    assert path.read_text() == "whole"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
