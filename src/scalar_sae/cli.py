@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -11,6 +11,9 @@ from rich.table import Table
 
 from scalar_sae._version import __version__
 from scalar_sae.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from scalar_sae.results import Record
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,7 +108,8 @@ def score(
         str, typer.Option(help="`ff_block.0`, `transformer_block.2`, `ff_layer.1`, `resid_pre.0->resid_post.1`.")
     ],
     tokens: Annotated[
-        str, typer.Option(help="Text: a corpus (its validation part is used) or a text file.")
+        str,
+        typer.Option(help="Text: a corpus (its validation part is used), or a text file that nothing was trained on."),
     ] = "python-stdlib",
     method: Annotated[
         str | None, typer.Option(help="Which group of SAEs, if there are several (all by default).")
@@ -130,7 +134,7 @@ def score(
     from scalar_sae.corpora import load_held_out
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.results import Results
-    from scalar_sae.runs import Bar
+    from scalar_sae.runs import Bar, say
     from scalar_sae.saes.store import find_sae, load_saes
     from scalar_sae.sites import Block
 
@@ -152,6 +156,8 @@ def score(
         edges=edges,
         seed=seed,
     )
+    if corpus.remark:
+        say(corpus.remark)
     texts = held_out(corpus, config)
     results = Results()
     with Bar("score", len(pairs) * (prompts + rank_prompts)) as bar:
@@ -188,18 +194,21 @@ def list_(
 
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
+    model = next((folder for folder in (path / "lm", path) if (folder / "config.json").is_file()), None)
+    results = path / "results.json"
+    saes = load_saes(path) if model is None or any(path.rglob("sae.json")) else {}
     table = Table(title=str(path))
     for column in ("method", "site", "d_model", "d_sae", "k", "chunks"):
         table.add_column(column)
-    for name, group in load_saes(path).items():
+    for name, group in saes.items():
         for site, sae in sorted(group.items()):
             table.add_row(name, str(site), str(sae.d_model), str(sae.d_sae), str(sae.k), " ".join(map(str, sae.chunks)))
-    Console().print(table)
-    if (path / "lm" / "config.json").is_file():
-        typer.echo(f"language model: {path / 'lm'}")
-    if (path / "results.json").is_file():
-        results = Results.read(path / "results.json")
-        typer.echo(f"records: {len(results.records)} in {path / 'results.json'}")
+    if saes:
+        Console().print(table)
+    if model:
+        typer.echo(f"language model: {model}")
+    if results.is_file():
+        typer.echo(f"records: {len(Results.read(results).records)} in {results}")
 
 
 def _changes(assignments: list[str] | None) -> dict[str, Any]:
@@ -209,30 +218,31 @@ def _changes(assignments: list[str] | None) -> dict[str, Any]:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UserError(f"--set {assignment}: expected FIELD=VALUE")
-        changes[key] = yaml.safe_load(value)
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {assignment}: {value!r} is not a YAML value") from error
     return changes
 
 
-def _print_records(records: list[Any]) -> None:
-    table = Table(title="SCALAR (95 % intervals over prompts; lower is better)")
-    for column in ("block", "SAEs", "ranking", "edges@90", "live edges@90", "log area", "absolute", "floor (nats)"):
-        table.add_column(column)
-
-    def show(value: float | None, interval: Any = None) -> str:
-        if value is None:
-            return "never"
-        return f"{value:,.4g}" + (f" [{interval[0]:,.3g}, {interval[1]:,.3g}]" if interval else "")
-
+def _print_records(records: "list[Record]") -> None:
+    table = Table(title="SCALAR: lower is better, 95 % intervals over prompts")
+    for column in ("block", "SAEs", "ranking"):
+        table.add_column(column, no_wrap=True)
+    for column in ("edges@90", "live", "log area", "floor"):
+        table.add_column(column, justify="right")
     for record in records:
+        edges, interval = record.edges_at["90"], record.ci["edges_at.90"]
+        live = record.live_edges_at["90"]
         table.add_row(
             record.block,
             record.method,
-            record.ranking,
-            show(record.edges_at["90"], record.ci["edges_at.90"]),
-            show(record.live_edges_at["90"]),
-            show(record.log_area, record.ci["log_area"]),
-            show(record.absolute),
-            show(record.floor.kl),
+            record.ranking if len(record.ranking) < 20 else Path(record.ranking).name,
+            ("never" if edges is None else f"{edges:,.0f}")
+            + (f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else ""),
+            "" if live is None else f"{live:.1f}",
+            f"{record.log_area:.3f}",
+            f"{record.floor.kl:.3f}",
         )
     Console().print(table)
 
@@ -244,6 +254,3 @@ def main() -> None:
     except UserError as error:
         print(f"scalar: {error}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("scalar: interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
-        raise SystemExit(130) from None

@@ -58,6 +58,11 @@ class Corpus:
         digest.update(self.val.numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def remark(self) -> str:
+        """What the user should know about the text; empty if nothing."""
+        return f"{self.name}: {self.replaced:,} characters outside ASCII became '?'" if self.replaced else ""
+
     def describe(self) -> dict[str, str | int]:
         """What a result file records about its data."""
         return {
@@ -79,10 +84,12 @@ def load_corpus(spec: str, data: Path | None = None) -> Corpus:
     Raises:
         UserError: no such corpus, file or column, or no way to download it.
     """
+    if data is not None and spec != "tiny-shakespeare":
+        raise UserError(f"--data {data}: {spec} is not downloaded; a local copy is only for tiny-shakespeare")
     if spec == "python-stdlib":
         return _python_stdlib()
     if spec == "tiny-shakespeare":
-        return _from_text(spec, (data or _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256)).read_text(encoding="utf-8"))
+        return _from_text(spec, _read_text(data or _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256)))
     if spec.startswith("hf://"):
         return _from_hub(spec)
     path = Path(spec)
@@ -167,6 +174,8 @@ def _from_text(name: str, text: str) -> Corpus:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a UTF-8 text file (byte {error.start} cannot be read)") from error
 
@@ -185,7 +194,10 @@ def _from_hub(spec: str) -> Corpus:
         raise UserError(f"{spec}: cannot be loaded from the Hugging Face hub or as a local folder ({error})") from error
     if column not in rows.column_names:
         raise unknown(f"column of {address}", column, rows.column_names)
-    return _from_text(spec, "\n".join(rows[column]))
+    texts = list(rows[column])
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{spec}: column {column!r} holds more than text")
+    return _from_text(spec, "\n".join(texts))
 
 
 def cache_folder() -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
+from safetensors import SafetensorError
 
 from scalar_sae.errors import UserError
 
@@ -41,11 +42,10 @@ def whole(path: Path) -> Generator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last two: how safetensors and torch fail to write
         _remove(temporary)
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another --out"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written ({reason}); free space or choose another --out") from error
     except BaseException:
         _remove(temporary)
         raise
@@ -80,8 +80,11 @@ class Events:
         if self._path is None:
             return
         line = json.dumps({"time": round(time.time(), 3), "kind": kind, **fields})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written ({error.strerror}); free space") from error
 
 
 class Bar:
@@ -116,6 +119,11 @@ class Bar:
             self._progress.update(self._task, advance=n)
         else:
             self._progress.update(self._task, advance=n, note=note)
+
+
+def say(text: str) -> None:
+    """One line for the user, beside the progress bars."""
+    Console(stderr=True).print(text, highlight=False, markup=False)
 
 
 def git_commit() -> str | None:

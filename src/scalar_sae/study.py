@@ -17,14 +17,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import ScoreConfig, held_out, score
-from scalar_sae.corpora import load_corpus, windows
+from scalar_sae.benchmark.score import ScoreConfig, check_ranking, counts_of, held_out, score
+from scalar_sae.corpora import Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.fidelity import fidelity
 from scalar_sae.results import Results
-from scalar_sae.runs import Bar, Events, whole, write_text
-from scalar_sae.saes.methods import blocks
+from scalar_sae.runs import Bar, Events, say, whole, write_text
+from scalar_sae.saes.methods import blocks, build
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
 from scalar_sae.sites import Site
@@ -61,13 +61,13 @@ class StudyConfig(BaseModel):
         )
 
 
-def open_run(out: Path, config: StudyConfig) -> Events:
-    """Claim a run directory for a config, or go on in the one that this config left there.
+def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
+    """Claim a run directory for a config and a text, or go on in the one that they left there.
 
     Raises:
         UserError: the directory holds another run, or files that are not a run's.
     """
-    resolved = config.model_dump(mode="json")
+    resolved = config.model_dump(mode="json") | {"data": data}
     path = out / "config.yaml"
     if path.is_file():
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -82,17 +82,43 @@ def open_run(out: Path, config: StudyConfig) -> Events:
 
 
 def train_run(config: StudyConfig, out: Path) -> LanguageModel:
-    """Train the SAEs of a study into its run directory."""
+    """Train the SAEs of a study into its run directory; returns the language model that is kept there.
+
+    Raises:
+        UserError: before anything is written, whatever in the config cannot be trained or scored.
+    """
     lm = LanguageModel.load(config.train.lm)
     corpus = load_corpus(config.train.corpus)
-    events = open_run(out, config)
-    if corpus.replaced:
-        events("replaced", corpus=corpus.name, characters=corpus.replaced)
+    check(config, lm, corpus)
+    events = open_run(out, config, corpus.describe())
+    if corpus.remark:
+        say(corpus.remark)
     if not (out / "lm" / "config.json").is_file():
         with whole(out / "lm") as temporary:
             lm.hf.save_pretrained(temporary)
+    lm = LanguageModel.load(out / "lm")
     train(config.train, lm, corpus, out, events)
     return lm
+
+
+def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
+    """Raise a UserError for whatever would stop the study later: sites, widths, text, rankings, edge counts."""
+    if lm.d_vocab != corpus.d_vocab:
+        raise UserError(
+            f"{lm.name} has a vocabulary of {lm.d_vocab}, {corpus.name} is text of {corpus.d_vocab} symbols"
+        )
+    for name, context in (("train", config.train.context), ("score", config.score.context)):
+        if context > lm.context:
+            raise UserError(f"{name}.context = {context}: {lm.name} reads at most {lm.context} tokens")
+    windows(corpus.train, config.train.context, corpus.name)
+    held_out(corpus, config.score)
+    for ranking in config.score.rankings:
+        check_ranking(ranking)
+    for method in config.train.saes:
+        d_sae = {site.depth: trainee.sae(site).d_sae for trainee in build(method, lm.d_model, lm.n_layers, 0)
+                 for site in trainee.sites}  # fmt: skip
+        for block in blocks(method, lm.n_layers):
+            counts_of(config.score.edges, d_sae[block.up.depth] * d_sae[block.down.depth])
 
 
 def pairs(config: TrainConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[tuple[str, Pair]]:

@@ -58,7 +58,7 @@ def test_attribution(case: tuple[str, str, str, str]):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[1])
 def test_sub_circuits_and_curve(case: tuple[str, str, str, str]):
-    """All counts but the last, where the authors' scripts put another computation (see docs/benchmark.md)."""
+    """All counts but the last, where the authors' scripts put another computation (see benchmark/README.md)."""
     pair = _pair(*case)
     golden = load_file(shared("golden", f"sweep_{_name(*case[:2])}.a.safetensors"))
     counts = golden["edge_counts"].numpy()[:-1]

@@ -1,4 +1,4 @@
-"""The sweep against the obvious scorer, and the identities of docs/benchmark.md."""
+"""The sweep against the obvious scorer, and the identities of benchmark/README.md."""
 
 import numpy as np
 import pytest

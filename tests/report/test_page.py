@@ -17,7 +17,7 @@ def record(block: str, method: str, ranking: str, n_down: int, edges_90: float |
         name: interval for name in ("absolute", "relative", "pure", "log_area", "floor.kl", "floor.ce_increase")
     }
     ci |= {f"{kind}.{q}": interval for kind in ("edges_at", "live_edges_at") for q in ("50", "90", "99")}
-    ci |= {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit")}
+    ci |= {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit", "recovery")}
     return Record(
         block=block, method=method, ranking=ranking, seed=0, n_up=512, n_down=n_down, n_edges=512 * n_down,
         n_live_edges=1000, edges=[0, 1, 100, 262144], kl_model=curve, kl_circuit=curve, live_edges=[0, 1, 2, 3],

@@ -106,7 +106,7 @@ RUN = """
 import sys; from pathlib import Path; import torch; torch.set_num_threads(1)
 from scalar_sae.training import loop; loop.CHECKPOINT_SECONDS = 0.0
 import tests.training.test_training as t
-t._train(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], [t.TOPK, t.STAIRS], tokens=60_000)
+t._train(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], [t.TOPK, t.STAIRS], tokens=16_000)
 """
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class ScoreConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rankings: dict[str, PositiveInt] = {"ablation": 64, "published": 64}
+    rankings: dict[str, PositiveInt] = Field(default={"ablation": 64, "published": 64}, min_length=1)
     """Orders in which edges are kept, by name or path to a saved score matrix, each with the number of prompts that
     edges are ranked on; none of them is scored."""
     prompts: PositiveInt = 50
@@ -80,24 +81,28 @@ def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
 
 
 def counts_of(grid: str, n_edges: int) -> Counts:
-    """The edge counts of a named grid or of a list such as `1,2,4`, always with 0.
+    """The edge counts of a named grid or of a list such as `10,100`.
+
+    Always among them: 0, 1, all edges, and 2^18, where the published area ends.
 
     Raises:
-        UserError: not a grid, or a count beyond the pair's edges.
+        UserError: not a grid, a count beyond the pair's edges, or more than 254 counts.
     """
     if grid == "full":
-        return scores.edge_counts(n_edges)
-    if grid == "coarse":
-        return scores.edge_counts(n_edges, halvings=1)
-    if grid == "published":
-        return np.concatenate([[0], scores.published_counts(n_edges)])
-    if not all(part.strip().isdecimal() for part in grid.split(",")):
-        raise unknown("edge grid", grid, [*GRIDS, "a list such as 1,2,4"])
-    counts = np.unique(np.array([0, *map(int, grid.split(","))]))
-    if counts[-1] > n_edges:
-        raise UserError(f"edges {counts[-1]}: the pair has {n_edges} possible edges")
-    if len(counts) < 3:
-        raise UserError(f"edges {grid}: a curve needs at least two counts above 0")
+        counts = scores.edge_counts(n_edges)
+    elif grid == "coarse":
+        counts = scores.edge_counts(n_edges, halvings=1)
+    elif grid == "published":
+        counts = scores.published_counts(n_edges)
+    elif all(part.strip().isdecimal() for part in grid.split(",")):
+        counts = np.array([int(part) for part in grid.split(",")])
+    else:
+        raise unknown("edge grid", grid, [*GRIDS, "a list such as 10,100,1000"])
+    if counts.max() > n_edges:
+        raise UserError(f"edges {counts.max()}: the pair has {n_edges} possible edges")
+    counts = np.unique(np.concatenate([counts, [0, 1, min(scores.PUBLISHED_MOST, n_edges), n_edges]]))
+    if len(counts) > 254:
+        raise UserError(f"edges: {len(counts)} counts are more than 254; take fewer")
     return counts
 
 
@@ -172,6 +177,7 @@ def score(
         UserError: an unknown ranking, a score matrix of the wrong shape, NaN anywhere.
     """
     start = time.perf_counter()
+    check_ranking(ranking)
     counts = counts_of(config.edges, pair.n_edges)
     rank_text = read(pair, texts.ranking[: config.rankings[ranking]])
     edge_scores = _rank(pair, rank_text, ranking, lambda: done(1))
@@ -203,25 +209,43 @@ def score(
         log_area=values["log_area"],
         floor=Floor(kl=values["floor.kl"], ce_increase=values["floor.ce_increase"]),
         ci=ci,
-        config=config.model_dump(exclude={"rankings"}) | {"rank_prompts": config.rankings[ranking]},
+        config=config.model_dump(exclude={"rankings"}) | {"rank_prompts": config.rankings[ranking], "lm": pair.lm.name},
         versions=versions(),
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),
     )
 
 
+def check_ranking(ranking: str) -> None:
+    """Raise a UserError if this is neither a ranking's name nor a file that could hold one."""
+    path = Path(ranking)
+    if ranking not in RANKINGS and (path.suffix not in (".safetensors", ".npy") or not path.is_file()):
+        raise unknown("ranking", ranking, [*RANKINGS, "a path to a .safetensors or .npy file"])
+
+
 def _rank(pair: Pair, text: Text, ranking: str, done: Callable[[], None]) -> Float[Tensor, "n_up n_down"]:
     if ranking in RANKINGS:
         return RANKINGS[ranking](pair, text, done)
     path = Path(ranking)
-    if path.suffix not in (".safetensors", ".npy") or not path.is_file():
-        raise unknown("ranking", ranking, [*RANKINGS, "a path to a .safetensors or .npy file"])
-    matrix = next(iter(load_file(path).values())) if path.suffix == ".safetensors" else torch.from_numpy(np.load(path))
+    matrix = _saved_matrix(path)
     if tuple(matrix.shape) != (pair.up.d_sae, pair.down.d_sae):
         raise UserError(f"{path}: shape {tuple(matrix.shape)}, the pair needs {(pair.up.d_sae, pair.down.d_sae)}")
     for _ in text.z:
         done()
     return matrix.float()
+
+
+def _saved_matrix(path: Path) -> Tensor:
+    """The one matrix of a .npy or .safetensors file."""
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        tensors = load_file(path)
+    except (OSError, ValueError, TypeError, EOFError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as a score matrix ({error})") from error
+    if len(tensors) != 1:
+        raise UserError(f"{path}: expected one tensor, found {len(tensors)}: {', '.join(tensors) or 'none'}")
+    return next(iter(tensors.values()))
 
 
 @torch.no_grad()
@@ -266,6 +290,9 @@ def _scores(
     for name, curve in (("kl_model", curves.kl_model), ("kl_circuit", curves.kl_circuit)):
         bands = curve[:, scores.resamples(n_prompts, seed)].mean(-1)
         ci[name] = [scores.interval(band) or (0.0, 0.0) for band in bands]
+        if name == "kl_circuit":
+            recovered = scores.recovery(counts, bands.T).T
+            ci["recovery"] = [scores.interval(band) or (0.0, 0.0) for band in recovered]
     return values, ci
 
 

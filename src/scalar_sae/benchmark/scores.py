@@ -34,7 +34,8 @@ def area(counts: Counts, kl: Curve) -> Score:
 def recovery(counts: Counts, kl_circuit: Curve) -> Curve:
     """1 - KL(full circuit || n) / KL(full circuit || 0): 0 with no edges, 1 with all."""
     assert counts[0] == 0
-    return 1 - kl_circuit / kl_circuit[..., :1]
+    nothing = kl_circuit[..., :1]
+    return 1 - kl_circuit / np.where(nothing > 0, nothing, 1.0)  # a circuit that does nothing is recovered at once
 
 
 def edges_at(counts: Counts, recovered: Curve, q: float) -> Score:

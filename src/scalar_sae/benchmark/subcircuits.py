@@ -1,6 +1,6 @@
 """The exact sweep: downstream pre-activations of every sub-circuit along a ranking, from few edges to many.
 
-For an edge set E and every downstream latent j with at least one kept edge (design in benchmark/README.md):
+For an edge set E and every downstream latent j with at least one kept edge (see README.md):
 
     p_j(E) = pre-activation j of down's encoder on F(up.decode(z restricted to {i : (i, j) in E}))
 

@@ -9,6 +9,7 @@ Everything goes through `_steps`, the model as a line of steps between neighbour
 the `transformers` modules themselves, so clean logits are the model's own to the bit (tested).
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, hf: GPT2LMHeadModel, name: str) -> None:
         super().__init__()
+        hf.set_attn_implementation("sdpa")  # causal without a mask; `eager` would need one
         self.hf = hf.eval().requires_grad_(False)
         self.name = name
         self.d_model: int = hf.config.n_embd
@@ -60,7 +62,15 @@ class LanguageModel(nn.Module):
             )
         transformers_logging.disable_progress_bar()
         try:
-            hf = GPT2LMHeadModel.from_pretrained(folder, local_files_only=True)
+            kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+            if kind != "gpt2":
+                raise UserError(f"{folder}: a {kind} model; this version understands gpt2")
+            loaded: Any = GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            hf, report = loaded
+            if report["missing_keys"]:
+                raise UserError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys']))}")
+        except UserError:
+            raise
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder}: cannot be loaded as a GPT-2 ({error})") from error
         return cls(hf, str(source))

@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel
 from scalar_sae.corpora import Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.toy import toy_gpt
-from scalar_sae.runs import Bar, Events, versions, whole, write_json
+from scalar_sae.runs import Bar, Events, say, versions, whole, write_json
 
 
 class LmRecipe(BaseModel):
@@ -107,8 +107,12 @@ def train_lm(recipe: LmRecipe, out: Path, data: Path | None = None) -> dict[str,
     """
     if (out / "training.json").exists():
         raise UserError(f"{out}: already holds a trained model; choose another --out or remove it")
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"checkpoint.pt", "events.jsonl"}):
+        raise UserError(f"{out}: holds other files; choose another --out")
     corpus = load_corpus(recipe.corpus, data)
     windows(corpus.val[1:], recipe.context, f"{recipe.corpus}, validation part")
+    if corpus.remark:
+        say(corpus.remark)
     state = _start(recipe, out / "checkpoint.pt", corpus)
     events = Events(out / "events.jsonl")
     with Bar("train-lm", recipe.steps, done=state.step) as bar:
@@ -169,7 +173,8 @@ class _State:
 
     def load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
-        differing = [key for key, value in self.recipe.model_dump().items() if saved["recipe"].get(key) != value]
+        there = saved.get("recipe", {})
+        differing = [key for key, value in self.recipe.model_dump().items() if there.get(key) != value]
         if differing:
             raise UserError(f"{path}: left by a run that differs in {', '.join(differing)}; choose another --out")
         self.lm.load_state_dict(saved["lm"])
@@ -200,7 +205,11 @@ def _finish(state: _State, corpus: Corpus, out: Path) -> dict[str, Any]:
         "versions": versions(),
         "curve": state.curve,
     }
-    state.lm.save_pretrained(out)
+    with whole(out / "model") as temporary:
+        state.lm.save_pretrained(temporary)
+    for path in (out / "model").iterdir():
+        path.replace(out / path.name)
+    (out / "model").rmdir()
     write_json(out / "training.json", record)
     (out / "checkpoint.pt").unlink(missing_ok=True)
     return record

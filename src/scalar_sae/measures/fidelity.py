@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.model import At, LanguageModel
 from scalar_sae.results import SaeFidelity
 from scalar_sae.runs import Bar
 from scalar_sae.saes.sae import SAE
@@ -19,13 +19,13 @@ def fidelity(
 ) -> list[SaeFidelity]:
     """Measure every SAE on the same prompts, one pass over the model for all of them."""
     sites = sorted({site for group in saes.values() for site in group})
-    activations = lm.activations(tokens, sites)
+    states = lm.states(tokens, sites)
     clean = _cross_entropy(lm.logits(tokens), tokens)
     todo = [(method, site, sae) for method, group in saes.items() for site, sae in sorted(group.items())]
     found: list[SaeFidelity] = []
     with Bar("measure SAEs", len(todo)) as bar:
         for method, site, sae in todo:
-            found.append(_one(lm, method, site, sae, activations[site], tokens, clean))
+            found.append(_one(lm, method, site, sae, states[site], tokens, clean))
             bar.step()
     return found
 
@@ -35,10 +35,11 @@ def _one(
     method: str,
     site: Site,
     sae: SAE,
-    x: Float[Tensor, "prompt token d_model"],
+    state: At,
     tokens: Int[Tensor, "prompt token"],
     clean: float,
 ) -> SaeFidelity:
+    x = state.x
     acts = sae.encode(x)
     x_hat = sae.decode(acts)
     error = (x - x_hat).square().sum()
@@ -53,7 +54,7 @@ def _one(
         l0=fired.sum(1).mean().item(),
         loss=(error / tokens.numel()).item(),
         fvu=(error / variance).item(),
-        ce_increase=_cross_entropy(lm.logits_from(site, x_hat), tokens) - clean,
+        ce_increase=_cross_entropy(lm.logits_from(site, x_hat, state.skip), tokens) - clean,
         dead=(fired.amax(0) == 0).float().mean().item(),
         l0_per_chunk=[fired[:, start:end].sum(1).mean().item() for start, end in pairwise(chunks)],
         n_tokens=tokens.numel(),

@@ -23,14 +23,13 @@ def recovery_curves(records: Sequence[Record], colours: dict[str, str]) -> go.Fi
     """Recovery against edges kept, a panel a layer, with bands; log or linear x."""
     figure, panels = _panels(records, "recovery")
     for record, in_legend in zip(records, _first_of_each_method(records), strict=True):
-        whole = record.kl_circuit[0]
-        low, high = _band(record, "kl_circuit")
+        whole = record.kl_circuit[0] or 1.0
         _add_curve(
             figure,
             record,
             panels[record.block],
             1 - np.array(record.kl_circuit) / whole,
-            (1 - high / whole, 1 - low / whole),
+            _band(record, "recovery"),
             colours[record.method],
             "recovery %{y:.3f}",
             in_legend,
@@ -54,7 +53,10 @@ def kl_curves(records: Sequence[Record], colours: dict[str, str]) -> go.Figure:
 def chunk_heatmap(saes: Sequence[SaeFidelity]) -> go.Figure:
     """Staircase: live latents per token in each chunk of the dictionary, a row a site (the paper's Figs 2 and 5)."""
     width = max(len(sae.l0_per_chunk) for sae in saes)
-    share = [[value / sae.l0 for value in sae.l0_per_chunk] + [None] * (width - len(sae.l0_per_chunk)) for sae in saes]
+    share = [
+        [value / (sae.l0 or 1.0) for value in sae.l0_per_chunk] + [None] * (width - len(sae.l0_per_chunk))
+        for sae in saes
+    ]
     text = [[f"{value:.2f}" for value in sae.l0_per_chunk] + [""] * (width - len(sae.l0_per_chunk)) for sae in saes]
     figure = go.Figure(
         go.Heatmap(

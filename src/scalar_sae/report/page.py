@@ -61,6 +61,7 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         config=yaml.safe_dump(config, sort_keys=False),
         train=config.get("train"),
         first=records[0] if records else None,
+        rank_prompts={record.ranking: record.config["rank_prompts"] for record in records},
         seconds=sum(record.seconds for record in records),
         exact=exact,
         published=compare(published),

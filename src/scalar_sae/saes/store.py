@@ -71,6 +71,8 @@ def load_sae(folder: Path) -> tuple[SAE, SaeCard]:
 
 
 def _check_shapes(tensors: dict[str, Tensor], folder: Path) -> None:
+    if tensors["W_enc"].dim() != 2:
+        raise UserError(f"{folder}: W_enc has shape {tuple(tensors['W_enc'].shape)}; expected (d_model, d_sae)")
     d_model, d_sae = tensors["W_enc"].shape
     needed = {"W_dec": (d_sae, d_model), "b_enc": (d_sae,), "b_dec": (d_model,)}
     for name, shape in needed.items():
@@ -90,7 +92,10 @@ def load_saes(folder: str | Path) -> dict[str, dict[Site, SAE]]:
     for path in sorted(folder.rglob("sae.json")):
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             sae, card = load_sae(path.parent)
-            found.setdefault(card.name, {})[Site.parse(card.site)] = sae
+            site = Site.parse(card.site)
+            if site in found.setdefault(card.name, {}):
+                raise UserError(f"{folder}: several SAEs named {card.name} at {site}; give one run's folder")
+            found[card.name][site] = sae
     if not found:
         raise UserError(f"{folder}: holds no SAEs; train some with 'scalar train', or give a run directory")
     return found

@@ -86,7 +86,7 @@ def read_preset(name: str) -> dict[str, Any]:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{name}: not valid YAML ({error})") from error
-    if not isinstance(content, dict) or "train" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("train"), dict):
         raise UserError(f"{name}: expected the sections train: and score:")
     return content
 

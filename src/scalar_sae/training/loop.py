@@ -84,14 +84,14 @@ def train(config: TrainConfig, lm: LanguageModel, corpus: Corpus, out: Path, eve
         for method in config.saes
         for trainee in build(method, lm.d_model, lm.n_layers, config.seed)
     ]
-    if all(
-        (_folder(out, learner, site) / "sae.json").exists() for learner in learners for site in learner.trainee.sites
-    ):
+    checkpoint = out / "checkpoint.pt"
+    folders = [_folder(out, learner, site) for learner in learners for site in learner.trainee.sites]
+    if all((folder / "sae.json").exists() for folder in folders):
+        checkpoint.unlink(missing_ok=True)
         return
     sites = sorted({site for learner in learners for site in learner.trainee.sites})
     prompts = windows(corpus.train, config.context, corpus.name)
     stream = ActivationStream(lm, prompts, sites, config.buffer_tokens, config.seed)
-    checkpoint = out / "checkpoint.pt"
     done = _resume(checkpoint, learners)
     step, saved_at = done * (stream.tokens_per_buffer // config.batch_tokens), time.monotonic()
     with Bar("train SAEs", config.steps, done=step) as bar:
