@@ -214,9 +214,13 @@ def _download(url: str, sha256: str) -> Path:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
     except (urllib.error.URLError, OSError) as error:
-        raise UserError(f"{url}: download failed ({error}); give a local copy with --data PATH") from error
+        raise UserError(
+            f"{url}: download failed ({error}); give a local copy: --data PATH, or its path as the corpus"
+        ) from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{url}: what came is not the expected file; give a local copy with --data PATH")
+        raise UserError(
+            f"{url}: what came is not the expected file; give a local copy: --data PATH, or its path as the corpus"
+        )
     with whole(path) as temporary:
         temporary.write_bytes(content)
     return path
