@@ -17,6 +17,7 @@ from scalar_sae.benchmark.scores import edge_counts
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block
 
@@ -31,7 +32,7 @@ def data_sae(x: torch.Tensor, d_sae: int, k: int, seed: int) -> SAE:
     mean = rows.mean(0)
     W_dec = rows[torch.randperm(len(rows), generator=g)[:d_sae]] - mean
     W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)
-    return SAE(W_dec.T.contiguous(), torch.zeros(d_sae), W_dec, mean, k)
+    return SAE(W_dec.T.contiguous(), -mean @ W_dec.T, W_dec, mean, TopK(k))
 
 
 def compare(block: str) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
+from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block
 
@@ -43,7 +44,7 @@ def random_sae(d_model: int, d_sae: int, k: int, seed: int) -> SAE:
     g = torch.Generator().manual_seed(seed)
     W_dec = torch.randn(d_sae, d_model, generator=g) / d_model**0.5
     b_enc, b_dec = (0.3 * torch.randn(n, generator=g) for n in (d_sae, d_model))
-    return SAE(W_dec.T + 0.1 * torch.randn(d_model, d_sae, generator=g), b_enc, W_dec, b_dec, k)
+    return SAE(W_dec.T + 0.1 * torch.randn(d_model, d_sae, generator=g), b_enc, W_dec, b_dec, TopK(k))
 
 
 def tiny_pair(block: str, n_up: int = 24, n_down: int = 20, k: int = 4, seed: int = 0) -> Pair:
@@ -67,4 +68,5 @@ def golden_sae(variant: str, key: str, rows: int | None = None, shared_key: str 
     """One of the authors' SAEs: `key` such as 0_residmid; a staircase step reads the first `rows` shared rows."""
     t = load_file(shared("golden", f"sae_{variant}.safetensors"))
     W_enc, W_dec = (t[f"{shared_key or key}.{name}"] for name in ("W_enc", "W_dec"))
-    return SAE(W_enc[:, :rows], t[f"{key}.b_enc"], W_dec[:rows], t[f"{key}.b_dec"], k=10)
+    W_enc, b_dec = W_enc[:, :rows], t[f"{key}.b_dec"]
+    return SAE(W_enc, t[f"{key}.b_enc"] - b_dec @ W_enc, W_dec[:rows], b_dec, TopK(10))

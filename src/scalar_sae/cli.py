@@ -198,11 +198,13 @@ def list_(
     results = path / "results.json"
     saes = load_saes(path) if model is None or any(path.rglob("sae.json")) else {}
     table = Table(title=str(path))
-    for column in ("method", "site", "d_model", "d_sae", "k", "chunks"):
+    for column in ("method", "site", "d_model", "d_sae", "activation", "chunks"):
         table.add_column(column)
     for name, group in saes.items():
         for site, sae in sorted(group.items()):
-            table.add_row(name, str(site), str(sae.d_model), str(sae.d_sae), str(sae.k), " ".join(map(str, sae.chunks)))
+            table.add_row(
+                name, str(site), str(sae.d_model), str(sae.d_sae), str(sae.activation), " ".join(map(str, sae.chunks))
+            )
     if saes:
         Console().print(table)
     if model:

@@ -93,7 +93,8 @@ class SaeFidelity(BaseModel):
     method: str
     site: str
     d_sae: int
-    k: int
+    activation: str
+    """The activation rule, such as `TopK 10`."""
     l0: float
     """Live latents per token."""
     loss: float

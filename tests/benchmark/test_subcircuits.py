@@ -32,7 +32,7 @@ def test_every_sub_circuit_is_the_obvious_one(block: str, seed: int, k: int):
         assert kept.sum() == counts[index]
         expected = scorer.pre_acts(pair, z, kept)
         torch.testing.assert_close(sub.pre_acts, expected, atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(sub.acts, pair.down.select(sub.pre_acts))
+        torch.testing.assert_close(sub.acts, pair.down.activation.select(sub.pre_acts))
         live = torch.einsum("ti,ij,tj->t", (z > 0).float(), kept.float(), (sub.acts > 0).float())
         assert torch.equal(sub.live_edges.float(), live)
         live_before = live

@@ -22,7 +22,7 @@ def leave_one_out(pair: Pair, z: torch.Tensor) -> torch.Tensor:
     """Squared change of each latent's activation, summed over tokens, when one edge is removed: [n_up, n_down]."""
     everything = torch.ones(pair.up.d_sae, pair.down.d_sae, dtype=torch.bool)
     p = pre_acts(pair, z, everything)
-    before = pair.down.select(p)
+    before = pair.down.activation.select(p)
     change = torch.zeros(pair.up.d_sae, pair.down.d_sae)
     for i in (z > 0).any(0).nonzero()[:, 0]:
         kept = everything.clone()
@@ -31,7 +31,7 @@ def leave_one_out(pair: Pair, z: torch.Tensor) -> torch.Tensor:
         for j in range(pair.down.d_sae):
             alone = p.clone()
             alone[:, j] = without[:, j]
-            change[i, j] = (pair.down.select(alone) - before)[:, j].square().sum()
+            change[i, j] = (pair.down.activation.select(alone) - before)[:, j].square().sum()
     return change
 
 
@@ -50,5 +50,5 @@ def published_attribution(pair: Pair, z: torch.Tensor) -> torch.Tensor:
 
 def log_probs(pair: Pair, p: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
     """Log-probabilities with the assembled pre-activations p [token, n_down] put in downstream."""
-    x = pair.down.decode(pair.down.select(p)).unsqueeze(0)
+    x = pair.down.decode(pair.down.activation.select(p)).unsqueeze(0)
     return pair.lm.logits_from(pair.block.down, x, skip).squeeze(0).log_softmax(-1)

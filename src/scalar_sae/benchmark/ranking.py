@@ -56,10 +56,10 @@ def ablation(pair: Pair, text: Text, done: Callable[[], None]) -> Scores:
     total = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.float64)
     for z in text.z:
         pre_acts = pair.down.pre_acts(pair.compute(pair.up.decode(z).unsqueeze(0))).squeeze(0)
-        acts = pair.down.select(pre_acts)
+        acts = pair.down.activation.select(pre_acts)
         changed = _without_one_in_prompt if pair.block.mixes_tokens else _without_one_at_token
         for latent, others in changed(pair, z):
-            effect = (pair.down.select_alone(others, pre_acts) - acts).double()
+            effect = (pair.down.activation.select_alone(others, pre_acts) - acts).double()
             if pair.block.mixes_tokens:  # a row per latent
                 total.index_add_(0, latent, effect.square().sum(1))
             else:  # a row per slot, a latent per token
@@ -131,7 +131,7 @@ def _add_gradients(
         targets = [(latent.T, chosen.T > 0)]
     for latent, chosen in targets:  # row, token
         rows = x.expand(latent.shape[0], -1, -1).clone().requires_grad_()
-        y = pair.compute(rows) - pair.down.b_dec
+        y = pair.compute(rows)
         objective = torch.einsum("rtd,rtd,rt->", y, pair.down.W_enc.T[latent], chosen.to(y.dtype))
         (gradient,) = torch.autograd.grad(objective, rows)
         if pair.block.mixes_tokens:

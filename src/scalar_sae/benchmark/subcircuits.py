@@ -65,7 +65,7 @@ def sweep(
             _evaluate_latents(pair, adds, kept, todo[count], pre_acts)
         else:
             pre_acts[todo[count]] = found[count]
-        acts = pair.down.select(pre_acts)
+        acts = pair.down.activation.select(pre_acts)
         yield SubCircuit(pre_acts, acts, ((acts > 0).unsqueeze(1) & kept).sum((1, 2)))
 
 
@@ -114,5 +114,5 @@ def _evaluate_latents(
     latents = todo[0].nonzero()[:, 0]
     for latent in latents.split(max(1, ROWS_AT_ONCE // len(pre_acts))) if len(latents) else ():
         x = torch.einsum("tsl,tsd->ltd", kept[:, :, latent].to(adds.dtype), adds) + pair.up.b_dec
-        y = pair.compute(x) - pair.down.b_dec
+        y = pair.compute(x)
         pre_acts[:, latent] = torch.einsum("ltd,dl->tl", y, pair.down.W_enc[:, latent]) + pair.down.b_enc[latent]

@@ -67,11 +67,11 @@ def _block_outputs(
     latent: Int[Tensor, " row"],
     count: Int[Tensor, " row"],
 ) -> Float[Tensor, "row d_model"]:
-    """F on the upstream reconstruction from the slots that a latent keeps at a token and count, less down's b_dec."""
+    """F on the upstream reconstruction from the slots that a latent keeps at a token and count."""
     y = torch.empty(len(token), pair.up.d_model)
     for rows in torch.arange(len(token)).split(ROWS_AT_ONCE):
         t = token[rows]
         kept = level[t, :, latent[rows]] <= count[rows].unsqueeze(1)
         x = (kept.unsqueeze(-1) * adds[t]).sum(1) + pair.up.b_dec
-        y[rows] = pair.compute(x.unsqueeze(1)).squeeze(1) - pair.down.b_dec
+        y[rows] = pair.compute(x.unsqueeze(1)).squeeze(1)
     return y

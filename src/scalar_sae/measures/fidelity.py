@@ -50,7 +50,7 @@ def _one(
         method=method,
         site=str(site),
         d_sae=sae.d_sae,
-        k=sae.k,
+        activation=str(sae.activation),
         l0=fired.sum(1).mean().item(),
         loss=(error / tokens.numel()).item(),
         fvu=(error / variance).item(),

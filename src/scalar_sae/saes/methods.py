@@ -8,8 +8,8 @@ from pydantic import Field
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.sae import SAE
-from scalar_sae.saes.staircase import Staircase, StaircaseConfig
-from scalar_sae.saes.topk import TopK, TopKConfig
+from scalar_sae.saes.staircase import StaircaseConfig, StaircaseTrainee
+from scalar_sae.saes.topk import TopKConfig, TopKTrainee
 from scalar_sae.sites import Block, Site
 
 MethodConfig = Annotated[TopKConfig | StaircaseConfig, Field(discriminator="method")]
@@ -58,14 +58,16 @@ def site_list(names: list[str], n_layers: int) -> list[Site]:
     return [found[depth] for depth in sorted(found)]
 
 
-def build(config: TopKConfig | StaircaseConfig, d_model: int, n_layers: int, seed: int) -> list[TopK | Staircase]:
+def build(
+    config: TopKConfig | StaircaseConfig, d_model: int, n_layers: int, seed: int
+) -> list[TopKTrainee | StaircaseTrainee]:
     """The SAEs of one method, with initial weights that depend on the seed and the site alone."""
     d_sae = config.expansion * d_model
     if isinstance(config, TopKConfig):
         sites = site_list(config.sites, n_layers)
-        return [TopK(site, d_model, d_sae, config.k, _generator(seed, site)) for site in sites]
+        return [TopKTrainee(site, d_model, d_sae, config.k, _generator(seed, site)) for site in sites]
     flights = ff_blocks(n_layers) if config.along == "ff_blocks" else [residual_stream(n_layers)]
-    return [Staircase(sites, d_model, d_sae, config.k, _generator(seed, sites[0])) for sites in flights]
+    return [StaircaseTrainee(sites, d_model, d_sae, config.k, _generator(seed, sites[0])) for sites in flights]
 
 
 def blocks(config: TopKConfig | StaircaseConfig, n_layers: int) -> list[Block]:

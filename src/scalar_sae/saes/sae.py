@@ -1,39 +1,36 @@
-"""A sparse autoencoder as it is used: five tensors and a selection rule. No hooks, no training state.
+"""A sparse autoencoder as it is used: four tensors and an activation rule. No hooks, no training state.
 
-    u = (x - b_dec) W_enc + b_enc        pre-activations
-    acts = select(u)                     ReLU and TopK
+    u = x W_enc + b_enc                  pre-activations
+    acts = select(u)                     see activation.py
     x_hat = acts W_dec + b_dec
 
 Every method's trainer ends in this form (a Staircase SAE reads slices of shared matrices while it trains and is an
-ordinary SAE afterwards), so the benchmark and the measures know no methods.
+ordinary SAE afterwards), so the benchmark and the measures know no methods. An encoder that subtracts a bias b from its
+input is the same map with b_enc - b W_enc in place of b_enc.
 """
 
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scalar_sae.errors import UserError
+from scalar_sae.saes.activation import Activation, JumpReLU
 
 
 @dataclass(frozen=True, eq=False)
 class SAE:
-    """A TopK sparse autoencoder in row-vector convention."""
+    """A sparse autoencoder in row-vector convention."""
 
     W_enc: Float[Tensor, "d_model d_sae"]
     b_enc: Float[Tensor, " d_sae"]
     W_dec: Float[Tensor, "d_sae d_model"]
     b_dec: Float[Tensor, " d_model"]
-    k: int
-    """Latents kept per token."""
+    activation: Activation
     chunks: tuple[int, ...] = ()
     """Where d_sae is a staircase: the ends of its chunks, oldest first, the last being d_sae."""
 
     def __post_init__(self) -> None:
-        d_sae = self.W_enc.shape[1]
-        if not 1 <= self.k <= d_sae:
-            raise UserError(f"k = {self.k}: must lie between 1 and d_sae = {d_sae}")
+        self.activation.check(self.d_sae)
 
     @property
     def d_model(self) -> int:
@@ -46,33 +43,12 @@ class SAE:
         return self.W_enc.shape[1]
 
     def pre_acts(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
-        """Pre-activations, before ReLU and selection."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
-
-    def select(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """ReLU, then keep the k largest (entries equal to the k-th are kept too, as in the authors' code)."""
-        acts = pre_acts.relu()
-        kth = acts.detach().topk(self.k, dim=-1).values[..., -1:]
-        return torch.where(acts >= kth, acts, 0.0)
-
-    def select_alone(
-        self, changed: Float[Tensor, "*many token d_sae"], pre_acts: Float[Tensor, "token d_sae"]
-    ) -> Float[Tensor, "*many token d_sae"]:
-        """The activation each latent would have if its own pre-activation alone were `changed`.
-
-        A selected latent then competes with the (k+1)-th largest for its place, another one with the k-th.
-        """
-        acts = pre_acts.relu()
-        if self.k == self.d_sae:
-            return changed.relu()
-        best = acts.topk(self.k + 1, dim=-1).values
-        kth, next_best = best[..., -2:-1], best[..., -1:]
-        bar = torch.where(acts >= kth, next_best, kth)
-        return torch.where(changed >= bar, changed.relu(), 0.0)
+        """Pre-activations, before the activation rule."""
+        return x @ self.W_enc + self.b_enc
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """Latent activations."""
-        return self.select(self.pre_acts(x))
+        return self.activation.select(self.pre_acts(x))
 
     def decode(self, acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_model"]:
         """Reconstruction from latent activations."""
@@ -80,5 +56,8 @@ class SAE:
 
     def detach(self) -> "SAE":
         """A copy of the weights outside any autograd graph."""
-        names = ("W_enc", "b_enc", "W_dec", "b_dec")
-        return replace(self, **{name: getattr(self, name).detach().clone() for name in names})
+        copies = {name: getattr(self, name).detach().clone() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        rule = self.activation
+        if isinstance(rule, JumpReLU):
+            rule = JumpReLU(rule.threshold.detach().clone())
+        return replace(self, **copies, activation=rule)

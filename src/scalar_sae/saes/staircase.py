@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from scalar_sae.errors import UserError
+from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.topk import encoder_and_decoder
 from scalar_sae.sites import Site
@@ -33,7 +34,7 @@ class StaircaseConfig(BaseModel):
     """Latents per dimension in each chunk: the i-th site has expansion * d_model * i."""
 
 
-class Staircase(nn.Module):
+class StaircaseTrainee(nn.Module):
     """The SAEs of one staircase in training."""
 
     def __init__(self, sites: tuple[Site, ...], d_model: int, chunk: int, k: int, generator: torch.Generator) -> None:
@@ -48,9 +49,9 @@ class Staircase(nn.Module):
         self.b_dec = nn.ParameterList(nn.Parameter(torch.zeros(d_model)) for _ in sites)
 
     def sae(self, site: Site) -> SAE:
-        """The present weights of one step, sharing memory and gradients with the staircase's parameters."""
+        """The present weights of one step; gradients reach the staircase's parameters."""
         step = self.sites.index(site)
         end = self.ends[step]
-        return SAE(
-            self.W_enc[:, :end], self.b_enc[step], self.W_dec[:end], self.b_dec[step], self.k, self.ends[: step + 1]
-        )
+        W_enc, b_dec = self.W_enc[:, :end], self.b_dec[step]
+        b_enc = self.b_enc[step] - b_dec @ W_enc
+        return SAE(W_enc, b_enc, self.W_dec[:end], b_dec, TopK(self.k), self.ends[: step + 1])

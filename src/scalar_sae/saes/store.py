@@ -1,11 +1,11 @@
-"""SAEs on disk: `<folder>/sae.safetensors` (the four tensors) and `<folder>/sae.json` (k, chunks, site, recipe).
+"""SAEs on disk: `<folder>/sae.safetensors` (the tensors) and `<folder>/sae.json` (activation rule, chunks, site, recipe).
 
 `sae.json` is written last: a folder without it is not an SAE.
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.runs import whole
+from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
@@ -33,17 +34,39 @@ class SaeCard(BaseModel):
     site: str
     d_model: int
     d_sae: int
-    k: int
+    activation: Literal["relu", "topk", "jumprelu"]
+    k: int | None = None
+    """For `topk`; a `jumprelu` has its thresholds among the tensors."""
     chunks: list[int] = []
     recipe: dict[str, Any] = {}
     """The whole training config, data fingerprint, tokens seen, seed and versions."""
+
+    @classmethod
+    def of(cls, sae: SAE, method: str, name: str, site: Site, recipe: dict[str, Any]) -> "SaeCard":
+        """The card of an SAE that was trained by `method` in the group `name`."""
+        return cls(
+            method=method,
+            name=name,
+            site=str(site),
+            d_model=sae.d_model,
+            d_sae=sae.d_sae,
+            activation=sae.activation.kind,
+            k=sae.activation.k if isinstance(sae.activation, TopK) else None,
+            chunks=list(sae.chunks),
+            recipe=recipe,
+        )
 
 
 def save_sae(sae: SAE, card: SaeCard, folder: Path) -> None:
     """Write an SAE folder, whole or not at all."""
     with whole(folder) as temporary:
         temporary.mkdir()
-        save_file({name: getattr(sae, name).detach().contiguous() for name in TENSORS}, temporary / "sae.safetensors")
+        tensors = {name: getattr(sae, name) for name in TENSORS}
+        if isinstance(sae.activation, JumpReLU):
+            tensors["threshold"] = sae.activation.threshold
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary / "sae.safetensors"
+        )
         (temporary / "sae.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
@@ -60,14 +83,25 @@ def load_sae(folder: Path) -> tuple[SAE, SaeCard]:
         tensors = load_file(folder / "sae.safetensors")
     except (ValidationError, json.JSONDecodeError, SafetensorError, OSError) as error:
         raise UserError(f"{folder}: not readable as an SAE ({error})") from error
-    missing = set(TENSORS) - set(tensors)
+    missing = {*TENSORS, *(["threshold"] if card.activation == "jumprelu" else [])} - set(tensors)
     if missing:
         raise UserError(f"{folder}: sae.safetensors lacks {', '.join(sorted(missing))}")
     _check_shapes(tensors, folder)
-    sae = SAE(**{name: tensors[name] for name in TENSORS}, k=card.k, chunks=tuple(card.chunks))
+    rule = _activation(card, tensors, folder)
+    sae = SAE(**{name: tensors[name] for name in TENSORS}, activation=rule, chunks=tuple(card.chunks))
     if (sae.d_model, sae.d_sae) != (card.d_model, card.d_sae):
         raise UserError(f"{folder}: sae.json says {card.d_model, card.d_sae}, the tensors are {sae.d_model, sae.d_sae}")
     return sae, card
+
+
+def _activation(card: SaeCard, tensors: dict[str, Tensor], folder: Path) -> Activation:
+    if card.activation == "jumprelu":
+        return JumpReLU(tensors["threshold"])
+    if card.activation == "relu":
+        return ReLU()
+    if card.k is None:
+        raise UserError(f"{folder}: sae.json says topk and gives no k")
+    return TopK(card.k)
 
 
 def _check_shapes(tensors: dict[str, Tensor], folder: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from scalar_sae.errors import UserError
+from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
@@ -33,7 +34,7 @@ class TopKConfig(BaseModel):
     """Latents per dimension of the activations: d_sae = expansion * d_model."""
 
 
-class TopK(nn.Module):
+class TopKTrainee(nn.Module):
     """One TopK SAE in training."""
 
     def __init__(self, site: Site, d_model: int, d_sae: int, k: int, generator: torch.Generator) -> None:
@@ -47,9 +48,12 @@ class TopK(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_model))
 
     def sae(self, site: Site) -> SAE:
-        """The present weights, sharing memory and gradients with the parameters."""
+        """The present weights; gradients reach the parameters.
+
+        b_dec's share of the pre-activations is taken out of the large product: its gradient would cost another one.
+        """
         assert site in self.sites
-        return SAE(self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.k)
+        return SAE(self.W_enc, self.b_enc - self.b_dec @ self.W_enc, self.W_dec, self.b_dec, TopK(self.k))
 
 
 def encoder_and_decoder(d_sae: int, d_model: int, generator: torch.Generator) -> tuple[nn.Parameter, nn.Parameter]:
@@ -62,10 +66,9 @@ def encoder_and_decoder(d_sae: int, d_model: int, generator: torch.Generator) ->
 def reconstruction_loss(sae: SAE, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, ""]:
     """Squared error summed over d_model, mean over tokens.
 
-    The same numbers as `sae.decode(sae.encode(x))`, with a gradient that touches k rows of W_dec per token, and with
-    b_dec's share of the pre-activations taken out of the large product (its gradient would cost another one).
+    The same numbers as `sae.decode(sae.encode(x))`, with a gradient that touches k rows of W_dec per token.
     """
-    pre_acts = x @ sae.W_enc + (sae.b_enc - sae.b_dec @ sae.W_enc)
-    acts, latents = pre_acts.topk(sae.k, dim=-1, sorted=False)
+    assert isinstance(sae.activation, TopK)
+    acts, latents = sae.pre_acts(x).topk(sae.activation.k, dim=-1, sorted=False)
     x_hat = F.embedding_bag(latents, sae.W_dec, per_sample_weights=acts.relu(), mode="sum") + sae.b_dec
     return (x - x_hat).square().sum(-1).mean()

@@ -19,9 +19,9 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.runs import Bar, Events, versions, whole
 from scalar_sae.saes.methods import build
-from scalar_sae.saes.staircase import Staircase
+from scalar_sae.saes.staircase import StaircaseTrainee
 from scalar_sae.saes.store import SaeCard, save_sae
-from scalar_sae.saes.topk import TopK, reconstruction_loss
+from scalar_sae.saes.topk import TopKTrainee, reconstruction_loss
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig
 
@@ -40,7 +40,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 class Learner:
     """A trainee with its optimiser."""
 
-    def __init__(self, name: str, method: str, trainee: TopK | Staircase, config: TrainConfig) -> None:
+    def __init__(self, name: str, method: str, trainee: TopKTrainee | StaircaseTrainee, config: TrainConfig) -> None:
         self.name = name
         self.method = method
         self.trainee = trainee
@@ -152,14 +152,5 @@ def _write(learners: list[Learner], config: TrainConfig, corpus: Corpus, out: Pa
     for learner in learners:
         for site in learner.trainee.sites:
             sae = learner.trainee.sae(site).detach()
-            card = SaeCard(
-                method=learner.method,
-                name=learner.name,
-                site=str(site),
-                d_model=sae.d_model,
-                d_sae=sae.d_sae,
-                k=sae.k,
-                chunks=list(sae.chunks),
-                recipe=recipe,
-            )
+            card = SaeCard.of(sae, learner.method, learner.name, site, recipe)
             save_sae(sae, card, _folder(out, learner, site))

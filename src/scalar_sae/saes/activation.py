@@ -1,0 +1,106 @@
+"""From pre-activations to latent activations: the three rules that every published SAE uses at inference.
+
+| rule       | activation of a latent with pre-activation u                                     | SAEs                        |
+|------------|----------------------------------------------------------------------------------|-----------------------------|
+| `ReLU`     | max(u, 0)                                                                        | ReLU (L1)                   |
+| `TopK`     | max(u, 0) if it is one of the k largest of its token                             | TopK, Staircase, Jacobian   |
+| `JumpReLU` | max(u, 0) if u is above the latent's own threshold                               | JumpReLU, Gated, BatchTopK  |
+
+`select` is the rule; `select_alone` is what the benchmark's rankings ask: the activation that each latent would have if
+its own pre-activation alone were another one.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scalar_sae.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """Every positive pre-activation stays."""
+
+    kind: ClassVar[str] = "relu"
+
+    def check(self, d_sae: int) -> None:
+        """Nothing can be wrong."""
+
+    def select(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """Positive part."""
+        return pre_acts.relu()
+
+    def select_alone(
+        self, changed: Float[Tensor, "*many token d_sae"], pre_acts: Float[Tensor, "token d_sae"]
+    ) -> Float[Tensor, "*many token d_sae"]:
+        """Latents do not compete."""
+        return changed.relu()
+
+    def __str__(self) -> str:
+        return "ReLU"
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k largest positive pre-activations of a token stay."""
+
+    k: int
+    kind: ClassVar[str] = "topk"
+
+    def check(self, d_sae: int) -> None:
+        """Raise a UserError if the width leaves no k to choose."""
+        if not 1 <= self.k <= d_sae:
+            raise UserError(f"k = {self.k}: must lie between 1 and d_sae = {d_sae}")
+
+    def select(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """ReLU, then keep the k largest (entries equal to the k-th are kept too, as in the authors' code)."""
+        acts = pre_acts.relu()
+        kth = acts.detach().topk(self.k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+        return torch.where(acts >= kth, acts, 0.0)
+
+    def select_alone(
+        self, changed: Float[Tensor, "*many token d_sae"], pre_acts: Float[Tensor, "token d_sae"]
+    ) -> Float[Tensor, "*many token d_sae"]:
+        """A selected latent competes with the (k+1)-th largest for its place, another one with the k-th."""
+        acts = pre_acts.relu()
+        if self.k == acts.shape[-1]:
+            return changed.relu()
+        best = acts.topk(self.k + 1, dim=-1).values
+        kth, next_best = best[..., -2:-1], best[..., -1:]
+        bar = torch.where(acts >= kth, next_best, kth)
+        return torch.where(changed >= bar, changed.relu(), 0.0)
+
+    def __str__(self) -> str:
+        return f"TopK {self.k}"
+
+
+@dataclass(frozen=True, eq=False)
+class JumpReLU:
+    """A positive pre-activation stays where it is above the latent's threshold."""
+
+    threshold: Float[Tensor, " d_sae"]
+    kind: ClassVar[str] = "jumprelu"
+
+    def check(self, d_sae: int) -> None:
+        """Raise a UserError if there is not one threshold a latent."""
+        if tuple(self.threshold.shape) != (d_sae,):
+            raise UserError(f"threshold has shape {tuple(self.threshold.shape)}; expected ({d_sae},)")
+
+    def select(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """Positive part of what exceeds its threshold."""
+        return torch.where(pre_acts > self.threshold, pre_acts, 0.0).relu()
+
+    def select_alone(
+        self, changed: Float[Tensor, "*many token d_sae"], pre_acts: Float[Tensor, "token d_sae"]
+    ) -> Float[Tensor, "*many token d_sae"]:
+        """Latents do not compete."""
+        return self.select(changed)
+
+    def __str__(self) -> str:
+        return "JumpReLU"
+
+
+Activation = ReLU | TopK | JumpReLU
