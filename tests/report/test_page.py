@@ -38,7 +38,8 @@ def results() -> Results:
         for method, n_down, edges, absolute in (("topk", 512, 1000.0, 100.0), ("staircase", 1024, 4000.0, 80.0))
     ]
     saes = [
-        SaeFidelity(method=method, site=site, d_sae=512, activation="TopK 10", l0=10, loss=1, fvu=0.1, ce_increase=0.2, dead=0.1,
+        SaeFidelity(method=method, site=site, d_sae=512, activation="TopK 10", l0=10,
+                    loss=1, fvu=0.1, ce_increase=0.2, dead=0.1,
                     l0_per_chunk=chunks, n_tokens=100)
         for method, site, chunks in (
             ("topk", "resid_mid.0", [10]), ("staircase", "resid_mid.0", [10]), ("staircase", "resid_post.0", [4, 6]),

@@ -1,17 +1,17 @@
 """From pre-activations to latent activations: the three rules that every published SAE uses at inference.
 
-| rule       | activation of a latent with pre-activation u                                     | SAEs                        |
-|------------|----------------------------------------------------------------------------------|-----------------------------|
-| `ReLU`     | max(u, 0)                                                                        | ReLU (L1)                   |
-| `TopK`     | max(u, 0) if it is one of the k largest of its token                             | TopK, Staircase, Jacobian   |
-| `JumpReLU` | max(u, 0) if u is above the latent's own threshold                               | JumpReLU, Gated, BatchTopK  |
+| rule       | activation of a latent with pre-activation u             | at inference in             |
+|------------|----------------------------------------------------------|-----------------------------|
+| `ReLU`     | max(u, 0)                                                | ReLU (L1)                   |
+| `TopK`     | max(u, 0) if it is one of the k largest of its token     | TopK, Staircase, Jacobian   |
+| `JumpReLU` | max(u, 0) if u is above the latent's own threshold       | JumpReLU, Gated, BatchTopK  |
 
 `select` is the rule; `select_alone` is what the benchmark's rankings ask: the activation that each latent would have if
 its own pre-activation alone were another one.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 
+Kind = Literal["relu", "topk", "jumprelu"]
+
 
 @dataclass(frozen=True)
 class ReLU:
     """Every positive pre-activation stays."""
 
-    kind: ClassVar[str] = "relu"
+    kind: ClassVar[Kind] = "relu"
 
     def check(self, d_sae: int) -> None:
         """Nothing can be wrong."""
@@ -48,7 +50,7 @@ class TopK:
     """The k largest positive pre-activations of a token stay."""
 
     k: int
-    kind: ClassVar[str] = "topk"
+    kind: ClassVar[Kind] = "topk"
 
     def check(self, d_sae: int) -> None:
         """Raise a UserError if the width leaves no k to choose."""
@@ -82,7 +84,7 @@ class JumpReLU:
     """A positive pre-activation stays where it is above the latent's threshold."""
 
     threshold: Float[Tensor, " d_sae"]
-    kind: ClassVar[str] = "jumprelu"
+    kind: ClassVar[Kind] = "jumprelu"
 
     def check(self, d_sae: int) -> None:
         """Raise a UserError if there is not one threshold a latent."""

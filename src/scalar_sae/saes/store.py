@@ -1,11 +1,11 @@
-"""SAEs on disk: `<folder>/sae.safetensors` (the tensors) and `<folder>/sae.json` (activation rule, chunks, site, recipe).
+"""SAEs on disk: `<folder>/sae.safetensors` (the tensors) and `<folder>/sae.json` (activation, chunks, site, recipe).
 
 `sae.json` is written last: a folder without it is not an SAE.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.runs import whole
-from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
+from scalar_sae.saes.activation import Activation, JumpReLU, Kind, ReLU, TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
@@ -34,7 +34,7 @@ class SaeCard(BaseModel):
     site: str
     d_model: int
     d_sae: int
-    activation: Literal["relu", "topk", "jumprelu"]
+    activation: Kind
     k: int | None = None
     """For `topk`; a `jumprelu` has its thresholds among the tensors."""
     chunks: list[int] = []
