@@ -112,3 +112,11 @@ def test_bad_input(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(UserError, match="cannot be loaded as a GPT-2"):
         LanguageModel.load(tmp_path)
+
+
+def test_the_feed_forward_half_as_plain_tensors_is_the_models_own():
+    lm = tiny_lm()
+    x = torch.randn(2, 5, 16)
+    ff = lm.feed_forward(1)
+    torch.testing.assert_close(ff.norm(x), lm.run(Site("resid_mid", 1), Site("mlp_in", 1), x))
+    torch.testing.assert_close(ff.mlp(x), lm.run(Site("mlp_in", 1), Site("mlp_out", 1), x))

@@ -22,6 +22,7 @@ from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.toy import WEIGHTS, shipped
 from scalar_sae.sites import Site
 
@@ -149,6 +150,11 @@ class LanguageModel(nn.Module):
         """
         gpt = self.hf.transformer
         return self.hf.lm_head(gpt.ln_f(self.run(site, Site("resid_post", self.n_layers - 1), x, skip)))
+
+    def feed_forward(self, layer: int) -> FeedForward:
+        """The norm and MLP of one layer as plain tensors."""
+        block: Any = self.hf.transformer.h[layer]
+        return FeedForward.of_gpt2(block)
 
     def _steps(self, start: int, end: int, here: At) -> Iterator[tuple[int, At]]:
         """Walk from depth `start` to depth `end`, yielding every depth reached and the state there."""
