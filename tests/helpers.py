@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
-from scalar_sae.saes.activation import TopK
+from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block
 
@@ -39,18 +39,24 @@ def tiny_lm(seed: int = 0, n_layers: int = 2, d_model: int = 16, spread: float =
     return LanguageModel(GPT2LMHeadModel(config), "tiny")
 
 
-def random_sae(d_model: int, d_sae: int, k: int, seed: int) -> SAE:
+def random_sae(d_model: int, d_sae: int, k: int, seed: int, kind: str = "topk") -> SAE:
     """An SAE with random weights and biases of every sign."""
     g = torch.Generator().manual_seed(seed)
     W_dec = torch.randn(d_sae, d_model, generator=g) / d_model**0.5
     b_enc, b_dec = (0.3 * torch.randn(n, generator=g) for n in (d_sae, d_model))
-    return SAE(W_dec.T + 0.1 * torch.randn(d_model, d_sae, generator=g), b_enc, W_dec, b_dec, TopK(k))
+    W_enc = W_dec.T + 0.1 * torch.randn(d_model, d_sae, generator=g)
+    threshold = torch.rand(d_sae, generator=g) - 0.2
+    rules = {"topk": TopK(k), "relu": ReLU(), "jumprelu": JumpReLU(threshold)}
+    return SAE(W_enc, b_enc, W_dec, b_dec, rules[kind])
 
 
-def tiny_pair(block: str, n_up: int = 24, n_down: int = 20, k: int = 4, seed: int = 0) -> Pair:
-    """A pair of random SAEs on a tiny random model."""
-    lm = tiny_lm(seed)
-    return Pair(lm, Block.parse(block), random_sae(16, n_up, k, seed + 1), random_sae(16, n_down, k, seed + 2))
+def tiny_pair(
+    block: str, n_up: int = 24, n_down: int = 20, k: int = 4, seed: int = 0, kind: str = "topk", fill: bool = False
+) -> Pair:
+    """A pair of random SAEs on a tiny random model; `fill`: ablated latents are set to something, not to zero."""
+    ends = random_sae(16, n_up, k, seed + 1, kind), random_sae(16, n_down, k, seed + 2, kind)
+    value = torch.rand(n_up, generator=torch.Generator().manual_seed(seed)) if fill else None
+    return Pair(tiny_lm(seed), Block.parse(block), *ends, fill=value)
 
 
 def golden_lm() -> LanguageModel:

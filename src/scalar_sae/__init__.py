@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from scalar_sae._version import __version__
 
 if TYPE_CHECKING:
+    from scalar_sae.benchmark.config import ScoreConfig, held_out
     from scalar_sae.benchmark.pair import Pair
-    from scalar_sae.benchmark.score import ScoreConfig, held_out, score
+    from scalar_sae.benchmark.score import score
     from scalar_sae.corpora import Corpus, load_corpus
     from scalar_sae.errors import UserError
     from scalar_sae.lm.model import LanguageModel
@@ -28,10 +29,10 @@ _HOME = {
     "Pair": "benchmark.pair",
     "Record": "results",
     "Results": "results",
-    "ScoreConfig": "benchmark.score",
+    "ScoreConfig": "benchmark.config",
     "Site": "sites",
     "UserError": "errors",
-    "held_out": "benchmark.score",
+    "held_out": "benchmark.config",
     "load_corpus": "corpora",
     "load_sae": "saes.store",
     "load_saes": "saes.store",

@@ -13,7 +13,11 @@ from scalar_sae._version import __version__
 from scalar_sae.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from scalar_sae.corpora import Corpus
+    from scalar_sae.lm.model import LanguageModel
     from scalar_sae.results import Record
+    from scalar_sae.saes.sae import SAE
+    from scalar_sae.sites import Block, Site
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,53 +123,142 @@ def score(
     context: Annotated[
         int | None, typer.Option(help="Tokens per prompt; by default all that the model reads.", min=2)
     ] = None,
-    ranking: Annotated[str, typer.Option(help="`ablation`, `published`, `random`, or a saved matrix.")] = "ablation",
+    ranking: Annotated[
+        str,
+        typer.Option(
+            help="`ablation`, `output`, `insertion`, `shapley`, `ig`, `gradient`, `published`, `random`; "
+            "`local`: edges chosen at every token; or a saved matrix (.npy, .safetensors)."
+        ),
+    ] = "ablation",
     edges: Annotated[str, typer.Option(help="`full`, `coarse`, `published`, or counts such as 1,2,4,8.")] = "full",
+    ablation: Annotated[str, typer.Option(help="What a removed latent is set to: `zero` or `mean`.")] = "zero",
+    published: Annotated[
+        bool, typer.Option("--published", help="As the authors' code: their ranking, counts, conventions and text.")
+    ] = False,
+    memory: Annotated[float, typer.Option(help="Gigabytes to stay within.")] = 8.0,
     seed: Annotated[int, typer.Option(help="Seed of prompts, ties and bootstrap.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
 ) -> None:
     """Score the interaction of SAEs across one block.
 
+    Under `torchrun --no-python --nproc-per-node 2 scalar score ...` the prompts are shared out.
+
     Example: **scalar score --lm runs/quickstart/lm --saes runs/quickstart --block ff_block.0 --prompts 10**
     """
+    from scalar_sae.benchmark import workers
+    from scalar_sae.benchmark.config import ScoreConfig, held_out
     from scalar_sae.benchmark.pair import Pair
-    from scalar_sae.benchmark.score import ScoreConfig, held_out
     from scalar_sae.benchmark.score import score as run
-    from scalar_sae.corpora import load_held_out
-    from scalar_sae.lm.model import LanguageModel
     from scalar_sae.results import Results
-    from scalar_sae.runs import Bar, say
-    from scalar_sae.saes.store import find_sae, load_saes
+    from scalar_sae.runs import Bar
     from scalar_sae.sites import Block
+    from scalar_sae.training.config import validated
 
     if out and out.exists():
         raise UserError(f"{out}: exists already; choose another --out")
+    workers.join()
     place = Block.parse(block)
-    model = LanguageModel.load(lm)
-    groups = load_saes(saes)
-    if method is not None and method not in groups:
-        raise unknown("method", method, groups)
-    chosen = {name: group for name, group in groups.items() if method in (None, name)}
-    both = {name: group for name, group in chosen.items() if find_sae(group, place.up) and find_sae(group, place.down)}
-    pairs = {name: Pair.between(model, place, group) for name, group in (both or chosen).items()}
-    corpus = load_held_out(tokens)
-    config = ScoreConfig(
-        rankings={ranking: rank_prompts},
-        prompts=prompts,
-        context=context or model.context,
-        edges=edges,
-        seed=seed,
-    )
-    if corpus.remark:
-        say(corpus.remark)
-    texts = held_out(corpus, config)
+    model, chosen = _subjects(lm, saes, method)
+    complete = {name: group for name, group in chosen.items() if _at_both_ends(group, place)}
+    pairs = {name: Pair.between(model, place, group) for name, group in (complete or chosen).items()}
+    settings: dict[str, Any] = {"rankings": {ranking: rank_prompts}, "prompts": prompts, "edges": edges}
+    if published:
+        settings |= {"rankings": {"published": rank_prompts}, "edges": "published", "conventions": "published"}
+    settings |= {"context": context or model.context, "ablation": ablation, "overlap": published}
+    config = validated(ScoreConfig, settings | {"memory": memory, "seed": seed}, "score")
+    texts = held_out(_text(tokens), config)
     results = Results()
+    (used,) = config.rankings
     with Bar("score", len(pairs) * (prompts + rank_prompts)) as bar:
         for name, pair in pairs.items():
-            results.records.append(run(pair, texts, name, ranking, config, lambda n, t=name: bar.step(n, t)))
+            partial = out.with_name(f"{out.name}.partial") if out else None
+            results.records.append(run(pair, texts, name, used, config, lambda n, t=name: bar.step(n, t), partial))
+    if workers.number() != 0:
+        return
     if out:
         results.write(out)
     _print_records(results.records)
+
+
+@app.command()
+def circuit(
+    lm: Annotated[str, typer.Option(help="Language model, as for `scalar score`.")],
+    saes: Annotated[Path, typer.Option(help="SAEs, as for `scalar score`.")],
+    sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
+    tokens: Annotated[str, typer.Option(help="Text, as for `scalar score`.")] = "python-stdlib",
+    method: Annotated[str | None, typer.Option(help="Which group of SAEs, if there are several.")] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 10,
+    rank_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 16,
+    context: Annotated[int | None, typer.Option(help="Tokens per prompt.", min=2)] = None,
+    ranking: Annotated[str, typer.Option(help="A ranking's name.")] = "output",
+    edges: Annotated[str, typer.Option(help="`full`, `coarse`, or counts.")] = "coarse",
+    one_order: Annotated[
+        bool, typer.Option("--one-order", help="One ranking of all pairs' edges, not the same budget for each pair.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
+) -> None:
+    """Score a circuit through several layers at once: the top edges of every pair, errors compounding.
+
+    Example: **scalar circuit --lm runs/quickstart/lm --saes runs/quickstart --method topk
+    --sites resid_pre.0,resid_post.0,resid_post.1**
+    """
+    from scalar_sae.benchmark.config import ScoreConfig, held_out
+    from scalar_sae.benchmark.score import score_chain
+    from scalar_sae.results import Results
+    from scalar_sae.runs import Bar
+    from scalar_sae.sites import Site
+    from scalar_sae.training.config import validated
+
+    if out and out.exists():
+        raise UserError(f"{out}: exists already; choose another --out")
+    places = [Site.parse(name.strip()) for name in sites.split(",")]
+    model, chosen = _subjects(lm, saes, method)
+    settings = {"rankings": {ranking: rank_prompts}, "prompts": prompts, "edges": edges, "seed": seed}
+    config = validated(ScoreConfig, settings | {"context": context or model.context}, "score")
+    texts = held_out(_text(tokens), config)
+    results = Results()
+    with Bar("circuit", len(chosen) * (prompts + rank_prompts * (len(places) - 1))) as bar:
+        for name, group in chosen.items():
+            record = score_chain(model, group, places, texts, name, config, one_order, lambda n, t=name: bar.step(n, t))
+            results.records.append(record)
+    if out:
+        results.write(out)
+    _print_records(results.records)
+
+
+@app.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(help="Results files, or runs.")],
+    base: Annotated[str, typer.Option(help="Name of the SAEs that the others are compared with.")] = "topk",
+    score: Annotated[
+        str, typer.Option(help="`edges_at.90`, `live_edges_at.90`, `log_area`, `absolute`, `relative`, `pure`, ...")
+    ] = "edges_at.90",
+    ranking: Annotated[str, typer.Option(help="Records of this ranking.")] = "ablation",
+    matched: Annotated[
+        bool, typer.Option("--matched", help="Compare families such as topk-k5, topk-k10 at the baseline's fidelity.")
+    ] = False,
+) -> None:
+    """Compare SAEs: ratios per block and over blocks (geometric mean), 95 % intervals paired over prompts.
+
+    Example: **scalar compare runs/quickstart --base topk --score edges_at.90**
+    """
+    from scalar_sae.benchmark.compare import at_matched_fidelity, ratios
+    from scalar_sae.results import Results
+
+    paths = [path / "results.json" if path.is_dir() else path for path in files]
+    records = [record for path in paths for record in Results.read(path).records if record.ranking == ranking]
+    if not records:
+        raise UserError(f"{', '.join(map(str, paths))}: no records of the ranking {ranking!r}")
+    table = Table(title=f"{score} of each over that of {base}; below 1 is less than {base}")
+    for column in ("block", "SAEs", "ratio", "95 %", "do nothing", "paired"):
+        table.add_column(column, no_wrap=True)
+    for ratio in (at_matched_fidelity if matched else ratios)(records, base, score):
+        low_high = "" if ratio.interval is None else f"{ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"
+        nothing = "" if ratio.do_nothing is None else f"{ratio.do_nothing:.3g}"
+        paired = "yes" if ratio.paired else "no"
+        table.add_row(ratio.block, ratio.method, f"{ratio.value:.3g}", low_high, nothing, paired)
+    Console().print(table)
 
 
 @app.command()
@@ -211,6 +304,35 @@ def list_(
         typer.echo(f"language model: {model}")
     if results.is_file():
         typer.echo(f"records: {len(Results.read(results).records)} in {results}")
+
+
+def _subjects(lm: str, saes: Path, method: str | None) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
+    """The language model and the groups of SAEs that a command is about."""
+    from scalar_sae.lm.model import LanguageModel
+    from scalar_sae.saes.store import load_saes
+
+    model = LanguageModel.load(lm)
+    groups = load_saes(saes)
+    if method is not None and method not in groups:
+        raise unknown("method", method, groups)
+    return model, {name: group for name, group in groups.items() if method in (None, name)}
+
+
+def _at_both_ends(group: "dict[Site, SAE]", place: "Block") -> bool:
+    from scalar_sae.saes.store import find_sae
+
+    return find_sae(group, place.up) is not None and find_sae(group, place.down) is not None
+
+
+def _text(tokens: str) -> "Corpus":
+    """The text that a command reads, with its remark said."""
+    from scalar_sae.corpora import load_held_out
+    from scalar_sae.runs import say
+
+    corpus = load_held_out(tokens)
+    if corpus.remark:
+        say(corpus.remark)
+    return corpus
 
 
 def _changes(assignments: list[str] | None) -> dict[str, Any]:

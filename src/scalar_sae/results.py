@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from scalar_sae.benchmark.scores import Curves
 from scalar_sae.errors import UserError
 from scalar_sae.runs import write_json
 
@@ -25,6 +28,35 @@ class Floor(BaseModel):
     """Increase of next-token cross-entropy with the full circuit, nats."""
 
 
+def _digits(values: Float[np.ndarray, "*shape"]) -> Any:
+    """Nested lists of numbers to seven digits."""
+    return np.array([float(f"{value:.7g}") for value in values.flat]).reshape(values.shape).tolist()
+
+
+class PromptCurves(BaseModel):
+    """The same curves prompt by prompt: what a paired comparison with another record resamples."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kl_model: list[list[float]]
+    """A row a count, an entry a prompt."""
+    kl_circuit: list[list[float]]
+    live_edges: list[list[float]]
+    l0_down: list[list[float]]
+    floor_kl: list[float]
+    """An entry a prompt."""
+    floor_ce: list[float]
+
+    @classmethod
+    def of(cls, curves: Curves) -> "PromptCurves":
+        """From arrays, to seven digits."""
+        return cls(**{name: _digits(getattr(curves, name)) for name in cls.model_fields})
+
+    def arrays(self) -> Curves:
+        """Back to arrays."""
+        return Curves(**{name: np.array(getattr(self, name)) for name in type(self).model_fields})
+
+
 class Record(BaseModel):
     """One curve and its scores. Intervals in `ci` are 95 % bootstrap intervals over prompts."""
 
@@ -36,6 +68,9 @@ class Record(BaseModel):
     """Name of the SAEs: their folder in the run."""
     ranking: str
     """The order in which edges were kept."""
+    scope: Literal["global", "local"] = "global"
+    """`global`: one map for all tokens, counts are its edges. `local`: edges chosen at every token, counts are per
+    token."""
     seed: int
     """Seed of the prompts, of ties in the ranking and of the bootstrap."""
     n_up: int
@@ -43,7 +78,7 @@ class Record(BaseModel):
     n_edges: int
     """Possible edges: n_up times n_down."""
     n_live_edges: int
-    """Edges whose two latents are both live somewhere in the ranking text."""
+    """Edges whose two latents are both live somewhere in the ranking text; `local`: edges of the busiest token."""
     edges: list[int]
     """Edge counts of the curve."""
     kl_model: list[float]
@@ -71,6 +106,9 @@ class Record(BaseModel):
     floor: Floor
     ci: dict[str, Interval | list[Interval] | None]
     """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves."""
+    prompts: PromptCurves
+    hashes: dict[str, str] = {}
+    """Digests of the weights: `lm`, `up`, `down`."""
     config: dict[str, Any]
     """Prompts, context, edge grid: all that a rerun needs beside the SAEs."""
     versions: dict[str, str | None]

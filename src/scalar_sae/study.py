@@ -10,14 +10,17 @@
 Every stage looks at what is there and does the rest, so a study that was stopped is continued by the same command.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from scalar_sae.benchmark import workers
+from scalar_sae.benchmark.config import ScoreConfig, check_ranking, counts_of, held_out
 from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import ScoreConfig, check_ranking, counts_of, held_out, score
+from scalar_sae.benchmark.score import score
 from scalar_sae.corpora import Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
@@ -153,13 +156,19 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     total = sum((config.score.prompts + config.score.rankings[ranking]) * _weight(pair) for _, pair, ranking in jobs)
     with Bar("score", total) as bar:
         for name, pair, ranking in jobs:
-            note = f"{pair.block} {name} {ranking}"
             weight = _weight(pair)
-            record = score(pair, texts, name, ranking, config.score, lambda n, w=weight, t=note: bar.step(n * w, t))
+            step = partial(_step, bar, weight, f"{pair.block} {name} {ranking}")
+            record = score(pair, texts, name, ranking, config.score, step, out / "partial")
             results.records.append(record)
+            if workers.number() != 0:
+                continue
             results.write(path)
             events("score", block=record.block, method=name, ranking=ranking, seconds=record.seconds)
     return results
+
+
+def _step(bar: Bar, weight: int, note: str, n: float) -> None:
+    bar.step(n * weight, note)
 
 
 def _weight(pair: Pair) -> int:

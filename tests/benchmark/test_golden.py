@@ -1,82 +1,118 @@
-"""The benchmark against values computed with the SCALAR authors' own code."""
+"""The benchmark against values computed with the SCALAR authors' own code, quirks included (published.py)."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from scalar_sae.benchmark import scores
+from scalar_sae.benchmark import published, scores
+from scalar_sae.benchmark.curve import AsPublished, measure
+from scalar_sae.benchmark.edges import GlobalEdges
+from scalar_sae.benchmark.order import NEVER
 from scalar_sae.benchmark.pair import Pair, read
-from scalar_sae.benchmark.ranking import published
-from scalar_sae.benchmark.score import PUBLISHED_EPSILON, kl, measure
+from scalar_sae.benchmark.ranking import rank
+from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.sites import Block
 from tests.helpers import golden_lm, golden_sae, shared
 
-CASES = [
-    ("topk.mlpblock", "ff_block.0", "0_residmid", "0_residpost"),
-    ("topk.mlplayer", "ff_layer.0", "0_mlpin", "0_mlpout"),
-    ("topk.tblock", "transformer_block.1", "1_act", "2_act"),
-]
-
 pytestmark = pytest.mark.golden
 
 
-def _pair(variant: str, block: str, up: str, down: str) -> Pair:
-    return Pair(golden_lm(), Block.parse(block), golden_sae(variant, up), golden_sae(variant, down))
+@dataclass(frozen=True)
+class Case:
+    """A pair of the golden set."""
 
+    variant: str
+    block: str
+    up: str
+    down: str
+    shared: str = ""
+    n_up: int = 512
+    n_down: int = 512
 
-def _name(variant: str, block: str) -> str:
-    return f"{variant}.L{block[-1]}"
+    @property
+    def name(self) -> str:
+        return f"{self.variant}.L{self.block[-1]}"
 
+    def pair(self) -> Pair:
+        ends = [golden_sae(self.variant, key, width, self.shared)
+                for key, width in ((self.up, self.n_up), (self.down, self.n_down))]  # fmt: skip
+        return Pair(golden_lm(), Block.parse(self.block), *ends)
 
-def _recorded_level(variant: str, block: str, counts: np.ndarray) -> torch.Tensor:
-    """The authors' order: descending attribution, exact ties and zeros as recorded."""
-    t = load_file(shared("golden", f"attr_{_name(variant, block)}.safetensors"))
-    flat = t["attr"].flatten()
-    order = flat.argsort(descending=True, stable=True)
-    order = order[: int((flat > 0).sum())]
-    if "order_diff_pos" in t:
+    def attribution(self) -> dict[str, torch.Tensor]:
+        return load_file(shared("golden", f"attr_{self.name}.safetensors"))
+
+    def sweep(self) -> dict[str, torch.Tensor]:
+        return load_file(shared("golden", f"sweep_{self.name}.a.safetensors"))
+
+    def level(self, counts: np.ndarray) -> torch.Tensor:
+        """The authors' order: descending attribution, exact ties and zeros as recorded."""
+        t = self.attribution()
+        flat = t["attr"].flatten()
+        order = flat.argsort(descending=True, stable=True)[: int((flat > 0).sum())]
         order[t["order_diff_pos"].long()] = t["order_diff_idx"].long()
-    order = torch.cat([order, t.get("order_zero_tail", torch.zeros(0)).long()])
-    level = torch.full_like(flat, 255, dtype=torch.uint8)
-    for index, (start, end) in enumerate(zip([0, *counts[:-1]], counts, strict=True)):
-        level[order[start:end]] = index
-    return level.view_as(t["attr"])
+        order = torch.cat([order, t.get("order_zero_tail", torch.zeros(0)).long()])
+        level = torch.full_like(flat, NEVER, dtype=torch.uint8)
+        for index, (start, end) in enumerate(zip([0, *counts[:-1]], counts, strict=True)):
+            level[order[start:end]] = index
+        if counts[-1] == flat.numel():
+            level[level == NEVER] = len(counts) - 1
+        return level.view_as(t["attr"])
 
 
-@pytest.mark.parametrize("case", CASES[::2], ids=lambda case: case[1])
-def test_attribution(case: tuple[str, str, str, str]):
-    pair = _pair(*case)
-    prompts = load_file(shared("golden", "prompts.safetensors"))["ids"].long()
-    golden = load_file(shared("golden", f"attr_{_name(*case[:2])}.safetensors"))["attr"]
-    mine = published(pair, read(pair, prompts[:8]), lambda: None)
-    torch.testing.assert_close(mine, golden, rtol=1e-3, atol=1e-6 * golden.max().item())
+CASES = [
+    Case("topk.mlpblock", "ff_block.0", "0_residmid", "0_residpost"),
+    Case("topk.mlplayer", "ff_layer.0", "0_mlpin", "0_mlpout"),
+    Case("topk.tblock", "transformer_block.1", "1_act", "2_act"),
+    Case("staircase-mlpblock", "ff_block.0", "0_residmid", "0_residpost", "shared.0", 512, 1024),
+    Case("topk.stair.tblock", "transformer_block.1", "1_act", "2_act", "shared", 1024, 1536),
+]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[1])
-def test_sub_circuits_and_curve(case: tuple[str, str, str, str]):
-    """All counts but the last, where the authors' scripts put another computation (see benchmark/README.md)."""
-    pair = _pair(*case)
-    golden = load_file(shared("golden", f"sweep_{_name(*case[:2])}.a.safetensors"))
-    counts = golden["edge_counts"].numpy()[:-1]
-    level = _recorded_level(*case[:2], counts)
-    text = read(pair, golden["prompt_ids"][:1].long())
-    for index, sub in enumerate(sweep(pair, text.z[0], level, len(counts))):
-        theirs = torch.zeros_like(sub.acts)
-        theirs.scatter_(-1, golden["down_idx"][index, 0].long(), golden["down_val"][index, 0])
-        torch.testing.assert_close(sub.acts, theirs, atol=1e-4, rtol=1e-4)
-        divergence = kl(text.model, pair.log_probs(sub.acts.unsqueeze(0), text), PUBLISHED_EPSILON)[0]
-        torch.testing.assert_close(divergence.mean(), golden["kl_full_model"][index, 0].mean(), rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_attribution(case: Case):
+    """Within 1e-3, or 1e-4 of a latent's largest; one latent of the FF layer ties at alpha = 0, falls otherwise."""
+    prompts = load_file(shared("golden", "prompts.safetensors"))["ids"].long()[:8]
+    golden = case.attribution()["attr"]
+    mine = rank(case.pair(), prompts, "published", 0) * prompts.numel() ** 0.5  # theirs is a sum, not a mean
+    differing = ((mine - golden).abs() > 1e-3 * golden + 1e-4 * golden.amax(0)).any(0).nonzero()[:, 0]
+    assert differing.tolist() == ([237] if case.variant == "topk.mlplayer" else [])
 
 
-def test_area_of_the_ff_block():
-    case = CASES[0]
-    pair = _pair(*case)
-    golden = load_file(shared("golden", f"sweep_{_name(*case[:2])}.a.safetensors"))
-    counts = golden["edge_counts"].numpy()[:-1]
-    level = _recorded_level(*case[:2], counts)
-    text = read(pair, golden["prompt_ids"].long())
-    curves = measure(pair, text, level, len(counts), PUBLISHED_EPSILON, lambda: None)
-    theirs = golden["kl_full_model"][:-1].mean((1, 2)).numpy()
-    assert scores.area(counts, curves.kl_model.mean(1)) == pytest.approx(scores.area(counts, theirs), rel=1e-3)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_sub_circuits_curves_and_areas(case: Case):
+    pair, golden = case.pair(), case.sweep()
+    counts = golden["edge_counts"].numpy()
+    edges = GlobalEdges(case.level(counts))
+    readout = Readout.of(pair)
+    reaches_all = bool(counts[-1] == pair.n_edges)
+    curves = []
+    for number, prompt in enumerate(read(pair, golden["prompt_ids"].long())):
+        subs = sweep(pair, prompt, edges, len(counts), readout, lambda p: published.select(pair, p))
+        for index, sub in enumerate(subs):
+            if index == len(counts) - 1 and reaches_all:
+                break
+            theirs = torch.zeros_like(sub.acts)
+            theirs.scatter_(-1, golden["down_idx"][index, number].long(), golden["down_val"][index, number])
+            torch.testing.assert_close(sub.acts, theirs, atol=1e-4, rtol=1e-4)
+        curve = measure(pair, prompt, edges, len(counts), reaches_all, AsPublished(), readout)
+        for mine, name in ((curve.kl_model, "kl_full_model"), (curve.kl_circuit, "kl")):
+            np.testing.assert_allclose(mine, golden[name][:, number].mean(-1).double(), rtol=1e-3, atol=1e-6)
+        curves.append(curve)
+    for mine, name in (("kl_model", "kl_full_model"), ("kl_circuit", "kl")):
+        area = scores.area(counts, np.mean([getattr(curve, mine) for curve in curves], 0))
+        assert area == pytest.approx(scores.area(counts, golden[name].double().mean((1, 2)).numpy()), rel=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_their_full_circuit_and_ours(case: Case):
+    pair, golden = case.pair(), case.sweep()
+    for number, prompt in enumerate(read(pair, golden["prompt_ids"].long())):
+        ours = pair.down.activation.select(pair.pre_acts(pair.up.decode(prompt.z).unsqueeze(0), prompt))[0]
+        for mine, name in ((published.full_circuit(pair, prompt), "down_full"), (ours, "down_consistent")):
+            theirs = torch.zeros_like(mine)
+            theirs.scatter_(-1, golden[f"{name}.idx"][number].long(), golden[f"{name}.val"][number])
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)

@@ -6,73 +6,137 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalar_sae.benchmark.pair import Pair, read
-from scalar_sae.benchmark.ranking import levels
+from scalar_sae.benchmark import effects
+from scalar_sae.benchmark.edges import GlobalEdges, LocalEdges
+from scalar_sae.benchmark.order import levels
+from scalar_sae.benchmark.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.errors import UserError
 from scalar_sae.sites import Block
 from tests.helpers import random_sae, tiny_lm, tiny_pair
 from tests.reference import scorer
 
-BLOCKS = ["ff_layer.1", "ff_block.0", "attn_block.1", "transformer_block.0", "resid_pre.0->resid_post.1"]
+BLOCKS = [
+    "ff_layer.1",
+    "ff_block.0",
+    "attn_block.1",
+    "transformer_block.0",
+    "resid_pre.0->resid_post.1",
+    "mlp_in.0->resid_post.0",
+    "mlp_in.0->resid_mid.1",
+    "resid_mid.0->mlp_out.0",
+    "resid_mid.0->attn_out.1",
+]
 TOKENS = torch.arange(30).view(3, 10)
 
 
-@given(st.sampled_from(BLOCKS), st.integers(0, 10**6), st.integers(1, 8))
-@settings(deadline=None, max_examples=25)
-def test_every_sub_circuit_is_the_obvious_one(block: str, seed: int, k: int):
-    pair = tiny_pair(block, k=k, seed=seed % 1000)
-    z = read(pair, TOKENS[:1]).z[0]
+def one_prompt(pair: Pair) -> Prompt:
+    return next(read(pair, TOKENS[:1]))
+
+
+@given(
+    st.sampled_from(BLOCKS),
+    st.sampled_from(["topk", "relu", "jumprelu"]),
+    st.booleans(),
+    st.integers(0, 10**6),
+    st.integers(1, 8),
+)
+@settings(deadline=None, max_examples=40)
+def test_every_sub_circuit_is_the_obvious_one(block: str, kind: str, fill: bool, seed: int, k: int):
+    pair = tiny_pair(block, k=k, seed=seed % 1000, kind=kind, fill=fill)
+    prompt = one_prompt(pair)
     scores = torch.randn(24, 20, generator=torch.Generator().manual_seed(seed))
     counts = np.array([0, 1, 3, 17, 60, 200, 400, 479, 480])
     level = levels(scores, counts, seed)
     live_before = torch.zeros(10)
-    for index, sub in enumerate(sweep(pair, z, level, len(counts))):
+    for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(level), len(counts))):
         kept = level <= index
         assert kept.sum() == counts[index]
-        expected = scorer.pre_acts(pair, z, kept)
+        expected = scorer.pre_acts(pair, prompt, kept)
         torch.testing.assert_close(sub.pre_acts, expected, atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(sub.acts, pair.down.activation.select(sub.pre_acts))
-        live = torch.einsum("ti,ij,tj->t", (z > 0).float(), kept.float(), (sub.acts > 0).float())
+        live = torch.einsum("ti,ij,tj->t", (prompt.z > 0).float(), kept.float(), (sub.acts > 0).float())
         assert torch.equal(sub.live_edges.float(), live)
         live_before = live
     assert live_before.max() > 0
 
 
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+@pytest.mark.parametrize("block", BLOCKS[:5])
+def test_local_sub_circuits_are_the_obvious_ones(block: str, kind: str):
+    pair = tiny_pair(block, kind=kind)
+    prompt = one_prompt(pair)
+    effect = effects.at_every_token(pair, prompt)
+    assert (effect > 0).any()
+    counts = torch.tensor([0, 1, 2, 5, 20, 10**6])
+    for n, sub in zip(counts, sweep(pair, prompt, LocalEdges(effect, counts, prompt), len(counts)), strict=True):
+        kept = torch.zeros(10, 24, 20, dtype=torch.bool)
+        for t in range(10):
+            used = prompt.slots.used[t].nonzero()[:, 0]
+            order = effect[t, used].flatten().sort(descending=True, stable=True).indices[:n]
+            kept[t, prompt.slots.latent[t, used[order // 20]], order % 20] = True
+        torch.testing.assert_close(sub.pre_acts, scorer.pre_acts(pair, prompt, kept), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fill", [False, True])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(block: str):
-    pair = tiny_pair(block)
-    text = read(pair, TOKENS)
+def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(block: str, fill: bool):
+    pair = tiny_pair(block, fill=fill)
     counts = np.array([0, 100, pair.n_edges])
-    level = levels(torch.rand(24, 20), counts, 0)
-    for number, z in enumerate(text.z):
-        none, _, everything = (sub.acts.clone() for sub in sweep(pair, z, level, 3))
+    edges = GlobalEdges(levels(torch.rand(24, 20), counts, 0))
+    for prompt in read(pair, TOKENS):
+        none, _, everything = (sub.acts.clone() for sub in sweep(pair, prompt, edges, 3))
         assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(10, -1))
-        full = pair.down.encode(pair.compute(pair.up.decode(z).unsqueeze(0)))[0]
+        y = pair.lm.run(pair.block.up, pair.block.down, pair.up.decode(prompt.z).unsqueeze(0), prompt.up_skip)
+        full = pair.down.encode(y)[0]
         torch.testing.assert_close(everything, full, atol=1e-5, rtol=1e-5)
-        one = text.prompt(number)
-        torch.testing.assert_close(
-            pair.log_probs(everything.unsqueeze(0), one), pair.log_probs(full.unsqueeze(0), one), atol=1e-4, rtol=1e-4
-        )
+        ours, theirs = (pair.log_probs(pair.down.decode(acts).unsqueeze(0), prompt) for acts in (everything, full))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_an_ff_layer_keeps_the_models_own_residual_stream():
-    pair = tiny_pair("ff_layer.1")
-    text = read(pair, TOKENS)
-    states = pair.lm.states(TOKENS, [pair.block.down])[pair.block.down]
-    x_hat = pair.down.decode(pair.down.encode(states.x))
-    spliced = pair.lm.logits_from(pair.block.down, x_hat, states.skip).log_softmax(-1)
-    torch.testing.assert_close(pair.log_probs(pair.down.encode(states.x), text), spliced)
+@pytest.mark.parametrize("block", ["ff_block.0", "ff_layer.1"])
+def test_the_closed_form_is_the_block_whatever_the_chunk(block: str, monkeypatch: pytest.MonkeyPatch):
+    from scalar_sae.benchmark import readout, tokenwise
+
+    pair = tiny_pair(block)
+    prompt = one_prompt(pair)
+    counts = np.array([0, 30, 200, 400, 480])
+    edges = GlobalEdges(levels(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), counts, 0))
+    closed = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, 5)]
+    monkeypatch.setattr(tokenwise, "CACHE_BYTES", 600)
+    chunked = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, 5)]
+    monkeypatch.setattr(readout, "_last_feed_forward", lambda pair: (None, pair.block.up))
+    plain = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, 5)]
+    torch.testing.assert_close(closed, chunked, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(closed, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_tokens_with_nothing_live_upstream():
-    pair = tiny_pair("ff_block.0")
-    z = torch.zeros(4, 24)
-    z[0, 3] = 1.5
+@pytest.mark.parametrize("block", ["ff_layer.1", "attn_in.1->attn_out.1"])
+def test_what_passes_beside_a_side_branch_is_the_models_own(block: str):
+    pair = tiny_pair(block)
+    prompt = one_prompt(pair)
+    state = pair.lm.states(TOKENS[:1], [pair.block.down])[pair.block.down]
+    x_hat = pair.down.decode(pair.down.encode(state.x))
+    spliced = pair.lm.logits_from(pair.block.down, x_hat, state.skip).log_softmax(-1)
+    torch.testing.assert_close(pair.log_probs(x_hat, prompt), spliced)
+
+
+@pytest.mark.parametrize("block", ["ff_block.0", "transformer_block.0"])
+def test_a_prompt_with_nothing_live_upstream(block: str):
+    pair = tiny_pair(block, kind="jumprelu")
+    pair.up.activation.threshold.fill_(100)
+    prompt = one_prompt(pair)
+    assert not prompt.z.any()
     counts = np.array([0, 40, 480])
     level = levels(torch.rand(24, 20, generator=torch.Generator().manual_seed(1)), counts, 0)
-    for index, sub in enumerate(sweep(pair, z, level, 3)):
-        torch.testing.assert_close(sub.pre_acts, scorer.pre_acts(pair, z, level <= index), atol=2e-5, rtol=1e-4)
+    for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(level), 3)):
+        torch.testing.assert_close(sub.pre_acts, scorer.pre_acts(pair, prompt, level <= index), atol=2e-5, rtol=1e-4)
+
+
+def test_mean_ablation_sets_latents_to_their_mean():
+    pair = tiny_pair("ff_block.0")
+    z = torch.cat([prompt.z for prompt in read(pair, TOKENS)])
+    torch.testing.assert_close(mean_ablated(pair, TOKENS).fill, z.mean(0))
 
 
 def test_mismatches_are_named():
@@ -82,8 +146,6 @@ def test_mismatches_are_named():
         Pair(lm, Block.parse("ff_block.0"), good, wide)
     with pytest.raises(UserError, match=r"resid_mid.5: tiny has 2 layers \(0-1\)"):
         Pair(lm, Block.parse("ff_block.5"), good, good)
-    with pytest.raises(UserError, match="must end on the same branch"):
-        Pair(lm, Block.parse("mlp_in.0->resid_post.0"), good, good)
     block = Block.parse("ff_block.1")
     with pytest.raises(UserError, match=r"no SAE at resid_post.1; there are SAEs at resid_mid.1"):
         Pair.between(lm, block, {block.up: good})
@@ -93,4 +155,4 @@ def test_activations_that_are_not_finite_are_named():
     pair = tiny_pair("ff_block.1")
     pair.lm.hf.transformer.wte.weight[25] = float("nan")
     with pytest.raises(UserError, match=r"resid_mid.1: activations of prompt 2 are not finite"):
-        read(pair, TOKENS)
+        list(read(pair, TOKENS))

@@ -1,54 +1,83 @@
 """The obvious scorer: one masked pass per downstream latent that has an edge, per edge count, in plain PyTorch.
 
-The yardstick for the benchmark's exactness and speed. Nothing here is clever; check it by eye.
+The yardstick for the benchmark's exactness and speed. Nothing here is clever; check it by eye. Where `kept` is
+[n_up, n_down] the edges are the same at every token; [token, n_up, n_down] holds a choice for each token.
 """
 
 import torch
 
-from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.pair import Pair, Prompt
 
 
-def pre_acts(pair: Pair, z: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """p(E) of one prompt: z [token, n_up], kept [n_up, n_down] -> [token, n_down]."""
+def pre_acts(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
+    """p(E) of one prompt: [token, n_down]."""
+    z, fill = prompt.z, torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
     p = torch.zeros(z.shape[0], pair.down.d_sae)
-    with_edge = kept.any(0).nonzero()[:, 0]
-    for some in with_edge.split(128) if len(with_edge) else ():
-        x = torch.stack([pair.up.decode(z * kept[:, j]) for j in some])
-        p[:, some] = torch.stack([u[:, j] for u, j in zip(pair.down.pre_acts(pair.compute(x)), some, strict=True)], 1)
+    with_edge = kept.any(0) if kept.dim() == 2 else kept.any(1)  # [n_down] or [token, n_down]
+    somewhere = with_edge if kept.dim() == 2 else with_edge.any(0)
+    for some in somewhere.nonzero()[:, 0].split(128) if somewhere.any() else ():
+        x = torch.stack([pair.up.decode(torch.where(kept[..., j], z, fill)) for j in some])
+        every = pair.pre_acts(x, prompt)
+        p[:, some] = torch.stack([u[:, j] for u, j in zip(every, some, strict=True)], 1)
+    if kept.dim() == 3 and not pair.block.mixes_tokens:
+        p[~with_edge] = 0  # the latent has no edge at this token
     return p
 
 
-def leave_one_out(pair: Pair, z: torch.Tensor) -> torch.Tensor:
+def leave_one_out(pair: Pair, prompt: Prompt) -> torch.Tensor:
     """Squared change of each latent's activation, summed over tokens, when one edge is removed: [n_up, n_down]."""
     everything = torch.ones(pair.up.d_sae, pair.down.d_sae, dtype=torch.bool)
-    p = pre_acts(pair, z, everything)
+    return _one_changed(pair, prompt, pre_acts(pair, prompt, everything), everything, keep=False)
+
+
+def insert_one(pair: Pair, prompt: Prompt) -> torch.Tensor:
+    """The same when one latent is added to the ablated reconstruction: [n_up, n_down]."""
+    fill = torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
+    x = pair.up.decode(fill).expand(1, len(prompt.z), -1)
+    nothing = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.bool)
+    return _one_changed(pair, prompt, pair.pre_acts(x, prompt)[0], nothing, keep=True)
+
+
+def _one_changed(pair: Pair, prompt: Prompt, p: torch.Tensor, start: torch.Tensor, keep: bool) -> torch.Tensor:
     before = pair.down.activation.select(p)
     change = torch.zeros(pair.up.d_sae, pair.down.d_sae)
-    for i in (z > 0).any(0).nonzero()[:, 0]:
-        kept = everything.clone()
-        kept[i] = False
-        without = pre_acts(pair, z, kept)
+    for i in range(pair.up.d_sae):
+        kept = start.clone()
+        kept[i] = keep
+        changed = pre_acts(pair, prompt, kept)
         for j in range(pair.down.d_sae):
             alone = p.clone()
-            alone[:, j] = without[:, j]
+            alone[:, j] = changed[:, j]
             change[i, j] = (pair.down.activation.select(alone) - before)[:, j].square().sum()
     return change
 
 
-def published_attribution(pair: Pair, z: torch.Tensor) -> torch.Tensor:
+def path_gradient(pair: Pair, prompt: Prompt, alphas: torch.Tensor) -> torch.Tensor:
+    """Squared (change x mean gradient of relu(p_j)), a backward pass a target position: [n_up, n_down]."""
+    fill = torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
+    path = prompt.z - fill
+    n_token = len(path)
+    total = torch.zeros(pair.up.d_sae, pair.down.d_sae)
+    for j in range(pair.down.d_sae):
+        for target in range(n_token):
+            gradient = torch.zeros_like(path)
+            for alpha in alphas:
+                point = (fill + alpha * path).requires_grad_()
+                p = pair.pre_acts(pair.up.decode(point).unsqueeze(0), prompt)[0]
+                gradient += torch.autograd.grad(p[target, j].relu(), point)[0] / len(alphas)
+            total[:, j] += (path * gradient).sum(0).square()
+    return total
+
+
+def published_attribution(pair: Pair, prompt: Prompt) -> torch.Tensor:
     """The authors' attribution of one prompt, by one backward pass per downstream latent: [n_up, n_down], squared."""
     total = torch.zeros(pair.up.d_sae, pair.down.d_sae)
+    z = prompt.z
     for j in range(pair.down.d_sae):
         gradient = torch.zeros_like(z)
         for alpha in torch.linspace(0, 1, 5):
             path = (alpha * z).requires_grad_()
-            acts = pair.down.encode(pair.compute(pair.up.decode(path).unsqueeze(0)))
+            acts = pair.down.activation.select(pair.pre_acts(pair.up.decode(path).unsqueeze(0), prompt))
             gradient += torch.autograd.grad(acts[..., j].sum(), path)[0]
         total[:, j] = (z.norm(dim=-1, keepdim=True) / 5 * gradient).square().sum(0)
     return total
-
-
-def log_probs(pair: Pair, p: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
-    """Log-probabilities with the assembled pre-activations p [token, n_down] put in downstream."""
-    x = pair.down.decode(pair.down.activation.select(p)).unsqueeze(0)
-    return pair.lm.logits_from(pair.block.down, x, skip).squeeze(0).log_softmax(-1)

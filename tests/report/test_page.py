@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scalar_sae.report.page import compare, headline_ratios, render
-from scalar_sae.results import Floor, Record, Results, SaeFidelity
+from scalar_sae.results import Floor, PromptCurves, Record, Results, SaeFidelity
 
 
 def record(block: str, method: str, ranking: str, n_down: int, edges_90: float | None, absolute: float) -> Record:
@@ -26,6 +26,8 @@ def record(block: str, method: str, ranking: str, n_down: int, edges_90: float |
         dip={"50": 0, "90": 0, "99": 0}, log_area=0.3, floor=Floor(kl=0.1, ce_increase=0.05), ci=ci,
         config={"prompts": 2, "rank_prompts": 2, "context": 16, "edges": "full"}, versions={"torch": "x"},
         data={"corpus": "c", "fingerprint": "f", "ranked_on": "a", "scored_on": "b"}, seconds=1.0,
+        prompts=PromptCurves(kl_model=[curve], kl_circuit=[curve], live_edges=[curve], l0_down=[curve],
+                             floor_kl=[0.1], floor_ce=[0.1]),
     )  # fmt: skip
 
 

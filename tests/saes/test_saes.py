@@ -32,7 +32,7 @@ def test_selection_keeps_the_k_largest_positive(seed: int, k: int):
 
 @given(st.integers(0, 10**6), st.integers(1, 8))
 @settings(deadline=None)
-def test_select_alone_changes_one_latent_at_a_time(seed: int, k: int):
+def test_alone_changes_one_latent_at_a_time(seed: int, k: int):
     sae = random_sae(6, 8, k, seed)
     g = torch.Generator().manual_seed(seed)
     u, changed = torch.randn(3, 8, generator=g), torch.randn(3, 8, generator=g)
@@ -41,7 +41,7 @@ def test_select_alone_changes_one_latent_at_a_time(seed: int, k: int):
         alone = u.clone()
         alone[:, j] = changed[:, j]
         expected[:, j] = sae.activation.select(alone)[:, j]
-    torch.testing.assert_close(sae.activation.select_alone(changed, u), expected)
+    torch.testing.assert_close(sae.activation.alone(changed, sae.activation.bar(u)), expected)
 
 
 def test_golden_feature_magnitudes():

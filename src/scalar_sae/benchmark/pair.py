@@ -1,9 +1,10 @@
-"""A block with an SAE at each end, and what the benchmark needs to know about a text under it."""
+"""A block with an SAE at each end (`Pair`), and what the benchmark needs to know about a prompt under it (`Prompt`)."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae.errors import UserError
@@ -14,13 +15,62 @@ from scalar_sae.sites import Block, Site
 
 
 @dataclass(frozen=True, eq=False)
+class Slots:
+    """The upstream latents of every token whose removal changes something, as many slots as the busiest token needs."""
+
+    latent: Int[Tensor, "token slot"]
+    used: Bool[Tensor, "token slot"]
+    """Whether the slot holds a latent; the rest of the row is padding."""
+    live: Bool[Tensor, "token slot"]
+    """Whether that latent is active. Under mean ablation latents that are not hold slots too."""
+    change: Float[Tensor, "token slot"]
+    """Activation less what an ablated latent is set to."""
+
+    @classmethod
+    def of(cls, z: Float[Tensor, "token n_up"], fill: Float[Tensor, " n_up"] | None) -> "Slots":
+        """Gather the latents of z that differ from `fill` (None: zero), in the order of their indices."""
+        change = z if fill is None else z - fill
+        differs = change != 0
+        n_slots = max(1, int(differs.sum(-1).max()))
+        latent = differs.byte().topk(n_slots, dim=-1).indices.sort(dim=-1).values
+        return cls(latent, differs.gather(-1, latent), z.gather(-1, latent) > 0, change.gather(-1, latent))
+
+    def of_tokens(self, rows: slice) -> "Slots":
+        """The slots of some tokens."""
+        return Slots(self.latent[rows], self.used[rows], self.live[rows], self.change[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One prompt as a pair sees it."""
+
+    number: int
+    tokens: Int[Tensor, "one token"]
+    z: Float[Tensor, "token n_up"]
+    """Upstream latent activations."""
+    slots: Slots
+    up_skip: Float[Tensor, "one token d_model"] | None
+    """The model's own residual stream beside the upstream site, if that is on a side branch."""
+    down_skip: Float[Tensor, "one token d_model"] | None
+    """The same at the downstream site."""
+    x_down: Float[Tensor, "one token d_model"]
+    """The model's own activation at the downstream site."""
+
+
+@dataclass(frozen=True, eq=False)
 class Pair:
-    """The computation that is scored: up -> block -> down."""
+    """The computation that is scored: up -> block -> down.
+
+    One rule says which part of the residual stream is the model's own: all that passes beside a site, if the site is on
+    a side branch. What passes through the upstream site is recomputed.
+    """
 
     lm: LanguageModel
     block: Block
     up: SAE
     down: SAE
+    fill: Float[Tensor, " n_up"] | None = None
+    """What an ablated upstream latent is set to; None: zero."""
 
     def __post_init__(self) -> None:
         self.lm.check(self.block.up)
@@ -28,8 +78,6 @@ class Pair:
         for site, sae in ((self.block.up, self.up), (self.block.down, self.down)):
             if sae.d_model != self.lm.d_model:
                 raise UserError(f"{site}: the SAE reads {sae.d_model} dimensions, {self.lm.name} has {self.lm.d_model}")
-        if not self.block.up.on_residual_stream and self.block.down.depth > _branch_end(self.block.up):
-            raise UserError(f"{self.block}: a block that starts on a side branch must end on the same branch")
 
     @classmethod
     def between(cls, lm: LanguageModel, block: Block, saes: dict[Site, SAE]) -> "Pair":
@@ -50,56 +98,63 @@ class Pair:
         """Possible edges: upstream times downstream latents."""
         return self.up.d_sae * self.down.d_sae
 
-    def compute(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
+    @property
+    def base(self) -> Float[Tensor, " d_model"]:
+        """The upstream reconstruction with every latent ablated."""
+        return self.up.b_dec if self.fill is None else self.up.decode(self.fill)
+
+    def contributions(self, slots: Slots) -> Float[Tensor, "token slot d_model"]:
+        """What each slot adds to `base` when it is kept; zero in padding."""
+        return slots.change.unsqueeze(-1) * self.up.W_dec[slots.latent]
+
+    def compute(
+        self, x: Float[Tensor, "batch token d_model"], up_skip: Float[Tensor, "_ token d_model"] | None
+    ) -> Float[Tensor, "batch token d_model"]:
         """F, the block: from the upstream site's activation to the downstream site's."""
-        return self.lm.run(self.block.up, self.block.down, x)
+        return self.run_to(self.block.down, x, up_skip)
+
+    def run_to(
+        self, site: Site, x: Float[Tensor, "batch token d_model"], up_skip: Float[Tensor, "_ token d_model"] | None
+    ) -> Float[Tensor, "batch token d_model"]:
+        """The same as far as a site within the block."""
+        x = x.contiguous()
+        return self.lm.run(self.block.up, site, x, None if up_skip is None else up_skip.expand_as(x))
+
+    def pre_acts(self, x: Float[Tensor, "batch token d_model"], prompt: Prompt) -> Float[Tensor, "batch token n_down"]:
+        """Downstream pre-activations when x stands at the upstream site."""
+        return self.down.pre_acts(self.compute(x, prompt.up_skip))
 
     def log_probs(
-        self, acts: Float[Tensor, "batch token n_down"], text: "Text"
+        self, x: Float[Tensor, "batch token d_model"], prompt: Prompt
     ) -> Float[Tensor, "batch token d_vocab"]:
-        """The model's next-token log-probabilities with down.decode(acts) at the downstream site.
-
-        Where that site is on a side branch, the residual stream added after it is the model's own.
-        """
-        return self.lm.logits_from(self.block.down, self.down.decode(acts), text.skip).log_softmax(-1)
-
-
-@dataclass(frozen=True, eq=False)
-class Text:
-    """Some prompts, as one pair sees them."""
-
-    tokens: Int[Tensor, "prompt token"]
-    z: Float[Tensor, "prompt token n_up"]
-    """Upstream latent activations."""
-    skip: Float[Tensor, "prompt token d_model"] | None
-    """The model's own residual stream beside the downstream site, if that is on a side branch."""
-    model: Float[Tensor, "prompt token d_vocab"]
-    """Log-probabilities of the full model."""
-
-    def prompt(self, number: int) -> "Text":
-        """One prompt of the text."""
-        one = slice(number, number + 1)
-        skip = None if self.skip is None else self.skip[one]
-        return Text(self.tokens[one], self.z[one], skip, self.model[one])
+        """The model's next-token log-probabilities when x stands at the downstream site."""
+        skip = prompt.down_skip
+        skip = None if skip is None else skip.expand_as(x)
+        return self.lm.logits_from(self.block.down, x, skip).log_softmax(-1)
 
 
 @torch.no_grad()
-def read(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Text:
-    """Run the model on prompts and encode the upstream site.
+def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Iterator[Prompt]:
+    """Run the model on prompts one after the other and encode the upstream site.
 
     Raises:
         UserError: an activation is not finite (the site and prompt are named), or tokens the model cannot read.
     """
-    states = pair.lm.states(tokens, [pair.block.up, pair.block.down])
-    for site, state in states.items():
-        bad = ~state.x.isfinite().all(-1).all(-1)
-        if bad.any():
-            raise UserError(f"{site}: activations of prompt {int(bad.int().argmax())} are not finite")
-    model = pair.lm.logits(tokens).log_softmax(-1)
-    return Text(tokens, pair.up.encode(states[pair.block.up].x), states[pair.block.down].skip, model)
+    up, down = pair.block.up, pair.block.down
+    for number, row in enumerate(tokens.split(1), start=first):
+        states = pair.lm.states(row, [up, down])
+        for site, state in states.items():
+            if not state.x.isfinite().all():
+                raise UserError(f"{site}: activations of prompt {number} are not finite")
+        z = pair.up.encode(states[up].x)[0]
+        slots = Slots.of(z, pair.fill)
+        yield Prompt(number, row, z, slots, states[up].skip, states[down].skip, states[down].x)
 
 
-def _branch_end(site: Site) -> int:
-    """Depth of the last place on the side branch that a site is on."""
-    end = "attn_out" if site.kind.startswith("attn") else "mlp_out"
-    return Site(end, site.layer).depth
+@torch.no_grad()
+def mean_ablated(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Pair:
+    """The pair with ablated latents set to their mean over a reference text, instead of zero."""
+    total = torch.zeros(pair.up.d_sae, dtype=torch.float64)
+    for prompt in read(pair, tokens):
+        total += prompt.z.double().sum(0)
+    return replace(pair, fill=(total / tokens.numel()).float())

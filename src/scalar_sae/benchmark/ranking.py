@@ -1,155 +1,133 @@
-"""How important is an edge? One function a ranking: from ranking text to a score for every (up, down) edge.
+"""How important is an edge? One line a ranking: from ranking text to a score for every (up, down) edge.
 
-| name        | score of edge (i, j)                                                                              |
-|-------------|---------------------------------------------------------------------------------------------------|
-| `ablation`  | root mean square over tokens of the exact change of latent j's activation, after selection, when  |
-|             | the edge alone is removed and everything else is in place                                         |
-| `published` | the SCALAR authors' arc-length path gradient (their code; see `published`)                        |
-| `random`    | control: no information                                                                           |
+| name        | score of edge (i, j): root mean square over the tokens of the ranking text of ...                   |
+|-------------|----------------------------------------------------------------------------------------------------|
+| `ablation`  | the exact change of latent j's activation, after selection, when i is removed and all else in place |
+| `output`    | the same, weighted per token by how much the model's output feels latent j (Fisher information)     |
+| `insertion` | the same change when i alone is added to the reconstruction without any latent                      |
+| `shapley`   | the mean of that change as latents enter in random orders                                           |
+| `ig`        | i's change times the mean gradient of relu(p_j) on the path from the ablated input, midpoint rule   |
+| `gradient`  | i's change times that gradient at the input                                                         |
+| `published` | the SCALAR authors' arc-length path gradient (published.py)                                         |
+| `random`    | nothing: a seeded permutation, the control                                                          |
 
-`levels` turns scores into the order in which edges are kept.
+At a block with attention a latent is removed, added or followed at every position of the prompt at once, as an edge
+of a sub-circuit is. `ig` and `gradient` follow relu(p_j) and not the selected activation, whose jumps a gradient
+misses: so the attributions of `ig` add up to relu(p_j) at the input less relu(p_j) at the ablated input.
 """
 
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from scalar_sae.benchmark.pair import Pair, Text
-from scalar_sae.benchmark.subcircuits import LiveSlots
-from scalar_sae.benchmark.tokenwise import ROWS_AT_ONCE
-from scalar_sae.errors import UserError
+from scalar_sae.benchmark import effects, published, workers
+from scalar_sae.benchmark.pair import Pair, Prompt, read
 
 Scores = Float[Tensor, "n_up n_down"]
+Total = Float[Tensor, "n_up n_col"]
+"""Squared effects summed over tokens, float64, for some downstream latents (`columns`)."""
+
+IG_STEPS = 8
+SHAPLEY_ORDERS = 8
+FISHER_LABELS = 4
 
 
-def levels(scores: Scores, counts: Int[np.ndarray, " n_counts"], seed: int) -> UInt8[Tensor, "n_up n_down"]:
-    """For every edge the index of the first count that keeps it, edges taken in descending order of score.
+def rank(
+    pair: Pair,
+    tokens: Int[Tensor, "prompt token"],
+    name: str,
+    seed: int,
+    done: Callable[[float], None] = lambda share: None,
+    room: int = 2**30,
+) -> Scores:
+    """Score every edge of a pair on ranking text.
 
-    Ties, and zeros among them, are ordered by a seeded permutation. 255 means that no count keeps the edge.
-
-    Raises:
-        UserError: a score is NaN.
+    Args:
+        pair: whose edges.
+        tokens: the ranking text; of several workers each takes its part.
+        name: one of RANKINGS.
+        seed: of what is sampled (`shapley`'s orders, `output`'s labels).
+        done: called with the share of a prompt's work that is finished.
+        room: bytes for the float64 sums; downstream latents are ranked as many at a time as fit.
     """
-    assert len(counts) < 255
-    if scores.isnan().any():
-        up, down = (int(i) for i in scores.isnan().nonzero()[0])
-        raise UserError(f"ranking: the score of edge ({up}, {down}) is NaN")
-    shuffle = torch.randperm(scores.numel(), generator=torch.Generator().manual_seed(seed))
-    order = shuffle[scores.flatten()[shuffle].argsort(descending=True, stable=True)]
-    bounds = np.concatenate([[0], counts, [scores.numel()]])
-    level = torch.empty(scores.numel(), dtype=torch.uint8)
-    for index, (start, end) in enumerate(pairwise(bounds)):
-        level[order[start:end]] = index if index < len(counts) else 255
-    return level.view(scores.shape)
+    rule = RANKINGS[name]
+    scores = torch.empty(pair.up.d_sae, pair.down.d_sae)
+    width = max(1, min(pair.down.d_sae, room // (8 * pair.up.d_sae)))
+    for start in range(0, pair.down.d_sae, width):
+        columns = slice(start, min(start + width, pair.down.d_sae))
+        total = torch.zeros(pair.up.d_sae, columns.stop - start, dtype=torch.float64)
+        for number in workers.mine(len(tokens)):
+            generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+            for prompt in read(pair, tokens[number : number + 1], number):
+                rule(pair, prompt, columns, total, generator)
+            done((columns.stop - start) / pair.down.d_sae)
+        workers.add_up(total)
+        scores[:, columns] = (total / tokens.numel()).sqrt().float()
+    return scores
 
 
-@torch.no_grad()
-def ablation(pair: Pair, text: Text, done: Callable[[], None]) -> Scores:
-    """Leave-one-out on what counts: exact, one changed pass per live upstream latent.
-
-    At blocks with attention an edge is removed at every position of the prompt at once, as it is in a sub-circuit.
-    """
-    total = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.float64)
-    for z in text.z:
-        pre_acts = pair.down.pre_acts(pair.compute(pair.up.decode(z).unsqueeze(0))).squeeze(0)
-        acts = pair.down.activation.select(pre_acts)
-        changed = _without_one_in_prompt if pair.block.mixes_tokens else _without_one_at_token
-        for latent, others in changed(pair, z):
-            effect = (pair.down.activation.select_alone(others, pre_acts) - acts).double()
-            if pair.block.mixes_tokens:  # a row per latent
-                total.index_add_(0, latent, effect.square().sum(1))
-            else:  # a row per slot, a latent per token
-                total.index_add_(0, latent.flatten(), effect.square().flatten(0, 1))
-        done()
-    return (total / text.tokens.numel()).sqrt().float()
-
-
-def _without_one_in_prompt(
-    pair: Pair, z: Float[Tensor, "token n_up"]
-) -> Iterable[tuple[Int[Tensor, " row"], Float[Tensor, "row token n_down"]]]:
-    """For batches of latents live somewhere in the prompt: downstream pre-activations without each of them."""
-    x = pair.up.decode(z)
-    for latent in (z > 0).any(0).nonzero()[:, 0].split(max(1, ROWS_AT_ONCE // z.shape[0])):
-        removed = z.T[latent].unsqueeze(-1) * pair.up.W_dec[latent].unsqueeze(1)
-        yield latent, pair.down.pre_acts(pair.compute(x - removed))
-
-
-def _without_one_at_token(
-    pair: Pair, z: Float[Tensor, "token n_up"]
-) -> Iterable[tuple[Int[Tensor, "slot token"], Float[Tensor, "slot token n_down"]]]:
-    """The same where tokens do not interact: every slot's latent is removed at every token."""
-    slots = LiveSlots.of(z)
-    x = pair.up.decode(z).unsqueeze(1) - slots.contributions(pair)
-    yield slots.latent.T, pair.down.pre_acts(pair.compute(x)).transpose(0, 1)
-
-
-def published(pair: Pair, text: Text, done: Callable[[], None]) -> Scores:
-    """The SCALAR authors' attribution, as their code computes it (integrate_gradient; the paper's §3.4.1 names it IG).
-
-        g_i(t; a) = d/dz_i(t) of the sum over target positions of F_j(a z), F_j after ReLU and TopK
-        A_ij      = sqrt( sum over prompts and t of ( |z(t)|_2 / 5 * sum over a in {0, 1/4, .., 1} of g_i(t; a) )^2 )
-
-    It multiplies by the norm of the whole latent vector, so latents that are never active are ranked too.
-    """
-    total = torch.zeros(pair.down.d_sae, pair.up.d_sae, dtype=torch.float64)
-    alphas = torch.linspace(0, 1, PUBLISHED_STEPS)
-    for z in text.z:
-        norm = z.norm(dim=-1) / PUBLISHED_STEPS
-        path_gradient = torch.zeros(pair.down.d_sae, z.shape[0], pair.up.d_model)
-        for alpha in alphas:
-            _add_gradients(pair, pair.up.decode(alpha * z), path_gradient)
-        for some in path_gradient.abs().amax((1, 2)).nonzero()[:, 0].split(64):
-            attribution = norm.unsqueeze(-1) * (path_gradient[some] @ pair.up.W_dec.T)
-            total[some] += attribution.square().sum(1).double()
-        done()
-    return total.T.sqrt().float().contiguous()
-
-
-PUBLISHED_STEPS = 5
-
-
-def _add_gradients(
-    pair: Pair, x: Float[Tensor, "token d_model"], path_gradient: Float[Tensor, "n_down token d_model"]
+def ablation(
+    pair: Pair,
+    prompt: Prompt,
+    columns: slice,
+    total: Total,
+    generator: torch.Generator,
+    weight: Float[Tensor, "token n_col"] | None = None,
 ) -> None:
-    """Add to `path_gradient[j]` the gradient of F_j, summed over target positions, with respect to x.
+    """Leave one out: exact, one changed pass per upstream latent."""
+    start = pair.up.decode(prompt.z)
+    for players, effect in effects.of_a_change(pair, prompt, start, -1.0, columns):
+        weighted = effect if weight is None else effect * weight
+        players.add_squares(total, weighted, pair.block.mixes_tokens)
 
-    F_j is selected somewhere for only a few j; the others' gradients are zero. Where tokens do not interact one
-    backward pass serves a different j at every token.
+
+def output(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
+    """The same, where it matters: the root of the Fisher information weights the change."""
+    weight = effects.fisher(pair, prompt, FISHER_LABELS, generator)[:, columns].sqrt()
+    ablation(pair, prompt, columns, total, generator, weight)
+
+
+def insertion(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
+    """The mirror image of `ablation`."""
+    start = pair.base.expand(len(prompt.z), -1)
+    for players, effect in effects.of_a_change(pair, prompt, start, 1.0, columns):
+        players.add_squares(total, effect, pair.block.mixes_tokens)
+
+
+def shapley(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
+    """Between the two: sampled orders. The values of a token add up to its activation less that of the ablated
+    input.
     """
-    with torch.no_grad():
-        selected = pair.down.encode(pair.compute(x.unsqueeze(0))).squeeze(0) > 0
-    if pair.block.mixes_tokens:
-        targets = [(latent.unsqueeze(1).expand(-1, x.shape[0]), selected[:, latent].T)
-                   for latent in selected.any(0).nonzero()[:, 0].split(max(1, ROWS_AT_ONCE // x.shape[0]))]  # fmt: skip
-    else:
-        n_selected = max(1, int(selected.sum(1).max()))
-        chosen, latent = selected.byte().topk(n_selected, dim=-1)
-        targets = [(latent.T, chosen.T > 0)]
-    for latent, chosen in targets:  # row, token
-        rows = x.expand(latent.shape[0], -1, -1).clone().requires_grad_()
-        y = pair.compute(rows)
-        objective = torch.einsum("rtd,rtd,rt->", y, pair.down.W_enc.T[latent], chosen.to(y.dtype))
-        (gradient,) = torch.autograd.grad(objective, rows)
-        if pair.block.mixes_tokens:
-            path_gradient[latent[:, 0]] += gradient
-        else:
-            token = torch.arange(x.shape[0]).expand_as(latent)
-            path_gradient.index_put_((latent[chosen], token[chosen]), gradient[chosen], accumulate=True)
+    players, effect = effects.of_random_orders(pair, prompt, columns, SHAPLEY_ORDERS, generator)
+    players.add_squares(total, effect, pair.block.mixes_tokens)
 
 
-def random(pair: Pair, text: Text, done: Callable[[], None]) -> Scores:
+def ig(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
+    """Integrated gradients, midpoint rule."""
+    alphas = (torch.arange(IG_STEPS) + 0.5) / IG_STEPS
+    for players, effect in effects.of_a_gradient(pair, prompt, columns, alphas):
+        players.add_squares(total, effect, pair.block.mixes_tokens)
+
+
+def gradient(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
+    """Activation times gradient."""
+    for players, effect in effects.of_a_gradient(pair, prompt, columns, torch.ones(1)):
+        players.add_squares(total, effect, pair.block.mixes_tokens)
+
+
+def random(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
     """Every edge ties with every other: the seeded permutation decides."""
-    for _ in text.z:
-        done()
-    return torch.zeros(pair.up.d_sae, pair.down.d_sae)
 
 
-RANKINGS: dict[str, Callable[[Pair, Text, Callable[[], None]], Scores]] = {
+RANKINGS: dict[str, Callable[[Pair, Prompt, slice, Total, torch.Generator], None]] = {
     "ablation": ablation,
-    "published": published,
+    "output": output,
+    "insertion": insertion,
+    "shapley": shapley,
+    "ig": ig,
+    "gradient": gradient,
+    "published": published.attribution,
     "random": random,
 }

@@ -2,6 +2,9 @@
 edge counts along the last one. Definitions: benchmark/README.md.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -9,6 +12,7 @@ Curve = Float[np.ndarray, "*resample n_counts"]
 Score = Float[np.ndarray, "*resample"] | float
 Counts = Int[np.ndarray, " n_counts"]
 
+QUANTILES: tuple[tuple[Literal["50", "90", "99"], float], ...] = (("50", 0.5), ("90", 0.9), ("99", 0.99))
 PUBLISHED_MOST = 2**18
 """The published area stops here, however many edges a pair has."""
 
@@ -72,6 +76,42 @@ def log_area(counts: Counts, recovered: Curve, n_live: int) -> Score:
     x = np.append(log_n[inside], end)
     y = np.concatenate([missing[..., inside], at_end[..., None]], -1)
     return np.trapezoid(y, x, axis=-1) / end
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What a sweep measures, at each edge count for each prompt (means over its positions)."""
+
+    kl_model: Float[np.ndarray, "n_counts prompt"]
+    kl_circuit: Float[np.ndarray, "n_counts prompt"]
+    live_edges: Float[np.ndarray, "n_counts prompt"]
+    l0_down: Float[np.ndarray, "n_counts prompt"]
+    floor_kl: Float[np.ndarray, " prompt"]
+    floor_ce: Float[np.ndarray, " prompt"]
+
+
+def every_score(
+    counts: Counts, curves: Curves, n_live: int, n_edges: int, prompts: Int[np.ndarray, "resample prompt"]
+) -> dict[str, Float[np.ndarray, " resample"]]:
+    """All scores of the mean curve over each row of prompt numbers."""
+    kl_model, kl_circuit, live_edges = (
+        curve[:, prompts].mean(-1).T for curve in (curves.kl_model, curves.kl_circuit, curves.live_edges)
+    )
+    recovered = recovery(counts, kl_circuit)
+    absolute = area(counts, kl_model)
+    found: dict[str, Score] = {
+        "absolute": absolute,
+        "relative": absolute / n_edges,
+        "pure": area(counts, kl_circuit),
+    }
+    for name, q in QUANTILES:
+        found[f"edges_at.{name}"] = edges_at(counts, recovered, q)
+        found[f"live_edges_at.{name}"] = value_at(recovered, q, live_edges)
+        found[f"dip.{name}"] = dip(recovered, q)
+    found["log_area"] = log_area(counts, recovered, n_live)
+    found["floor.kl"] = curves.floor_kl[prompts].mean(-1)
+    found["floor.ce_increase"] = curves.floor_ce[prompts].mean(-1)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def resamples(n_prompts: int, seed: int, n_resamples: int = 1000) -> Int[np.ndarray, "resample prompt"]:

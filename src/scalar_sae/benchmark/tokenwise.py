@@ -1,77 +1,147 @@
-"""Pre-activations at blocks where tokens do not interact: every distinct kept set of a token is computed once.
+"""Sub-circuits at blocks where tokens do not interact: every distinct kept set of a token is computed once.
 
-With k live latents at a token there are at most 2^k sets to keep, and all downstream latents and edge counts share
-them: the block runs once per (token, set), then each downstream latent costs one dot product.
+The edge sets of a sweep are nested, so a downstream latent at a token passes through at most as many kept sets as the
+token has live upstream latents, whatever the number of edge counts. Latents that pass through the same set share its
+features; each then costs one dot product, taken for exactly the pairs that are needed (a sampled product of matrices).
 """
 
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
-from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.edges import Edges, Tokens
+from scalar_sae.benchmark.order import NEVER
+from scalar_sae.benchmark.pair import Pair, Prompt
+from scalar_sae.benchmark.readout import Readout
 
-ROWS_AT_ONCE = 4096
-"""Rows per call of the block: few enough that the work stays in the processor's cache."""
+CACHE_BYTES = 2**22
+"""Working sets stay about this large: what a core's cache holds."""
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch says once that sparse tensors are in beta
+    torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([], dtype=torch.long), torch.tensor([]), (1, 1))
 
 
-def entries(
-    pair: Pair,
-    adds: Float[Tensor, "token slot d_model"],
-    level: UInt8[Tensor, "token slot n_down"],
-    todo: list[Bool[Tensor, "token n_down"]],
-) -> list[Float[Tensor, " n_todo"]]:
-    """Pre-activations of the entries in `todo`, for each edge count.
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """New values of some downstream pre-activations, each with the index of the edge count where it starts to hold."""
 
-    Args:
-        pair: what is scored.
-        adds: what each live latent adds to the upstream reconstruction.
-        level: index of the first count that keeps the edge from a token's slot to a downstream latent.
-        todo: per count, the (token, latent) entries to compute.
+    count: UInt8[Tensor, " n"]
+    place: Int[Tensor, " n"]
+    """Flat index into [token, n_down]."""
+    value: Float[Tensor, " n"]
+
+
+def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts: int) -> Iterator[Updates]:
+    """Every change of a downstream pre-activation along the sweep, some tokens and latents at a time."""
+    ends = torch.stack([pair.base.expand(len(prompt.z), -1), pair.up.decode(prompt.z)])
+    without, with_all = pair.pre_acts(ends, prompt)
+    for some in _pieces(pair, readout, prompt, edges):
+        yield _entering(some, without, n_counts)
+        level, order = some.level.sort(dim=-1)
+        following = torch.cat([level[..., 1:], torch.full_like(level[..., :1], NEVER)], -1)
+        steps = (level != following) & (level < n_counts)
+        is_all = torch.arange(1, level.shape[-1] + 1) == some.n_used.view(-1, 1, 1)
+        token, column, slot = (steps & is_all).nonzero(as_tuple=True)
+        everything = with_all[some.rows, some.columns][token, column]
+        yield Updates(level[token, column, slot], some.place(token, column), everything)
+        yield from _evaluated(readout, prompt, some, level, order, steps & ~is_all)
+
+
+def _pieces(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges) -> Iterator[Tokens]:
+    """A prompt cut so that the weights of a piece's latents, and its levels, stay in the cache."""
+    n_token, n_slot = prompt.slots.latent.shape
+    n_columns = max(64, CACHE_BYTES // (4 * readout.weights.shape[1]))
+    n_tokens = max(1, min(128, CACHE_BYTES // (4 * n_slot * min(n_columns, pair.down.d_sae))))
+    for start in range(0, n_token, n_tokens):
+        for column in range(0, pair.down.d_sae, n_columns):
+            rows = slice(start, min(start + n_tokens, n_token))
+            yield edges.here(prompt, rows, slice(column, min(column + n_columns, pair.down.d_sae)))
+
+
+def _entering(some: Tokens, without: Float[Tensor, "_ n_down"], n_counts: int) -> Updates:
+    """Latents that get their first edge before any latent that is live at the token is joined to them."""
+    token, column = ((some.first < some.level.amin(-1)) & (some.first < n_counts)).nonzero(as_tuple=True)
+    value = without[some.rows, some.columns][token, column]
+    return Updates(some.first[token, column], some.place(token, column), value)
+
+
+def _evaluated(
+    readout: Readout,
+    prompt: Prompt,
+    some: Tokens,
+    level: UInt8[Tensor, "token n_col slot"],
+    order: Int64[Tensor, "token n_col slot"],
+    steps: Bool[Tensor, "token n_col slot"],
+) -> Iterator[Updates]:
+    """Pre-activations under kept sets that are neither empty nor full: one evaluation a distinct (token, set)."""
+    token, column, step = steps.nonzero(as_tuple=True)
+    if not len(token):
+        return
+    code = _codes(level.shape[-1])[order].cumsum(-1)[token, column, step]
+    key, by_set = ((token << 56) + (code & (2**56 - 1))).sort()  # grouped by token, and by set within a token
+    token, column, count = token[by_set], column[by_set], level[token, column, step][by_set]
+    starts = torch.cat([torch.ones(1, dtype=torch.bool), key[1:] != key[:-1]]).nonzero()[:, 0]
+    bounds = torch.cat([starts, torch.tensor([len(key)])])
+    kept = some.level[token[starts], column[starts]] <= count[starts].unsqueeze(1)
+    value = torch.empty(len(key))
+    adds = readout.pair.contributions(prompt.slots.of_tokens(some.rows))
+    width = readout.weights.shape[1] * (1 if readout.ff is None or readout.ff.W_gate is None else 2)
+    for rows in torch.arange(len(starts)).split(max(64, CACHE_BYTES // (4 * width))):
+        entries = slice(int(bounds[rows[0]]), int(bounds[rows[-1] + 1]))
+        x, features = _features(readout, prompt, some, adds, token[starts[rows]], kept[rows].float())
+        crow = bounds[rows[0] : rows[-1] + 2] - bounds[rows[0]]
+        value[entries] = _sampled(crow, column[entries], features, readout.weights[some.columns])
+        if readout.skip is not None:
+            value[entries] += _sampled(crow, column[entries], x, readout.skip[some.columns])
+    yield Updates(count, some.place(token, column), value + readout.constant[some.columns][column])
+
+
+def _codes(n_slot: int) -> Int64[Tensor, " slot"]:
+    """Numbers whose sums tell sets of slots apart: powers of two while they fit 56 bits, else random ones.
+
+    Of a million random sums two are equal with probability 10^-5.
     """
-    places = [mask.nonzero(as_tuple=True) for mask in todo]
-    sizes = [len(token) for token, _ in places]
-    token = torch.cat([token for token, _ in places])
-    latent = torch.cat([latent for _, latent in places])
-    count = torch.arange(len(todo)).repeat_interleave(torch.tensor(sizes))
-    fingerprints = torch.cat([_fingerprints(level <= index)[mask] for index, mask in enumerate(todo)])
-    _, which = fingerprints.unique(return_inverse=True)
-    example = torch.empty(int(which.max()) + 1 if len(which) else 0, dtype=torch.long)
-    example[which] = torch.arange(len(which))
-    y = _block_outputs(pair, adds, level, token[example], latent[example], count[example])
-    found = torch.empty(len(which))
-    for rows in torch.arange(len(which)).split(ROWS_AT_ONCE):
-        j = latent[rows]
-        found[rows] = (y[which[rows]] * pair.down.W_enc.T[j]).sum(-1) + pair.down.b_enc[j]
-    return list(found.split(sizes))
+    if n_slot <= 56:
+        return 1 << torch.arange(n_slot)
+    return torch.randint(2**56, (n_slot,), generator=torch.Generator().manual_seed(0))
 
 
-def _fingerprints(kept: Bool[Tensor, "token slot n_down"]) -> Int[Tensor, "token n_down"]:
-    """A 64-bit number per (token, kept set): the sum of a random number per token and one per kept slot.
-
-    Two different sets collide with probability 2^-64: for the million sets of a long prompt, once in 10^7 prompts.
-    """
-    n_token, n_slot, _ = kept.shape
-    generator = torch.Generator().manual_seed(0)
-    of_token, of_slot = (torch.randint(-(2**62), 2**62, (n,), generator=generator) for n in (n_token, n_slot))
-    total = of_token.unsqueeze(1).repeat(1, kept.shape[2])
-    for slot in range(n_slot):
-        total += kept[:, slot] * of_slot[slot]
-    return total
-
-
-def _block_outputs(
-    pair: Pair,
+def _features(
+    readout: Readout,
+    prompt: Prompt,
+    some: Tokens,
     adds: Float[Tensor, "token slot d_model"],
-    level: UInt8[Tensor, "token slot n_down"],
     token: Int[Tensor, " row"],
-    latent: Int[Tensor, " row"],
-    count: Int[Tensor, " row"],
-) -> Float[Tensor, "row d_model"]:
-    """F on the upstream reconstruction from the slots that a latent keeps at a token and count."""
-    y = torch.empty(len(token), pair.up.d_model)
-    for rows in torch.arange(len(token)).split(ROWS_AT_ONCE):
-        t = token[rows]
-        kept = level[t, :, latent[rows]] <= count[rows].unsqueeze(1)
-        x = (kept.unsqueeze(-1) * adds[t]).sum(1) + pair.up.b_dec
-        y[rows] = pair.compute(x.unsqueeze(1)).squeeze(1)
-    return y
+    kept: Float[Tensor, "row slot"],
+) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row d_feature"]]:
+    """The upstream reconstruction of each kept set and its features; rows are grouped by token."""
+    base = readout.pair.base
+    here, sizes = token.unique_consecutive(return_counts=True)
+    parts = kept.split(sizes.tolist())
+    x = torch.cat([part @ adds[t] for part, t in zip(parts, here, strict=True)]) + base
+    if readout.ff is None:
+        skip = None if prompt.up_skip is None else prompt.up_skip[0, some.rows][token].unsqueeze(1)
+        return x, readout.features(x.unsqueeze(1), skip).squeeze(1)
+    if adds.shape[1] >= base.shape[0]:
+        return x, readout.activate(x, readout.project(x))
+    shares, at_base = readout.project(adds[here]), readout.project(base)
+    hidden = torch.cat([torch.addmm(at_base, part, share) for part, share in zip(parts, shares, strict=True)])
+    return x, readout.activate(x, hidden)
+
+
+def _sampled(
+    crow: Int[Tensor, " row_1"],
+    column: Int[Tensor, " entry"],
+    rows: Float[Tensor, "row d"],
+    columns: Float[Tensor, "n_col d"],
+) -> Float[Tensor, " entry"]:
+    """rows[r] . columns[c] for the entries (r, c) of a compressed sparse pattern."""
+    pattern = torch.sparse_csr_tensor(
+        crow, column, torch.zeros(len(column)), (len(rows), len(columns)), check_invariants=False
+    )
+    return torch.sparse.sampled_addmm(pattern, rows, columns.T, beta=0.0).values()

@@ -6,8 +6,8 @@
 | `TopK`     | max(u, 0) if it is one of the k largest of its token     | TopK, Staircase, Jacobian   |
 | `JumpReLU` | max(u, 0) if u is above the latent's own threshold       | JumpReLU, Gated, BatchTopK  |
 
-`select` is the rule; `select_alone` is what the benchmark's rankings ask: the activation that each latent would have if
-its own pre-activation alone were another one.
+`select` is the rule. `bar` and `alone` are what the benchmark's rankings ask: the activation that each latent would
+have if its own pre-activation alone were another one, `alone(changed, bar(pre_acts))`.
 """
 
 from dataclasses import dataclass
@@ -35,10 +35,14 @@ class ReLU:
         """Positive part."""
         return pre_acts.relu()
 
-    def select_alone(
-        self, changed: Float[Tensor, "*many token d_sae"], pre_acts: Float[Tensor, "token d_sae"]
-    ) -> Float[Tensor, "*many token d_sae"]:
-        """Latents do not compete."""
+    def bar(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+        """Latents do not compete: being positive is enough."""
+        return torch.zeros_like(pre_acts)
+
+    def alone(
+        self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
+    ) -> Float[Tensor, "*many token some"]:
+        """Positive part."""
         return changed.relu()
 
     def __str__(self) -> str:
@@ -63,17 +67,20 @@ class TopK:
         kth = acts.detach().topk(self.k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         return torch.where(acts >= kth, acts, 0.0)
 
-    def select_alone(
-        self, changed: Float[Tensor, "*many token d_sae"], pre_acts: Float[Tensor, "token d_sae"]
-    ) -> Float[Tensor, "*many token d_sae"]:
+    def bar(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
         """A selected latent competes with the (k+1)-th largest for its place, another one with the k-th."""
         acts = pre_acts.relu()
         if self.k == acts.shape[-1]:
-            return changed.relu()
+            return torch.zeros_like(acts)
         best = acts.topk(self.k + 1, dim=-1).values
         kth, next_best = best[..., -2:-1], best[..., -1:]
-        bar = torch.where(acts >= kth, next_best, kth)
-        return torch.where(changed >= bar, changed.relu(), 0.0)
+        return torch.where(acts >= kth, next_best, kth)
+
+    def alone(
+        self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
+    ) -> Float[Tensor, "*many token some"]:
+        """Positive part of what reaches the bar."""
+        return torch.where(changed >= bar, changed, 0.0).relu()
 
     def __str__(self) -> str:
         return f"TopK {self.k}"
@@ -95,11 +102,15 @@ class JumpReLU:
         """Positive part of what exceeds its threshold."""
         return torch.where(pre_acts > self.threshold, pre_acts, 0.0).relu()
 
-    def select_alone(
-        self, changed: Float[Tensor, "*many token d_sae"], pre_acts: Float[Tensor, "token d_sae"]
-    ) -> Float[Tensor, "*many token d_sae"]:
-        """Latents do not compete."""
-        return self.select(changed)
+    def bar(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+        """Latents do not compete: the threshold."""
+        return self.threshold.expand_as(pre_acts)
+
+    def alone(
+        self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
+    ) -> Float[Tensor, "*many token some"]:
+        """Positive part of what exceeds the bar."""
+        return torch.where(changed > bar, changed, 0.0).relu()
 
     def __str__(self) -> str:
         return "JumpReLU"

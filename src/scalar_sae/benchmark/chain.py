@@ -1,0 +1,115 @@
+"""Whole-model circuits: sub-circuits of several consecutive pairs at once.
+
+The SAEs stand at sites s_0 < s_1 < ... < s_m, a pair between each two neighbours. What a pair's sub-circuit leaves at
+its downstream site is what the next pair starts from, so errors compound; the output is read behind the last site.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from scalar_sae.benchmark.curve import Exact
+from scalar_sae.benchmark.edges import GlobalEdges
+from scalar_sae.benchmark.order import NEVER, levels
+from scalar_sae.benchmark.pair import Pair, Prompt, Slots, read
+from scalar_sae.benchmark.readout import Readout
+from scalar_sae.benchmark.scores import Counts, Curves
+from scalar_sae.benchmark.subcircuits import sweep
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.saes.sae import SAE
+from scalar_sae.sites import Block, Site
+
+Level = UInt8[Tensor, "_n_up _n_down"]
+
+
+def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site]) -> list[Pair]:
+    """The pairs between neighbouring sites.
+
+    Raises:
+        UserError: fewer than three sites, a site beside the residual stream, or one without an SAE.
+    """
+    if len(sites) < 3:
+        raise UserError(
+            f"sites {', '.join(map(str, sites))}: a whole-model circuit has at least two pairs, three sites"
+        )
+    beside = [site for site in sites if not site.on_residual_stream]
+    if beside:
+        raise UserError(f"{beside[0]}: a whole-model circuit runs along the residual stream (resid_pre, _mid, _post)")
+    ordered = sorted(sites)
+    return [Pair.between(lm, Block(up, down), saes) for up, down in pairwise(ordered)]
+
+
+def one_order(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[Level]:
+    """Levels under one ranking of all pairs' edges together: counts are edges of the whole circuit."""
+    together = levels(torch.cat([s.flatten() for s in scores]).unsqueeze(1), counts, seed)
+    return [part.view(s.shape) for part, s in zip(together.split([s.numel() for s in scores]), scores, strict=True)]
+
+
+def same_budget(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[Level]:
+    """Levels under a ranking of its own for each pair: counts are edges of every pair."""
+    return [levels(s, np.minimum(counts, s.numel()), seed) for s in scores]
+
+
+@torch.no_grad()
+def curves(
+    pairs: list[Pair],
+    level: list[Level],
+    n_counts: int,
+    tokens: Int[Tensor, "prompt token"],
+    done: Callable[[float], None] = lambda n: None,
+) -> Curves:
+    """KL from the full model and from the full chain at each count, per prompt.
+
+    Args:
+        pairs: consecutive pairs.
+        level: for each pair the index of the first count that keeps an edge.
+        n_counts: number of counts.
+        tokens: the scoring text.
+        done: called with the number of prompts finished.
+    """
+    readouts = [Readout.of(pair) for pair in pairs]
+    rows: list[list[list[float]]] = []
+    floors: list[list[float]] = []
+    kl = Exact().kl
+    for prompt in read(pairs[0], tokens):
+        target = prompt.tokens[:, 1:].unsqueeze(-1)
+        model = pairs[0].lm.logits(prompt.tokens).log_softmax(-1)
+        everything = [torch.zeros_like(one) for one in level]
+        circuit, _, _ = _run(pairs, readouts, prompt, everything)
+        ce = [-log_probs[:, :-1].gather(-1, target).mean().item() for log_probs in (model, circuit)]
+        floors.append([kl(model, circuit).mean().item(), ce[1] - ce[0]])
+        found: list[list[float]] = []
+        for kept in _kept(level, n_counts):
+            log_probs, live, l0 = _run(pairs, readouts, prompt, kept)
+            found.append([kl(model, log_probs).mean().item(), kl(circuit, log_probs).mean().item(), live, l0])
+        rows.append(found)
+        done(1)
+    by_curve = np.array(rows).transpose(2, 1, 0)
+    floor_kl, floor_ce = np.array(floors).T
+    return Curves(*by_curve, floor_kl=floor_kl, floor_ce=floor_ce)
+
+
+def _kept(level: list[Level], n_counts: int) -> Iterator[list[Level]]:
+    """The edges of each count as a ranking of one step."""
+    for index in range(n_counts):
+        yield [torch.where(one <= index, 0, NEVER).byte() for one in level]
+
+
+def _run(
+    pairs: list[Pair], readouts: list[Readout], prompt: Prompt, kept: list[Level]
+) -> tuple[Float[Tensor, "one token d_vocab"], float, float]:
+    """Log-probabilities behind the last site, live edges per token in all pairs, live latents at the last site."""
+    z, live = prompt.z, 0.0
+    for pair, readout, level in zip(pairs, readouts, kept, strict=True):
+        here = replace(prompt, z=z, slots=Slots.of(z, pair.fill))
+        (sub,) = sweep(pair, here, GlobalEdges(level), 1, readout)
+        z = sub.acts
+        live += sub.live_edges.float().mean().item()
+    last = pairs[-1]
+    return last.log_probs(last.down.decode(z).unsqueeze(0), prompt), live, (z > 0).sum(-1).float().mean().item()

@@ -1,0 +1,146 @@
+"""How pairs are scored: the settings, the two texts, the edge counts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scalar_sae.benchmark import scores
+from scalar_sae.benchmark.order import MOST_COUNTS
+from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.ranking import RANKINGS
+from scalar_sae.benchmark.scores import Counts
+from scalar_sae.corpora import Corpus, windows
+from scalar_sae.errors import UserError, unknown
+
+GRIDS = ("published", "full", "coarse")
+LOCAL = "local"
+"""The ranking of local edges: chosen anew at every token, from the scored text itself."""
+
+
+class ScoreConfig(BaseModel):
+    """How pairs are scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rankings: dict[str, PositiveInt] = Field(default={"ablation": 64, "published": 64}, min_length=1)
+    """Orders in which edges are kept, by name or path to a saved score matrix, each with the number of prompts that
+    edges are ranked on; none of them is scored."""
+    prompts: PositiveInt = 50
+    """Prompts that are scored."""
+    context: int = Field(default=128, gt=1)
+    """Tokens per prompt."""
+    edges: str = "full"
+    """Edge counts: `full` (factors of sqrt 2 to all edges), `coarse` (factors of 2), `published`, or 1,2,4,..."""
+    ablation: Literal["zero", "mean"] = "zero"
+    """What an upstream latent without a kept edge is set to; `mean`: its mean over the ranking text."""
+    conventions: Literal["exact", "published"] = "exact"
+    """`published`: as the authors' code computes the curve (see published.py)."""
+    overlap: bool = False
+    """Rank on the scored text, as the authors do."""
+    memory: float = Field(default=8.0, gt=0)
+    """Gigabytes that scoring may take."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the choice of prompts, of ties and of the bootstrap."""
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Two held-out texts without overlap; a ranking uses the first of the ranking prompts, as many as it is given."""
+
+    ranking: Int[Tensor, "n_ranked token"]
+    scoring: Int[Tensor, "n_scored token"]
+    data: dict[str, Any]
+
+
+def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
+    """Prompts from the validation part: ranking text from its first half, scoring text from its second.
+
+    With `overlap` both are drawn from all of it, in the same order.
+
+    Raises:
+        UserError: the text has too few windows.
+    """
+    half = 0 if config.overlap else corpus.val.numel() // 2
+    first = corpus.val if config.overlap else corpus.val[:half]
+    parts = {"rank": (first, max(config.rankings.values())), "score": (corpus.val[half:], config.prompts)}
+    chosen: list[Tensor] = []
+    for salt, (what, (tokens, wanted)) in enumerate(parts.items()):
+        rows = windows(tokens, config.context, f"{corpus.name}, text to {what} on")
+        if rows.shape[0] < wanted:
+            raise UserError(
+                f"{corpus.name}: {wanted} prompts of {config.context} tokens to {what} on, only {rows.shape[0]} there"
+            )
+        order = torch.randperm(
+            rows.shape[0], generator=torch.Generator().manual_seed(2 * config.seed + salt * (not config.overlap))
+        )
+        chosen.append(rows[order[:wanted]])
+    where = {"ranked_on": "first half of the validation part", "scored_on": "second half of the validation part"}
+    if config.overlap:
+        where = dict.fromkeys(where, "the whole validation part: ranking and scoring text overlap")
+    return Texts(*chosen, data={**corpus.describe(), **where})
+
+
+def counts_of(grid: str, n_edges: int) -> Counts:
+    """The edge counts of a named grid or of a list such as `10,100`.
+
+    Always among them: 0, 1, all edges, and 2^18, where the published area ends.
+
+    Raises:
+        UserError: not a grid, a count beyond the pair's edges, or more than 254 counts.
+    """
+    if grid == "full":
+        counts = scores.edge_counts(n_edges)
+    elif grid == "coarse":
+        counts = scores.edge_counts(n_edges, halvings=1)
+    elif grid == "published":
+        counts = scores.published_counts(n_edges)
+    elif all(part.strip().isdecimal() for part in grid.split(",")):
+        counts = np.array([int(part) for part in grid.split(",")])
+    else:
+        raise unknown("edge grid", grid, [*GRIDS, "a list such as 10,100,1000"])
+    if counts.max() > n_edges:
+        raise UserError(f"edges {counts.max()}: the pair has {n_edges} possible edges")
+    counts = np.unique(np.concatenate([counts, [0, 1, min(scores.PUBLISHED_MOST, n_edges), n_edges]]))
+    if len(counts) > MOST_COUNTS:
+        raise UserError(f"edges: {len(counts)} counts are more than {MOST_COUNTS}; take fewer")
+    return counts
+
+
+def check_ranking(ranking: str) -> None:
+    """Raise a UserError if this is neither a ranking's name nor a file that could hold one."""
+    path = Path(ranking)
+    if ranking not in (*RANKINGS, LOCAL) and (path.suffix not in (".safetensors", ".npy") or not path.is_file()):
+        raise unknown("ranking", ranking, [*RANKINGS, LOCAL, "a path to a .safetensors or .npy file"])
+
+
+def saved_scores(path: Path, pair: Pair) -> Float[Tensor, "n_up n_down"]:
+    """A ranking from a file: one score for every edge.
+
+    Raises:
+        UserError: not readable, or of another shape.
+    """
+    matrix = _saved_matrix(path)
+    if tuple(matrix.shape) != (pair.up.d_sae, pair.down.d_sae):
+        raise UserError(f"{path}: shape {tuple(matrix.shape)}, the pair needs {(pair.up.d_sae, pair.down.d_sae)}")
+    return matrix.float()
+
+
+def _saved_matrix(path: Path) -> Tensor:
+    """The one matrix of a .npy or .safetensors file."""
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        tensors = load_file(path)
+    except (OSError, ValueError, TypeError, EOFError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as a score matrix ({error})") from error
+    if len(tensors) != 1:
+        raise UserError(f"{path}: expected one tensor, found {len(tensors)}: {', '.join(tensors) or 'none'}")
+    return next(iter(tensors.values()))

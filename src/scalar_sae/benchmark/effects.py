@@ -1,0 +1,164 @@
+"""What one upstream latent does to every downstream latent: the raw material of the rankings.
+
+The *players* of a prompt are its upstream latents: at a block without attention every token has its own (its slots),
+at a block with attention a player is a latent of the whole prompt, as an edge of a sub-circuit is. A batch of
+players, each removed or added alone, is one batched pass of the block.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scalar_sae.benchmark.pair import Pair, Prompt
+
+BATCH_BYTES = 2**25
+"""Players are taken so many at a time that their effects, in float32, fit this."""
+
+
+@dataclass(frozen=True, eq=False)
+class Players:
+    """Upstream latents whose effects are asked for, a row each."""
+
+    latent: Int[Tensor, "player token"]
+    change: Float[Tensor, "player token"]
+    """Activation less what the latent is ablated to; zero where there is nothing to remove."""
+
+    @classmethod
+    def of(cls, pair: Pair, prompt: Prompt) -> "Players":
+        """The players of a prompt."""
+        slots = prompt.slots
+        if not pair.block.mixes_tokens:
+            return cls(slots.latent.T, slots.change.T * slots.used.T)
+        latent = slots.latent[slots.used].unique()
+        fill = 0.0 if pair.fill is None else pair.fill[latent].unsqueeze(1)
+        return cls(latent.unsqueeze(1).expand(-1, len(prompt.z)), prompt.z.T[latent] - fill)
+
+    def batches(self, n_columns: int) -> Iterator["Players"]:
+        """A few players at a time."""
+        n = max(1, BATCH_BYTES // (4 * self.latent.shape[1] * n_columns))
+        for latent, change in zip(self.latent.split(n), self.change.split(n), strict=True):
+            yield Players(latent, change)
+
+    def adds(self, pair: Pair) -> Float[Tensor, "player token d_model"]:
+        """What each player adds to the upstream reconstruction."""
+        return self.change.unsqueeze(-1) * pair.up.W_dec[self.latent]
+
+    def add_squares(
+        self, total: Float[Tensor, "n_up n_col"], effect: Float[Tensor, "player token n_col"], mixes_tokens: bool
+    ) -> None:
+        """Add the squared effects of the players, summed over tokens, to their latents' rows of `total`."""
+        square = effect.double().square()
+        if mixes_tokens:  # one latent a row
+            total.index_add_(0, self.latent[:, 0], square.sum(1))
+        else:
+            total.index_add_(0, self.latent.flatten(), square.flatten(0, 1))
+
+
+@torch.no_grad()
+def of_a_change(
+    pair: Pair, prompt: Prompt, start: Float[Tensor, "token d_model"], sign: float, columns: slice
+) -> Iterator[tuple[Players, Float[Tensor, "player token n_col"]]]:
+    """Exact change of each latent's activation, after selection, when one player is added to (or taken from) `start`.
+
+    Only the latent's own pre-activation moves: the others stay what they are at `start`.
+    """
+    rule, W, b = pair.down.activation, pair.down.W_enc[:, columns], pair.down.b_enc[columns]
+    pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
+    bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
+    for some in Players.of(pair, prompt).batches(W.shape[1]):
+        y = pair.compute(start + sign * some.adds(pair), prompt.up_skip)
+        yield some, rule.alone(y @ W + b, bar) - acts
+
+
+@torch.no_grad()
+def of_random_orders(
+    pair: Pair, prompt: Prompt, columns: slice, n_orders: int, generator: torch.Generator
+) -> tuple[Players, Float[Tensor, "player token n_col"]]:
+    """Mean exact change of each latent's activation as the players enter one after the other, over random orders."""
+    players = Players.of(pair, prompt)
+    n_player, n_token = players.latent.shape
+    mean = torch.zeros(n_player, n_token, len(range(*columns.indices(pair.down.d_sae))))
+    for _ in range(n_orders):
+        draws = torch.rand(n_player, 1 if pair.block.mixes_tokens else n_token, generator=generator)
+        order = draws.argsort(0).expand(-1, n_token)
+        entering = Players(players.latent.gather(0, order), players.change.gather(0, order))
+        x = pair.base.expand(1, n_token, -1)
+        acts = pair.down.activation.select(pair.pre_acts(x, prompt))[..., columns]
+        place = order.unsqueeze(-1).expand(-1, -1, mean.shape[-1]).split(1)
+        done = 0
+        for some in entering.batches(pair.down.d_sae):
+            xs = x + some.adds(pair).cumsum(0)
+            after = pair.down.activation.select(pair.pre_acts(xs, prompt))[..., columns]
+            step = (after - torch.cat([acts, after[:-1]])) / n_orders
+            mean.scatter_add_(0, torch.cat(place[done : done + len(step)]), step)
+            x, acts, done = xs[-1:], after[-1:], done + len(step)
+    return players, mean
+
+
+def of_a_gradient(
+    pair: Pair, prompt: Prompt, columns: slice, alphas: Float[Tensor, " step"]
+) -> Iterator[tuple[Players, Float[Tensor, "player token n_col"]]]:
+    """Change times gradient of relu(pre-activation), averaged over points base + alpha (x - base): forward mode.
+
+    The tangent of one player gives its effect on every latent at every position.
+    """
+    W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
+    path = pair.up.decode(prompt.z) - pair.base
+    for some in Players.of(pair, prompt).batches(W.shape[1]):
+        tangent = some.adds(pair)
+        effect = torch.zeros(*tangent.shape[:2], W.shape[1])
+        for alpha in alphas:
+            x = (pair.base + alpha * path).expand_as(tangent).contiguous()
+            with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # the fused kernels have no forward mode
+                y = pair.compute(forward_ad.make_dual(x, tangent), prompt.up_skip)
+                value, slope = forward_ad.unpack_dual(y)
+            positive = (value[0] @ W + b) > 0
+            assert slope is not None
+            effect += slope @ W * positive / len(alphas)
+        yield some, effect
+
+
+def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator) -> Float[Tensor, "token n_down"]:
+    """How much the model's output feels each downstream latent at each token.
+
+    Fisher information of the output distribution along the latent's decoder row, at the full circuit: mean over sampled
+    labels of the squared derivative of their log-probability.
+    """
+    with torch.no_grad():
+        acts = pair.down.activation.select(pair.pre_acts(pair.up.decode(prompt.z).unsqueeze(0), prompt))
+        x = pair.down.decode(acts).expand(n_labels, -1, -1).clone()
+    x.requires_grad_()
+    log_probs = pair.log_probs(x, prompt)
+    labels = torch.multinomial(log_probs.detach().exp().flatten(0, 1), 1, generator=generator)
+    (gradient,) = torch.autograd.grad(log_probs.flatten(0, 1).gather(1, labels).sum(), x)
+    return (gradient @ pair.down.W_dec.T).square().mean(0)
+
+
+@torch.no_grad()
+def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_down"]:
+    """Size of the exact change when an edge is removed at one token alone: the order of local edges.
+
+    At a block with attention a removal is felt at later positions too: root of the sum of squares over them.
+    """
+    everything = slice(0, pair.down.d_sae)
+    start = pair.up.decode(prompt.z)
+    if not pair.block.mixes_tokens:
+        parts = [effect for _, effect in of_a_change(pair, prompt, start, -1.0, everything)]
+        return torch.cat(parts).abs().transpose(0, 1)
+    rule = pair.down.activation
+    pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
+    bar, acts = rule.bar(pre_acts), rule.select(pre_acts)
+    adds = pair.contributions(prompt.slots)
+    n_token, n_slot = adds.shape[:2]
+    size = torch.zeros(n_token * n_slot, pair.down.d_sae)
+    for rows in torch.arange(n_token * n_slot).split(max(1, BATCH_BYTES // (4 * n_token * pair.down.d_sae))):
+        token, slot = rows // n_slot, rows % n_slot
+        x = start.repeat(len(rows), 1, 1)
+        x[torch.arange(len(rows)), token] -= adds[token, slot]
+        size[rows] = (rule.alone(pair.pre_acts(x, prompt), bar) - acts).square().sum(1).sqrt()
+    return size.view(n_token, n_slot, -1)

@@ -1,0 +1,72 @@
+"""What is done of an unfinished record: the ranking, and a line a prompt. A scoring that was stopped goes on from
+it.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scalar_sae.benchmark import workers
+from scalar_sae.benchmark.curve import PER_COUNT, PromptCurve
+from scalar_sae.runs import whole
+
+
+class Partial:
+    """The folder of one unfinished record; without a place nothing is kept."""
+
+    def __init__(self, place: Path | None, identity: dict[str, Any]) -> None:
+        """`identity` is all that the record depends on: another one has another folder."""
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self._folder = place / digest if place else None
+
+    def ranking(self) -> Tensor | None:
+        """The scores of the edges, if they were computed already."""
+        if self._folder is None or not (self._folder / "ranking.safetensors").is_file():
+            return None
+        try:
+            return load_file(self._folder / "ranking.safetensors")["scores"]
+        except (SafetensorError, OSError, KeyError):
+            return None
+
+    def keep_ranking(self, scores: Tensor) -> None:
+        """Write the scores down."""
+        if self._folder is not None and workers.number() == 0:
+            with whole(self._folder / "ranking.safetensors") as temporary:
+                save_file({"scores": scores}, temporary)
+
+    def curves(self) -> dict[int, PromptCurve]:
+        """The prompts that were swept already; a line cut short by a kill is left out."""
+        found: dict[int, PromptCurve] = {}
+        for path in sorted(self._folder.glob("prompts.*.jsonl")) if self._folder else []:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                number = entry.pop("number")
+                curves = {name: np.array(entry.pop(name)) for name in PER_COUNT}
+                found[number] = PromptCurve(**curves, **entry)
+        return found
+
+    def keep_curve(self, number: int, curve: PromptCurve) -> None:
+        """Write one prompt down."""
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        entry = asdict(curve)
+        entry |= {name: entry[name].tolist() for name in PER_COUNT}
+        with (self._folder / f"prompts.{workers.number()}.jsonl").open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps({"number": number, **entry}) + "\n")
+
+    def clear(self) -> None:
+        """The record is safe elsewhere."""
+        if self._folder is not None and workers.number() == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)

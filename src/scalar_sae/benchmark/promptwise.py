@@ -1,0 +1,86 @@
+"""Sub-circuits at blocks with attention: a downstream latent under an edge set is a pass over the whole prompt.
+
+A latent is computed again only when it gained an edge from an upstream latent that the prompt uses; all that keep none
+share one pass, all that keep every one share another. The rest run in batches, whatever count they belong to.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scalar_sae.benchmark.edges import Edges, Tokens
+from scalar_sae.benchmark.pair import Pair, Prompt
+from scalar_sae.benchmark.readout import Readout
+from scalar_sae.benchmark.tokenwise import CACHE_BYTES, Updates
+
+LEVEL_BYTES = 2**26
+"""Downstream latents are taken so many at a time that the levels of their edges fit this."""
+
+
+def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts: int) -> Iterator[Updates]:
+    """Every change of a downstream pre-activation along the sweep, some latents at a time."""
+    n_token, n_slot = prompt.slots.latent.shape
+    ends = torch.stack([pair.base.expand(n_token, -1), pair.up.decode(prompt.z)])
+    without, with_all = pair.pre_acts(ends, prompt)
+    width = readout.weights.shape[1] if readout.to_hidden is None else readout.to_hidden.shape[1]
+    batch = max(1, CACHE_BYTES // (4 * n_token * width))
+    columns = max(1, LEVEL_BYTES // (n_token * n_slot))
+    for start in range(0, pair.down.d_sae, columns):
+        some = edges.here(prompt, slice(0, n_token), slice(start, min(start + columns, pair.down.d_sae)))
+        count, column, n_kept = _changes(some, n_counts)
+        n_all = some.n_used.sum()
+        for ends_at, value in ((0, without), (int(n_all), with_all)):
+            at = n_kept == ends_at
+            if at.any():
+                yield _update(some, count[at], column[at], value[:, start + column[at]].T)
+        between = (n_kept > 0) & (n_kept < n_all)
+        for c, j in zip(count[between].split(batch), column[between].split(batch), strict=True):
+            if len(c):
+                yield _update(some, c, j, _evaluated(pair, readout, prompt, some, c, j))
+
+
+def _changes(
+    some: Tokens, n_counts: int
+) -> tuple[Int[Tensor, " change"], Int[Tensor, " change"], Int[Tensor, " change"]]:
+    """Where a count changes a latent: (count, latent, number of kept edges from slots in the whole prompt)."""
+    first = some.first.amin(0)
+    n_kept = torch.zeros(len(first), dtype=torch.long)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for count in range(n_counts):
+        gained = (some.level == count).sum((0, 2))
+        n_kept = n_kept + gained
+        column = ((gained > 0) | (first == count)).nonzero()[:, 0]
+        found.append((torch.full_like(column, count), column, n_kept[column]))
+    count, column, kept = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return count, column, kept
+
+
+def _update(
+    some: Tokens, count: Int[Tensor, " row"], column: Int[Tensor, " row"], value: Float[Tensor, "row token"]
+) -> Updates:
+    n_token = value.shape[1]
+    place = some.place(torch.arange(n_token).repeat(len(column)), column.repeat_interleave(n_token))
+    return Updates(count.repeat_interleave(n_token).byte(), place, value.flatten())
+
+
+def _evaluated(
+    pair: Pair,
+    readout: Readout,
+    prompt: Prompt,
+    some: Tokens,
+    count: Int[Tensor, " row"],
+    column: Int[Tensor, " row"],
+) -> Float[Tensor, "row token"]:
+    """Pre-activation of a latent in each row, under the edges that a count keeps."""
+    kept = (some.level[:, column] <= count.view(-1, 1)).to(pair.up.W_dec.dtype)  # token, row, slot
+    x = (kept @ pair.contributions(prompt.slots)).transpose(0, 1) + pair.base
+    if readout.start != pair.block.up:
+        x = pair.run_to(readout.start, x, prompt.up_skip)
+    latent = column + some.columns.start
+    features = readout.features(x, prompt.up_skip)
+    value = (features @ readout.weights[latent].unsqueeze(-1)).squeeze(-1) + readout.constant[latent].unsqueeze(1)
+    if readout.skip is None:
+        return value
+    return value + (x @ readout.skip[latent].unsqueeze(-1)).squeeze(-1)

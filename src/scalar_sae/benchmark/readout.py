@@ -1,0 +1,112 @@
+"""The last stretch of a block in closed form: from the residual stream before its MLP straight to pre-activations.
+
+    p_j = features(x) . weights_j + x . skip_j + constant_j
+
+At a block that ends after an MLP the features are the MLP's hidden activations, weights_j = W_out W_enc_j, and no
+d_model-sized output is ever formed. Before the nonlinearity all is linear in the kept latents once the norm's scale is
+known, so each latent's share of the hidden layer is computed once (`project`) and a kept set costs a sum of shares.
+Elsewhere the features are the block's output, the weights are down's encoder.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scalar_sae.benchmark.pair import Pair
+from scalar_sae.errors import UserError
+from scalar_sae.lm.feedforward import FeedForward
+from scalar_sae.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """How to get from the activation at `start` to chosen downstream pre-activations."""
+
+    pair: Pair
+    start: Site
+    """From here on the form is closed; the upstream site itself where nothing lies before it."""
+    weights: Float[Tensor, "n_down d_feature"]
+    skip: Float[Tensor, "n_down d_model"] | None
+    constant: Float[Tensor, " n_down"]
+    ff: FeedForward | None
+    """None: no closed form, the features are the block's output."""
+    to_hidden: Float[Tensor, "d_model d_hidden"] | None
+    """Into the hidden layer (gate and input side by side), the norm's weight folded in."""
+    hidden_bias: Float[Tensor, " d_hidden"] | None
+
+    @classmethod
+    def of(cls, pair: Pair) -> "Readout":
+        """The closed form of a pair's block, where it has one."""
+        down = pair.down
+        ff, start = _last_feed_forward(pair)
+        if ff is None:
+            return cls(pair, start, down.W_enc.T.contiguous(), None, down.b_enc, None, None, None)
+        to_hidden, bias = _both(ff)
+        if start.kind == "resid_mid":
+            to_hidden, bias = ff.norm.weight.unsqueeze(1) * to_hidden, bias + ff.norm.bias @ to_hidden
+        return cls(
+            pair=pair,
+            start=start,
+            weights=(ff.W_out @ down.W_enc).T.contiguous(),
+            skip=down.W_enc.T.contiguous() if pair.block.down.kind == "resid_post" else None,
+            constant=down.b_enc + ff.b_out @ down.W_enc,
+            ff=ff,
+            to_hidden=to_hidden,
+            hidden_bias=bias,
+        )
+
+    def project(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_hidden"]:
+        """Share of the hidden layer, before the norm's scale and the bias; linear in x."""
+        assert self.ff is not None
+        assert self.to_hidden is not None
+        if self._normed and self.ff.norm.centred:
+            x = x - x.mean(-1, keepdim=True)
+        return x @ self.to_hidden
+
+    def activate(
+        self, x: Float[Tensor, "*batch d_model"], hidden: Float[Tensor, "*batch d_hidden"]
+    ) -> Float[Tensor, "*batch d_feature"]:
+        """Features of x from its projection (overwritten)."""
+        assert self.ff is not None
+        assert self.hidden_bias is not None
+        if self._normed:
+            power = x.var(-1, correction=0) if self.ff.norm.centred else x.square().mean(-1)
+            hidden *= (power + self.ff.norm.eps).rsqrt().unsqueeze(-1)
+        hidden += self.hidden_bias
+        if self.ff.W_gate is None:
+            return self.ff.act(hidden)
+        gate, value = hidden.chunk(2, -1)
+        return self.ff.act(gate) * value
+
+    def features(
+        self, x: Float[Tensor, "batch token d_model"], up_skip: Float[Tensor, "_ token d_model"] | None
+    ) -> Float[Tensor, "batch token d_feature"]:
+        """Features of activations at `start`."""
+        return self.pair.compute(x, up_skip) if self.ff is None else self.activate(x, self.project(x))
+
+    @property
+    def _normed(self) -> bool:
+        return self.start.kind == "resid_mid"
+
+
+def _last_feed_forward(pair: Pair) -> tuple[FeedForward | None, Site]:
+    """The feed-forward half that ends the block and the site where it starts; None if the block does not end so."""
+    up, down = pair.block.up, pair.block.down
+    start = Site("mlp_in" if up.kind == "mlp_in" and up.layer == down.layer else "resid_mid", down.layer)
+    ends_so = down.kind in ("mlp_out", "resid_post") and up.depth <= start.depth
+    if not ends_so or (start.kind == "mlp_in" and down.kind == "resid_post"):
+        return None, up
+    try:
+        return pair.lm.feed_forward(down.layer), start
+    except UserError:  # an architecture whose feed-forward half has another form
+        return None, up
+
+
+def _both(ff: FeedForward) -> tuple[Float[Tensor, "d_model d_hidden"], Float[Tensor, " d_hidden"]]:
+    """Weights and biases into the hidden layer; a gated MLP's gate first."""
+    if ff.W_gate is None:
+        return ff.W_in, ff.b_in
+    b_gate = torch.zeros_like(ff.b_in) if ff.b_gate is None else ff.b_gate
+    return torch.cat([ff.W_gate, ff.W_in], 1), torch.cat([b_gate, ff.b_in])

@@ -1,0 +1,147 @@
+"""From a pair to a record: invariances, resuming, controls, several workers, budgets."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of
+from scalar_sae.benchmark.curve import PER_COUNT
+from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.score import score
+from scalar_sae.errors import UserError
+from scalar_sae.results import Record
+from scalar_sae.saes.sae import SAE
+from tests.helpers import tiny_pair
+
+TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})
+CONFIG = ScoreConfig(rankings={"ablation": 3, "local": 3, "random": 3, "published": 3}, prompts=2, context=10)
+
+
+def scored(pair: Pair, ranking: str = "ablation", config: ScoreConfig = CONFIG, partial: Path | None = None) -> Record:
+    return score(pair, TEXTS, "m", ranking, config, partial=partial)
+
+
+def padded(sae: SAE, n: int) -> SAE:
+    """With n latents that never fire."""
+    g = torch.Generator().manual_seed(9)
+    W_enc = torch.cat([sae.W_enc, torch.zeros(sae.d_model, n)], 1)
+    b_enc = torch.cat([sae.b_enc, torch.full((n,), -1.0)])
+    return replace(
+        sae, W_enc=W_enc, b_enc=b_enc, W_dec=torch.cat([sae.W_dec, torch.randn(n, sae.d_model, generator=g)])
+    )
+
+
+@pytest.mark.parametrize("block", ["ff_block.0", "transformer_block.0"])
+def test_dead_latents_do_not_move_the_recovery_scores(block: str):
+    pair = tiny_pair(block)
+    more = replace(pair, up=padded(pair.up, 7), down=padded(pair.down, 9))
+    config = CONFIG.model_copy(update={"edges": "0,1,3,10"})
+    counts_of(config.edges, pair.n_edges)
+    for ranking in ("ablation", "local"):
+        mine, theirs = (scored(one, ranking, config) for one in (pair, more))
+        at = [theirs.edges.index(n) for n in (0, 1, 3, 10)[: 3 if ranking == "local" else 4]]
+        assert theirs.kl_circuit[at[-1]] != theirs.kl_circuit[0]
+        for index in at:
+            n = theirs.edges[index]
+            assert theirs.kl_circuit[index] == pytest.approx(mine.kl_circuit[mine.edges.index(n)], rel=1e-3, abs=1e-5)
+        assert mine.n_live_edges <= theirs.n_live_edges
+
+
+@pytest.mark.parametrize("block", ["ff_block.0", "attn_block.0"])
+def test_neither_order_nor_scale_of_latents_matters(block: str):
+    pair = tiny_pair(block, kind="relu")
+    first = scored(pair)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    up = replace(pair.up, W_enc=pair.up.W_enc[:, order], b_enc=pair.up.b_enc[order], W_dec=pair.up.W_dec[order])
+    scale = torch.rand(24, generator=torch.Generator().manual_seed(1)) + 0.5
+    up = replace(up, W_enc=up.W_enc * scale, b_enc=up.b_enc * scale, W_dec=up.W_dec / scale.unsqueeze(1))
+    second = scored(replace(pair, up=up))
+    assert second.edges_at["90"] == pytest.approx(first.edges_at["90"], rel=0.02)
+    assert second.log_area == pytest.approx(first.log_area, rel=0.02)
+
+
+def test_local_and_global_and_random_orders():
+    pair = tiny_pair("ff_block.0")
+    records = {ranking: scored(pair, ranking) for ranking in ("ablation", "local", "random")}
+    assert records["local"].scope == "local"
+    assert records["local"].edges_at["90"] <= records["ablation"].edges_at["90"] < records["random"].edges_at["90"]
+    for record in records.values():
+        assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-5)
+
+
+def test_mean_ablation_is_another_score():
+    pair = tiny_pair("ff_block.0")
+    zero, mean = (scored(pair, config=CONFIG.model_copy(update={"ablation": how})) for how in ("zero", "mean"))
+    assert zero.kl_circuit[0] == pytest.approx(mean.kl_circuit[0])
+    assert zero.kl_circuit[5] != pytest.approx(mean.kl_circuit[5], rel=1e-3)
+
+
+def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):
+    pair = tiny_pair("transformer_block.0")
+    whole = scored(pair)
+    calls = 0
+
+    def stop(n: float) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # three prompts to rank on, one to score
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(pair, TEXTS, "m", "ablation", CONFIG, stop, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "ranking.safetensors").is_file()
+    (folder / "prompts.0.jsonl").open("a").write('{"number": 1, "kl_mod')  # cut short by a kill
+    kept = json.loads((folder / "prompts.0.jsonl").read_text().split("\n")[1])
+    assert set(PER_COUNT) < set(kept)
+    again = scored(pair, partial=tmp_path)
+    assert again.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_config_does_not_go_on_from_it(tmp_path: Path):
+    pair = tiny_pair("ff_block.0")
+
+    def stop(n: float) -> None:
+        raise KeyboardInterrupt
+
+    for seed in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            score(pair, TEXTS, "m", "ablation", CONFIG.model_copy(update={"seed": seed}), stop, tmp_path)
+        scored(pair, "random", CONFIG, tmp_path)
+
+
+def test_two_workers_find_what_one_finds(tmp_path: Path):
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from tests.benchmark.test_score import scored, tiny_pair\n"
+        "from scalar_sae.benchmark import workers\n"
+        "workers.join()\n"
+        "records = [scored(tiny_pair('transformer_block.0'), name) for name in ('ablation', 'published')]\n"
+        "if workers.number() == 0: print('|||'.join(r.model_dump_json(exclude={'seconds'}) for r in records))\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    outputs = [
+        subprocess.run(
+            [*torchrun, f"--nproc-per-node={n}", str(script), root], capture_output=True, text=True, check=True
+        )
+        for n in (1, 2)
+    ]
+    one, two = (output.stdout.strip().splitlines()[-1] for output in outputs)
+    assert one == two
+
+
+def test_budgets_and_counts_that_do_not_fit_are_named():
+    pair = tiny_pair("ff_block.0")
+    with pytest.raises(UserError, match=r"memory 0.01 GB: 24 x 20 latents need 0.5 GB at the least"):
+        scored(pair, config=CONFIG.model_copy(update={"memory": 0.01}))
+    with pytest.raises(UserError, match="edges 481: the pair has 480 possible edges"):
+        scored(pair, config=CONFIG.model_copy(update={"edges": "481"}))
