@@ -25,6 +25,7 @@ _TRANSFORMER_LENS = {
     "ln2.hook_normalized": "mlp_in",
     "hook_mlp_out": "mlp_out",
     "hook_resid_post": "resid_post",
+    "hook_mlp_in": "resid_mid",
     "mlp.hook_in": "mlp_in",
     "mlp.hook_out": "mlp_out",
 }
