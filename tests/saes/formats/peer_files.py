@@ -84,7 +84,9 @@ def write_saelens(out: Path) -> None:
         final = lens.JumpReLUSAE.load_from_disk(out / name)
         for folder in (checkpoint, out / name):
             expect(folder, final.encode(X), final(X))
-    config = lens.StandardTrainingSAEConfig(**plain, normalize_activations="covariance_whitening", metadata=meta(**hooks))
+    config = lens.StandardTrainingSAEConfig(
+        **plain, normalize_activations="covariance_whitening", metadata=meta(**hooks)
+    )
     sae = randomise(lens.StandardTrainingSAE(config))
     sae.save_model(out / "whitening-checkpoint")
     scaler = ActivationScaler()
@@ -119,8 +121,8 @@ def write_dictionary_learning(out: Path) -> None:
         if "BatchTopK" in name:
             sae.threshold.fill_(0.4)
         torch.save({key: value.cpu() for key, value in sae.state_dict().items()}, folder / "ae.pt")
-        trainer = {"dict_class": name, "activation_dim": D_IN, "dict_size": D_SAE, "k": K, "layer": 2, "lm_name": "gpt2",
-                   "submodule_name": "resid_post_layer_2"}  # fmt: skip
+        trainer = {"dict_class": name, "activation_dim": D_IN, "dict_size": D_SAE, "k": K, "layer": 2,
+                   "lm_name": "gpt2", "submodule_name": "resid_post_layer_2"}  # fmt: skip
         (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
         if not name.startswith("AutoEncoder") or name == "AutoEncoderTopK":  # those two normalise when they load
             sae, _ = load_dictionary(str(folder), "cpu")
@@ -142,7 +144,7 @@ def write_sparsify(out: Path) -> None:
         expect(out / name, *_sparsify(SparseCoder.load_from_disk(out / name), X))
 
 
-def _sparsify(coder, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ANN001
+def _sparsify(coder, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     top_acts, top_indices, _ = coder.encode(x)
     x_hat = coder.decode(top_acts, top_indices)
     acts = torch.zeros(len(x), coder.num_latents).scatter_(-1, top_indices, top_acts)

@@ -46,4 +46,6 @@ def test_sites_and_groups():
     assert sparsify["topk-transcoder"][Site("mlp_in", 2)].writes == Site("mlp_out", 2)
     assert list(sparsify["topk"]) == [Site("resid_post", 2)]
     assert str(sparsify["groupmax"][Site("attn_out", 2)].activation) == "GroupMax 4"
-    assert {str(site) for group in load_saes(PEERS / "dictionary_learning").values() for site in group} == {"resid_post.2"}
+    assert {str(site) for group in load_saes(PEERS / "dictionary_learning").values() for site in group} == {
+        "resid_post.2"
+    }
