@@ -28,6 +28,13 @@ class Pair:
         for site, sae in ((self.block.up, self.up), (self.block.down, self.down)):
             if sae.d_model != self.lm.d_model:
                 raise UserError(f"{site}: the SAE reads {sae.d_model} dimensions, {self.lm.name} has {self.lm.d_model}")
+            if sae.d_out != self.lm.d_model:
+                raise UserError(f"{site}: the SAE writes {sae.d_out} dimensions, {self.lm.name} has {self.lm.d_model}")
+            if sae.decodes_from_input:
+                raise UserError(f"{site}: only what decodes from its latents alone can be scored (docs/formats.md)")
+        if self.up.writes is not None:
+            raise UserError(f"{self.block}: a transcoder can stand downstream of a block, not upstream")
+        self.lm.check(self.spliced)
         if not self.block.up.on_residual_stream and self.block.down.depth > _branch_end(self.block.up):
             raise UserError(f"{self.block}: a block that starts on a side branch must end on the same branch")
 
@@ -46,6 +53,11 @@ class Pair:
         return cls(lm, block, ends[0], ends[1])
 
     @property
+    def spliced(self) -> Site:
+        """Where the downstream decoder's output goes: where it was read, or where a transcoder writes."""
+        return self.down.writes or self.block.down
+
+    @property
     def n_edges(self) -> int:
         """Possible edges: upstream times downstream latents."""
         return self.up.d_sae * self.down.d_sae
@@ -57,11 +69,11 @@ class Pair:
     def log_probs(
         self, acts: Float[Tensor, "batch token n_down"], text: "Text"
     ) -> Float[Tensor, "batch token d_vocab"]:
-        """The model's next-token log-probabilities with down.decode(acts) at the downstream site.
+        """The model's next-token log-probabilities with down.decode(acts) where it is spliced in.
 
         Where that site is on a side branch, the residual stream added after it is the model's own.
         """
-        return self.lm.logits_from(self.block.down, self.down.decode(acts), text.skip).log_softmax(-1)
+        return self.lm.logits_from(self.spliced, self.down.decode(acts), text.skip).log_softmax(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +84,7 @@ class Text:
     z: Float[Tensor, "prompt token n_up"]
     """Upstream latent activations."""
     skip: Float[Tensor, "prompt token d_model"] | None
-    """The model's own residual stream beside the downstream site, if that is on a side branch."""
+    """The model's own residual stream beside the place that is spliced, if that is on a side branch."""
     model: Float[Tensor, "prompt token d_vocab"]
     """Log-probabilities of the full model."""
 
@@ -90,13 +102,13 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Text:
     Raises:
         UserError: an activation is not finite (the site and prompt are named), or tokens the model cannot read.
     """
-    states = pair.lm.states(tokens, [pair.block.up, pair.block.down])
+    states = pair.lm.states(tokens, [pair.block.up, pair.block.down, pair.spliced])
     for site, state in states.items():
         bad = ~state.x.isfinite().all(-1).all(-1)
         if bad.any():
             raise UserError(f"{site}: activations of prompt {int(bad.int().argmax())} are not finite")
     model = pair.lm.logits(tokens).log_softmax(-1)
-    return Text(tokens, pair.up.encode(states[pair.block.up].x), states[pair.block.down].skip, model)
+    return Text(tokens, pair.up.encode(states[pair.block.up].x), states[pair.spliced].skip, model)
 
 
 def _branch_end(site: Site) -> int:

@@ -51,5 +51,7 @@ def load(folder: Path) -> GPT2LMHeadModel:
     try:
         hf.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"{folder}: model.safetensors does not fit model.json ({error})") from error
+        raise UserError(
+            f"{folder}: model.safetensors does not fit model.json ({' '.join(str(error).split())})"
+        ) from error
     return hf

@@ -98,7 +98,7 @@ def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
     try:
         card = SaeCard.model_validate(folder.json(CONFIG))
     except ValidationError as error:
-        raise UserError(f"{CONFIG} is not that of an SAE ({error})") from error
+        raise UserError(f"{CONFIG} is not that of an SAE ({' '.join(str(error).split())})") from error
     tensors = folder.tensors(WEIGHTS)
     weights = {name: tensors[name] for name in TENSORS}
     sae = build(

@@ -115,7 +115,8 @@ class Folder:
                 f"{name} holds more than tensors and plain values; refused, for it could run code"
             ) from error
         except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
-            raise UserError(f"{name} cannot be read: damaged or truncated ({error})") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"{name} cannot be read: damaged or truncated ({reason})") from error
 
 
 def _npz(path: Path) -> dict[str, Tensor]:
