@@ -77,3 +77,31 @@ def test_a_wrong_site_is_explained(text: str, message: str):
 def test_a_wrong_block_is_explained(text: str, message: str):
     with pytest.raises(UserError, match=message):
         Block.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        ("model.layers.3.output", "resid_post.3"),
+        ("layers.10", "resid_post.10"),
+        ("model.layers.0.input", "resid_pre.0"),
+        ("transformer.h.3.mlp", "mlp_out.3"),
+        ("h.3.mlp.input", "mlp_in.3"),
+        ("gpt_neox.layers.2.attention", "attn_out.2"),
+        ("transformer.h.1.ln_2", "mlp_in.1"),
+        ("model.layers.3.pre_feedforward_layernorm.output", "mlp_in.3"),
+        ("blocks.2.mlp.hook_in", "mlp_in.2"),
+        ("blocks.2.hook_mlp_in", "resid_mid.2"),
+    ],
+)
+def test_names_of_other_libraries(name: str, site: str):
+    assert str(Site.parse(name)) == site
+    assert Site.parse(Site.parse(name).transformer_lens) == Site.parse(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.3.self_attn.o_proj.input", "blocks.2.attn.hook_z", "layers.x", "h.3.moe"]
+)
+def test_places_that_are_no_sites(name: str):
+    with pytest.raises(UserError, match="unknown site"):
+        Site.parse(name)

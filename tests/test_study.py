@@ -212,7 +212,7 @@ def test_ls_says_what_is_there(run: Path):
         (["--edges", "ful"], "did you mean 'full'"),
         (["--prompts", "1000000"], "1000000 prompts of 16 tokens to score on, only"),
         (["--lm", "gpt5"], "unknown language model 'gpt5'"),
-        (["--saes", "/nowhere"], "/nowhere: holds no SAEs"),
+        (["--saes", "/nowhere"], "/nowhere: no such file or folder"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line(run: Path, arguments: list[str], message: str):
@@ -242,7 +242,7 @@ def test_other_mistakes(tmp_path: Path, preset: Path):
             ["train-lm", "--recipe", "tiny-shakespeare", "--out", str(tmp_path / "b"), "--data", "x.txt"],
             "cannot be read",
         ),
-        (["ls", str(tmp_path / "none")], "no such folder"),
+        (["ls", str(tmp_path / "none")], "no such file or folder"),
         (["train-lm", "--recipe", "shakespeare", "--out", str(tmp_path / "b")], "did you mean 'tiny-shakespeare'"),
     ):
         done = scalar(*arguments, check=False)
@@ -266,7 +266,7 @@ def test_text_outside_ascii_is_said_once(run: Path, tmp_path: Path):
 
 def test_help_and_version():
     assert scalar("--version").stdout.startswith("scalar-sae ")
-    for verb in ("quickstart", "train-lm", "train", "score", "report", "ls"):
+    for verb in ("quickstart", "train-lm", "train", "score", "report", "ls", "export", "push", "pull"):
         assert "Example" in scalar(verb, "--help").stdout
 
 

@@ -9,6 +9,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from scalar_sae import cli_saes
 from scalar_sae._version import __version__
 from scalar_sae.errors import UserError, unknown
 
@@ -31,6 +32,9 @@ OutRun = Annotated[Path, typer.Option("--out", help="Run directory; the same com
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field, e.g. --set tokens=2000000 (repeat for more).")
 ]
+
+
+app.add_typer(cli_saes.app)
 
 
 @app.callback(invoke_without_command=True)
@@ -107,7 +111,13 @@ def score(
     lm: Annotated[
         str, typer.Option(help="Language model: a run's `lm` folder, a Hugging Face GPT-2 folder, a shipped name.")
     ],
-    saes: Annotated[Path, typer.Option(help="A run, its `saes` folder, or one group of SAEs in it.")],
+    saes: Annotated[
+        list[str],
+        typer.Option(
+            help="A run, SAEs of any format, `hf://owner/name/folder` (repeat for more); "
+            "`resid_post.3=PATH` where the files do not say where they read."
+        ),
+    ],
     block: Annotated[
         str, typer.Option(help="`ff_block.0`, `transformer_block.2`, `ff_layer.1`, `resid_pre.0->resid_post.1`.")
     ],
@@ -183,7 +193,7 @@ def score(
 @app.command()
 def circuit(
     lm: Annotated[str, typer.Option(help="Language model, as for `scalar score`.")],
-    saes: Annotated[Path, typer.Option(help="SAEs, as for `scalar score`.")],
+    saes: Annotated[list[str], typer.Option(help="SAEs, as for `scalar score`.")],
     sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
     tokens: Annotated[str, typer.Option(help="Text, as for `scalar score`.")] = "python-stdlib",
     method: Annotated[str | None, typer.Option(help="Which group of SAEs, if there are several.")] = None,
@@ -274,45 +284,13 @@ def report(
     typer.echo(f"Report: {write_report(run)}")
 
 
-@app.command("ls")
-def list_(
-    path: Annotated[Path, typer.Argument(help="A run directory, or any folder of SAEs.")],
-) -> None:
-    """Say what a folder holds: language model, SAEs, records.
-
-    Example: **scalar ls runs/quickstart**
-    """
-    from scalar_sae.results import Results
-    from scalar_sae.saes.store import load_saes
-
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
-    model = next((folder for folder in (path / "lm", path) if (folder / "config.json").is_file()), None)
-    results = path / "results.json"
-    saes = load_saes(path) if model is None or any(path.rglob("sae.json")) else {}
-    table = Table(title=str(path))
-    for column in ("method", "site", "d_model", "d_sae", "activation", "chunks"):
-        table.add_column(column)
-    for name, group in saes.items():
-        for site, sae in sorted(group.items()):
-            table.add_row(
-                name, str(site), str(sae.d_model), str(sae.d_sae), str(sae.activation), " ".join(map(str, sae.chunks))
-            )
-    if saes:
-        Console().print(table)
-    if model:
-        typer.echo(f"language model: {model}")
-    if results.is_file():
-        typer.echo(f"records: {len(Results.read(results).records)} in {results}")
-
-
-def _subjects(lm: str, saes: Path, method: str | None) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
+def _subjects(lm: str, saes: list[str], method: str | None) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
     """The language model and the groups of SAEs that a command is about."""
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.saes.store import load_saes
 
     model = LanguageModel.load(lm)
-    groups = load_saes(saes)
+    groups = load_saes(*saes)
     if method is not None and method not in groups:
         raise unknown("method", method, groups)
     return model, {name: group for name, group in groups.items() if method in (None, name)}

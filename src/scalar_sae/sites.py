@@ -25,7 +25,25 @@ _TRANSFORMER_LENS = {
     "ln2.hook_normalized": "mlp_in",
     "hook_mlp_out": "mlp_out",
     "hook_resid_post": "resid_post",
+    "hook_mlp_in": "resid_mid",
+    "mlp.hook_in": "mlp_in",
+    "mlp.hook_out": "mlp_out",
 }
+
+_HUGGING_FACE = re.compile(
+    r"(?:.+\.)?(?:h|layers)\.(?P<layer>\d+)(?:\.(?P<module>(?!input$|output$)\w+))?(?:\.(?P<side>input|output))?"
+)
+_MODULES = {
+    None: ("resid_pre", "resid_post"),
+    "attn": ("attn_in", "attn_out"),
+    "self_attn": ("attn_in", "attn_out"),
+    "attention": ("attn_in", "attn_out"),
+    "mlp": ("mlp_in", "mlp_out"),
+    "ln_1": ("resid_pre", "attn_in"),
+    "ln_2": ("resid_mid", "mlp_in"),
+    "pre_feedforward_layernorm": ("resid_mid", "mlp_in"),
+}
+"""What a Hugging Face module reads and writes."""
 
 _BLOCKS = {
     "ff_layer": ("mlp_in", "mlp_out"),
@@ -45,7 +63,9 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """Read `resid_mid.2` or TransformerLens' `blocks.2.hook_resid_mid`.
+        """Read `resid_mid.2`, TransformerLens' `blocks.2.hook_resid_mid` or Hugging Face's `model.layers.2.mlp`.
+
+        A module's name means its output; `.input` and `.output` may follow it.
 
         Raises:
             UserError: not the name of a site.
@@ -53,12 +73,27 @@ class Site:
         lens = re.fullmatch(r"blocks\.(\d+)\.(.+)", text)
         if lens and lens[2] in _TRANSFORMER_LENS:
             return cls(_TRANSFORMER_LENS[lens[2]], int(lens[1]))
+        module = _HUGGING_FACE.fullmatch(text)
+        if module and module["module"] in _MODULES:
+            return cls(_MODULES[module["module"]][module["side"] != "input"], int(module["layer"]))
         kind, _, layer = text.partition(".")
         if kind not in KINDS:
             raise unknown("site", text, [f"{kind}.N" for kind in KINDS])
         if not layer.isdecimal():
             raise UserError(f"site {text!r}: expected a layer number after the dot, such as {kind}.0")
         return cls(kind, int(layer))
+
+    @property
+    def transformer_lens(self) -> str:
+        """TransformerLens' name of the place: `blocks.2.hook_resid_mid`.
+
+        Raises:
+            UserError: it has none.
+        """
+        hook = next((hook for hook, kind in _TRANSFORMER_LENS.items() if kind == self.kind), None)
+        if hook is None:
+            raise UserError(f"{self}: TransformerLens has no name for this place")
+        return f"blocks.{self.layer}.{hook}"
 
     @property
     def depth(self) -> int:

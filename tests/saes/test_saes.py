@@ -155,7 +155,7 @@ def test_damaged_files_are_named(tmp_path: Path):
     folder = tmp_path / "sae"
     save_sae(sae, _card(sae), folder)
     (folder / "sae.safetensors").write_bytes((folder / "sae.safetensors").read_bytes()[:100])
-    with pytest.raises(UserError, match="not readable as an SAE"):
+    with pytest.raises(UserError, match="cannot be read: damaged"):
         load_sae(folder)
     save_sae(sae, _card(sae).model_copy(update={"d_sae": 9}), folder)
     with pytest.raises(UserError, match="says"):
@@ -165,5 +165,5 @@ def test_damaged_files_are_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"b_enc has shape \(7,\); W_enc \(4, 8\) needs \(8,\)"):
         load_sae(folder)
     save_file({"W_enc": tensors["W_enc"]}, folder / "sae.safetensors")
-    with pytest.raises(UserError, match="lacks W_dec, b_dec, b_enc"):
+    with pytest.raises(UserError, match="lacks the tensor b_enc; it holds W_enc"):
         load_sae(folder)

@@ -52,7 +52,7 @@ class Prompt:
     up_skip: Float[Tensor, "one token d_model"] | None
     """The model's own residual stream beside the upstream site, if that is on a side branch."""
     down_skip: Float[Tensor, "one token d_model"] | None
-    """The same at the downstream site."""
+    """The same beside the place that is spliced."""
     x_down: Float[Tensor, "one token d_model"]
     """The model's own activation at the downstream site."""
 
@@ -78,6 +78,13 @@ class Pair:
         for site, sae in ((self.block.up, self.up), (self.block.down, self.down)):
             if sae.d_model != self.lm.d_model:
                 raise UserError(f"{site}: the SAE reads {sae.d_model} dimensions, {self.lm.name} has {self.lm.d_model}")
+            if sae.d_out != self.lm.d_model:
+                raise UserError(f"{site}: the SAE writes {sae.d_out} dimensions, {self.lm.name} has {self.lm.d_model}")
+            if sae.decodes_from_input:
+                raise UserError(f"{site}: only what decodes from its latents alone can be scored (docs/formats.md)")
+        if self.up.writes is not None:
+            raise UserError(f"{self.block}: a transcoder can stand downstream of a block, not upstream")
+        self.lm.check(self.spliced)
 
     @classmethod
     def between(cls, lm: LanguageModel, block: Block, saes: dict[Site, SAE]) -> "Pair":
@@ -92,6 +99,11 @@ class Pair:
             lm.check(missing)
             raise UserError(f"{block}: no SAE at {missing}; there are SAEs at {', '.join(map(str, sorted(saes)))}")
         return cls(lm, block, ends[0], ends[1])
+
+    @property
+    def spliced(self) -> Site:
+        """Where the downstream decoder's output goes: where it was read, or where a transcoder writes."""
+        return self.down.writes or self.block.down
 
     @property
     def n_edges(self) -> int:
@@ -127,10 +139,10 @@ class Pair:
     def log_probs(
         self, x: Float[Tensor, "batch token d_model"], prompt: Prompt
     ) -> Float[Tensor, "batch token d_vocab"]:
-        """The model's next-token log-probabilities when x stands at the downstream site."""
+        """The model's next-token log-probabilities when x is spliced in."""
         skip = prompt.down_skip
         skip = None if skip is None else skip.expand_as(x)
-        return self.lm.logits_from(self.block.down, x, skip).log_softmax(-1)
+        return self.lm.logits_from(self.spliced, x, skip).log_softmax(-1)
 
 
 @torch.no_grad()
@@ -142,13 +154,13 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
     """
     up, down = pair.block.up, pair.block.down
     for number, row in enumerate(tokens.split(1), start=first):
-        states = pair.lm.states(row, [up, down])
+        states = pair.lm.states(row, [up, down, pair.spliced])
         for site, state in states.items():
             if not state.x.isfinite().all():
                 raise UserError(f"{site}: activations of prompt {number} are not finite")
         z = pair.up.encode(states[up].x)[0]
         slots = Slots.of(z, pair.fill)
-        yield Prompt(number, row, z, slots, states[up].skip, states[down].skip, states[down].x)
+        yield Prompt(number, row, z, slots, states[up].skip, states[pair.spliced].skip, states[down].x)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from transformers import GPT2LMHeadModel
 from transformers.utils import logging as transformers_logging
 
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.lm import gpt_circuits
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.toy import WEIGHTS, shipped
 from scalar_sae.sites import Site
@@ -57,6 +58,8 @@ class LanguageModel(nn.Module):
             UserError: there is no such model, or its files are damaged or of another architecture.
         """
         folder = WEIGHTS / str(source) if str(source) in shipped() else Path(source)
+        if gpt_circuits.is_checkpoint(folder):
+            return cls(gpt_circuits.load(folder), str(source))
         if not (folder / "config.json").is_file():
             raise unknown(
                 "language model", str(source), [*shipped(), "a folder with config.json and model.safetensors"]

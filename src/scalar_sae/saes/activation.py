@@ -1,10 +1,11 @@
-"""From pre-activations to latent activations: the three rules that every published SAE uses at inference.
+"""From pre-activations to latent activations: the rules that published SAEs use at inference.
 
 | rule       | activation of a latent with pre-activation u             | at inference in             |
 |------------|----------------------------------------------------------|-----------------------------|
 | `ReLU`     | max(u, 0)                                                | ReLU (L1)                   |
 | `TopK`     | max(u, 0) if it is one of the k largest of its token     | TopK, Staircase, Jacobian   |
 | `JumpReLU` | max(u, 0) if u is above the latent's own threshold       | JumpReLU, Gated, BatchTopK  |
+| `GroupMax` | max(u, 0) if it is the largest of its group              | GroupMax (sparsify)         |
 
 `select` is the rule. `bar` and `alone` are what the benchmark's rankings ask: the activation that each latent would
 have if its own pre-activation alone were another one, `alone(changed, bar(pre_acts))`.
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 
-Kind = Literal["relu", "topk", "jumprelu"]
+Kind = Literal["relu", "topk", "jumprelu", "groupmax"]
 
 
 @dataclass(frozen=True)
@@ -116,4 +117,39 @@ class JumpReLU:
         return "JumpReLU"
 
 
-Activation = ReLU | TopK | JumpReLU
+@dataclass(frozen=True)
+class GroupMax:
+    """The latents are k equal groups of neighbours; the largest of each group stays, if positive."""
+
+    k: int
+    kind: ClassVar[Kind] = "groupmax"
+
+    def check(self, d_sae: int) -> None:
+        """Raise a UserError if the width is not k equal groups."""
+        if self.k < 1 or d_sae % self.k:
+            raise UserError(f"k = {self.k}: d_sae = {d_sae} is not a multiple of it")
+
+    def select(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """ReLU, then the largest of each group (equal ones are all kept)."""
+        acts = pre_acts.relu().unflatten(-1, (self.k, -1))
+        return torch.where(acts >= acts.amax(-1, keepdim=True), acts, 0.0).flatten(-2)
+
+    def bar(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+        """A latent competes with the largest of the others in its group."""
+        acts = pre_acts.relu().unflatten(-1, (self.k, -1))
+        if acts.shape[-1] == 1:
+            return torch.zeros_like(pre_acts)
+        best = acts.topk(2, dim=-1).values
+        return torch.where(acts >= best[..., :1], best[..., 1:], best[..., :1]).flatten(-2)
+
+    def alone(
+        self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
+    ) -> Float[Tensor, "*many token some"]:
+        """Positive part of what reaches the bar."""
+        return torch.where(changed >= bar, changed, 0.0).relu()
+
+    def __str__(self) -> str:
+        return f"GroupMax {self.k}"
+
+
+Activation = ReLU | TopK | JumpReLU | GroupMax

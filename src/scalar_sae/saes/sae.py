@@ -5,8 +5,11 @@
     x_hat = acts W_dec + b_dec
 
 Every method's trainer ends in this form (a Staircase SAE reads slices of shared matrices while it trains and is an
-ordinary SAE afterwards), so the benchmark and the measures know no methods. An encoder that subtracts a bias b from its
-input is the same map with b_enc - b W_enc in place of b_enc.
+ordinary SAE afterwards), and so do other people's files (docs/formats.md): the benchmark and the measures know no
+methods. An encoder that subtracts a bias b from its input is the same map with b_enc - b W_enc in place of b_enc.
+
+Three things cannot be folded into the four tensors, and most SAEs have none of them: normalisation of the input at run
+time (norm.py), a skip connection past the latents, and, for a transcoder, a site to write that is not the site read.
 """
 
 from dataclasses import dataclass, replace
@@ -14,27 +17,36 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor
 
+from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU
+from scalar_sae.saes.norm import InputNorm
+from scalar_sae.sites import Site
 
 
 @dataclass(frozen=True, eq=False)
 class SAE:
-    """A sparse autoencoder in row-vector convention."""
+    """A sparse autoencoder, or a transcoder, in row-vector convention."""
 
     W_enc: Float[Tensor, "d_model d_sae"]
     b_enc: Float[Tensor, " d_sae"]
-    W_dec: Float[Tensor, "d_sae d_model"]
-    b_dec: Float[Tensor, " d_model"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+    b_dec: Float[Tensor, " d_out"]
     activation: Activation
     chunks: tuple[int, ...] = ()
     """Where d_sae is a staircase: the ends of its chunks, oldest first, the last being d_sae."""
+    norm: InputNorm | None = None
+    """Normalisation of the input at run time, undone after the decoder."""
+    W_skip: Float[Tensor, "d_model d_out"] | None = None
+    """A skip transcoder's linear map from the input, as it comes, to the output."""
+    writes: Site | None = None
+    """A transcoder's output site; None: the reconstruction belongs where the input was read."""
 
     def __post_init__(self) -> None:
         self.activation.check(self.d_sae)
 
     @property
     def d_model(self) -> int:
-        """Width of the activations."""
+        """Width of the activations read."""
         return self.W_enc.shape[0]
 
     @property
@@ -42,21 +54,51 @@ class SAE:
         """Number of latents."""
         return self.W_enc.shape[1]
 
+    @property
+    def d_out(self) -> int:
+        """Width of the activations written: d_model, but for a transcoder."""
+        return self.W_dec.shape[1]
+
+    @property
+    def decodes_from_input(self) -> bool:
+        """Whether `decode` needs the input beside the latents."""
+        return self.norm is not None or self.W_skip is not None
+
     def pre_acts(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """Pre-activations, before the activation rule."""
+        if self.norm is not None:
+            x = self.norm.apply(x)
         return x @ self.W_enc + self.b_enc
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """Latent activations."""
         return self.activation.select(self.pre_acts(x))
 
-    def decode(self, acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_model"]:
-        """Reconstruction from latent activations."""
-        return acts @ self.W_dec + self.b_dec
+    def decode(
+        self, acts: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_model"] | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """Reconstruction from latent activations.
+
+        Args:
+            acts: latent activations.
+            x: the input they were encoded from; read only where `decodes_from_input`.
+
+        Raises:
+            UserError: `x` is needed and missing.
+        """
+        x_hat = acts @ self.W_dec + self.b_dec
+        if not self.decodes_from_input:
+            return x_hat
+        if x is None:
+            raise UserError("an SAE with run-time normalisation or a skip connection decodes from its input too")
+        if self.norm is not None:
+            x_hat = self.norm.undo(x_hat, x)
+        return x_hat if self.W_skip is None else x_hat + x @ self.W_skip
 
     def detach(self) -> "SAE":
         """A copy of the weights outside any autograd graph."""
-        copies = {name: getattr(self, name).detach().clone() for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        weights = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")}
+        copies = {name: weight.detach().clone() for name, weight in weights.items() if weight is not None}
         rule = self.activation
         if isinstance(rule, JumpReLU):
             rule = JumpReLU(rule.threshold.detach().clone())

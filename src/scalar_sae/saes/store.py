@@ -1,23 +1,28 @@
 """SAEs on disk: `<folder>/sae.safetensors` (the tensors) and `<folder>/sae.json` (activation, chunks, site, recipe).
 
-`sae.json` is written last: a folder without it is not an SAE.
+`sae.json` is written last: a folder without it is not an SAE. `load_saes` reads other people's files too (formats/).
 """
 
-import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from scalar_sae.errors import UserError
 from scalar_sae.runs import whole
-from scalar_sae.saes.activation import Activation, JumpReLU, Kind, ReLU, TopK
+from scalar_sae.saes import hub
+from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, Kind, ReLU, TopK
+from scalar_sae.saes.formats.detect import FORMATS, Located, nothing, walk
+from scalar_sae.saes.formats.files import Folder, Format, Found, Tensors, about, build
+from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
+CONFIG, WEIGHTS = "sae.json", "sae.safetensors"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
@@ -32,12 +37,17 @@ class SaeCard(BaseModel):
     name: str
     """The group of SAEs it was trained in: the folder's name in a run."""
     site: str
+    """Where it reads."""
+    writes: str | None = None
+    """Where a transcoder writes."""
     d_model: int
     d_sae: int
     activation: Kind
     k: int | None = None
-    """For `topk`; a `jumprelu` has its thresholds among the tensors."""
+    """For `topk` and `groupmax`; a `jumprelu` has its thresholds among the tensors."""
     chunks: list[int] = []
+    norm: InputNorm | None = None
+    """Normalisation of the input at run time."""
     recipe: dict[str, Any] = {}
     """The whole training config, data fingerprint, tokens seen, seed and versions."""
 
@@ -48,11 +58,13 @@ class SaeCard(BaseModel):
             method=method,
             name=name,
             site=str(site),
+            writes=None if sae.writes is None else str(sae.writes),
             d_model=sae.d_model,
             d_sae=sae.d_sae,
             activation=sae.activation.kind,
-            k=sae.activation.k if isinstance(sae.activation, TopK) else None,
+            k=sae.activation.k if isinstance(sae.activation, TopK | GroupMax) else None,
             chunks=list(sae.chunks),
+            norm=sae.norm,
             recipe=recipe,
         )
 
@@ -64,10 +76,10 @@ def save_sae(sae: SAE, card: SaeCard, folder: Path) -> None:
         tensors = {name: getattr(sae, name) for name in TENSORS}
         if isinstance(sae.activation, JumpReLU):
             tensors["threshold"] = sae.activation.threshold
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary / "sae.safetensors"
-        )
-        (temporary / "sae.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        if sae.W_skip is not None:
+            tensors["W_skip"] = sae.W_skip
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS)
+        (temporary / CONFIG).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def load_sae(folder: Path) -> tuple[SAE, SaeCard]:
@@ -76,65 +88,116 @@ def load_sae(folder: Path) -> tuple[SAE, SaeCard]:
     Raises:
         UserError: not an SAE, damaged, or its json contradicts its tensors.
     """
-    if not (folder / "sae.json").is_file():
-        raise UserError(f"{folder}: no SAE here (sae.json and sae.safetensors)")
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: no SAE here ({CONFIG} and {WEIGHTS})")
+    with about(folder):
+        return _read_own(Folder.of(folder))
+
+
+def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
     try:
-        card = SaeCard.model_validate(json.loads((folder / "sae.json").read_text(encoding="utf-8")))
-        tensors = load_file(folder / "sae.safetensors")
-    except (ValidationError, json.JSONDecodeError, SafetensorError, OSError) as error:
-        raise UserError(f"{folder}: not readable as an SAE ({error})") from error
-    missing = {*TENSORS, *(["threshold"] if card.activation == "jumprelu" else [])} - set(tensors)
-    if missing:
-        raise UserError(f"{folder}: sae.safetensors lacks {', '.join(sorted(missing))}")
-    _check_shapes(tensors, folder)
-    rule = _activation(card, tensors, folder)
-    sae = SAE(**{name: tensors[name] for name in TENSORS}, activation=rule, chunks=tuple(card.chunks))
+        card = SaeCard.model_validate(folder.json(CONFIG))
+    except ValidationError as error:
+        raise UserError(f"{CONFIG} is not that of an SAE ({' '.join(str(error).split())})") from error
+    tensors = folder.tensors(WEIGHTS)
+    weights = {name: tensors[name] for name in TENSORS}
+    sae = build(
+        **weights,
+        activation=_activation(card, tensors),
+        chunks=tuple(card.chunks),
+        norm=card.norm,
+        W_skip=tensors.get("W_skip"),
+    )
     if (sae.d_model, sae.d_sae) != (card.d_model, card.d_sae):
-        raise UserError(f"{folder}: sae.json says {card.d_model, card.d_sae}, the tensors are {sae.d_model, sae.d_sae}")
-    return sae, card
+        raise UserError(f"{CONFIG} says {card.d_model, card.d_sae}, the tensors are {sae.d_model, sae.d_sae}")
+    return replace(sae, writes=None if card.writes is None else Site.parse(card.writes)), card
 
 
-def _activation(card: SaeCard, tensors: dict[str, Tensor], folder: Path) -> Activation:
+def _activation(card: SaeCard, tensors: Tensors) -> Activation:
     if card.activation == "jumprelu":
         return JumpReLU(tensors["threshold"])
     if card.activation == "relu":
         return ReLU()
     if card.k is None:
-        raise UserError(f"{folder}: sae.json says topk and gives no k")
-    return TopK(card.k)
+        raise UserError(f"{CONFIG} says {card.activation} and gives no k")
+    return TopK(card.k) if card.activation == "topk" else GroupMax(card.k)
 
 
-def _check_shapes(tensors: dict[str, Tensor], folder: Path) -> None:
-    if tensors["W_enc"].dim() != 2:
-        raise UserError(f"{folder}: W_enc has shape {tuple(tensors['W_enc'].shape)}; expected (d_model, d_sae)")
-    d_model, d_sae = tensors["W_enc"].shape
-    needed = {"W_dec": (d_sae, d_model), "b_enc": (d_sae,), "b_dec": (d_model,)}
-    for name, shape in needed.items():
-        if tuple(tensors[name].shape) != shape:
-            found = tuple(tensors[name].shape)
-            raise UserError(f"{folder}: {name} has shape {found}; W_enc {d_model, d_sae} needs {shape}")
+def _own_here(folder: Folder) -> bool:
+    return folder.has(CONFIG) and "sae_variant" not in folder.json(CONFIG)
 
 
-def load_saes(folder: str | Path) -> dict[str, dict[Site, SAE]]:
-    """Every SAE of a run: name of the group -> site -> SAE. Accepts a run, its `saes/`, or one group's folder.
+def _own(folder: Folder) -> Iterator[Found]:
+    sae, card = _read_own(folder)
+    yield Found(sae, card.name, card.site, card.writes or "", card.recipe)
+
+
+OWN = Format("scalar-sae", f"{CONFIG}, {WEIGHTS}", _own_here, _own)
+
+
+def find_saes(path: str | Path) -> Iterator[Located]:
+    """Every SAE below a path, of any format, one after the other.
+
+    Args:
+        path: a folder, a file, or `hf://owner/repository[@revision][/folder]`, which is downloaded.
 
     Raises:
-        UserError: no SAE found.
+        UserError: nothing there, no SAE in it, or damaged files.
     """
-    folder = Path(folder)
+    local = hub.local(str(path))
+    if not local.exists():
+        raise UserError(f"{path}: no such file or folder")
+    empty = True
+    for located in walk(local, (OWN, *FORMATS)):
+        empty = False
+        yield located
+    if empty:
+        raise nothing(local, (OWN, *FORMATS))
+
+
+def load_saes(*paths: str | Path) -> dict[str, dict[Site, SAE]]:
+    """Every SAE of a run, or of other people's files: name of the group -> site that is read -> SAE.
+
+    Args:
+        paths: run directories, their `saes/`, single groups, and whatever `find_saes` accepts. `SITE=PATH` says where
+            the one SAE of a path reads, when its files do not.
+
+    Raises:
+        UserError: no SAE found, two at one place, or one at a place that no block can begin or end at.
+    """
     found: dict[str, dict[Site, SAE]] = {}
-    for path in sorted(folder.rglob("sae.json")):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            sae, card = load_sae(path.parent)
-            site = Site.parse(card.site)
-            if site in found.setdefault(card.name, {}):
-                raise UserError(f"{folder}: several SAEs named {card.name} at {site}; give one run's folder")
-            found[card.name][site] = sae
-    if not found:
-        raise UserError(f"{folder}: holds no SAEs; train some with 'scalar train', or give a run directory")
+    for path in paths:
+        site, path = _split(path)
+        located = list(find_saes(path))
+        if site is not None and len(located) > 1:
+            raise UserError(f"{site}={path}: holds {len(located)} SAEs; give the path of one")
+        for one, _, where in located:
+            with about(where):
+                reads, sae = placed(one, site)
+            if reads in found.setdefault(one.group, {}):
+                raise UserError(f"{path}: several SAEs named {one.group} at {reads}; give one run's folder")
+            found[one.group][reads] = sae
     return found
+
+
+def placed(found: Found, site: Site | None = None) -> tuple[Site, SAE]:
+    """The site where an SAE reads, and the SAE with the site where it writes.
+
+    Raises:
+        UserError: the files do not say, or name a place that no block can begin or end at.
+    """
+    if site is None and not found.reads:
+        raise UserError("the files do not say where this SAE reads; give SITE=PATH, such as resid_post.3=PATH")
+    reads = site or Site.parse(found.reads)
+    return reads, replace(found.sae, writes=Site.parse(found.writes)) if found.writes else found.sae
 
 
 def find_sae(saes: dict[Site, SAE], site: Site) -> SAE | None:
     """The SAE at a place, under whichever of its names it was stored."""
     return next((sae for other, sae in saes.items() if other.same_place(site)), None)
+
+
+def _split(path: str | Path) -> tuple[Site | None, str]:
+    """`SITE=PATH` or a path."""
+    match = re.fullmatch(r"([a-z_]+\.\d+)=(.+)", str(path))
+    return (Site.parse(match[1]), match[2]) if match else (None, str(path))

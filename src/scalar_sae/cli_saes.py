@@ -1,0 +1,121 @@
+"""The verbs for files of SAEs: `ls`, `export`, `push`, `pull`."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from scalar_sae.errors import UserError, unknown
+
+app = typer.Typer()
+
+Source = Annotated[str, typer.Argument(help="A run, a folder or file of SAEs of any format, `hf://owner/name/folder`.")]
+
+
+@app.command("ls")
+def list_(path: Source) -> None:
+    """Say what a folder holds: SAEs and their format, language model, records.
+
+    Example: **scalar ls runs/quickstart**
+    """
+    from scalar_sae.results import Results
+    from scalar_sae.saes import hub
+    from scalar_sae.saes.store import find_saes
+
+    folder = hub.local(path)
+    if not folder.exists():
+        raise UserError(f"{path}: no such file or folder")
+    models = ("lm/config.json", "config.json", "lm/model.json", "model.json")
+    model = next((folder / name for name in models if (folder / name).with_name("model.safetensors").is_file()), None)
+    results = folder / "results.json"
+    table = Table(title=path)
+    for column in ("method", "site", "d_model", "d_sae", "activation", "chunks", "format"):
+        table.add_column(column)
+    try:
+        for found, format_, _ in find_saes(folder):
+            sae, site = found.sae, f"{found.reads} -> {found.writes}" if found.writes else found.reads or "?"
+            chunks = " ".join(map(str, sae.chunks))
+            table.add_row(found.group, site, str(sae.d_model), str(sae.d_sae), str(sae.activation), chunks, format_)
+    except UserError:
+        if table.row_count or model is None:
+            raise
+    if table.row_count:
+        Console().print(table)
+    if model:
+        typer.echo(f"language model: {model.parent}")
+    if results.is_file():
+        typer.echo(f"records: {len(Results.read(results).records)} in {results}")
+
+
+@app.command()
+def export(
+    path: Source,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs; must not be there yet.")],
+    format_: Annotated[str, typer.Option("--format", help="`saelens`, `sparsify`, or `scalar`, our own.")] = "saelens",
+    model: Annotated[str, typer.Option(help="The language model's name on the Hub, which SAELens keeps.")] = "",
+    layers: Annotated[str, typer.Option(help="For sparsify: the model's name of its layers, `h` or `layers`.")] = "h",
+    site: Annotated[str | None, typer.Option(help="Where the one SAE reads, if its files do not say.")] = None,
+    method: Annotated[str | None, typer.Option(help="One group of SAEs (all by default).")] = None,
+) -> None:
+    """Write SAEs of any format in that of SAELens (for SAEDashboard, Neuronpedia, SAEBench) or sparsify (for delphi).
+
+    Example: **scalar export runs/quickstart --format saelens --out runs/for-saelens**
+    """
+    from scalar_sae.saes.export import export as run
+    from scalar_sae.saes.store import find_saes
+    from scalar_sae.sites import Site
+
+    located = list(find_saes(path))
+    groups = {found.group for found, _, _ in located}
+    if method is not None and method not in groups:
+        raise unknown("method", method, sorted(groups))
+    chosen = [one for one in located if method in (None, one.found.group)]
+    where = None if site is None else Site.parse(site)
+    written = run(chosen, format_, out, model=model, layers=layers, site=where)
+    typer.echo(f"{len(written)} SAEs: {out}")
+
+
+@app.command()
+def pull(
+    path: Annotated[
+        str, typer.Argument(help="`hf://owner/name`, or a folder in it: `hf://owner/name@revision/folder`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs; must not be there yet.")],
+) -> None:
+    """Download SAEs of any format from the Hugging Face Hub and keep them in our own.
+
+    Example: **scalar pull hf://openai-community/some-saes --out runs/theirs**
+    """
+    export(path, out, "scalar")
+
+
+@app.command()
+def push(
+    path: Source,
+    repository: Annotated[str, typer.Argument(help="`owner/name` on the Hugging Face Hub; made if not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+) -> None:
+    """Publish SAEs on the Hugging Face Hub, with a model card: scores, recipe, how to load them.
+
+    Example: **scalar push runs/quickstart me/my-saes**
+    """
+    from scalar_sae.report.model_card import model_card
+    from scalar_sae.results import Results
+    from scalar_sae.saes import hub
+    from scalar_sae.saes.export import export as write
+    from scalar_sae.saes.store import find_saes
+
+    located = list(find_saes(path))
+    results = Path(path) / "results.json"
+    card = model_card(repository, located, Results.read(results) if results.is_file() else None)
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = Path(temporary) / "saes"
+        write(located, "scalar", staged)
+        (staged / "README.md").write_text(card, encoding="utf-8")
+        if results.is_file():
+            shutil.copy(results, staged)
+        typer.echo(f"{len(located)} SAEs: {hub.upload(staged, repository, private)}")

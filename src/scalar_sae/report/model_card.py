@@ -1,0 +1,73 @@
+"""The README of a published set of SAEs: what they are, how well they do, how they were made, how to load them."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from scalar_sae.results import Results, SaeFidelity
+from scalar_sae.saes.formats.detect import Located
+
+_RECIPE_CHARACTERS = 4000
+
+
+def model_card(repository: str, located: Iterable[Located], results: Results | None) -> str:
+    """The text of a repository's README.md.
+
+    Args:
+        repository: `owner/name` on the Hub.
+        located: the SAEs in it.
+        results: what was measured of them, if anything was.
+    """
+    measured = {(sae.method, sae.site): sae for sae in results.saes} if results else {}
+    rows: list[list[str]] = []
+    recipes: dict[str, dict[str, Any]] = {}
+    for found, _, _ in located:
+        sae, fidelity = found.sae, measured.get((found.group, found.reads))
+        reads = f"{found.reads} → {found.writes}" if found.writes else found.reads
+        rows.append([found.group, reads, f"{sae.d_model}", f"{sae.d_sae}", str(sae.activation), *_fidelity(fidelity)])
+        recipes.setdefault(found.group, found.recipe)
+    parts = [
+        "---\nlibrary_name: scalar-sae\ntags:\n- sparse-autoencoder\n- mechanistic-interpretability\n- scalar-sae\n---",
+        f"# {repository.partition('/')[2]}",
+        "Sparse autoencoders, published with [scalar-sae](https://arxiv.org/abs/2511.07572).",
+        "## How to load them",
+        f'```python\nfrom scalar_sae import load_saes\nsaes = load_saes("hf://{repository}")\n```',
+        "## SAEs",
+        _table(["group", "site", "d_model", "d_sae", "activation", "L0", "FVU", "CE increase (nats)"], rows),
+        *(_scores(results) if results and results.records else []),
+        "## Recipe",
+        *(f"`{group}`:\n\n```json\n{_recipe(recipe)}\n```" for group, recipe in recipes.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fidelity(fidelity: SaeFidelity | None) -> list[str]:
+    if fidelity is None:
+        return ["", "", ""]
+    return [f"{fidelity.l0:.1f}", f"{fidelity.fvu:.3f}", f"{fidelity.ce_increase:.3f}"]
+
+
+def _scores(results: Results) -> list[str]:
+    rows = [
+        [
+            record.block,
+            record.method,
+            record.ranking,
+            "never" if record.edges_at["90"] is None else f"{record.edges_at['90']:,.0f}",
+            f"{record.log_area:.2f}",
+            f"{record.floor.kl:.2f}",
+        ]
+        for record in results.records
+    ]
+    header = ["block", "SAEs", "ranking", "edges@90", "log area", "floor (nats)"]
+    return ["## SCALAR: how sparsely they interact (lower is better)", _table(header, rows)]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    text = json.dumps(recipe, indent=1, default=str)
+    return text if len(text) <= _RECIPE_CHARACTERS else text[:_RECIPE_CHARACTERS] + "\n..."

@@ -1,0 +1,61 @@
+"""Write SAEs in a format, one folder each: our own, SAELens' or sparsify's."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, get_args
+
+from scalar_sae.errors import UserError, unknown
+from scalar_sae.saes.formats import saelens, sparsify
+from scalar_sae.saes.formats.detect import Located
+from scalar_sae.saes.formats.files import about
+from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.store import SaeCard, placed, save_sae
+from scalar_sae.sites import Site
+
+ExportFormat = Literal["scalar", "saelens", "sparsify"]
+
+
+def export(
+    located: Iterable[Located], format_: str, out: Path, *, model: str = "", layers: str = "h", site: Site | None = None
+) -> list[Path]:
+    """Write SAEs below a folder, as `<group>/<site>` in the words of the format; returns their folders.
+
+    Args:
+        located: what to write.
+        format_: `scalar`, `saelens` or `sparsify`.
+        out: a folder that is not there yet, or is empty.
+        model: the language model's name, which SAELens keeps.
+        layers: for sparsify, what the model calls its list of layers: `h` or `layers`.
+        site: where the SAE reads, if its files do not say.
+
+    Raises:
+        UserError: the format cannot hold one of them; nothing of that one is written.
+    """
+    if format_ not in get_args(ExportFormat):
+        raise unknown("format", format_, get_args(ExportFormat))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists already; choose another --out")
+    written: list[Path] = []
+    for found, source, where in located:
+        with about(where):
+            reads, sae = placed(found, site)
+            folder = out / found.group / _name(format_, reads, sae, layers)
+            if folder in written:
+                raise UserError(f"a second SAE for {folder}; export them one by one")
+            if format_ == "saelens":
+                saelens.save(sae, reads, folder, model)
+            elif format_ == "sparsify":
+                sparsify.save(sae, folder)
+            else:
+                recipe = {"source_format": source, **found.recipe} if source != "scalar-sae" else found.recipe
+                save_sae(sae, SaeCard.of(sae, found.group, found.group, reads, recipe), folder)
+        written.append(folder)
+    return written
+
+
+def _name(format_: str, reads: Site, sae: SAE, layers: str) -> str:
+    if format_ == "saelens":
+        return reads.transformer_lens
+    if format_ == "sparsify":  # named after the module, which for a transcoder is the one it replaces
+        return sparsify.hookpoint(sae.writes or reads, layers)
+    return str(reads)

@@ -1,0 +1,102 @@
+"""Exact rewritings of an SAE: the reconstruction stays the same function of the input.
+
+| move                  | what it removes                                                            |
+|-----------------------|----------------------------------------------------------------------------|
+| `without_pre_bias`    | a bias that is subtracted from the input before the encoder                |
+| `with_input_scaled`   | a constant that the input is multiplied by, and the output divided by      |
+| `with_input_whitened` | an affine map of the input, undone on the output                           |
+| `with_latents_scaled` | units of the latents: decoder norms, or the constant of the move above     |
+| `gate_as_threshold`   | a gated encoder's second set of biases                                     |
+
+Thresholds are always in the units of the pre-activations they are compared with.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scalar_sae.errors import UserError
+from scalar_sae.saes.activation import JumpReLU
+from scalar_sae.saes.sae import SAE
+
+
+def without_pre_bias(
+    b_enc: Float[Tensor, " d_sae"], b_pre: Float[Tensor, " d_model"], W_enc: Float[Tensor, "d_model d_sae"]
+) -> Float[Tensor, " d_sae"]:
+    """The b_enc of an encoder that reads x, from one that reads x - b_pre."""
+    return b_enc - b_pre @ W_enc
+
+
+def with_input_scaled(sae: SAE, s_in: float, s_out: float) -> SAE:
+    """The SAE that reads x and writes x_hat, from one made for `s_in` x that writes `s_out` x_hat.
+
+    Latent activations keep their values.
+
+    Raises:
+        UserError: the SAE normalises its input at run time as well.
+    """
+    if sae.norm is not None:
+        raise UserError("a constant input scale together with run-time normalisation is not understood")
+    return replace(
+        sae,
+        W_enc=sae.W_enc * s_in,
+        W_dec=sae.W_dec / s_out,
+        b_dec=sae.b_dec / s_out,
+        W_skip=None if sae.W_skip is None else sae.W_skip * (s_in / s_out),
+    )
+
+
+def with_input_whitened(
+    sae: SAE,
+    mean: Float[Tensor, " d_model"],
+    whiten: Float[Tensor, "d_model d_model"],
+    unwhiten: Float[Tensor, "d_model d_model"],
+) -> SAE:
+    """The SAE that reads x, from one made for (x - mean) @ whiten, whose output z becomes z @ unwhiten + mean."""
+    W_enc = whiten @ sae.W_enc
+    return replace(
+        sae,
+        W_enc=W_enc,
+        b_enc=without_pre_bias(sae.b_enc, mean, W_enc),
+        W_dec=sae.W_dec @ unwhiten,
+        b_dec=sae.b_dec @ unwhiten + mean,
+    )
+
+
+def with_latents_scaled(sae: SAE, factor: Float[Tensor, " d_sae"]) -> SAE:
+    """Every latent's activation multiplied by a positive factor, its decoder row divided by it.
+
+    Under TopK and GroupMax the selection is then made between the scaled latents: with `factor=decoder_norms(sae)` this
+    is selection by decoder norm, what some SAEs were trained with. Elsewhere nothing but units changes.
+    """
+    rule = sae.activation
+    if isinstance(rule, JumpReLU):
+        rule = JumpReLU(rule.threshold * factor)
+    return replace(
+        sae,
+        W_enc=sae.W_enc * factor,
+        b_enc=sae.b_enc * factor,
+        W_dec=sae.W_dec / factor.unsqueeze(1),
+        activation=rule,
+    )
+
+
+def decoder_norms(sae: SAE) -> Float[Tensor, " d_sae"]:
+    """Length of each latent's decoder row, and at least 1e-8."""
+    return sae.W_dec.norm(dim=1).clamp(min=1e-8)
+
+
+def gate_as_threshold(
+    W_gate: Float[Tensor, "d_model d_sae"],
+    b_gate: Float[Tensor, " d_sae"],
+    r_mag: Float[Tensor, " d_sae"],
+    b_mag: Float[Tensor, " d_sae"],
+) -> tuple[Float[Tensor, "d_model d_sae"], Float[Tensor, " d_sae"], JumpReLU]:
+    """W_enc, b_enc and thresholds of a gated encoder (Rajamanoharan et al., arXiv 2404.16014, §3.2).
+
+    Gate and magnitude read the same direction, exp(r_mag) apart: x W_gate + b_gate > 0 says the same as
+    u > b_mag - exp(r_mag) b_gate of the magnitude's pre-activation u = exp(r_mag) x W_gate + b_mag.
+    """
+    return W_gate * r_mag.exp(), b_mag, JumpReLU(b_mag - torch.exp(r_mag) * b_gate)

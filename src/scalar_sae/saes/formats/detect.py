@@ -1,0 +1,63 @@
+"""Which format a folder is of, by looking at its files, and every SAE below a path."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from scalar_sae.errors import UserError
+from scalar_sae.saes.formats import (
+    batch_topk,
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    gpt_circuits,
+    jacobian,
+    openai,
+    openmoss,
+    saelens,
+    sparsify,
+)
+from scalar_sae.saes.formats.files import Folder, Format, Found, about
+
+FORMATS: tuple[Format, ...] = tuple(
+    module.FORMAT
+    for module in (
+        saelens, jacobian, sparsify, dictionary_learning, openmoss, gemma_scope, circuit_tracer, gpt_circuits,
+        batch_topk, openai,
+    )
+)  # fmt: skip
+
+
+class Located(NamedTuple):
+    """An SAE, where it was, and in what format."""
+
+    found: Found
+    format: str
+    path: Path
+
+
+def walk(path: Path, formats: tuple[Format, ...]) -> Iterator[Located]:
+    """Every SAE in a folder and below it, or in a file; nothing below a folder that is of some format is read again.
+
+    Raises:
+        UserError: a folder is of some format and its files are damaged or contradict each other.
+    """
+    folder = Folder.of(path)
+    with about(path):
+        format_ = next((format_ for format_ in formats if format_.here(folder)), None)
+    if format_ is not None:
+        with about(path):
+            for found in format_.read(folder):
+                yield Located(found, format_.name, path)
+    elif path.is_dir():
+        for entry in sorted(path.iterdir()):
+            if entry.is_dir() and not entry.name.startswith("."):
+                yield from walk(entry, formats)
+
+
+def nothing(path: Path, formats: tuple[Format, ...]) -> UserError:
+    """The error for a path without SAEs: what was found, what is understood."""
+    folder = Folder.of(path)
+    there = ", ".join(sorted(folder.names)[:8]) or "nothing"
+    understood = "; ".join(f"{format_.name} ({format_.files})" for format_ in formats)
+    return UserError(f"{path}: holds no SAEs: found {there}; understood are {understood}")

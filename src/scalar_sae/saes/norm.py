@@ -1,0 +1,42 @@
+"""Normalisation of a token's activation at run time, which no weight can absorb.
+
+    x_n = (x - shift) / (scale + eps)       before the encoder
+    x_hat = x_n_hat * scale + shift         after the decoder, with the input's own shift and scale
+
+| kind            | shift   | scale                     | who                                                     |
+|-----------------|---------|---------------------------|---------------------------------------------------------|
+| `layer_norm`    | mean(x) | std(x), unbiased          | OpenAI, SAELens `layer_norm`, BatchTopK `input_unit_norm` |
+| `constant_norm` | 0       | |x| / sqrt(d_model)       | SAELens `constant_norm_rescale`, Llama Scope `token-wise` |
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InputNorm:
+    """What an SAE does to its input and undoes to its output."""
+
+    kind: Literal["layer_norm", "constant_norm"]
+    eps: float = 0.0
+    """Added to the scale before dividing; not when undoing."""
+
+    def apply(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The input that the encoder sees."""
+        shift, scale = self._of(x)
+        return (x - shift) / (scale + self.eps)
+
+    def undo(
+        self, x_hat: Float[Tensor, "*batch d_model"], x: Float[Tensor, "*batch d_model"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The decoder's output in the units of the input `x`."""
+        shift, scale = self._of(x)
+        return x_hat * scale + shift
+
+    def _of(self, x: Float[Tensor, "*batch d_model"]) -> tuple[Tensor | float, Float[Tensor, "*batch 1"]]:
+        if self.kind == "layer_norm":
+            return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        return 0.0, x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
