@@ -101,7 +101,7 @@ def train(
 @app.command()
 def score(
     lm: Annotated[
-        str, typer.Option(help="Language model: a run's `lm` folder, a Hugging Face GPT-2 folder, a shipped name.")
+        str, typer.Option(help="Language model: a run's `lm` folder, a Hugging Face folder or Hub id, a shipped name.")
     ],
     saes: Annotated[Path, typer.Option(help="A run, its `saes` folder, or one group of SAEs in it.")],
     block: Annotated[
@@ -117,7 +117,7 @@ def score(
     prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 50,
     rank_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on; none of them is scored.", min=1)] = 64,
     context: Annotated[
-        int | None, typer.Option(help="Tokens per prompt; by default all that the model reads.", min=2)
+        int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
     ranking: Annotated[str, typer.Option(help="`ablation`, `published`, `random`, or a saved matrix.")] = "ablation",
     edges: Annotated[str, typer.Option(help="`full`, `coarse`, `published`, or counts such as 1,2,4,8.")] = "full",
@@ -148,11 +148,11 @@ def score(
     chosen = {name: group for name, group in groups.items() if method in (None, name)}
     both = {name: group for name, group in chosen.items() if find_sae(group, place.up) and find_sae(group, place.down)}
     pairs = {name: Pair.between(model, place, group) for name, group in (both or chosen).items()}
-    corpus = load_held_out(tokens)
+    corpus = load_held_out(tokens, model.tokenizer)
     config = ScoreConfig(
         rankings={ranking: rank_prompts},
         prompts=prompts,
-        context=context or model.context,
+        context=context or min(model.context, 128),
         edges=edges,
         seed=seed,
     )

@@ -4,7 +4,7 @@
     corpus.train, corpus.val        # token ids
     windows(corpus.val, 128)        # [n, 128] prompts that do not overlap
 
-Tokens are ASCII codes (128 symbols), the paper's toy vocabulary; any other character becomes `?` and is counted.
+Tokens are those of the tokenizer that is given (`LanguageModel.tokenizer`); by default ASCII codes.
 """
 
 import hashlib
@@ -12,20 +12,18 @@ import os
 import sysconfig
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.runs import whole
+from scalar_sae.tokenizer import Ascii, Tokenizer
 
-D_VOCAB = 128
-REPLACEMENT = ord("?")
+ASCII = Ascii()
 VAL_SHARE = 0.1
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -44,11 +42,13 @@ class Corpus:
     """Token ids of a text, in two parts without overlap."""
 
     name: str
-    train: UInt8[Tensor, " n_train"]
-    val: UInt8[Tensor, " n_val"]
+    train: Integer[Tensor, " n_train"]
+    val: Integer[Tensor, " n_val"]
     replaced: int
     """Characters outside ASCII, each turned into `?`."""
-    d_vocab: int = D_VOCAB
+    d_vocab: int = ASCII.d_vocab
+    bos: int | None = None
+    """The token that starts every window, if the tokenizer has one."""
 
     @property
     def fingerprint(self) -> str:
@@ -74,12 +74,13 @@ class Corpus:
         }
 
 
-def load_corpus(spec: str, data: Path | None = None) -> Corpus:
+def load_corpus(spec: str, data: Path | None = None, tokenizer: Tokenizer = ASCII) -> Corpus:
     """Load a corpus by name, path or Hugging Face address.
 
     Args:
         spec: `python-stdlib`, `tiny-shakespeare`, a path to a text file, or `hf://owner/name[#column]`.
         data: a local copy of the text, instead of the download, for `tiny-shakespeare`.
+        tokenizer: what turns the text into token ids.
 
     Raises:
         UserError: no such corpus, file or column, or no way to download it.
@@ -87,55 +88,48 @@ def load_corpus(spec: str, data: Path | None = None) -> Corpus:
     if data is not None and spec != "tiny-shakespeare":
         raise UserError(f"--data {data}: {spec} is not downloaded; a local copy is only for tiny-shakespeare")
     if spec == "python-stdlib":
-        return _python_stdlib()
+        return _python_stdlib(tokenizer)
     if spec == "tiny-shakespeare":
-        return _from_text(spec, _read_text(data or _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256)))
+        return _from_text(spec, _read_text(data or _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256)), tokenizer)
     if spec.startswith("hf://"):
-        return _from_hub(spec)
+        return _from_hub(spec, tokenizer)
     path = Path(spec)
     if path.is_file():
-        return _from_text(path.name, _read_text(path))
+        return _from_text(path.name, _read_text(path), tokenizer)
     raise unknown("corpus", spec, [*NAMES, "a path to a text file", "hf://owner/name#column"])
 
 
-def load_held_out(spec: str) -> Corpus:
+def load_held_out(spec: str, tokenizer: Tokenizer = ASCII) -> Corpus:
     """A text to evaluate on: the validation part of a named corpus, the whole of any other text.
 
     Raises:
         UserError: no such corpus or file.
     """
-    corpus = load_corpus(spec)
+    corpus = load_corpus(spec, tokenizer=tokenizer)
     if spec in NAMES:
         return corpus
     return replace(corpus, train=corpus.train[:0], val=torch.cat([corpus.train, corpus.val]))
 
 
-def encode(text: str) -> tuple[UInt8[Tensor, " n"], int]:
-    """ASCII token ids of `text`, and how many characters had to be replaced."""
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    outside = codes >= D_VOCAB
-    ids = np.where(outside, REPLACEMENT, codes).astype(np.uint8)
-    return torch.from_numpy(ids), int(outside.sum())
-
-
-def decode(ids: Iterable[int]) -> str:
-    """The text of ASCII token ids."""
-    return "".join(map(chr, ids))
-
-
-def windows(tokens: UInt8[Tensor, " n"], context: int, name: str = "text") -> Int[Tensor, "n_windows context"]:
+def windows(
+    tokens: Integer[Tensor, " n"], context: int, name: str = "text", bos: int | None = None
+) -> Int[Tensor, "n_windows context"]:
     """Cut tokens into consecutive prompts that do not overlap; a remainder is left out.
+
+    With `bos`, every prompt starts with that token, followed by context - 1 of the text's.
 
     Raises:
         UserError: the text is shorter than one context.
     """
-    n = tokens.numel() // context
+    own = context if bos is None else context - 1
+    n = tokens.numel() // own
     if n == 0:
         raise UserError(f"{name}: {tokens.numel()} tokens are fewer than one context of {context}; give a longer text")
-    return tokens[: n * context].view(n, context).long()
+    rows = tokens[: n * own].view(n, own).long()
+    return rows if bos is None else torch.cat([torch.full((n, 1), bos), rows], 1)
 
 
-def _python_stdlib() -> Corpus:
+def _python_stdlib(tokenizer: Tokenizer) -> Corpus:
     """The running interpreter's own standard library, split by file.
 
     A file's side follows from its name alone, so a language model trained on one Python version's training files
@@ -153,10 +147,11 @@ def _python_stdlib() -> Corpus:
     parts: dict[bool, list[Tensor]] = {True: [], False: []}
     replaced = 0
     for file in files:
-        ids, bad = encode((root / file).read_text(encoding="utf-8", errors="replace"))
+        ids, bad = tokenizer.encode((root / file).read_text(encoding="utf-8", errors="replace"))
         parts[is_validation_file(file.as_posix())].append(ids)
         replaced += bad
-    return Corpus("python-stdlib", torch.cat(parts[False]), torch.cat(parts[True]), replaced)
+    train, val = torch.cat(parts[False]), torch.cat(parts[True])
+    return Corpus("python-stdlib", train, val, replaced, tokenizer.d_vocab, tokenizer.bos)
 
 
 def is_validation_file(name: str) -> bool:
@@ -164,11 +159,11 @@ def is_validation_file(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < VAL_SHARE * 2**64
 
 
-def _from_text(name: str, text: str) -> Corpus:
-    """The paper's split: the first 90 % of the text, rounded down to a multiple of 256 characters, trains."""
-    ids, replaced = encode(text)
+def _from_text(name: str, text: str, tokenizer: Tokenizer) -> Corpus:
+    """The paper's split: the first 90 % of the tokens, rounded down to a multiple of 256, trains."""
+    ids, replaced = tokenizer.encode(text)
     n_train = int((1 - VAL_SHARE) * ids.numel()) // 256 * 256
-    return Corpus(name, ids[:n_train].clone(), ids[n_train:].clone(), replaced)
+    return Corpus(name, ids[:n_train].clone(), ids[n_train:].clone(), replaced, tokenizer.d_vocab, tokenizer.bos)
 
 
 def _read_text(path: Path) -> str:
@@ -180,7 +175,7 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: not a UTF-8 text file (byte {error.start} cannot be read)") from error
 
 
-def _from_hub(spec: str) -> Corpus:
+def _from_hub(spec: str, tokenizer: Tokenizer) -> Corpus:
     address, _, column = spec.removeprefix("hf://").partition("#")
     column = column or "text"
     try:
@@ -197,7 +192,7 @@ def _from_hub(spec: str) -> Corpus:
     texts = list(rows[column])
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{spec}: column {column!r} holds more than text")
-    return _from_text(spec, "\n".join(texts))
+    return _from_text(spec, "\n".join(texts), tokenizer)
 
 
 def cache_folder() -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import GPT2LMHeadModel
@@ -70,7 +70,7 @@ def learning_rate(recipe: LmRecipe, step: int) -> float:
     return recipe.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (recipe.lr - recipe.min_lr)
 
 
-def batch_of(tokens: UInt8[Tensor, " n"], recipe: LmRecipe, step: int) -> Int[Tensor, "batch context_and_next"]:
+def batch_of(tokens: Integer[Tensor, " n"], recipe: LmRecipe, step: int) -> Int[Tensor, "batch context_and_next"]:
     """The random windows of a step, one token longer than the context; depends on (seed, step) alone."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     starts = torch.randint(tokens.numel() - recipe.context, (recipe.batch_size, 1), generator=generator)
@@ -84,7 +84,7 @@ def next_token_loss(lm: GPT2LMHeadModel, ids: Int[Tensor, "batch context_and_nex
 
 
 @torch.no_grad()
-def validation_loss(lm: GPT2LMHeadModel, val: UInt8[Tensor, " n"], context: int, most: int | None = None) -> float:
+def validation_loss(lm: GPT2LMHeadModel, val: Integer[Tensor, " n"], context: int, most: int | None = None) -> float:
     """Cross-entropy in nats per token over the validation text in windows that do not overlap (the first `most`)."""
     ids = windows(val[1:], context, "validation text")[:most]
     inputs = windows(val[:-1], context, "validation text")[:most]
@@ -143,7 +143,7 @@ class _State:
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
 
-    def advance(self, tokens: UInt8[Tensor, " n"]) -> float:
+    def advance(self, tokens: Integer[Tensor, " n"]) -> float:
         """One optimiser step; returns its training loss in nats."""
         start = time.perf_counter()
         for group in self.optimizer.param_groups:
