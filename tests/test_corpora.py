@@ -132,3 +132,19 @@ def test_windows_do_not_overlap(n: int, context: int):
     tokens = torch.arange(n).to(torch.uint8)
     rows = corpora.windows(tokens, context)
     assert rows.flatten().tolist() == list(range(n // context * context))
+
+
+def test_the_librarys_documentation_and_more_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "more.txt").write_text("Prose. " * 1000)
+    library = tmp_path / "library"
+    library.mkdir()
+    for name in "abcdefghij":
+        source = f'"""Module {name}."""\nx = 1\nclass A:\n    "Class."\n    def f(self):\n        "Method."\n'
+        (library / f"{name}.py").write_text(source)
+    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda what: str(library))
+    docs, both = corpora.load_texts("python-docs"), corpora.load_texts("python-docs", tmp_path / "more.txt")
+    assert sorted(docs.train + docs.val) == [f"Module {name}.\n\nClass.\n\nMethod.\n\n" for name in "abcdefghij"]
+    assert (both.train[:-1], both.val[:-1]) == (docs.train, docs.val)
+    assert both.train[-1] + both.val[-1] == "Prose. " * 1000
+    with pytest.raises(UserError, match="only tiny-shakespeare .* and python-docs"):
+        corpora.load_texts("python-stdlib", tmp_path / "more.txt")

@@ -61,12 +61,18 @@ def quickstart(
 def train_lm(
     out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
     recipe: Annotated[
-        str, typer.Option(help="`python-stdlib` or `tiny-shakespeare`: the recipe of a shipped model.")
+        str,
+        typer.Option(
+            help="`python-stdlib`, `tiny-shakespeare`: the toys; `medium`: 5 million parameters, real language."
+        ),
     ] = "python-stdlib",
-    data: Annotated[Path | None, typer.Option(help="A local copy of the text, instead of the download.")] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="`tiny-shakespeare`: a local copy. `medium`: a text file to add (repeat for more)."),
+    ] = None,
     change: Changes = None,
 ) -> None:
-    """Train the toy language model: the paper's 216,448-parameter GPT.
+    """Train a small language model: the paper's 216,448-parameter GPT, or a medium one.
 
     Example: **scalar train-lm --recipe tiny-shakespeare --data input.txt --out runs/lm**
     """
@@ -76,9 +82,9 @@ def train_lm(
 
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
-    record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, data)
+    record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, *data or ())
     typer.echo(
-        f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per character; {out}"
+        f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per token; {out}"
     )
 
 

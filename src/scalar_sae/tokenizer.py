@@ -11,6 +11,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 REPLACEMENT = ord("?")
+END = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ class Pretrained:
 
 
 Tokenizer = Ascii | Pretrained
+
+
+def byte_pairs(texts: list[str], d_vocab: int) -> Pretrained:
+    """A byte-level BPE tokenizer as GPT-2's, its merges learned from a text."""
+    from transformers.models.gpt2.tokenization_gpt2 import GPT2Tokenizer
+
+    start = GPT2Tokenizer(vocab={END: 0}, merges=[])
+    return Pretrained(start.train_new_from_iterator(texts, d_vocab, show_progress=False), "byte pairs")
 
 
 def smallest_dtype(d_vocab: int) -> torch.dtype:

@@ -89,8 +89,8 @@ def test_shipped_weights_have_the_loss_their_record_claims(name: str):
     record = json.loads((WEIGHTS / name / "training.json").read_text())
     lm = LanguageModel.load(name)
     assert sum(p.numel() for p in lm.parameters()) == record["parameters"] == 216_448
-    data = shared("data", "tiny_shakespeare.txt") if name == "tiny-shakespeare" else None
-    corpus = load_corpus(name, data)
+    data = [shared("data", "tiny_shakespeare.txt")] if name == "tiny-shakespeare" else []
+    corpus = load_corpus(name, *data)
     if corpus.fingerprint == record["data"]["fingerprint"]:
         assert validation_loss(lm.hf, corpus.val, 128) == pytest.approx(record["val_loss_nats"], abs=2e-5)
     else:  # another Python's standard library: near, not equal
