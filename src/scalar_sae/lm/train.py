@@ -91,6 +91,7 @@ def batch_of(tokens: Integer[Tensor, " n"], recipe: LmRecipe, step: int) -> Int[
 
 def next_token_loss(lm: GPT2LMHeadModel, ids: Int[Tensor, "batch context_and_next"]) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats of each token but the first of every window."""
+    ids = ids.to(lm.device)
     logits = lm(ids[:, :-1]).logits
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
@@ -102,7 +103,8 @@ def validation_loss(lm: GPT2LMHeadModel, val: Integer[Tensor, " n"], context: in
     inputs = windows(val[:-1], context, "validation text")[:most]
     total = 0.0
     for x, y in zip(inputs.split(64), ids.split(64), strict=True):
-        total += F.cross_entropy(lm(x).logits.flatten(0, 1), y.flatten(), reduction="sum").item()
+        logits = lm(x.to(lm.device)).logits.flatten(0, 1)
+        total += F.cross_entropy(logits, y.flatten().to(lm.device), reduction="sum").item()
     return total / ids.numel()
 
 
@@ -150,6 +152,7 @@ class _State:
         sizes = recipe.model_dump(include={"d_vocab", "d_model", "n_layers", "n_heads"})
         # eager: a tenth faster than sdpa at the toy's size on a CPU
         self.lm = toy_gpt(attention="eager", context=max(128, recipe.context), **sizes)
+        self.lm.to("cuda" if torch.cuda.is_available() else "cpu")
         groups = [
             {"params": [p for p in self.lm.parameters() if p.dim() >= 2], "weight_decay": recipe.weight_decay},
             {"params": [p for p in self.lm.parameters() if p.dim() < 2], "weight_decay": 0.0},
