@@ -77,7 +77,7 @@ def test_damaged_folders(folder: Path, tmp_path: Path):
 class Hub(http.server.BaseHTTPRequestHandler):
     """Answers as the Hub does for a gated and for an absent repository."""
 
-    def do_HEAD(self):  # noqa: N802
+    def do_HEAD(self):
         code, error = (403, "GatedRepo") if "gated" in self.path else (404, "RepoNotFound")
         self.send_response(code)
         self.send_header("X-Error-Code", error)
