@@ -146,5 +146,5 @@ def test_the_librarys_documentation_and_more_text(tmp_path: Path, monkeypatch: p
     assert sorted(docs.train + docs.val) == [f"Module {name}.\n\nClass.\n\nMethod.\n\n" for name in "abcdefghij"]
     assert (both.train[:-1], both.val[:-1]) == (docs.train, docs.val)
     assert both.train[-1] + both.val[-1] == "Prose. " * 1000
-    with pytest.raises(UserError, match="only tiny-shakespeare .* and python-docs"):
+    with pytest.raises(UserError, match=r"only tiny-shakespeare .* and python-docs"):
         corpora.load_texts("python-stdlib", tmp_path / "more.txt")

@@ -68,9 +68,9 @@ def test_damaged_folders(folder: Path, tmp_path: Path):
     with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
         LanguageModel.load(tmp_path / "cut")
     (tmp_path / "cut" / "config.json").unlink()
-    with pytest.raises(UserError, match="cut: no config.json there"):
+    with pytest.raises(UserError, match=r"cut: no config.json there"):
         LanguageModel.load(tmp_path / "cut")
-    with pytest.raises(UserError, match="unknown language model '.*nowhere': expected one of .* a Hub id"):
+    with pytest.raises(UserError, match=r"unknown language model '.*nowhere': expected one of .* a Hub id"):
         LanguageModel.load(tmp_path / "nowhere")
 
 
@@ -118,5 +118,5 @@ def test_the_hub_says_no(hub: None):
 def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     point_to("http://127.0.0.1:9", monkeypatch, tmp_path)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
-    with pytest.raises(UserError, match="owner/model: cannot be loaded .*connect"):
+    with pytest.raises(UserError, match=r"owner/model: cannot be loaded .*connect"):
         LanguageModel.load("owner/model")
