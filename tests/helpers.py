@@ -13,7 +13,10 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
 from scalar_sae.saes.sae import SAE
-from scalar_sae.sites import Block
+from scalar_sae.sites import KINDS, Block
+
+PLAIN_KINDS = tuple(kind for kind in KINDS if not kind.endswith("_raw"))
+"""The places in a layer that has no norm behind attention and MLP."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -18,8 +18,8 @@ from tests.helpers import shared
 
 @given(st.text())
 def test_ascii_survives_and_the_rest_is_counted(text: str):
-    ids, replaced = corpora.encode(text)
-    assert corpora.decode(ids.tolist()) == "".join(c if ord(c) < 128 else "?" for c in text)
+    ids, replaced = corpora.ASCII.encode(text)
+    assert corpora.ASCII.decode(ids.tolist()) == "".join(c if ord(c) < 128 else "?" for c in text)
     assert replaced == sum(ord(c) >= 128 for c in text)
 
 
@@ -28,7 +28,7 @@ def test_the_standard_library_is_split_by_file():
     share = corpus.val.numel() / (corpus.val.numel() + corpus.train.numel())
     assert 0.03 < share < 0.25
     assert corpus.fingerprint == corpora.load_corpus("python-stdlib").fingerprint
-    train, val = (corpora.decode(part.tolist()) for part in (corpus.train, corpus.val))
+    train, val = (corpora.ASCII.decode(part.tolist()) for part in (corpus.train, corpus.val))
     for module in ("argparse", "dataclasses", "typing", "heapq", "enum", "json.decoder", "inspect", "textwrap"):
         text = _source(module)
         side = corpora.is_validation_file(module.replace(".", "/") + ".py")
@@ -41,14 +41,14 @@ def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
-    return corpora.decode(corpora.encode(Path(spec.origin).read_text(encoding="utf-8"))[0].tolist())
+    return corpora.ASCII.decode(corpora.ASCII.encode(Path(spec.origin).read_text(encoding="utf-8"))[0].tolist())
 
 
 def test_tiny_shakespeare_is_split_as_in_the_paper():
     path = shared("data", "tiny_shakespeare.txt")
     corpus = corpora.load_corpus("tiny-shakespeare", path)
     assert (corpus.train.numel(), corpus.val.numel()) == (1_003_776, 111_618 + 0)
-    assert corpora.decode(torch.cat([corpus.train, corpus.val]).tolist()) == path.read_text()
+    assert corpora.ASCII.decode(torch.cat([corpus.train, corpus.val]).tolist()) == path.read_text()
     assert hashlib.sha256(path.read_bytes()).hexdigest() == corpora.SHAKESPEARE_SHA256
 
 
@@ -65,7 +65,7 @@ def test_a_hub_data_set_with_a_text_column(tmp_path: Path):
     rows = {"content": ["one row of text", "and another"], "label": [0, 1]}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "data" / "train.parquet")
     corpus = corpora.load_corpus(f"hf://{tmp_path / 'data'}#content")
-    assert corpora.decode(torch.cat([corpus.train, corpus.val]).tolist()) == "one row of text\nand another"
+    assert corpora.ASCII.decode(torch.cat([corpus.train, corpus.val]).tolist()) == "one row of text\nand another"
     with pytest.raises(UserError, match="did you mean 'content'"):
         corpora.load_corpus(f"hf://{tmp_path / 'data'}#contents")
 
@@ -132,3 +132,19 @@ def test_windows_do_not_overlap(n: int, context: int):
     tokens = torch.arange(n).to(torch.uint8)
     rows = corpora.windows(tokens, context)
     assert rows.flatten().tolist() == list(range(n // context * context))
+
+
+def test_the_librarys_documentation_and_more_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "more.txt").write_text("Prose. " * 1000)
+    library = tmp_path / "library"
+    library.mkdir()
+    for name in "abcdefghij":
+        source = f'"""Module {name}."""\nx = 1\nclass A:\n    "Class."\n    def f(self):\n        "Method."\n'
+        (library / f"{name}.py").write_text(source)
+    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda what: str(library))
+    docs, both = corpora.load_texts("python-docs"), corpora.load_texts("python-docs", tmp_path / "more.txt")
+    assert sorted(docs.train + docs.val) == [f"Module {name}.\n\nClass.\n\nMethod.\n\n" for name in "abcdefghij"]
+    assert (both.train[:-1], both.val[:-1]) == (docs.train, docs.val)
+    assert both.train[-1] + both.val[-1] == "Prose. " * 1000
+    with pytest.raises(UserError, match=r"only tiny-shakespeare .* and python-docs"):
+        corpora.load_texts("python-stdlib", tmp_path / "more.txt")

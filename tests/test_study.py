@@ -211,7 +211,7 @@ def test_ls_says_what_is_there(run: Path):
         (["--edges", "1,2,99999999"], "the pair has 4096 possible edges"),
         (["--edges", "ful"], "did you mean 'full'"),
         (["--prompts", "1000000"], "1000000 prompts of 16 tokens to score on, only"),
-        (["--lm", "gpt5"], "unknown language model 'gpt5'"),
+        (["--lm", "runs/no/lm"], "unknown language model 'runs/no/lm'"),
         (["--saes", "/nowhere"], "/nowhere: no such file or folder"),
     ],
 )
@@ -237,7 +237,7 @@ def test_other_mistakes(tmp_path: Path, preset: Path):
         (["train", "quickstart", "--out", str(tmp_path / "a"), "--set", "tokens=["], "is not a YAML value"),
         (["train", "quickstart", "--out", str(tmp_path / "a"), "--set", "context=256"], "reads at most 128"),
         (["train-lm", "--out", str(tmp_path)], "holds other files"),
-        (["train-lm", "--out", str(tmp_path / "b"), "--data", "x.txt"], "only for tiny-shakespeare"),
+        (["train-lm", "--out", str(tmp_path / "b"), "--data", "x.txt"], "only tiny-shakespeare"),
         (
             ["train-lm", "--recipe", "tiny-shakespeare", "--out", str(tmp_path / "b"), "--data", "x.txt"],
             "cannot be read",

@@ -69,12 +69,18 @@ def quickstart(
 def train_lm(
     out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
     recipe: Annotated[
-        str, typer.Option(help="`python-stdlib` or `tiny-shakespeare`: the recipe of a shipped model.")
+        str,
+        typer.Option(
+            help="`python-stdlib`, `tiny-shakespeare`: the toys; `medium`: 5 million parameters, real language."
+        ),
     ] = "python-stdlib",
-    data: Annotated[Path | None, typer.Option(help="A local copy of the text, instead of the download.")] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="`tiny-shakespeare`: a local copy. `medium`: a text file to add (repeat for more)."),
+    ] = None,
     change: Changes = None,
 ) -> None:
-    """Train the toy language model: the paper's 216,448-parameter GPT.
+    """Train a small language model: the paper's 216,448-parameter GPT, or a medium one.
 
     Example: **scalar train-lm --recipe tiny-shakespeare --data input.txt --out runs/lm**
     """
@@ -84,9 +90,9 @@ def train_lm(
 
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
-    record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, data)
+    record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, *data or ())
     typer.echo(
-        f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per character; {out}"
+        f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per token; {out}"
     )
 
 
@@ -109,7 +115,7 @@ def train(
 @app.command()
 def score(
     lm: Annotated[
-        str, typer.Option(help="Language model: a run's `lm` folder, a Hugging Face GPT-2 folder, a shipped name.")
+        str, typer.Option(help="Language model: a run's `lm` folder, a Hugging Face folder or Hub id, a shipped name.")
     ],
     saes: Annotated[
         list[str],
@@ -131,7 +137,7 @@ def score(
     prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 50,
     rank_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on; none of them is scored.", min=1)] = 64,
     context: Annotated[
-        int | None, typer.Option(help="Tokens per prompt; by default all that the model reads.", min=2)
+        int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
     ranking: Annotated[
         str,
@@ -174,9 +180,9 @@ def score(
     settings: dict[str, Any] = {"rankings": {ranking: rank_prompts}, "prompts": prompts, "edges": edges}
     if published:
         settings |= {"rankings": {"published": rank_prompts}, "edges": "published", "conventions": "published"}
-    settings |= {"context": context or model.context, "ablation": ablation, "overlap": published}
+    settings |= {"context": context or min(model.context, 128), "ablation": ablation, "overlap": published}
     config = validated(ScoreConfig, settings | {"memory": memory, "seed": seed}, "score")
-    texts = held_out(_text(tokens), config)
+    texts = held_out(_text(tokens, model), config)
     results = Results()
     (used,) = config.rankings
     with Bar("score", len(pairs) * (prompts + rank_prompts)) as bar:
@@ -225,8 +231,8 @@ def circuit(
     places = [Site.parse(name.strip()) for name in sites.split(",")]
     model, chosen = _subjects(lm, saes, method)
     settings = {"rankings": {ranking: rank_prompts}, "prompts": prompts, "edges": edges, "seed": seed}
-    config = validated(ScoreConfig, settings | {"context": context or model.context}, "score")
-    texts = held_out(_text(tokens), config)
+    config = validated(ScoreConfig, settings | {"context": context or min(model.context, 128)}, "score")
+    texts = held_out(_text(tokens, model), config)
     results = Results()
     with Bar("circuit", len(chosen) * (prompts + rank_prompts * (len(places) - 1))) as bar:
         for name, group in chosen.items():
@@ -302,12 +308,12 @@ def _at_both_ends(group: "dict[Site, SAE]", place: "Block") -> bool:
     return find_sae(group, place.up) is not None and find_sae(group, place.down) is not None
 
 
-def _text(tokens: str) -> "Corpus":
+def _text(tokens: str, model: "LanguageModel") -> "Corpus":
     """The text that a command reads, with its remark said."""
     from scalar_sae.corpora import load_held_out
     from scalar_sae.runs import say
 
-    corpus = load_held_out(tokens)
+    corpus = load_held_out(tokens, model.tokenizer)
     if corpus.remark:
         say(corpus.remark)
     return corpus

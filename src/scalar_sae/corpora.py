@@ -4,33 +4,35 @@
     corpus.train, corpus.val        # token ids
     windows(corpus.val, 128)        # [n, 128] prompts that do not overlap
 
-Tokens are ASCII codes (128 symbols), the paper's toy vocabulary; any other character becomes `?` and is counted.
+Tokens are those of the tokenizer that is given (`LanguageModel.tokenizer`); by default ASCII codes.
 """
 
+import ast
 import hashlib
 import os
 import sysconfig
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.runs import whole
+from scalar_sae.tokenizer import Ascii, Tokenizer
 
-D_VOCAB = 128
-REPLACEMENT = ord("?")
+ASCII = Ascii()
 VAL_SHARE = 0.1
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-NAMES = ("python-stdlib", "tiny-shakespeare")
+NAMES = ("python-stdlib", "python-docs", "tiny-shakespeare")
 
 # Not library source: tests (absent from many installations), vendored or generated trees, other people's packages.
 _SKIPPED_FOLDERS = {
@@ -38,17 +40,21 @@ _SKIPPED_FOLDERS = {
     "lib-dynload",
 }  # fmt: skip
 
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
 
 @dataclass(frozen=True)
 class Corpus:
     """Token ids of a text, in two parts without overlap."""
 
     name: str
-    train: UInt8[Tensor, " n_train"]
-    val: UInt8[Tensor, " n_val"]
+    train: Integer[Tensor, " n_train"]
+    val: Integer[Tensor, " n_val"]
     replaced: int
     """Characters outside ASCII, each turned into `?`."""
-    d_vocab: int = D_VOCAB
+    d_vocab: int = ASCII.d_vocab
+    bos: int | None = None
+    """The token that starts every window, if the tokenizer has one."""
 
     @property
     def fingerprint(self) -> str:
@@ -74,68 +80,96 @@ class Corpus:
         }
 
 
-def load_corpus(spec: str, data: Path | None = None) -> Corpus:
-    """Load a corpus by name, path or Hugging Face address.
+class Texts(NamedTuple):
+    """The two parts of a text, each in pieces."""
+
+    name: str
+    train: list[str]
+    val: list[str]
+
+
+def load_texts(spec: str, *data: Path) -> Texts:
+    """Read a text by name, path or Hugging Face address.
 
     Args:
-        spec: `python-stdlib`, `tiny-shakespeare`, a path to a text file, or `hf://owner/name[#column]`.
-        data: a local copy of the text, instead of the download, for `tiny-shakespeare`.
+        spec: `python-stdlib`, `python-docs`, `tiny-shakespeare`, a path to a text file, or `hf://owner/name[#column]`.
+        data: for `tiny-shakespeare` a local copy, instead of the download; for `python-docs` text files to add.
 
     Raises:
         UserError: no such corpus, file or column, or no way to download it.
     """
-    if data is not None and spec != "tiny-shakespeare":
-        raise UserError(f"--data {data}: {spec} is not downloaded; a local copy is only for tiny-shakespeare")
+    if data and spec not in ("tiny-shakespeare", "python-docs"):
+        raise UserError(f"--data {data[0]}: only tiny-shakespeare (a local copy) and python-docs (more text) take data")
     if spec == "python-stdlib":
-        return _python_stdlib()
+        return _library(spec, lambda source: source)
+    if spec == "python-docs":
+        texts = [_library(spec, _docstrings), *(_split(path.name, _read_text(path)) for path in data)]
+        train, val = zip(*((text.train, text.val) for text in texts), strict=True)
+        return Texts(spec, list(chain(*train)), list(chain(*val)))
     if spec == "tiny-shakespeare":
-        return _from_text(spec, _read_text(data or _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256)))
+        [path] = data or (_download(SHAKESPEARE_URL, SHAKESPEARE_SHA256),)
+        return _split(spec, _read_text(path))
     if spec.startswith("hf://"):
         return _from_hub(spec)
-    path = Path(spec)
-    if path.is_file():
-        return _from_text(path.name, _read_text(path))
+    if Path(spec).is_file():
+        return _split(Path(spec).name, _read_text(Path(spec)))
     raise unknown("corpus", spec, [*NAMES, "a path to a text file", "hf://owner/name#column"])
 
 
-def load_held_out(spec: str) -> Corpus:
+def load_corpus(spec: str, *data: Path, tokenizer: Tokenizer = ASCII) -> Corpus:
+    """Read a text (see `load_texts`) and turn it into token ids.
+
+    Raises:
+        UserError: no such corpus, file or column, or no way to download it.
+    """
+    return tokenized(load_texts(spec, *data), tokenizer)
+
+
+def tokenized(texts: Texts, tokenizer: Tokenizer) -> Corpus:
+    """The token ids of a text."""
+    train, val = ([tokenizer.encode(piece) for piece in pieces] for pieces in (texts.train, texts.val))
+    replaced = sum(bad for _, bad in train + val)
+    return Corpus(
+        texts.name,
+        torch.cat([ids for ids, _ in train]),
+        torch.cat([ids for ids, _ in val]),
+        replaced,
+        tokenizer.d_vocab,
+        tokenizer.bos,
+    )
+
+
+def load_held_out(spec: str, tokenizer: Tokenizer = ASCII) -> Corpus:
     """A text to evaluate on: the validation part of a named corpus, the whole of any other text.
 
     Raises:
         UserError: no such corpus or file.
     """
-    corpus = load_corpus(spec)
+    corpus = load_corpus(spec, tokenizer=tokenizer)
     if spec in NAMES:
         return corpus
     return replace(corpus, train=corpus.train[:0], val=torch.cat([corpus.train, corpus.val]))
 
 
-def encode(text: str) -> tuple[UInt8[Tensor, " n"], int]:
-    """ASCII token ids of `text`, and how many characters had to be replaced."""
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    outside = codes >= D_VOCAB
-    ids = np.where(outside, REPLACEMENT, codes).astype(np.uint8)
-    return torch.from_numpy(ids), int(outside.sum())
-
-
-def decode(ids: Iterable[int]) -> str:
-    """The text of ASCII token ids."""
-    return "".join(map(chr, ids))
-
-
-def windows(tokens: UInt8[Tensor, " n"], context: int, name: str = "text") -> Int[Tensor, "n_windows context"]:
+def windows(
+    tokens: Integer[Tensor, " n"], context: int, name: str = "text", bos: int | None = None
+) -> Int[Tensor, "n_windows context"]:
     """Cut tokens into consecutive prompts that do not overlap; a remainder is left out.
+
+    With `bos`, every prompt starts with that token, followed by context - 1 of the text's.
 
     Raises:
         UserError: the text is shorter than one context.
     """
-    n = tokens.numel() // context
+    own = context if bos is None else context - 1
+    n = tokens.numel() // own
     if n == 0:
         raise UserError(f"{name}: {tokens.numel()} tokens are fewer than one context of {context}; give a longer text")
-    return tokens[: n * context].view(n, context).long()
+    rows = tokens[: n * own].view(n, own).long()
+    return rows if bos is None else torch.cat([torch.full((n, 1), bos), rows], 1)
 
 
-def _python_stdlib() -> Corpus:
+def _library(name: str, text_of: Callable[[str], str]) -> Texts:
     """The running interpreter's own standard library, split by file.
 
     A file's side follows from its name alone, so a language model trained on one Python version's training files
@@ -149,14 +183,24 @@ def _python_stdlib() -> Corpus:
         and not str(path.relative_to(root)).startswith("config-")
     )
     if not files:
-        raise UserError(f"python-stdlib: no source files under {root}; give a text file with --corpus PATH instead")
-    parts: dict[bool, list[Tensor]] = {True: [], False: []}
-    replaced = 0
+        raise UserError(f"{name}: no source files under {root}; give a text file with --corpus PATH instead")
+    texts = Texts(name, [], [])
     for file in files:
-        ids, bad = encode((root / file).read_text(encoding="utf-8", errors="replace"))
-        parts[is_validation_file(file.as_posix())].append(ids)
-        replaced += bad
-    return Corpus("python-stdlib", torch.cat(parts[False]), torch.cat(parts[True]), replaced)
+        part = texts.val if is_validation_file(file.as_posix()) else texts.train
+        part.append(text_of((root / file).read_text(encoding="utf-8", errors="replace")))
+    return texts
+
+
+def _docstrings(source: str) -> str:
+    """The documentation in a module: its docstrings, in the order of the source."""
+
+    def below(node: _Documented) -> Iterator[str]:
+        yield ast.get_docstring(node) or ""
+        for child in node.body:
+            if isinstance(child, _Documented):
+                yield from below(child)
+
+    return "".join(f"{text}\n\n" for text in below(ast.parse(source)) if text)
 
 
 def is_validation_file(name: str) -> bool:
@@ -164,11 +208,10 @@ def is_validation_file(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < VAL_SHARE * 2**64
 
 
-def _from_text(name: str, text: str) -> Corpus:
+def _split(name: str, text: str) -> Texts:
     """The paper's split: the first 90 % of the text, rounded down to a multiple of 256 characters, trains."""
-    ids, replaced = encode(text)
-    n_train = int((1 - VAL_SHARE) * ids.numel()) // 256 * 256
-    return Corpus(name, ids[:n_train].clone(), ids[n_train:].clone(), replaced)
+    n_train = int((1 - VAL_SHARE) * len(text)) // 256 * 256
+    return Texts(name, [text[:n_train]], [text[n_train:]])
 
 
 def _read_text(path: Path) -> str:
@@ -180,7 +223,7 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: not a UTF-8 text file (byte {error.start} cannot be read)") from error
 
 
-def _from_hub(spec: str) -> Corpus:
+def _from_hub(spec: str) -> Texts:
     address, _, column = spec.removeprefix("hf://").partition("#")
     column = column or "text"
     try:
@@ -197,7 +240,7 @@ def _from_hub(spec: str) -> Corpus:
     texts = list(rows[column])
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{spec}: column {column!r} holds more than text")
-    return _from_text(spec, "\n".join(texts))
+    return _split(spec, "\n".join(texts))
 
 
 def cache_folder() -> Path:

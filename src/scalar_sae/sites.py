@@ -2,10 +2,12 @@
 
 A decoder layer is a line of places, each reached from the one before by a norm, a sub-layer or an addition:
 
-    resid_pre ─norm─▶ attn_in ─attention─▶ attn_out ─(+ resid_pre)─▶ resid_mid
-    resid_mid ─norm─▶ mlp_in  ─MLP───────▶ mlp_out  ─(+ resid_mid)─▶ resid_post
+    resid_pre ─norm─▶ attn_in ─attention─▶ (attn_raw ─norm─▶) attn_out ─(+ resid_pre)─▶ resid_mid
+    resid_mid ─norm─▶ mlp_in  ─MLP───────▶ (mlp_raw  ─norm─▶) mlp_out  ─(+ resid_mid)─▶ resid_post
 
-`resid_post` of one layer is `resid_pre` of the next: two names, one place.
+`attn_out` and `mlp_out` are what is added to the residual stream. Only models with a norm before that addition (Gemma
+2 and 3, OLMo 2) have `attn_raw` and `mlp_raw`, its inputs. Models that run attention and MLP side by side (Pythia,
+GPT-J, Phi) have no `resid_mid`. `resid_post` of one layer is `resid_pre` of the next: two names, one place.
 """
 
 import re
@@ -14,8 +16,10 @@ from functools import total_ordering
 
 from scalar_sae.errors import UserError, unknown
 
-KINDS = ("resid_pre", "attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
-"""The places of a layer, in the order in which a forward pass meets them."""
+KINDS = (
+    "resid_pre", "attn_in", "attn_raw", "attn_out", "resid_mid", "mlp_in", "mlp_raw", "mlp_out", "resid_post",
+)  # fmt: skip
+"""The places that a layer can have, in the order in which a forward pass meets them."""
 
 _TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre",

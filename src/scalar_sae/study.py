@@ -91,14 +91,14 @@ def train_run(config: StudyConfig, out: Path) -> LanguageModel:
         UserError: before anything is written, whatever in the config cannot be trained or scored.
     """
     lm = LanguageModel.load(config.train.lm)
-    corpus = load_corpus(config.train.corpus)
+    corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
     check(config, lm, corpus)
     events = open_run(out, config, corpus.describe())
     if corpus.remark:
         say(corpus.remark)
     if not (out / "lm" / "config.json").is_file():
         with whole(out / "lm") as temporary:
-            lm.hf.save_pretrained(temporary)
+            lm.save(temporary)
     lm = LanguageModel.load(out / "lm")
     train(config.train, lm, corpus, out, events)
     return lm
@@ -106,14 +106,14 @@ def train_run(config: StudyConfig, out: Path) -> LanguageModel:
 
 def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
     """Raise a UserError for whatever would stop the study later: sites, widths, text, rankings, edge counts."""
-    if lm.d_vocab != corpus.d_vocab:
+    if corpus.d_vocab > lm.d_vocab:
         raise UserError(
             f"{lm.name} has a vocabulary of {lm.d_vocab}, {corpus.name} is text of {corpus.d_vocab} symbols"
         )
     for name, context in (("train", config.train.context), ("score", config.score.context)):
         if context > lm.context:
             raise UserError(f"{name}.context = {context}: {lm.name} reads at most {lm.context} tokens")
-    windows(corpus.train, config.train.context, corpus.name)
+    windows(corpus.train, config.train.context, corpus.name, corpus.bos)
     held_out(corpus, config.score)
     for ranking in config.score.rankings:
         check_ranking(ranking)
@@ -121,6 +121,8 @@ def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
         d_sae = {site.depth: trainee.sae(site).d_sae for trainee in build(method, lm.d_model, lm.n_layers, 0)
                  for site in trainee.sites}  # fmt: skip
         for block in blocks(method, lm.n_layers):
+            lm.check(block.up)
+            lm.check(block.down)
             counts_of(config.score.edges, d_sae[block.up.depth] * d_sae[block.down.depth])
 
 
@@ -139,10 +141,10 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     events = Events(out / "events.jsonl")
     path = out / "results.json"
     results = Results.read(path) if path.is_file() else Results()
-    corpus = load_corpus(config.train.corpus)
+    corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
     saes = load_saes(out)
     if not results.saes:
-        prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name)
+        prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)
         results.saes = fidelity(lm, saes, prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS])
         results.write(path)
     texts = held_out(corpus, config.score)

@@ -13,11 +13,11 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import WEIGHTS, shipped, toy_gpt
 from scalar_sae.lm.train import validation_loss
-from scalar_sae.sites import KINDS, Site
-from tests.helpers import golden_lm, shared, tiny_lm
+from scalar_sae.sites import Site
+from tests.helpers import PLAIN_KINDS, golden_lm, shared, tiny_lm
 
 TOKENS = torch.arange(24).view(2, 12)
-sites = st.builds(Site, st.sampled_from(KINDS), st.integers(0, 1))
+sites = st.builds(Site, st.sampled_from(PLAIN_KINDS), st.integers(0, 1))
 
 
 def test_the_toy_model_has_the_papers_size():
@@ -53,7 +53,7 @@ def test_a_block_recomputed_from_its_input_gives_its_output(a: Site, b: Site):
 def test_side_branches_hold_what_their_names_say():
     lm = tiny_lm()
     layer = lm.hf.transformer.h[1]
-    at = lm.activations(TOKENS, [Site(kind, 1) for kind in KINDS])
+    at = lm.activations(TOKENS, [Site(kind, 1) for kind in PLAIN_KINDS])
     value = {site.kind: x for site, x in at.items()}
     torch.testing.assert_close(value["mlp_in"], layer.ln_2(value["resid_mid"]))
     torch.testing.assert_close(value["resid_mid"] + value["mlp_out"], value["resid_post"])
@@ -62,6 +62,7 @@ def test_side_branches_hold_what_their_names_say():
 
 def test_the_forward_stops_at_the_last_site_needed():
     lm = tiny_lm()
+    lm.activations(TOKENS, [Site("resid_mid", 1)])  # the first of a length records what attention is handed
     calls: list[int] = []
     lm.hf.transformer.h[1].mlp.register_forward_hook(lambda *_: calls.append(1))
     lm.activations(TOKENS, [Site("resid_mid", 1)])
@@ -88,8 +89,8 @@ def test_shipped_weights_have_the_loss_their_record_claims(name: str):
     record = json.loads((WEIGHTS / name / "training.json").read_text())
     lm = LanguageModel.load(name)
     assert sum(p.numel() for p in lm.parameters()) == record["parameters"] == 216_448
-    data = shared("data", "tiny_shakespeare.txt") if name == "tiny-shakespeare" else None
-    corpus = load_corpus(name, data)
+    data = [shared("data", "tiny_shakespeare.txt")] if name == "tiny-shakespeare" else []
+    corpus = load_corpus(name, *data)
     if corpus.fingerprint == record["data"]["fingerprint"]:
         assert validation_loss(lm.hf, corpus.val, 128) == pytest.approx(record["val_loss_nats"], abs=2e-5)
     else:  # another Python's standard library: near, not equal
@@ -110,7 +111,7 @@ def test_bad_input(tmp_path: Path):
     with pytest.raises(UserError, match="did you mean 'python-stdlib'"):
         LanguageModel.load("python_stdlib")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(UserError, match="cannot be loaded as a GPT-2"):
+    with pytest.raises(UserError, match="cannot be loaded as a causal language model"):
         LanguageModel.load(tmp_path)
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from scalar_sae.corpora import load_corpus
 from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.lm.train import RECIPES, LmRecipe, batch_of, learning_rate, train_lm
 
 SMALL = {"steps": 12, "batch_size": 2, "context": 16, "warmup_steps": 2, "eval_every": 3}
@@ -93,3 +96,19 @@ def test_a_short_text_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="fewer than one context"):
         train_lm(LmRecipe(corpus=str(tmp_path / "short.txt"), **{**SMALL, "context": 128}), tmp_path / "lm")
     assert not (tmp_path / "lm").exists()
+
+
+def test_a_medium_model_learns_its_own_vocabulary(text: Path, tmp_path: Path):
+    small = {"steps": 2, "batch_size": 2, "context": 160, "d_vocab": 300, "d_model": 32, "n_layers": 1, "eval_every": 2}
+    record = train_lm(LmRecipe(corpus=str(text), **small), tmp_path / "lm")
+    lm = LanguageModel.load(tmp_path / "lm")
+    assert (lm.d_vocab, lm.d_model, lm.n_layers, lm.context) == (300, 32, 1, 160)
+    ids, _ = lm.tokenizer.encode("the quick brown fox")
+    assert len(ids) < 10
+    assert lm.tokenizer.decode(ids.tolist()) == "the quick brown fox"
+    assert load_corpus(str(text), tokenizer=lm.tokenizer).fingerprint == record["data"]["fingerprint"]
+
+
+def test_the_medium_recipe_has_five_million_parameters():
+    sizes = RECIPES["medium"].model_dump(include={"d_vocab", "d_model", "n_layers", "n_heads", "context"})
+    assert sum(p.numel() for p in toy_gpt(**sizes).parameters()) == pytest.approx(5e6, rel=0.05)

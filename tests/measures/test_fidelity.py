@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from scalar_sae.measures.fidelity import fidelity
-from scalar_sae.sites import KINDS, Site
-from tests.helpers import random_sae, tiny_lm
+from scalar_sae.sites import Site
+from tests.helpers import PLAIN_KINDS, random_sae, tiny_lm
 
 TOKENS = torch.arange(28).view(2, 14)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PLAIN_KINDS)
 def test_one_sae_at_any_site(kind: str):
     lm, sae, site = tiny_lm(), random_sae(16, 24, 4, 0), Site(kind, 1)
     (found,) = fidelity(lm, {"mine": {site: sae}}, TOKENS)

@@ -4,16 +4,31 @@
     mlp(h) = act(h W_in + b_in) W_out + b_out                       plain
            = (act(h W_gate + b_gate) * (h W_in + b_in)) W_out + b_out    gated
 
-The benchmark's closed form and the Jacobian SAEs read it; everything else calls the model's own modules.
+The benchmark's closed form and the Jacobian SAEs read it; everything else calls the model's own modules. What the
+modules hold is found by name; what they compute with it (RMSNorm with w or 1 + w?) by comparing on random inputs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from torch import Tensor, nn
+
+from scalar_sae.errors import UserError
+from scalar_sae.lm.layers import Layer
+
+_MLPS = (
+    ("gate_proj", "up_proj", "down_proj"),
+    (None, "c_fc", "c_proj"),
+    (None, "dense_h_to_4h", "dense_4h_to_h"),
+    (None, "fc_in", "fc_out"),
+    (None, "fc1", "fc2"),
+)
+"""Names of the gate, input and output matrices."""
+_ACTS = ("act_fn", "act", "activation_fn", "activation")
+_EPS = ("eps", "variance_epsilon")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +47,18 @@ class Norm:
             x = x - x.mean(-1, keepdim=True)
         return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight + self.bias
 
+    @classmethod
+    def of(cls, module: nn.Module, d_model: int) -> "Norm | None":
+        """LayerNorm, RMSNorm, or RMSNorm with 1 + w (Gemma), whichever computes what the module does."""
+        weight, bias = _tensor(module, "weight", d_model, 1.0), _tensor(module, "bias", d_model, 0.0)
+        eps = next((getattr(module, name) for name in _EPS if hasattr(module, name)), 0.0)
+        forms = (cls(weight, bias, eps, True), cls(weight, bias, eps, False), cls(1 + weight, bias, eps, False))
+        return next((norm for norm in forms if _same(norm, module, d_model)), None)
+
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
-    """Norm and MLP of one layer, weights in row-vector convention."""
+    """Norm and MLP of one layer, weights in row-vector convention, float32 or wider."""
 
     norm: Norm
     W_in: Float[Tensor, "d_model d_mlp"]
@@ -56,17 +79,54 @@ class FeedForward:
         return self.act(gate) * hidden @ self.W_out + self.b_out
 
     @classmethod
-    def of_gpt2(cls, layer: GPT2Block) -> "FeedForward":
-        """GPT-2: LayerNorm, plain MLP; its Conv1D weights are in row-vector convention already."""
-        norm, mlp = layer.ln_2, layer.mlp
-        assert isinstance(norm, torch.nn.LayerNorm)
-        return cls(
-            norm=Norm(norm.weight, norm.bias, norm.eps, centred=True),
-            W_in=mlp.c_fc.weight,
-            b_in=mlp.c_fc.bias,
-            W_gate=None,
-            b_gate=None,
-            act=mlp.act,
-            W_out=mlp.c_proj.weight,
-            b_out=mlp.c_proj.bias,
-        )
+    @torch.no_grad()
+    def of(cls, layer: Layer, name: str) -> "FeedForward":
+        """Read the modules of a layer.
+
+        Raises:
+            UserError: attention runs beside the MLP, a norm follows it, or the modules are of another form.
+        """
+        if "resid_mid" not in layer.kinds:
+            raise UserError(f"{name}: attention and MLP run side by side, so there is no feed-forward half")
+        if "mlp_raw" in layer.kinds:
+            raise UserError(f"{name}: the MLP's output passes a norm, which a feed-forward half in plain tensors lacks")
+        mlp: Any = layer.mlp
+        names = next((names for names in _MLPS if all(hasattr(mlp, part) for part in names if part)), None)
+        act = next((getattr(mlp, part) for part in _ACTS if hasattr(mlp, part)), None)
+        if names is None or act is None:
+            raise UserError(f"{name}: {type(mlp).__name__} is no MLP of known form")
+        gate, into, out = (None if part is None else _linear(getattr(mlp, part)) for part in names)
+        assert into is not None
+        assert out is not None
+        norm = Norm.of(layer.mlp_norm, into[0].shape[0])
+        if norm is None:
+            raise UserError(f"{name}: {type(layer.mlp_norm).__name__} is neither LayerNorm nor RMSNorm")
+        half = cls(norm, *into, *(gate or (None, None)), act, *out)
+        if not _same(half.mlp, mlp, into[0].shape[0]):
+            raise UserError(f"{name}: {type(mlp).__name__} is no MLP of known form")
+        return half
+
+
+def _linear(module: Any) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"]]:
+    """Weight and bias of a linear map in row-vector convention, which only Conv1D stores."""
+    weight = _wide(module.weight if type(module).__name__ == "Conv1D" else module.weight.T)
+    return weight, _tensor(module, "bias", weight.shape[1], 0.0)
+
+
+def _tensor(module: nn.Module, name: str, size: int, default: float) -> Float[Tensor, " size"]:
+    """A parameter vector, or a constant where the module has none."""
+    value = getattr(module, name, None)
+    return torch.full((size,), default) if value is None else _wide(value)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _same(ours: Callable[[Tensor], Tensor], module: nn.Module, d_model: int) -> bool:
+    """Whether a formula gives what a module computes on random inputs, but for the rounding of its precision."""
+    weight = next(module.parameters(), torch.zeros(()))
+    probe = torch.randn(16, d_model, generator=torch.Generator().manual_seed(0)).to(weight) + 0.5
+    theirs = _wide(module(probe))
+    error = (ours(_wide(probe)) - theirs).abs().max()
+    return bool(error <= 100 * torch.finfo(probe.dtype).eps * theirs.abs().max())

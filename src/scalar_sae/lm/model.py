@@ -5,84 +5,90 @@
     y = lm.run(Site("resid_mid", 0), Site("resid_post", 0), x)  # the block between two sites
     logits = lm.logits_from(Site("resid_post", 0), y)           # the rest of the model
 
-Everything goes through `_steps`, the model as a line of steps between neighbouring sites (see sites.py). The steps call
-the `transformers` modules themselves, so clean logits are the model's own to the bit (tested).
+Everything goes through `_walk`, from site to neighbouring site (see sites.py). Its steps are the `transformers` modules
+themselves (architectures.py), so what comes out is the model's own to the bit (tested). The model computes in the
+precision and on the device of its weights; what comes out is at least float32 and lies where lay what went in.
 """
 
-import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
-from transformers.utils import logging as transformers_logging
 
-from scalar_sae.errors import UserError, unknown
-from scalar_sae.lm import gpt_circuits
+from scalar_sae.errors import UserError
+from scalar_sae.lm.architectures import dissect
 from scalar_sae.lm.feedforward import FeedForward
-from scalar_sae.lm.toy import WEIGHTS, shipped
+from scalar_sae.lm.layers import At
+from scalar_sae.lm.loading import load_hf, load_tokenizer
 from scalar_sae.sites import Site
-
-
-class At(NamedTuple):
-    """The state of a forward pass at a site."""
-
-    x: Float[Tensor, "batch token d_model"]
-    """The activation there."""
-    skip: Float[Tensor, "batch token d_model"] | None
-    """On a side branch: the residual stream to which the branch will be added. None on the residual stream."""
+from scalar_sae.tokenizer import Pretrained, Tokenizer
 
 
 class LanguageModel(nn.Module):
     """A frozen decoder-only transformer with named sites."""
 
-    def __init__(self, hf: GPT2LMHeadModel, name: str) -> None:
+    def __init__(self, hf: nn.Module, name: str, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
-        hf.set_attn_implementation("sdpa")  # causal without a mask; `eager` would need one
-        self.hf = hf.eval().requires_grad_(False)
+        self.hf: Any = hf.eval().requires_grad_(False)
         self.name = name
-        self.d_model: int = hf.config.n_embd
-        self.n_layers: int = hf.config.n_layer
-        self.d_vocab: int = hf.config.vocab_size
-        self.context: int = hf.config.n_positions
+        self._anatomy = dissect(hf, name)
+        self._tokenizer = tokenizer
+        config = self.hf.config.get_text_config()
+        self.d_model: int = config.hidden_size
+        self.n_layers: int = len(self._anatomy.layers)
+        self.d_vocab: int = config.vocab_size
+        self.context: int = config.max_position_embeddings
 
     @classmethod
-    def load(cls, source: str | Path) -> "LanguageModel":
-        """Load a shipped model by its corpus' name, or a GPT-2 from a local folder.
+    def load(cls, source: str | Path | nn.Module, tokenizer: Any = None, **options: Any) -> "LanguageModel":
+        """Load any decoder-only causal language model of `transformers`.
+
+        Args:
+            source: a shipped model's name, a local folder, a Hub id, or a model that is loaded already (which is
+                frozen and put into evaluation mode).
+            tokenizer: a `transformers` tokenizer, if not the one that lies beside the weights.
+            options: passed on to `transformers`' `from_pretrained`: `dtype`, `device_map`, `revision`; and `device`, to
+                which the model is moved.
 
         Raises:
-            UserError: there is no such model, or its files are damaged or of another architecture.
+            UserError: there is no such model, its files are damaged, or its architecture is not understood.
         """
-        folder = WEIGHTS / str(source) if str(source) in shipped() else Path(source)
-        if gpt_circuits.is_checkpoint(folder):
-            return cls(gpt_circuits.load(folder), str(source))
-        if not (folder / "config.json").is_file():
-            raise unknown(
-                "language model", str(source), [*shipped(), "a folder with config.json and model.safetensors"]
-            )
-        transformers_logging.disable_progress_bar()
-        try:
-            kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-            if kind != "gpt2":
-                raise UserError(f"{folder}: a {kind} model; this version understands gpt2")
-            loaded: Any = GPT2LMHeadModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-            hf, report = loaded
-            if report["missing_keys"]:
-                raise UserError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys']))}")
-        except UserError:
-            raise
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{folder}: cannot be loaded as a GPT-2 ({error})") from error
-        return cls(hf, str(source))
+        if isinstance(source, nn.Module):
+            hf, name = source, getattr(source, "name_or_path", "") or type(source).__name__
+        else:
+            hf, name = load_hf(source, **options), str(source)
+        return cls(hf, name, None if tokenizer is None else Pretrained(tokenizer, name))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own tokenizer, read from beside the weights when it is first needed.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.hf.name_or_path, self.name, self.d_vocab)
+        return self._tokenizer
+
+    def save(self, folder: Path) -> None:
+        """Write weights, configuration and tokenizer as a Hugging Face folder."""
+        self.hf.save_pretrained(folder)
+        self.tokenizer.save(folder)
 
     def check(self, site: Site) -> None:
         """Raise a UserError if the model has no such site."""
         if site.layer >= self.n_layers:
             raise UserError(f"{site}: {self.name} has {self.n_layers} layers (0-{self.n_layers - 1})")
+        kinds = self._anatomy.layers[site.layer].kinds
+        if site.kind not in kinds:
+            parallel = self._anatomy.architecture.parallel and site.kind == "resid_mid"
+            reason = "runs attention and MLP side by side" if parallel else "adds their output without another norm"
+            raise UserError(f"{site}: {self.name} {reason}, so its layers have only {', '.join(kinds)}")
 
     def check_tokens(self, tokens: Int[Tensor, "batch token"]) -> None:
         """Raise a UserError if the model cannot read these tokens."""
@@ -94,20 +100,21 @@ class LanguageModel(nn.Module):
     def logits(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_vocab"]:
         """The model's own next-token logits."""
         self.check_tokens(tokens)
-        return self.hf(tokens).logits
+        return _out(self.hf(tokens.to(self.hf.device), use_cache=False).logits, tokens)
 
     def states(self, tokens: Int[Tensor, "batch token"], sites: list[Site]) -> dict[Site, At]:
         """The clean forward pass at each site, run no further than the last of them."""
         self.check_tokens(tokens)
         for site in sites:
             self.check(site)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        gpt = self.hf.transformer
-        here = At(gpt.wte(tokens) + gpt.wpe(positions), None)
-        found = {site: here for site in sites if site.depth == 0}
-        last = max((site.depth for site in sites), default=0)
-        for depth, state in self._steps(0, last, here):
-            found.update({site: state for site in sites if site.depth == depth})
+        here = At(self._anatomy.embed(tokens.to(self.hf.device)), None)
+        places: Iterable[tuple[Site, At]] = [(Site("resid_pre", 0), here)]
+        if last := max(sites, default=None):
+            places = chain(places, self._walk(Site("resid_pre", 0), last, here))
+        found: dict[Site, At] = {}
+        for place, state in places:
+            state = At(_out(state.x, tokens), None if state.skip is None else _out(state.skip, tokens))
+            found.update({site: state for site in sites if site.same_place(place)})
         return found
 
     def activations(
@@ -133,13 +140,9 @@ class LanguageModel(nn.Module):
                 before `end`.
 
         Raises:
-            UserError: `skip` is needed and missing.
+            UserError: `skip` is needed and missing, or nothing leads from `start` to `end`.
         """
-        self.check(end)
-        here = At(x, skip)
-        for _, state in self._steps(start.depth, end.depth, here):
-            here = state
-        return here.x
+        return _out(self._run(start, end, x, skip), x)
 
     def logits_from(
         self,
@@ -151,36 +154,44 @@ class LanguageModel(nn.Module):
 
         On a side branch `skip` is the residual stream added after it: the model's own.
         """
-        gpt = self.hf.transformer
-        return self.hf.lm_head(gpt.ln_f(self.run(site, Site("resid_post", self.n_layers - 1), x, skip)))
+        return _out(self._anatomy.unembed(self._run(site, Site("resid_post", self.n_layers - 1), x, skip)), x)
 
     def feed_forward(self, layer: int) -> FeedForward:
-        """The norm and MLP of one layer as plain tensors."""
-        block: Any = self.hf.transformer.h[layer]
-        return FeedForward.of_gpt2(block)
+        """The norm and MLP of one layer as plain tensors.
 
-    def _steps(self, start: int, end: int, here: At) -> Iterator[tuple[int, At]]:
-        """Walk from depth `start` to depth `end`, yielding every depth reached and the state there."""
-        for depth in range(start, end):
-            layer: Any = self.hf.transformer.h[depth // 6]
-            x, skip = here
-            match depth % 6:
-                case 0:  # resid_pre -> attn_in
-                    here = At(layer.ln_1(x), x)
-                case 1:  # attn_in -> attn_out
-                    here = At(layer.attn(x)[0], skip)
-                case 2:  # attn_out -> resid_mid
-                    here = At(x + _needed(skip), None)
-                case 3:  # resid_mid -> mlp_in
-                    here = At(layer.ln_2(x), x)
-                case 4:  # mlp_in -> mlp_out
-                    here = At(layer.mlp(x), skip)
-                case _:  # mlp_out -> resid_post
-                    here = At(_needed(skip) + x, None)
-            yield depth + 1, here
+        Raises:
+            UserError: they are not of the form that FeedForward describes.
+        """
+        return FeedForward.of(self._anatomy.layers[layer], f"{self.name}, layer {layer}")
+
+    def _run(self, start: Site, end: Site, x: Tensor, skip: Tensor | None) -> Tensor:
+        """`run` in the model's own precision."""
+        self.check(start)
+        self.check(end)
+        weight = self._anatomy.layers[start.layer].weight
+        here = At(x.to(weight), None if skip is None else skip.to(weight))
+        if start.same_place(end):
+            return here.x
+        if end.depth < start.depth:
+            raise UserError(f"{start}->{end}: the model runs in the other direction")
+        [(place, here)] = deque(self._walk(start, end, here), maxlen=1)
+        if not place.same_place(end):
+            raise UserError(f"{start}->{end}: {self.name} runs attention and MLP side by side; none leads to the other")
+        return here.x
+
+    def _walk(self, start: Site, end: Site, here: At) -> Iterator[tuple[Site, At]]:
+        """Walk from one place to a later one, yielding every place reached and the state there."""
+        kind = start.kind
+        for number in range(start.layer, self.n_layers):
+            for reached, state in self._anatomy.layers[number].steps(kind, here):
+                place = Site(reached, number)
+                yield place, state
+                if place.depth >= end.depth:
+                    return
+                here = state
+            kind = "resid_pre"
 
 
-def _needed(skip: Tensor | None) -> Tensor:
-    if skip is None:
-        raise UserError("running on from a side branch (attn_*, mlp_*) needs the residual stream it is added to")
-    return skip
+def _out(x: Tensor, given: Tensor) -> Tensor:
+    """As the caller sees it: at least float32, on the device of what was given."""
+    return x.to(given.device, torch.promote_types(x.dtype, torch.float32))

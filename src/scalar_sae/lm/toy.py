@@ -16,14 +16,16 @@ def shipped() -> list[str]:
     return sorted(path.name for path in WEIGHTS.iterdir() if (path / "model.safetensors").is_file())
 
 
-def toy_config() -> GPT2Config:
-    """The configuration of the paper's toy model."""
+def toy_config(
+    d_vocab: int = 128, d_model: int = 64, n_layers: int = 4, n_heads: int = 4, context: int = 128
+) -> GPT2Config:
+    """The configuration of the paper's toy model, or of the same in another size."""
     return GPT2Config(
-        vocab_size=128,
-        n_positions=128,
-        n_embd=64,
-        n_layer=4,
-        n_head=4,
+        vocab_size=d_vocab,
+        n_positions=context,
+        n_embd=d_model,
+        n_layer=n_layers,
+        n_head=n_heads,
         activation_function="gelu_pytorch_tanh",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
@@ -35,8 +37,8 @@ def toy_config() -> GPT2Config:
     )
 
 
-def toy_gpt(attention: str = "sdpa") -> GPT2LMHeadModel:
+def toy_gpt(attention: str = "sdpa", **sizes: int) -> GPT2LMHeadModel:
     """A toy GPT with random weights from torch's global generator."""
-    config = toy_config()
+    config = toy_config(**sizes)
     config._attn_implementation = attention  # pyright: ignore[reportPrivateUsage]
     return GPT2LMHeadModel(config)

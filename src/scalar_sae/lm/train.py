@@ -1,4 +1,4 @@
-"""Train the toy language model: `scalar train-lm`.
+"""Train a small language model: `scalar train-lm`.
 
 The recipe of the authors' code (SCALAR's toy model; their paper prints neither recipe nor loss): AdamW, weight decay on
 matrices only, cosine learning rate with warm-up, gradient clipping, random windows of the training text. Differences:
@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from scalar_sae.corpora import Corpus, load_corpus, windows
+from scalar_sae.corpora import Corpus, load_texts, tokenized, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.runs import Bar, Events, say, versions, whole, write_json
+from scalar_sae.tokenizer import Ascii, Tokenizer, byte_pairs
 
 
 class LmRecipe(BaseModel):
-    """How a toy language model is trained."""
+    """What a small GPT-2 is and how it is trained; the defaults are the paper's toy."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,8 +36,14 @@ class LmRecipe(BaseModel):
     """Optimiser steps."""
     batch_size: int = Field(default=128, gt=0)
     """Sequences per step."""
-    context: int = Field(default=128, gt=1, le=128)
-    """Tokens per sequence."""
+    context: int = Field(default=128, gt=1)
+    """Tokens per sequence; the model reads as many, but never fewer than 128."""
+    d_vocab: int = Field(default=128, ge=128)
+    """128: ASCII codes. More: so many byte pairs, learned from the training text."""
+    d_model: int = Field(default=64, gt=0)
+    """Width of the residual stream."""
+    n_layers: int = Field(default=4, gt=0)
+    n_heads: int = Field(default=4, gt=0)
     lr: float = Field(default=1e-3, gt=0)
     """Highest learning rate."""
     min_lr: float = Field(default=1e-5, ge=0)
@@ -58,8 +65,13 @@ class LmRecipe(BaseModel):
 RECIPES = {
     "python-stdlib": LmRecipe(corpus="python-stdlib", steps=2_000, lr=2e-3, min_lr=2e-5, warmup_steps=200),
     "tiny-shakespeare": LmRecipe(corpus="tiny-shakespeare"),
-}
-"""How the shipped weights were made: a short recipe for the default corpus, the authors' own for theirs."""
+    "medium": LmRecipe(
+        corpus="python-docs", steps=800, batch_size=32, context=256, d_vocab=4096, d_model=256, n_layers=5,
+        warmup_steps=80, eval_every=50,
+    ),
+}  # fmt: skip
+"""How the shipped weights were made: a short recipe for the default corpus, the authors' own for theirs. `medium` is
+real language: 5 million parameters, byte pairs, the standard library's documentation and what `--data` adds."""
 
 
 def learning_rate(recipe: LmRecipe, step: int) -> float:
@@ -70,7 +82,7 @@ def learning_rate(recipe: LmRecipe, step: int) -> float:
     return recipe.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (recipe.lr - recipe.min_lr)
 
 
-def batch_of(tokens: UInt8[Tensor, " n"], recipe: LmRecipe, step: int) -> Int[Tensor, "batch context_and_next"]:
+def batch_of(tokens: Integer[Tensor, " n"], recipe: LmRecipe, step: int) -> Int[Tensor, "batch context_and_next"]:
     """The random windows of a step, one token longer than the context; depends on (seed, step) alone."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     starts = torch.randint(tokens.numel() - recipe.context, (recipe.batch_size, 1), generator=generator)
@@ -79,23 +91,25 @@ def batch_of(tokens: UInt8[Tensor, " n"], recipe: LmRecipe, step: int) -> Int[Te
 
 def next_token_loss(lm: GPT2LMHeadModel, ids: Int[Tensor, "batch context_and_next"]) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats of each token but the first of every window."""
+    ids = ids.to(lm.device)
     logits = lm(ids[:, :-1]).logits
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
 @torch.no_grad()
-def validation_loss(lm: GPT2LMHeadModel, val: UInt8[Tensor, " n"], context: int, most: int | None = None) -> float:
+def validation_loss(lm: GPT2LMHeadModel, val: Integer[Tensor, " n"], context: int, most: int | None = None) -> float:
     """Cross-entropy in nats per token over the validation text in windows that do not overlap (the first `most`)."""
     ids = windows(val[1:], context, "validation text")[:most]
     inputs = windows(val[:-1], context, "validation text")[:most]
     total = 0.0
     for x, y in zip(inputs.split(64), ids.split(64), strict=True):
-        total += F.cross_entropy(lm(x).logits.flatten(0, 1), y.flatten(), reduction="sum").item()
+        logits = lm(x.to(lm.device)).logits.flatten(0, 1)
+        total += F.cross_entropy(logits, y.flatten().to(lm.device), reduction="sum").item()
     return total / ids.numel()
 
 
-def train_lm(recipe: LmRecipe, out: Path, data: Path | None = None) -> dict[str, Any]:
-    """Train a toy GPT and write it to `out` as a Hugging Face folder with `training.json` beside it.
+def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
+    """Train a small GPT-2 and write it to `out` as a Hugging Face folder with `training.json` beside it.
 
     Continues bit-exactly from `out/checkpoint.pt` where that is left from a run of the same recipe.
 
@@ -109,7 +123,9 @@ def train_lm(recipe: LmRecipe, out: Path, data: Path | None = None) -> dict[str,
         raise UserError(f"{out}: already holds a trained model; choose another --out or remove it")
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"checkpoint.pt", "events.jsonl"}):
         raise UserError(f"{out}: holds other files; choose another --out")
-    corpus = load_corpus(recipe.corpus, data)
+    texts = load_texts(recipe.corpus, *data)
+    tokenizer = Ascii() if recipe.d_vocab == Ascii().d_vocab else byte_pairs(texts.train, recipe.d_vocab)
+    corpus = tokenized(texts, tokenizer)
     windows(corpus.val[1:], recipe.context, f"{recipe.corpus}, validation part")
     if corpus.remark:
         say(corpus.remark)
@@ -124,7 +140,7 @@ def train_lm(recipe: LmRecipe, out: Path, data: Path | None = None) -> dict[str,
                 state.curve.append({"step": state.step, "train": round(loss, 4), "val": round(val, 4)})
                 events("train-lm", **state.curve[-1])
                 state.save(out / "checkpoint.pt")
-    return _finish(state, corpus, out)
+    return _finish(state, corpus, tokenizer, out)
 
 
 class _State:
@@ -133,7 +149,10 @@ class _State:
     def __init__(self, recipe: LmRecipe) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
-        self.lm = toy_gpt(attention="eager")  # a tenth faster than sdpa at this size on a CPU
+        sizes = recipe.model_dump(include={"d_vocab", "d_model", "n_layers", "n_heads"})
+        # eager: a tenth faster than sdpa at the toy's size on a CPU
+        self.lm = toy_gpt(attention="eager", context=max(128, recipe.context), **sizes)
+        self.lm.to("cuda" if torch.cuda.is_available() else "cpu")
         groups = [
             {"params": [p for p in self.lm.parameters() if p.dim() >= 2], "weight_decay": recipe.weight_decay},
             {"params": [p for p in self.lm.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -143,7 +162,7 @@ class _State:
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
 
-    def advance(self, tokens: UInt8[Tensor, " n"]) -> float:
+    def advance(self, tokens: Integer[Tensor, " n"]) -> float:
         """One optimiser step; returns its training loss in nats."""
         start = time.perf_counter()
         for group in self.optimizer.param_groups:
@@ -192,7 +211,7 @@ def _start(recipe: LmRecipe, checkpoint: Path, corpus: Corpus) -> _State:
     return state
 
 
-def _finish(state: _State, corpus: Corpus, out: Path) -> dict[str, Any]:
+def _finish(state: _State, corpus: Corpus, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
     nats = validation_loss(state.lm, corpus.val, state.recipe.context)
     record = {
         "recipe": state.recipe.model_dump(),
@@ -207,6 +226,7 @@ def _finish(state: _State, corpus: Corpus, out: Path) -> dict[str, Any]:
     }
     with whole(out / "model") as temporary:
         state.lm.save_pretrained(temporary)
+        tokenizer.save(temporary)
     for path in (out / "model").iterdir():
         path.replace(out / path.name)
     (out / "model").rmdir()

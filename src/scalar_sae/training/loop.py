@@ -90,7 +90,7 @@ def train(config: TrainConfig, lm: LanguageModel, corpus: Corpus, out: Path, eve
         checkpoint.unlink(missing_ok=True)
         return
     sites = sorted({site for learner in learners for site in learner.trainee.sites})
-    prompts = windows(corpus.train, config.context, corpus.name)
+    prompts = windows(corpus.train, config.context, corpus.name, corpus.bos)
     stream = ActivationStream(lm, prompts, sites, config.buffer_tokens, config.seed)
     done = _resume(checkpoint, learners)
     step, saved_at = done * (stream.tokens_per_buffer // config.batch_tokens), time.monotonic()

@@ -1,0 +1,175 @@
+"""A decoder layer as stages: branches that read the residual stream side by side and are added back to it.
+
+    sequential:  resid_pre ─▶ [attention] ─▶ resid_mid ─▶ [MLP] ─▶ resid_post        two stages
+    parallel:    resid_pre ─▶ [attention, MLP] ─▶ resid_post                         one
+
+A branch is a line of named places (see sites.py) and the model's own modules between them, called as `transformers`
+calls them; what attention is handed beside the activation comes from `AttentionInputs`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scalar_sae.errors import UserError
+
+Function = Callable[[Tensor], Tensor]
+
+LENGTHS_KEPT = 8
+"""Prompt lengths for which masks and rotary positions are kept."""
+
+
+class At(NamedTuple):
+    """The state of a forward pass at a site."""
+
+    x: Float[Tensor, "batch token d_model"]
+    """The activation there."""
+    skip: Float[Tensor, "batch token d_model"] | None
+    """On a side branch: the residual stream to which the branch will be added. None on the residual stream."""
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """A side branch: its places in order, each with the function that leads there from the one before."""
+
+    steps: tuple[tuple[str, Function], ...]
+
+    @cached_property
+    def places(self) -> tuple[str, ...]:
+        """Names of the branch's places."""
+        return tuple(place for place, _ in self.steps)
+
+    def after(self, kind: str) -> tuple[tuple[str, Function], ...]:
+        """The steps behind a place; all of them if the place is not on the branch."""
+        return self.steps[self.places.index(kind) + 1 :] if kind in self.places else self.steps
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """From one place on the residual stream to the next: the branches between them, added to it."""
+
+    start: str
+    branches: tuple[Branch, ...]
+    end: str
+
+    def __contains__(self, kind: str) -> bool:
+        return kind == self.start or any(kind in branch.places for branch in self.branches)
+
+    def steps(self, kind: str, here: At) -> Iterator[tuple[str, At]]:
+        """Walk from a place of the stage to its end, yielding every place reached and the state there."""
+        if kind == self.start and len(self.branches) > 1:
+            yield from self._side_by_side(here.x)
+            return
+        x, skip = (here.x, here.x) if kind == self.start else here
+        branch = next(branch for branch in self.branches if kind == self.start or kind in branch.places)
+        for place, function in branch.after(kind):
+            x = function(x)
+            yield place, At(x, skip)
+        if skip is None:
+            raise UserError("running on from a side branch (attn_*, mlp_*) needs the residual stream it is added to")
+        yield self.end, At(x + skip, None)
+
+    def _side_by_side(self, x: Tensor) -> Iterator[tuple[str, At]]:
+        """All branches from the stage's start; the stream beside each already holds the others' outputs."""
+        reached: list[list[tuple[str, Tensor]]] = []
+        for branch in self.branches:
+            at: list[tuple[str, Tensor]] = []
+            for place, function in branch.steps:
+                at.append((place, function(at[-1][1] if at else x)))
+            reached.append(at)
+        outputs = [at[-1][1] for at in reached]
+        for index, at in enumerate(reached):
+            skip = sum(outputs[:index] + outputs[index + 1 :], x)
+            yield from ((place, At(value, skip)) for place, value in at)
+        yield self.end, At(sum(outputs[1:], outputs[0]) + x, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One decoder layer."""
+
+    stages: tuple[Stage, ...]
+    mlp_norm: nn.Module
+    mlp: nn.Module
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """The places that the layer has, in the order of a forward pass."""
+        inner = [kind for stage in self.stages for branch in stage.branches for kind in branch.places]
+        return ("resid_pre", *inner, *(stage.end for stage in self.stages))
+
+    @cached_property
+    def weight(self) -> nn.Parameter:
+        """Some weight: where the layer lies and in which precision it computes."""
+        return next(self.mlp.parameters())
+
+    def steps(self, kind: str, here: At) -> Iterator[tuple[str, At]]:
+        """Walk from a place to the layer's end, yielding every place reached and the state there."""
+        here = At(here.x.to(self.weight.device), here.skip)
+        for stage in self.stages:
+            if kind in stage:
+                for place, state in stage.steps(kind, here):
+                    yield place, state
+                    here = state
+                kind = stage.end
+
+
+class AttentionInputs:
+    """What the model hands its attention modules beside the activation: mask, rotary positions.
+
+    Recorded from the model's own forward on one prompt (they broadcast over the batch), once for every prompt length.
+    """
+
+    def __init__(self, forward: Callable[[int], object], modules: list[nn.Module]) -> None:
+        self._forward = forward
+        self._modules = modules
+        self._recorded: dict[Any, list[dict[str, Any]]] = {}
+
+    def of(self, layer: int, x: Float[Tensor, "batch token d_model"]) -> dict[str, Any]:
+        """The keyword arguments of a layer's attention for activations of this length, device and precision."""
+        key = (x.shape[1], x.device, x.dtype)
+        if key not in self._recorded:
+            if len(self._recorded) == LENGTHS_KEPT:
+                del self._recorded[next(iter(self._recorded))]
+            self._recorded[key] = self._record(x.shape[1])
+        return self._recorded[key][layer]
+
+    @torch.no_grad()
+    def _record(self, n_tokens: int) -> list[dict[str, Any]]:
+        calls: list[dict[str, Any]] = []
+
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append({name: value for name, value in kwargs.items() if name != "hidden_states"})
+
+        hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in self._modules]
+        try:
+            self._forward(n_tokens)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return calls
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """One layer's attention as a function of its input alone."""
+
+    module: nn.Module
+    layer: int
+    inputs: AttentionInputs
+
+    def __call__(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
+        """The module's output, which `transformers` returns first in a tuple."""
+        return self.module(x, **self.inputs.of(self.layer, x))[0]
+
+
+def branch(name: str, norm: Function, sublayer: Function, post_norm: Function | None) -> Branch:
+    """A norm, attention or MLP, and perhaps another norm: `NAME_in`, (`NAME_raw`,) `NAME_out`."""
+    if post_norm is None:
+        return Branch(((f"{name}_in", norm), (f"{name}_out", sublayer)))
+    return Branch(((f"{name}_in", norm), (f"{name}_raw", sublayer), (f"{name}_out", post_norm)))

@@ -1,0 +1,87 @@
+"""Find a model and its tokenizer: a shipped name, a local folder, a Hub id. What goes wrong is said in one line."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from scalar_sae.errors import UserError, unknown
+from scalar_sae.lm import gpt_circuits
+from scalar_sae.lm.toy import WEIGHTS, shipped
+from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+_FAILURES = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+
+
+def load_hf(source: str | Path, device: str | torch.device | None = None, **options: Any) -> Any:
+    """Load a causal language model with `transformers`; code from a repository is never run.
+
+    Raises:
+        UserError: there is no such model, it is gated, or its files are damaged or of no causal language model.
+    """
+    name = str(source)
+    folder = WEIGHTS / name if name in shipped() else Path(source)
+    if gpt_circuits.is_checkpoint(folder):
+        return gpt_circuits.load(folder)
+    local = folder.is_dir()
+    if local and not (folder / "config.json").is_file():
+        raise UserError(f"{name}: no config.json there; expected a folder with config.json and model.safetensors")
+    if not local and (not _HUB_ID.fullmatch(name) or difflib.get_close_matches(name, shipped(), cutoff=0.8)):
+        raise unknown("language model", name, [*shipped(), "a folder with config.json", "a Hub id such as owner/name"])
+    if local:
+        transformers_logging.disable_progress_bar()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder if local else name, local_files_only=local, output_loading_info=True, **options
+        )
+    except _FAILURES as error:
+        raise _explained(name, "cannot be loaded as a causal language model", error) from error
+    hf, report = loaded
+    if report["missing_keys"]:
+        raise UserError(f"{name}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])}")
+    return hf if device is None else hf.to(device)
+
+
+def load_tokenizer(source: str, name: str, d_vocab: int) -> Tokenizer:
+    """The tokenizer beside a model's weights; ASCII codes for a model of 128 symbols that has none.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    folder = Path(source)
+    local = source == "" or folder.is_dir()
+    if local and not any((folder / file).is_file() for file in _TOKENIZER_FILES if source):
+        if d_vocab == Ascii().d_vocab:
+            return Ascii()
+        raise UserError(
+            f"{name}: no tokenizer beside the weights; save one there (tokenizer.json), "
+            "or LanguageModel.load(..., tokenizer=...)"
+        )
+    try:
+        return Pretrained(AutoTokenizer.from_pretrained(source, local_files_only=local), name)
+    except _FAILURES as error:
+        raise _explained(name, "its tokenizer cannot be loaded", error) from error
+
+
+def _explained(name: str, what: str, error: Exception) -> UserError:
+    """One line for what `transformers` says in many."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return UserError(
+            f"{name}: a gated repository; ask for access at https://huggingface.co/{name}, then hf auth login"
+        )
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return UserError(
+            f"{name}: neither a local folder nor a repository on the Hub that you can read (hf auth login?)"
+        )
+    return UserError(f"{name}: {what} ({str(error).strip().splitlines()[0]})")

@@ -1,0 +1,78 @@
+"""Text -> token ids and back: the toy models' ASCII codes, or any tokenizer of `transformers`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+
+REPLACEMENT = ord("?")
+END = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Ascii:
+    """ASCII codes, the paper's toy vocabulary; any other character becomes `?` and is counted."""
+
+    name: str = "ascii"
+    d_vocab: int = 128
+    bos: int | None = None
+    """The token that starts every prompt, if the tokenizer itself puts one there."""
+
+    def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
+        """ASCII codes, and how many characters were outside."""
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        outside = codes >= self.d_vocab
+        ids = np.where(outside, REPLACEMENT, codes).astype(np.uint8)
+        return torch.from_numpy(ids), int(outside.sum())
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The characters."""
+        return "".join(map(chr, ids))
+
+    def save(self, folder: Path) -> None:
+        """Nothing to write: it is the tokenizer of a model of 128 symbols that has no other."""
+
+
+class Pretrained:
+    """A tokenizer of `transformers`."""
+
+    def __init__(self, inner: Any, name: str) -> None:
+        self.inner = inner
+        self.name = name
+        self.d_vocab = len(inner)
+        start = inner("a").input_ids[:1]
+        self.bos: int | None = inner.bos_token_id if start == [inner.bos_token_id] else None
+
+    def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
+        """Token ids without special ones, in the smallest integers that hold the vocabulary."""
+        ids = self.inner(text, add_special_tokens=False, verbose=False).input_ids
+        return torch.tensor(ids, dtype=smallest_dtype(self.d_vocab)), 0
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text, as it was."""
+        return self.inner.decode(list(ids), clean_up_tokenization_spaces=False)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and its configuration."""
+        self.inner.save_pretrained(folder)
+
+
+Tokenizer = Ascii | Pretrained
+
+
+def byte_pairs(texts: list[str], d_vocab: int) -> Pretrained:
+    """A byte-level BPE tokenizer as GPT-2's, its merges learned from a text."""
+    from transformers.models.gpt2.tokenization_gpt2 import GPT2Tokenizer
+
+    start = GPT2Tokenizer(vocab={END: 0}, merges=[])
+    return Pretrained(start.train_new_from_iterator(texts, d_vocab, show_progress=False), "byte pairs")
+
+
+def smallest_dtype(d_vocab: int) -> torch.dtype:
+    """The smallest integers that hold every token id."""
+    return next(dtype for dtype in (torch.uint8, torch.int16, torch.int32) if d_vocab - 1 <= torch.iinfo(dtype).max)

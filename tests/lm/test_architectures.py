@@ -1,0 +1,207 @@
+"""Every family: the sites are places in the model's own computation, and SCALAR's identities hold on it."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, GraniteConfig, MambaConfig, OPTConfig
+
+from scalar_sae.benchmark.pair import Pair, read
+from scalar_sae.benchmark.ranking import levels
+from scalar_sae.benchmark.subcircuits import sweep
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.sites import KINDS, Block, Site
+from tests.helpers import random_sae
+from tests.lm.families import FAMILIES, GATED, GROUPED, OPT, PARALLEL, POST_NORM, family_hf, family_lm
+
+TOKENS = torch.arange(33).view(3, 11) * 5 % 64
+HALF = torch.bfloat16
+
+
+def kinds(family: str) -> list[str]:
+    return [
+        kind
+        for kind in KINDS
+        if not (kind == "resid_mid" and family in PARALLEL) and not (kind.endswith("_raw") and family not in POST_NORM)
+    ]
+
+
+def sites(family: str) -> list[Site]:
+    return [Site(kind, layer) for layer in range(2) for kind in kinds(family)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_and_logits_are_the_models_own_to_the_bit(family: str, dtype: torch.dtype):
+    lm = family_lm(family, dtype)
+    own = lm.hf(TOKENS, output_hidden_states=True)
+    logits = lm.logits(TOKENS)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, own.logits.float())
+    places = lm.activations(TOKENS, [Site("resid_pre", 0), Site("resid_post", 0), Site("resid_pre", 1)])
+    for (site, x), layer in zip(places.items(), (0, 1, 1), strict=True):
+        assert x.dtype == torch.float32
+        assert torch.equal(x, own.hidden_states[layer].float()), site
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_splicing_the_exact_activation_back_changes_nothing(family: str, dtype: torch.dtype):
+    lm = family_lm(family, dtype)
+    clean = lm.logits(TOKENS)
+    states = lm.states(TOKENS, sites(family))
+    assert set(states) == set(sites(family))
+    for site, state in states.items():
+        spliced = lm.logits_from(site, state.x, state.skip)
+        if site.on_residual_stream or family not in PARALLEL:
+            assert torch.equal(spliced, clean), site
+        else:  # two branches are added in another order
+            torch.testing.assert_close(spliced, clean, atol=0.1 if dtype == HALF else 1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_recomputed_from_its_input_gives_the_models_own_output(family: str):
+    lm = family_lm(family)
+    states = lm.states(TOKENS, sites(family))
+    for start, end in pairwise(site for site in states if site.on_residual_stream):
+        assert torch.equal(lm.run(start, end, states[start].x), states[end].x), (start, end)
+    for start, end in (("attn_in", "attn_out"), ("mlp_in", "mlp_out")):
+        start, end = Site(start, 1), Site(end, 1)
+        assert torch.equal(lm.run(start, end, states[start].x), states[end].x), (start, end)
+    assert torch.equal(lm.run(Site("resid_pre", 0), Site("resid_post", 1), states[Site("resid_pre", 0)].x),
+                       states[Site("resid_post", 1)].x)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_side_branches_hold_what_the_models_own_modules_put_out(family: str):
+    """Compared with what hooks on the modules see in the model's own forward."""
+    lm = family_lm(family)
+    seen: dict[str, torch.Tensor] = {}
+
+    def see(name: str):
+        def hook(_module: object, args: tuple, kwargs: dict, output: object) -> None:
+            seen[f"{name}_in"] = args[0] if args else kwargs["hidden_states"]
+            seen[f"{name}_raw"] = output if isinstance(output, torch.Tensor) else output[0]
+
+        return hook
+
+    layer = getattr(lm.hf.get_decoder(), "layers" if hasattr(lm.hf.get_decoder(), "layers") else "h")[1]
+    modules = {name: module for name, module in layer.named_children() if name in ("attn", "attention", "self_attn")}
+    next(iter(modules.values())).register_forward_hook(see("attn"), with_kwargs=True)
+    if family != "opt":  # whose MLP is not a module
+        layer.mlp.register_forward_hook(see("mlp"), with_kwargs=True)
+    lm.logits(TOKENS)
+    at = lm.activations(TOKENS, [site for site in sites(family) if site.layer == 1])
+    for name, x in seen.items():
+        place = name if family in POST_NORM else name.replace("_raw", "_out")
+        assert torch.equal(at[Site(place, 1)], x), place
+    stream = at[Site("resid_pre", 1)] + at[Site("attn_out", 1)] + at[Site("mlp_out", 1)]
+    torch.testing.assert_close(stream, at[Site("resid_post", 1)], atol=1e-5, rtol=1e-5)
+    if family in POST_NORM:
+        assert not torch.allclose(at[Site("mlp_raw", 1)], at[Site("mlp_out", 1)])
+
+
+@pytest.mark.parametrize("block", ["ff_block.1", "ff_layer.1", "transformer_block.0", "mlp_raw.0->mlp_out.0"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(family: str, block: str):
+    place = Block.parse(block)
+    lm = family_lm(family)
+    if place.up.kind not in kinds(family):
+        with pytest.raises(
+            UserError, match=rf"{place.up}: {family} (runs|adds) .* its layers have only resid_pre, attn_in"
+        ):
+            Pair(lm, place, random_sae(16, 24, 4, 1), random_sae(16, 20, 4, 2))
+        return
+    pair = Pair(lm, place, random_sae(16, 24, 4, 1), random_sae(16, 20, 4, 2))
+    text = read(pair, TOKENS[:1])
+    level = levels(torch.rand(24, 20), np.array([0, 100, 480]), 0)
+    none, some, everything = (sub.acts.clone() for sub in sweep(pair, text.z[0], level, 3))
+    full = pair.down.encode(pair.compute(pair.up.decode(text.z)))[0]
+    assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(11, -1))
+    torch.testing.assert_close(everything, full, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(some, full)
+    bias = pair.log_probs(torch.zeros(1, 11, 20), text)
+    torch.testing.assert_close(pair.log_probs(none.unsqueeze(0), text), bias)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_feed_forward_half_as_plain_tensors_is_the_models_own(family: str):
+    lm = family_lm(family)
+    if family in PARALLEL + POST_NORM:
+        with pytest.raises(UserError, match="side by side" if family in PARALLEL else "passes a norm"):
+            lm.feed_forward(1)
+        return
+    half = lm.feed_forward(1)
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(half.norm(x), lm.run(Site("resid_mid", 1), Site("mlp_in", 1), x))
+    torch.testing.assert_close(half.mlp(x), lm.run(Site("mlp_in", 1), Site("mlp_out", 1), x), atol=1e-4, rtol=1e-4)
+    assert (half.W_gate is not None) == (family in GATED)
+
+
+def test_gradients_flow_through_a_block():
+    lm = family_lm("llama")
+    x = torch.randn(1, 4, 16, requires_grad=True)
+    lm.run(Site("resid_pre", 0), Site("resid_post", 1), x)[0, -1].sum().backward()
+    assert x.grad is not None
+    assert (x.grad != 0).all()
+
+
+def test_a_sliding_window_is_seen():
+    """With a window of 4 in both layers the last of 11 tokens cannot see the first."""
+    lm = family_lm("mistral")
+    x = torch.randn(1, 11, 16)
+    changed = x.clone()
+    changed[0, 0] += 1
+    after = [lm.run(Site("resid_pre", 0), Site("resid_post", 1), inp)[0] for inp in (x, changed)]
+    assert torch.equal(after[0][-1], after[1][-1])
+    assert not torch.equal(after[0][3], after[1][3])
+
+
+def test_nothing_leads_from_one_parallel_branch_to_the_other():
+    lm = family_lm("gptj")
+    with pytest.raises(UserError, match=r"attn_in.0->mlp_in.0: gptj runs attention and MLP side by side"):
+        lm.run(Site("attn_in", 0), Site("mlp_in", 0), torch.zeros(1, 4, 16), torch.zeros(1, 4, 16))
+    with pytest.raises(UserError, match="in the other direction"):
+        lm.run(Site("mlp_in", 1), Site("mlp_in", 0), torch.zeros(1, 4, 16))
+
+
+def test_a_loaded_module_is_taken_as_it_is():
+    hf = family_hf("qwen3")
+    lm = LanguageModel.load(hf)
+    assert lm.hf is hf
+    assert not any(parameter.requires_grad for parameter in hf.parameters())
+    assert (lm.d_model, lm.n_layers, lm.d_vocab, lm.context) == (16, 2, 64, 32)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1),
+            "mamba is not an .* but there is no .*add one",
+        ),
+        (
+            GraniteConfig(**GROUPED, logits_scaling=3.0),
+            "granite is not .*llama: the logits are computed in another way",
+        ),
+        (
+            OPTConfig(**OPT, ffn_dim=32, init_std=0.3, do_layer_norm_before=False),
+            "opt: layer 0 computes something else",
+        ),
+    ],
+)
+def test_an_architecture_that_is_not_understood_says_what_is_missing(config: object, message: str):
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(UserError, match=message):
+        LanguageModel(AutoModelForCausalLM.from_config(config), "new")
+
+
+def test_what_is_no_causal_language_model_is_refused():
+    bert = BertModel(BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(UserError, match="BertModel is not a causal language model"):
+        LanguageModel.load(bert)
+    with pytest.raises(UserError, match="Linear is not a causal language model"):
+        LanguageModel.load(torch.nn.Linear(2, 2))
