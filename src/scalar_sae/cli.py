@@ -13,7 +13,7 @@ from scalar_sae._version import __version__
 from scalar_sae.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from scalar_sae.results import Record
+    from scalar_sae.results import Record, Results
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -169,6 +169,36 @@ def score(
 
 
 @app.command()
+def measure(
+    run: Annotated[Path, typer.Argument(help="A run, its `saes` folder, or one group of SAEs.")],
+    against: Annotated[
+        list[Path] | None, typer.Option(help="A run of another seed: are its features the same? (Repeat for more.)")
+    ] = None,
+    lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
+    tokens: Annotated[str, typer.Option(help="Text: a corpus (its validation part is used), or a text file.")] = (
+        "python-stdlib"
+    ),
+    prompts: Annotated[int, typer.Option(help="Prompts to measure on.", min=2)] = 64,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens per prompt; by default all the model reads.", min=2)
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Cosine from which two seeds' latents count as shared.")] = 0.7,
+    any_partner: Annotated[
+        bool, typer.Option("--any-partner", help="Shared need not mean the same partner by encoder and decoder.")
+    ] = False,
+) -> None:
+    """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds; see docs/measures.md.
+
+    Example: **scalar measure runs/seed0 --against runs/seed1 --against runs/seed2**
+    """
+    from scalar_sae.measures.run import measure_run
+
+    results = measure_run(run, against or [], lm, tokens, prompts, context, threshold, not any_partner)
+    _print_measures(results)
+    typer.echo(f"\nRecords: {run / 'results.json'}")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory with results.json.")],
 ) -> None:
@@ -246,6 +276,31 @@ def _print_records(records: "list[Record]") -> None:
             f"{record.log_area:.3f}",
             f"{record.floor.kl:.3f}",
         )
+    Console().print(table)
+
+
+def _print_measures(results: "Results") -> None:
+    table = Table(title=f"SAEs, on {results.saes[0].n_tokens:,} tokens; KL and CE in nats")
+    for column in ("SAEs", "site"):
+        table.add_column(column, no_wrap=True)
+    for column in ("L0", "FVU", "cosine", "CE increase", "KL", "KL recovered (mean)", "dead"):
+        table.add_column(column, justify="right")
+    for sae in results.saes:
+        scores = (sae.l0, sae.fvu, sae.cosine, sae.ce_increase, sae.kl, sae.kl_recovered["mean"], sae.dead)
+        table.add_row(sae.method, sae.site, *("" if score is None else f"{score:.3f}" for score in scores))
+    for group in results.spliced:
+        scores = (group.ce_increase, group.kl, group.kl_recovered["mean"])
+        cells = ["" if score is None else f"{score:.3f}" for score in scores]
+        table.add_row(group.method, f"all {len(group.sites)}", "", "", "", *cells, "")
+    Console().print(table)
+    if not results.seeds:
+        return
+    table = Table(title="Agreement of seeds: latents that fire, signed cosines")
+    for column in ("SAEs", "site", "PW-MCC", "null", "rescaled", "shared", "null"):
+        table.add_column(column, no_wrap=True)
+    for seeds in results.seeds:
+        scores = (seeds.pw_mcc, seeds.null, seeds.rescaled, seeds.shared, seeds.shared_null)
+        table.add_row(seeds.method, seeds.site, *(f"{score:.3f}" for score in scores))
     Console().print(table)
 
 

@@ -10,7 +10,7 @@ the `transformers` modules themselves, so clean logits are the model's own to th
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.toy import WEIGHTS, shipped
 from scalar_sae.sites import Site
+
+Replacement = Callable[[Tensor], Tensor]
+"""From the activation at a site to what is put in its place, both [batch, token, d_model]."""
 
 
 class At(NamedTuple):
@@ -150,6 +153,23 @@ class LanguageModel(nn.Module):
         """
         gpt = self.hf.transformer
         return self.hf.lm_head(gpt.ln_f(self.run(site, Site("resid_post", self.n_layers - 1), x, skip)))
+
+    def spliced_logits(
+        self, tokens: Int[Tensor, "batch token"], replace: dict[Site, Replacement]
+    ) -> Float[Tensor, "batch token d_vocab"]:
+        """Next-token logits with the activation at every listed site replaced by a function of what stands there.
+
+        A later site sees what the earlier replacements made of it.
+        """
+        first, end = min(replace), Site("resid_post", self.n_layers - 1)
+        at_depth = {site.depth: function for site, function in replace.items()}
+        here = self.states(tokens, [first])[first]
+        here = here._replace(x=replace[first](here.x))
+        for depth in range(first.depth, end.depth):
+            _, here = next(self._steps(depth, depth + 1, here))
+            if depth + 1 in at_depth:
+                here = here._replace(x=at_depth[depth + 1](here.x))
+        return self.logits_from(end, here.x)
 
     def feed_forward(self, layer: int) -> FeedForward:
         """The norm and MLP of one layer as plain tensors."""
