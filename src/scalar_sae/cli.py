@@ -199,6 +199,42 @@ def measure(
 
 
 @app.command()
+def blind(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")],
+    a: Annotated[Path | None, typer.Argument(help="Folder of one SAE (with sae.json).")] = None,
+    b: Annotated[Path | None, typer.Argument(help="Folder of the other, at the same site.")] = None,
+    lm: Annotated[str, typer.Option(help="The language model that both read.")] = "python-stdlib",
+    tokens: Annotated[str, typer.Option(help="Text that features are shown on.")] = "python-stdlib",
+    rater: Annotated[str, typer.Option(help="Your name: each rater's answers are kept apart.")] = "rater",
+    pairs: Annotated[int, typer.Option(help="Pairs of features.", min=1)] = 100,
+    prompts: Annotated[int, typer.Option(help="Prompts to look for examples in.", min=1)] = 512,
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=0, max=65535)] = 8765,
+    summary: Annotated[bool, typer.Option("--summary", help="Say what raters preferred so far.")] = False,
+) -> None:
+    """Compare two SAEs' features blindly, by keyboard, in a browser; see docs/measures.md.
+
+    Example: **scalar blind runs/a/saes/topk/resid_post.0 runs/a/saes/staircase/resid_post.0 --out runs/blind**
+    """
+    from scalar_sae.measures.blind import summary as summarise
+
+    if summary:
+        typer.echo(summarise(out).model_dump_json(indent=1))
+        return
+    from scalar_sae.measures.run import prepare_blind
+    from scalar_sae.report.blind import Comparison, serve
+
+    if a is None or b is None:
+        raise UserError("scalar blind needs the folders of two SAEs")
+    prepare_blind(out, a, b, lm, tokens, pairs, prompts)
+    with serve(Comparison(out, rater), port) as server:
+        typer.echo(f"Open http://127.0.0.1:{server.server_port} and use the arrow keys; Ctrl-C ends, the same goes on.")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo(f"Answers: {out / 'answers'}")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory with results.json.")],
 ) -> None:

@@ -225,6 +225,23 @@ class SeedAgreement(BaseModel):
     all latents are in, and nothing is known by frequency."""
 
 
+class Duplicates(BaseModel):
+    """Decoder directions of one site that an earlier site has too (see measures/layers.py)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    first: str
+    later: str
+    n: int
+    """Directions of the later site that were looked at."""
+    threshold: float
+    share: float
+    """Of them, those with a cosine of the threshold or more to some direction of the first site."""
+    mean_nearest: float
+    """Mean largest cosine."""
+
+
 class Results(BaseModel):
     """The content of `results.json`."""
 
@@ -235,6 +252,7 @@ class Results(BaseModel):
     saes: list[SaeFidelity] = Field(default_factory=list[SaeFidelity])
     spliced: list[SplicedFidelity] = Field(default_factory=list[SplicedFidelity])
     seeds: list[SeedAgreement] = Field(default_factory=list[SeedAgreement])
+    duplicates: list[Duplicates] = Field(default_factory=list[Duplicates])
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""

@@ -1,4 +1,4 @@
-"""`scalar measure`: the measures of a run's SAEs, filed beside its SCALAR records in `results.json`."""
+"""What `scalar measure` and `scalar blind` do: measures of a run's SAEs into its `results.json`, pairs to rate."""
 
 from pathlib import Path
 
@@ -8,12 +8,15 @@ from torch import Tensor
 from scalar_sae.corpora import load_held_out, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.measures.blind import prepare
 from scalar_sae.measures.fidelity import fidelity
+from scalar_sae.measures.layers import duplicates
 from scalar_sae.measures.overlap import THRESHOLD
 from scalar_sae.measures.seeds import seed_agreement
 from scalar_sae.results import Results
 from scalar_sae.runs import say
-from scalar_sae.saes.store import load_saes
+from scalar_sae.saes.store import load_sae, load_saes
+from scalar_sae.sites import Site
 
 RARE = 1e-4
 """Firing rate of the latents that a measurement should see."""
@@ -61,6 +64,7 @@ def measure_run(
     path = run / "results.json"
     results = Results.read(path) if path.is_file() else Results()
     results.saes, results.spliced = fidelity(model, saes[str(run)], tokens)
+    results.duplicates = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
     if against:
         results.seeds = seed_agreement(saes, model, tokens, threshold, require_same_partner)
     results.write(path)
@@ -78,3 +82,18 @@ def spread_prompts(text: str, context: int, n: int) -> Int[Tensor, "prompt token
     if rows.shape[0] < n:
         raise UserError(f"{corpus.name}: {n} prompts of {context} tokens wanted, only {rows.shape[0]} there")
     return rows[:: rows.shape[0] // n][:n]
+
+
+def prepare_blind(out: Path, a: Path, b: Path, lm: str, text: str, pairs: int, prompts: int) -> None:
+    """Draw the pairs of a blind comparison of two SAEs at one site, unless that was done before.
+
+    Raises:
+        UserError: not SAEs, different sites, or too few latents that fire.
+    """
+    (first, first_card), (second, second_card) = load_sae(a), load_sae(b)
+    site = Site.parse(first_card.site)
+    if not site.same_place(Site.parse(second_card.site)):
+        raise UserError(f"{a} reads {first_card.site}, {b} reads {second_card.site}: compare SAEs of one site")
+    model = LanguageModel.load(lm)
+    tokens = spread_prompts(text, model.context, prompts)
+    prepare(out, model, site, {"a": first, "b": second}, {"a": str(a), "b": str(b)}, tokens, pairs)

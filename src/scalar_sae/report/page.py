@@ -71,6 +71,7 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         saes=results.saes,
         spliced=results.spliced,
         seeds=results.seeds,
+        duplicates=results.duplicates,
         density_figures=[_html(figure) for figure in measures.density(results.saes, colours)],
         seeds_figure=_html(measures.agreement(results.seeds, colours)) if results.seeds else "",
         fidelity_figure=_html(figures.fidelity_bars(results.saes, colours)) if results.saes else "",
