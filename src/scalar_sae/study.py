@@ -145,7 +145,8 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     saes = load_saes(out)
     if not results.saes:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)
-        results.saes = fidelity(lm, saes, prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS])
+        prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
+        results.saes, results.spliced = fidelity(lm, saes, prompts)
         results.write(path)
     texts = held_out(corpus, config.score)
     done = {record.key for record in results.records}

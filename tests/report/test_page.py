@@ -41,8 +41,11 @@ def results() -> Results:
     ]
     saes = [
         SaeFidelity(method=method, site=site, d_sae=512, activation="TopK 10", l0=10,
-                    loss=1, fvu=0.1, ce_increase=0.2, dead=0.1,
-                    l0_per_chunk=chunks, n_tokens=100)
+                    loss=1, fvu=0.1, fvu_token_mean=0.1, fvu_residual_variance=0.1, cosine=0.9, shrinkage=0.95,
+                    ce_increase=0.2, kl=0.3, ce_recovered={"zero": 0.9, "mean": 0.8},
+                    kl_recovered={"zero": 0.9, "mean": None}, dead=0.1, rarest=0.03, density=[0] * 12,
+                    dense={"0.01": 0.2, "0.1": 0.1, "0.5": 0.0}, l0_per_chunk=chunks, n_tokens=100, n_prompts=2,
+                    ci={})
         for method, site, chunks in (
             ("topk", "resid_mid.0", [10]), ("staircase", "resid_mid.0", [10]), ("staircase", "resid_post.0", [4, 6]),
         )

@@ -11,8 +11,8 @@ precision and on the device of its weights; what comes out is at least float32 a
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from scalar_sae.lm.layers import At
 from scalar_sae.lm.loading import load_hf, load_tokenizer
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
+
+Replacement = Callable[[Tensor], Tensor]
+"""From the activation at a site to what is put in its place, both [batch, token, d_model]."""
 
 
 class LanguageModel(nn.Module):
@@ -155,6 +158,26 @@ class LanguageModel(nn.Module):
         On a side branch `skip` is the residual stream added after it: the model's own.
         """
         return _out(self._anatomy.unembed(self._run(site, Site("resid_post", self.n_layers - 1), x, skip)), x)
+
+    def spliced_logits(
+        self, tokens: Int[Tensor, "batch token"], replace: dict[Site, Replacement]
+    ) -> Float[Tensor, "batch token d_vocab"]:
+        """Next-token logits with the activation at every listed site replaced by a function of what stands there.
+
+        A later site sees what the earlier replacements made of it.
+        """
+        places, end = sorted(replace), Site("resid_post", self.n_layers - 1)
+        here = self.states(tokens, places[:1])[places[0]]
+        here = here._replace(x=replace[places[0]](here.x))
+        weight = self._anatomy.layers[0].weight
+        for start, stop in pairwise([*places, end]):
+            if start.same_place(stop):
+                continue
+            here = At(here.x.to(weight), None if here.skip is None else here.skip.to(weight))
+            [(_, here)] = deque(self._walk(start, stop, here), maxlen=1)
+            if stop in replace:
+                here = here._replace(x=replace[stop](_out(here.x, here.x)))
+        return self.logits_from(end, here.x)
 
     def feed_forward(self, layer: int) -> FeedForward:
         """The norm and MLP of one layer as plain tensors.

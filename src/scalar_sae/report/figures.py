@@ -75,7 +75,7 @@ def chunk_heatmap(saes: Sequence[SaeFidelity]) -> go.Figure:
         )
     )
     figure.update_yaxes(autorange="reversed")
-    return _style(figure, height=90 + 38 * len(saes))
+    return style(figure, height=90 + 38 * len(saes))
 
 
 def fidelity_bars(saes: Sequence[SaeFidelity], colours: dict[str, str]) -> go.Figure:
@@ -96,7 +96,7 @@ def fidelity_bars(saes: Sequence[SaeFidelity], colours: dict[str, str]) -> go.Fi
                 col=column,
             )
     figure.update_xaxes(categoryorder="array", categoryarray=_sites_in_order(saes), tickangle=-40)
-    return _style(figure, height=380)
+    return style(figure, height=380)
 
 
 def _sites_in_order(saes: Sequence[SaeFidelity]) -> list[str]:
@@ -133,7 +133,7 @@ def _panels(records: Sequence[Record], y_title: str) -> tuple[go.Figure, dict[st
             }
         ]
     )
-    return _style(figure, height=400), {block: i + 1 for i, block in enumerate(blocks)}
+    return style(figure, height=400), {block: i + 1 for i, block in enumerate(blocks)}
 
 
 def _first_of_each_method(records: Sequence[Record]) -> list[bool]:
@@ -193,7 +193,8 @@ def _transparent(colour: str) -> str:
     return f"rgba({red},{green},{blue},0.16)"
 
 
-def _style(figure: go.Figure, height: int) -> go.Figure:
+def style(figure: go.Figure, height: int) -> go.Figure:
+    """The look of every figure."""
     figure.update_layout(
         template="plotly_white",
         height=height,

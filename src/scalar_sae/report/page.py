@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from scalar_sae.report import figures
+from scalar_sae.report import figures, measures
 from scalar_sae.results import Record, Results, SaeFidelity
 from scalar_sae.runs import write_text
 
@@ -69,6 +69,11 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         recovery_figures=[_html(figures.recovery_curves(some, colours)) for some in _by_kind(exact)],
         kl_figures=[_html(figures.kl_curves(some, colours)) for some in _by_kind(published)],
         saes=results.saes,
+        spliced=results.spliced,
+        seeds=results.seeds,
+        duplicates=results.duplicates,
+        density_figures=[_html(figure) for figure in measures.density(results.saes, colours)],
+        seeds_figure=_html(measures.agreement(results.seeds, colours)) if results.seeds else "",
         fidelity_figure=_html(figures.fidelity_bars(results.saes, colours)) if results.saes else "",
         chunk_figures=[(name, _html(figures.chunk_heatmap(saes))) for name, saes in _staircases(results.saes)],
         versions=json.dumps(records[0].versions if records else {}),

@@ -1,115 +1,22 @@
-"""The verbs of the `scalar` command: argument handling and nothing else."""
+"""The verbs that score: `score`, `circuit`, `compare`."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from scalar_sae import cli_saes
-from scalar_sae._version import __version__
+from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from scalar_sae.corpora import Corpus
     from scalar_sae.lm.model import LanguageModel
-    from scalar_sae.results import Record
     from scalar_sae.saes.sae import SAE
     from scalar_sae.sites import Block, Site
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    help="SCALAR: how sparsely do the features of neighbouring sparse autoencoders interact?",
-)
-
-OutRun = Annotated[Path, typer.Option("--out", help="Run directory; the same command goes on where it stopped.")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a field, e.g. --set tokens=2000000 (repeat for more).")
-]
-
-
-app.add_typer(cli_saes.app)
-
-
-@app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        typer.echo(f"scalar-sae {__version__}")
-        raise typer.Exit
-
-
-@app.command()
-def quickstart(
-    out: OutRun = Path("runs/quickstart"),
-    preset: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "quickstart",
-    change: Changes = None,
-) -> None:
-    """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
-
-    Example: **scalar quickstart --out runs/quickstart**
-    """
-    from scalar_sae.report.page import write_report
-    from scalar_sae.study import StudyConfig, score_run, train_run
-
-    config = StudyConfig.from_preset(preset, _changes(change))
-    lm = train_run(config, out)
-    results = score_run(config, lm, out)
-    page = write_report(out)
-    _print_records(results.records)
-    typer.echo(f"\nReport: {page}")
-
-
-@app.command("train-lm")
-def train_lm(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
-    recipe: Annotated[
-        str,
-        typer.Option(
-            help="`python-stdlib`, `tiny-shakespeare`: the toys; `medium`: 5 million parameters, real language."
-        ),
-    ] = "python-stdlib",
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(help="`tiny-shakespeare`: a local copy. `medium`: a text file to add (repeat for more)."),
-    ] = None,
-    change: Changes = None,
-) -> None:
-    """Train a small language model: the paper's 216,448-parameter GPT, or a medium one.
-
-    Example: **scalar train-lm --recipe tiny-shakespeare --data input.txt --out runs/lm**
-    """
-    from scalar_sae.lm.train import RECIPES, LmRecipe
-    from scalar_sae.lm.train import train_lm as run
-    from scalar_sae.training.config import validated
-
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
-    record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, *data or ())
-    typer.echo(
-        f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per token; {out}"
-    )
-
-
-@app.command()
-def train(
-    preset: Annotated[str, typer.Argument(help="Preset name (`quickstart`, `paper-toy`) or YAML file.")],
-    out: OutRun,
-    change: Changes = None,
-) -> None:
-    """Train the SAEs of a preset, all in one pass over the language model.
-
-    Example: **scalar train paper-toy --out runs/paper-toy**
-    """
-    from scalar_sae.study import StudyConfig, train_run
-
-    train_run(StudyConfig.from_preset(preset, _changes(change)), out)
-    typer.echo(f"SAEs: {out / 'saes'}")
+app = typer.Typer()
 
 
 @app.command()
@@ -193,7 +100,7 @@ def score(
         return
     if out:
         results.write(out)
-    _print_records(results.records)
+    print_records(results.records)
 
 
 @app.command()
@@ -240,7 +147,7 @@ def circuit(
             results.records.append(record)
     if out:
         results.write(out)
-    _print_records(results.records)
+    print_records(results.records)
 
 
 @app.command()
@@ -277,19 +184,6 @@ def compare(
     Console().print(table)
 
 
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="A run directory with results.json.")],
-) -> None:
-    """Write `report.html` from a run's results: one self-contained page.
-
-    Example: **scalar report runs/quickstart**
-    """
-    from scalar_sae.report.page import write_report
-
-    typer.echo(f"Report: {write_report(run)}")
-
-
 def _subjects(lm: str, saes: list[str], method: str | None) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
     """The language model and the groups of SAEs that a command is about."""
     from scalar_sae.lm.model import LanguageModel
@@ -317,48 +211,3 @@ def _text(tokens: str, model: "LanguageModel") -> "Corpus":
     if corpus.remark:
         say(corpus.remark)
     return corpus
-
-
-def _changes(assignments: list[str] | None) -> dict[str, Any]:
-    """`key=value` arguments, the value read as YAML."""
-    changes: dict[str, Any] = {}
-    for assignment in assignments or []:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise UserError(f"--set {assignment}: expected FIELD=VALUE")
-        try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {assignment}: {value!r} is not a YAML value") from error
-    return changes
-
-
-def _print_records(records: "list[Record]") -> None:
-    table = Table(title="SCALAR: lower is better, 95 % intervals over prompts")
-    for column in ("block", "SAEs", "ranking"):
-        table.add_column(column, no_wrap=True)
-    for column in ("edges@90", "live", "log area", "floor"):
-        table.add_column(column, justify="right")
-    for record in records:
-        edges, interval = record.edges_at["90"], record.ci["edges_at.90"]
-        live = record.live_edges_at["90"]
-        table.add_row(
-            record.block,
-            record.method,
-            record.ranking if len(record.ranking) < 20 else Path(record.ranking).name,
-            ("never" if edges is None else f"{edges:,.0f}")
-            + (f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else ""),
-            "" if live is None else f"{live:.1f}",
-            f"{record.log_area:.3f}",
-            f"{record.floor.kl:.3f}",
-        )
-    Console().print(table)
-
-
-def main() -> None:
-    """Run the command line: exit code 2 and one line for a user's mistake."""
-    try:
-        app()
-    except UserError as error:
-        print(f"scalar: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None

@@ -1,0 +1,141 @@
+"""The verbs of the `scalar` command: argument handling and nothing else."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from scalar_sae._version import __version__
+from scalar_sae.cli import measure, saes, score
+from scalar_sae.cli.tables import print_records
+from scalar_sae.errors import UserError, unknown
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="SCALAR: how sparsely do the features of neighbouring sparse autoencoders interact?",
+)
+
+OutRun = Annotated[Path, typer.Option("--out", help="Run directory; the same command goes on where it stopped.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field, e.g. --set tokens=2000000 (repeat for more).")
+]
+
+
+for _module in (score, measure, saes):
+    app.add_typer(_module.app)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"scalar-sae {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    out: OutRun = Path("runs/quickstart"),
+    preset: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "quickstart",
+    change: Changes = None,
+) -> None:
+    """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
+
+    Example: **scalar quickstart --out runs/quickstart**
+    """
+    from scalar_sae.report.page import write_report
+    from scalar_sae.study import StudyConfig, score_run, train_run
+
+    config = StudyConfig.from_preset(preset, _changes(change))
+    lm = train_run(config, out)
+    results = score_run(config, lm, out)
+    page = write_report(out)
+    print_records(results.records)
+    typer.echo(f"\nReport: {page}")
+
+
+@app.command("train-lm")
+def train_lm(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="`python-stdlib`, `tiny-shakespeare`: the toys; `medium`: 5 million parameters, real language."
+        ),
+    ] = "python-stdlib",
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="`tiny-shakespeare`: a local copy. `medium`: a text file to add (repeat for more)."),
+    ] = None,
+    change: Changes = None,
+) -> None:
+    """Train a small language model: the paper's 216,448-parameter GPT, or a medium one.
+
+    Example: **scalar train-lm --recipe tiny-shakespeare --data input.txt --out runs/lm**
+    """
+    from scalar_sae.lm.train import RECIPES, LmRecipe
+    from scalar_sae.lm.train import train_lm as run
+    from scalar_sae.training.config import validated
+
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, *data or ())
+    typer.echo(
+        f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per token; {out}"
+    )
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="Preset name (`quickstart`, `paper-toy`) or YAML file.")],
+    out: OutRun,
+    change: Changes = None,
+) -> None:
+    """Train the SAEs of a preset, all in one pass over the language model.
+
+    Example: **scalar train paper-toy --out runs/paper-toy**
+    """
+    from scalar_sae.study import StudyConfig, train_run
+
+    train_run(StudyConfig.from_preset(preset, _changes(change)), out)
+    typer.echo(f"SAEs: {out / 'saes'}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory with results.json.")],
+) -> None:
+    """Write `report.html` from a run's results: one self-contained page.
+
+    Example: **scalar report runs/quickstart**
+    """
+    from scalar_sae.report.page import write_report
+
+    typer.echo(f"Report: {write_report(run)}")
+
+
+def _changes(assignments: list[str] | None) -> dict[str, Any]:
+    """`key=value` arguments, the value read as YAML."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments or []:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise UserError(f"--set {assignment}: expected FIELD=VALUE")
+        try:
+            changes[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {assignment}: {value!r} is not a YAML value") from error
+    return changes
+
+
+def main() -> None:
+    """Run the command line: exit code 2 and one line for a user's mistake."""
+    try:
+        app()
+    except UserError as error:
+        print(f"scalar: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None

@@ -1,0 +1,77 @@
+"""The verbs that measure SAEs by themselves: `measure`, `blind`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scalar_sae.cli.tables import print_measures
+from scalar_sae.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command()
+def measure(
+    run: Annotated[Path, typer.Argument(help="A run, its `saes` folder, or one group of SAEs.")],
+    against: Annotated[
+        list[Path] | None, typer.Option(help="A run of another seed: are its features the same? (Repeat for more.)")
+    ] = None,
+    lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
+    tokens: Annotated[str, typer.Option(help="Text: a corpus (its validation part is used), or a text file.")] = (
+        "python-stdlib"
+    ),
+    prompts: Annotated[int, typer.Option(help="Prompts to measure on.", min=2)] = 64,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens per prompt; by default all the model reads.", min=2)
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Cosine from which two seeds' latents count as shared.")] = 0.7,
+    any_partner: Annotated[
+        bool, typer.Option("--any-partner", help="Shared need not mean the same partner by encoder and decoder.")
+    ] = False,
+) -> None:
+    """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds; see docs/measures.md.
+
+    Example: **scalar measure runs/seed0 --against runs/seed1 --against runs/seed2**
+    """
+    from scalar_sae.measures.run import measure_run
+
+    results = measure_run(run, against or [], lm, tokens, prompts, context, threshold, not any_partner)
+    print_measures(results)
+    typer.echo(f"\nRecords: {run / 'results.json'}")
+
+
+@app.command()
+def blind(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")],
+    a: Annotated[Path | None, typer.Argument(help="Folder of one SAE (with sae.json).")] = None,
+    b: Annotated[Path | None, typer.Argument(help="Folder of the other, at the same site.")] = None,
+    lm: Annotated[str, typer.Option(help="The language model that both read.")] = "python-stdlib",
+    tokens: Annotated[str, typer.Option(help="Text that features are shown on.")] = "python-stdlib",
+    rater: Annotated[str, typer.Option(help="Your name: each rater's answers are kept apart.")] = "rater",
+    pairs: Annotated[int, typer.Option(help="Pairs of features.", min=1)] = 100,
+    prompts: Annotated[int, typer.Option(help="Prompts to look for examples in.", min=1)] = 512,
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=0, max=65535)] = 8765,
+    summary: Annotated[bool, typer.Option("--summary", help="Say what raters preferred so far.")] = False,
+) -> None:
+    """Compare two SAEs' features blindly, by keyboard, in a browser; see docs/measures.md.
+
+    Example: **scalar blind runs/a/saes/topk/resid_post.0 runs/a/saes/staircase/resid_post.0 --out runs/blind**
+    """
+    from scalar_sae.measures.blind import summary as summarise
+
+    if summary:
+        typer.echo(summarise(out).model_dump_json(indent=1))
+        return
+    from scalar_sae.measures.run import prepare_blind
+    from scalar_sae.report.blind import Comparison, serve
+
+    if a is None or b is None:
+        raise UserError("scalar blind needs the folders of two SAEs")
+    prepare_blind(out, a, b, lm, tokens, pairs, prompts)
+    with serve(Comparison(out, rater), port) as server:
+        typer.echo(f"Open http://127.0.0.1:{server.server_port} and use the arrow keys; Ctrl-C ends, the same goes on.")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo(f"Answers: {out / 'answers'}")

@@ -1,0 +1,59 @@
+"""Tables of results on the terminal."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from scalar_sae.results import Record, Results
+
+
+def print_records(records: "list[Record]") -> None:
+    """Headline scores, a row a record."""
+    table = Table(title="SCALAR: lower is better, 95 % intervals over prompts")
+    for column in ("block", "SAEs", "ranking"):
+        table.add_column(column, no_wrap=True)
+    for column in ("edges@90", "live", "log area", "floor"):
+        table.add_column(column, justify="right")
+    for record in records:
+        edges, interval = record.edges_at["90"], record.ci["edges_at.90"]
+        live = record.live_edges_at["90"]
+        table.add_row(
+            record.block,
+            record.method,
+            record.ranking if len(record.ranking) < 20 else Path(record.ranking).name,
+            ("never" if edges is None else f"{edges:,.0f}")
+            + (f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else ""),
+            "" if live is None else f"{live:.1f}",
+            f"{record.log_area:.3f}",
+            f"{record.floor.kl:.3f}",
+        )
+    Console().print(table)
+
+
+def print_measures(results: "Results") -> None:
+    """Fidelity of every SAE and of all spliced in, then the agreement of seeds."""
+    table = Table(title=f"SAEs, on {results.saes[0].n_tokens:,} tokens; KL and CE in nats")
+    for column in ("SAEs", "site"):
+        table.add_column(column, no_wrap=True)
+    for column in ("L0", "FVU", "cosine", "CE increase", "KL", "KL recovered (mean)", "dead"):
+        table.add_column(column, justify="right")
+    for sae in results.saes:
+        scores = (sae.l0, sae.fvu, sae.cosine, sae.ce_increase, sae.kl, sae.kl_recovered["mean"], sae.dead)
+        table.add_row(sae.method, sae.site, *("" if score is None else f"{score:.3f}" for score in scores))
+    for group in results.spliced:
+        scores = (group.ce_increase, group.kl, group.kl_recovered["mean"])
+        cells = ["" if score is None else f"{score:.3f}" for score in scores]
+        table.add_row(group.method, f"all {len(group.sites)}", "", "", "", *cells, "")
+    Console().print(table)
+    if not results.seeds:
+        return
+    table = Table(title="Agreement of seeds: latents that fire, signed cosines")
+    for column in ("SAEs", "site", "PW-MCC", "null", "rescaled", "shared", "null"):
+        table.add_column(column, no_wrap=True)
+    for seeds in results.seeds:
+        scores = (seeds.pw_mcc, seeds.null, seeds.rescaled, seeds.shared, seeds.shared_null)
+        table.add_row(seeds.method, seeds.site, *(f"{score:.3f}" for score in scores))
+    Console().print(table)

@@ -1,0 +1,261 @@
+"""Blind comparison of two SAEs' features (SCALAR §4.5): which of two features is easier to make sense of?
+
+    prepare(out, lm, site, {"a": sae, "b": sae}, tokens)     pairs matched by density, sides drawn at random
+    pairs, answers = Pairs.read(out), Answers(out, "rater")  answers are on disk one by one
+    summary(out)                                             preference with an interval, agreement of raters
+
+In `out`: a/ and b/ (feature tables), pairs.json (which latents, which side is which: not shown to raters) and
+answers/<rater>.jsonl, a line an answer.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, ValidationError
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.measures.features import read_features
+from scalar_sae.runs import write_json
+from scalar_sae.saes.sae import SAE
+from scalar_sae.sites import Site
+
+Choice = Literal["left", "right", "neither"]
+CHOICES: tuple[Choice, ...] = ("left", "right", "neither")
+EXAMPLES = 10
+"""Of each kind, strongest and random, shown of each feature."""
+
+
+class FeaturePair(BaseModel):
+    """Two latents of about the same density, and which is shown on the left."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    a: int
+    b: int
+    left: Literal["a", "b"]
+
+
+class Pairs(BaseModel):
+    """What `pairs.json` holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    names: dict[Literal["a", "b"], str]
+    """Where the two SAEs come from."""
+    pairs: list[FeaturePair]
+
+    @classmethod
+    def read(cls, out: Path) -> "Pairs":
+        """Read the pairs of a comparison.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        try:
+            return cls.model_validate(json.loads((out / "pairs.json").read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(f"{out}: no blind comparison here; start one with scalar blind A B --out {out}") from error
+        except (json.JSONDecodeError, ValidationError) as error:
+            raise UserError(f"{out / 'pairs.json'}: not readable ({error})") from error
+
+
+def prepare(
+    out: Path,
+    lm: LanguageModel,
+    site: Site,
+    saes: Mapping[Literal["a", "b"], SAE],
+    names: dict[Literal["a", "b"], str],
+    tokens: Int[Tensor, "prompt token"],
+    n_pairs: int,
+    seed: int = 0,
+) -> Pairs:
+    """Read both SAEs' features and draw pairs; does nothing if that was done before.
+
+    Raises:
+        UserError: another comparison is in the folder, or too few latents fire often enough.
+    """
+    if (out / "pairs.json").is_file():
+        there = Pairs.read(out)
+        if there.names != names:
+            raise UserError(f"{out}: compares {there.names['a']} with {there.names['b']}; choose another --out")
+        return there
+    for side, sae in saes.items():
+        read_features(lm, site, sae, tokens, out / side, n_examples=EXAMPLES, seed=seed)
+    density = {side: _density(out / side, tokens.numel()) for side in saes}
+    pairs = Pairs(names=names, pairs=draw(density["a"], density["b"], n_pairs, seed))
+    write_json(out / "pairs.json", pairs.model_dump())
+    return pairs
+
+
+def _density(folder: Path, n_tokens: int) -> Float[np.ndarray, " n"]:
+    """Firing rates; 0 for latents with fewer than EXAMPLES tokens to show."""
+    density = pq.read_table(folder / "latents.parquet")["density"].to_numpy()
+    return np.where(density * n_tokens >= EXAMPLES - 0.5, density, 0)
+
+
+def draw(a: Float[np.ndarray, " n_a"], b: Float[np.ndarray, " n_b"], n_pairs: int, seed: int) -> list[FeaturePair]:
+    """Pairs of latents of about equal density: a random sample of a's, each with its partner of b, no latent twice.
+
+    Raises:
+        UserError: fewer than n_pairs latents fire.
+    """
+    rng = np.random.default_rng(seed)
+    live = [np.flatnonzero(side > 0) for side in (a, b)]
+    if min(len(some) for some in live) < n_pairs:
+        raise UserError(
+            f"{n_pairs} pairs wanted; {len(live[0])} and {len(live[1])} latents fire on {EXAMPLES} tokens or more: "
+            "give more --prompts, or fewer --pairs"
+        )
+    chosen = rng.permutation(live[0])[:n_pairs]
+    distance = np.abs(np.log(a[chosen])[:, None] - np.log(b[live[1]])[None])
+    rows, columns = linear_sum_assignment(distance)
+    sides = rng.integers(2, size=n_pairs)
+    found = [
+        FeaturePair(a=int(chosen[row]), b=int(live[1][column]), left="b" if side else "a")
+        for row, column, side in zip(rows, columns, sides, strict=True)
+    ]
+    return [found[i] for i in rng.permutation(n_pairs)]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What raters see of the latents of one SAE."""
+
+    rows: dict[int, list[dict[str, Any]]]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Examples":
+        """From a feature table."""
+        rows: dict[int, list[dict[str, Any]]] = {}
+        for row in pq.read_table(folder / "contexts.parquet").to_pylist():
+            rows.setdefault(row["latent"], []).append(row)
+        return cls(rows)
+
+    def of(self, latent: int) -> list[dict[str, Any]]:
+        """Tokens and activations of each example, activations as shares of the largest shown."""
+        mine = self.rows[latent]
+        most = max(max(row["acts"]) for row in mine)
+        return [
+            {"kind": row["kind"], "tokens": row["tokens"], "acts": [max(0.0, act) / most for act in row["acts"]]}
+            for row in mine
+        ]
+
+
+class Answers:
+    """One rater's answers, each on disk before the next question."""
+
+    def __init__(self, out: Path, rater: str) -> None:
+        if not rater or not all(c.isalnum() or c in "-_" for c in rater):
+            raise UserError(f"rater {rater!r}: letters, digits, - and _ only")
+        self._path = out / "answers" / f"{rater}.jsonl"
+        self.choices = read_answers(self._path) if self._path.is_file() else {}
+
+    def add(self, pair: int, choice: Choice, seconds: float) -> None:
+        """Keep an answer; a second one to the same pair replaces the first."""
+        line = json.dumps({"pair": pair, "choice": choice, "seconds": round(seconds, 2)})
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{line}\n")  # the first newline ends a line that a crash may have cut off
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be written ({error.strerror})") from error
+        self.choices[pair] = choice
+
+    def next(self, n_pairs: int) -> int | None:
+        """The first pair without an answer; None when all have one."""
+        return next((pair for pair in range(n_pairs) if pair not in self.choices), None)
+
+
+def read_answers(path: Path) -> dict[int, Choice]:
+    """Answers by pair; a last line that was cut off is left out."""
+    found: dict[int, Choice] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            answer = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[answer["pair"]] = answer["choice"]
+    return found
+
+
+class Summary(BaseModel):
+    """What raters preferred."""
+
+    names: dict[Literal["a", "b"], str]
+    counts: dict[str, dict[str, int]]
+    """Rater -> answers for a, b and neither."""
+    share_b: float | None
+    """Of the decided answers, those for b, all raters together; 0.5 is no preference."""
+    interval: tuple[float, float] | None
+    """95 % bootstrap over pairs, so that several raters of one pair count as one draw."""
+    agreement: dict[str, tuple[int, float, float | None]]
+    """Two raters -> pairs both saw, share answered alike, Cohen's kappa (None where chance agreement is certain)."""
+
+
+def summary(out: Path, seed: int = 0) -> Summary:
+    """Preference and agreement of all raters so far.
+
+    Raises:
+        UserError: no comparison, or no answers yet.
+    """
+    pairs = Pairs.read(out)
+    files = sorted((out / "answers").glob("*.jsonl"))
+    raters = {path.stem: _by_sae(read_answers(path), pairs.pairs) for path in files}
+    if not any(raters.values()):
+        raise UserError(f"{out}: no answers yet")
+    votes = np.zeros((len(pairs.pairs), 2))
+    for answers in raters.values():
+        for pair, choice in answers.items():
+            if choice != "neither":
+                votes[pair, int(choice == "b")] += 1
+    seen = votes[[any(pair in answers for answers in raters.values()) for pair in range(len(pairs.pairs))]]
+    draws = seen[np.random.default_rng(seed).integers(len(seen), size=(1000, len(seen)))].sum(1)
+    drawn = draws[:, 1] / np.maximum(draws.sum(1), 1)
+    decided = votes.sum()
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Summary(
+        names=pairs.names,
+        counts={
+            name: {choice: list(answers.values()).count(choice) for choice in ("a", "b", "neither")}
+            for name, answers in raters.items()
+        },
+        share_b=float(votes[:, 1].sum() / decided) if decided else None,
+        interval=(float(low), float(high)) if decided else None,
+        agreement={f"{one}, {two}": _agreement(raters[one], raters[two]) for one, two in combinations(raters, 2)},
+    )
+
+
+def _by_sae(answers: dict[int, Choice], pairs: list[FeaturePair]) -> dict[int, str]:
+    """Answers as `a`, `b` or `neither` instead of sides."""
+    other = {"a": "b", "b": "a"}
+    found: dict[int, str] = {}
+    for pair, choice in answers.items():
+        left = pairs[pair].left
+        found[pair] = choice if choice == "neither" else left if choice == "left" else other[left]
+    return found
+
+
+def _agreement(one: dict[int, str], two: dict[int, str]) -> tuple[int, float, float | None]:
+    """Pairs in common, share answered alike, Cohen's kappa."""
+    common = sorted(one.keys() & two.keys())
+    if not common:
+        return 0, float("nan"), None
+    alike = sum(one[pair] == two[pair] for pair in common) / len(common)
+    shares = [
+        [[who[pair] for pair in common].count(c) / len(common) for c in ("a", "b", "neither")] for who in (one, two)
+    ]
+    chance = sum(p * q for p, q in zip(*shares, strict=True))
+    return len(common), alike, (alike - chance) / (1 - chance) if chance < 1 else None

@@ -1,0 +1,99 @@
+"""What `scalar measure` and `scalar blind` do: measures of a run's SAEs into its `results.json`, pairs to rate."""
+
+from pathlib import Path
+
+from jaxtyping import Int
+from torch import Tensor
+
+from scalar_sae.corpora import load_held_out, windows
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.measures.blind import prepare
+from scalar_sae.measures.fidelity import fidelity
+from scalar_sae.measures.layers import duplicates
+from scalar_sae.measures.overlap import THRESHOLD
+from scalar_sae.measures.seeds import seed_agreement
+from scalar_sae.results import Results
+from scalar_sae.runs import say
+from scalar_sae.saes.store import load_sae, load_saes
+from scalar_sae.sites import Site
+
+RARE = 1e-4
+"""Firing rate of the latents that a measurement should see."""
+
+
+def measure_run(
+    run: Path,
+    against: list[Path],
+    lm: str | None = None,
+    text: str = "python-stdlib",
+    prompts: int = 64,
+    context: int | None = None,
+    threshold: float = THRESHOLD,
+    require_same_partner: bool = True,
+) -> Results:
+    """Measure fidelity of the SAEs in a folder, and compare them with those of other seeds.
+
+    Args:
+        run: a run, its `saes` folder, or one group of SAEs; `results.json` is written there.
+        against: runs of other seeds.
+        lm: the model the SAEs read; by default the run's own.
+        text: a corpus, of which the validation part is used, or a text file that nothing was trained on.
+        prompts: prompts to measure on, evenly spread over the text.
+        context: tokens per prompt; by default all that the model reads.
+        threshold: of the overlap between seeds.
+        require_same_partner: of the overlap between seeds.
+
+    Raises:
+        UserError: no SAEs or no model there, too little text, or other seeds with nothing in common.
+    """
+    for folder in (run, *against):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder")
+    if lm is None and not (run / "lm" / "config.json").is_file():
+        raise UserError(f"{run}: holds no language model; name the one that the SAEs read with --lm")
+    model = LanguageModel.load(lm or run / "lm")
+    saes = {str(folder): load_saes(folder) for folder in (run, *against)}
+    tokens = spread_prompts(text, context or model.context, prompts)
+    n = tokens.numel()
+    if n < 3 / RARE:
+        say(
+            f"{n:,} tokens: latents that fire on fewer than {3 / n:.1e} of them may look dead; "
+            f"to see those of {RARE:g}, measure on {3 / RARE:,.0f} (--prompts {3 / RARE / tokens.shape[1]:,.0f})"
+        )
+    path = run / "results.json"
+    results = Results.read(path) if path.is_file() else Results()
+    results.saes, results.spliced = fidelity(model, saes[str(run)], tokens)
+    results.duplicates = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
+    if against:
+        results.seeds = seed_agreement(saes, model, tokens, threshold, require_same_partner)
+    results.write(path)
+    return results
+
+
+def spread_prompts(text: str, context: int, n: int) -> Int[Tensor, "prompt token"]:
+    """N prompts evenly spread over a held-out text.
+
+    Raises:
+        UserError: the text has fewer.
+    """
+    corpus = load_held_out(text)
+    rows = windows(corpus.val, context, corpus.name)
+    if rows.shape[0] < n:
+        raise UserError(f"{corpus.name}: {n} prompts of {context} tokens wanted, only {rows.shape[0]} there")
+    return rows[:: rows.shape[0] // n][:n]
+
+
+def prepare_blind(out: Path, a: Path, b: Path, lm: str, text: str, pairs: int, prompts: int) -> None:
+    """Draw the pairs of a blind comparison of two SAEs at one site, unless that was done before.
+
+    Raises:
+        UserError: not SAEs, different sites, or too few latents that fire.
+    """
+    (first, first_card), (second, second_card) = load_sae(a), load_sae(b)
+    site = Site.parse(first_card.site)
+    if not site.same_place(Site.parse(second_card.site)):
+        raise UserError(f"{a} reads {first_card.site}, {b} reads {second_card.site}: compare SAEs of one site")
+    model = LanguageModel.load(lm)
+    tokens = spread_prompts(text, model.context, prompts)
+    prepare(out, model, site, {"a": first, "b": second}, {"a": str(a), "b": str(b)}, tokens, pairs)

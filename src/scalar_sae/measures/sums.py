@@ -1,0 +1,155 @@
+"""From sums over tokens, kept per prompt, to the scores of fidelity.py with their intervals."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scalar_sae.benchmark.scores import interval
+from scalar_sae.results import Ablation, Interval, SaeFidelity, SplicedFidelity
+from scalar_sae.saes.sae import SAE
+from scalar_sae.sites import Site
+
+DENSITY_EDGES = 10.0 ** np.arange(-6, 0.5, 0.5)
+"""Firing rates between which live latents are counted; the ends include everything beyond them."""
+ABLATIONS: tuple[Ablation, ...] = ("zero", "mean")
+
+Sums = dict[str, Any]
+"""Name of a sum -> its value, or an array of values, one a bootstrap resample."""
+PerPrompt = Float[Tensor, " prompt"] | Int[Tensor, " prompt"]
+
+
+@dataclass
+class Tally:
+    """Sums over the tokens of each prompt, by name."""
+
+    rows: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, **sums: PerPrompt) -> None:
+        """Append the sums of some more prompts."""
+        for name, values in sums.items():
+            self.rows[name].append(values.double())
+
+
+@dataclass
+class OfSae:
+    """One SAE's tally, and what is summed over all prompts at once: too wide to keep one a prompt."""
+
+    tally: Tally
+    fired: Int[Tensor, " d_sae"]
+    error: Float[Tensor, " d_model"]
+
+
+def _loss_scores(s: Sums) -> Sums:
+    increase = {name: (s[name] - s["ce_clean"]) / s["n_targets"] for name in ("ce", "ce_zero", "ce_mean")}
+    found: Sums = {"ce_increase": increase["ce"], "kl": s["kl"] / s["n"]}
+    for ablation in ABLATIONS:
+        found[f"ce_recovered.{ablation}"] = _recovered(increase["ce"], increase[f"ce_{ablation}"])
+        found[f"kl_recovered.{ablation}"] = _recovered(s["kl"], s[f"kl_{ablation}"])
+    return found
+
+
+def _recovered(harm: Any, of_ablation: Any) -> Any:
+    """1 - harm / the ablation's; NaN where the ablation does none."""
+    return 1 - harm / np.where(of_ablation > 0, of_ablation, np.nan)
+
+
+def _sae_scores(s: Sums) -> Sums:
+    return {
+        "l0": s["l0"] / s["n"],
+        "loss": s["error"] / s["n"],
+        "fvu": s["error"] / s["spread"],
+        "fvu_token_mean": s["ratio"] / s["n"],
+        "cosine": s["cosine"] / s["n"],
+        "shrinkage": s["x_hat_x_hat"] / np.where(s["x_x_hat"] == 0, np.nan, s["x_x_hat"]),
+        **_loss_scores(s),
+    }
+
+
+def _with_intervals(
+    scores: Callable[[Sums], Sums], tallies: list[Tally], draws: Int[np.ndarray, "resample prompt"] | None
+) -> tuple[Sums, dict[str, Interval | None]]:
+    """Scores of the whole text, and their intervals; None for fewer than two prompts."""
+    rows = {name: torch.cat(parts).numpy() for tally in tallies for name, parts in tally.rows.items()}
+    values = scores({name: row.sum() for name, row in rows.items()})
+    if draws is None:
+        return values, dict.fromkeys(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = scores({name: row[draws].sum(1) for name, row in rows.items()})
+    return values, {name: interval(value) for name, value in drawn.items()}
+
+
+def sae_record(
+    method: str,
+    site: Site,
+    sae: SAE,
+    of_sae: OfSae,
+    tallies: list[Tally],
+    draws: Int[np.ndarray, "resample prompt"] | None,
+) -> SaeFidelity:
+    """The scores of one SAE; `tallies` together hold every sum, the clean model's first."""
+    values, ci = _with_intervals(_sae_scores, tallies, draws)
+    counts = of_sae.fired.numpy()
+    n_tokens, n_prompts = _size(tallies[0])
+    rate = counts / n_tokens
+    spread, error = (torch.cat(of_sae.tally.rows[name]).sum().item() for name in ("spread", "error"))
+    return SaeFidelity(
+        method=method,
+        site=str(site),
+        d_sae=sae.d_sae,
+        activation=str(sae.activation),
+        **{name: float(values[name]) for name in ("l0", "loss", "fvu", "fvu_token_mean", "cosine")},
+        shrinkage=_finite(values["shrinkage"]),
+        fvu_residual_variance=(error - of_sae.error.square().sum().item() / n_tokens) / spread,
+        **_loss_fields(values),
+        dead=float((counts == 0).mean()),
+        rarest=min(1.0, 3 / n_tokens),
+        density=np.histogram(rate[rate > 0].clip(DENSITY_EDGES[0], 1), DENSITY_EDGES)[0].tolist(),
+        dense={
+            "0.01": float((rate > 0.01).mean()),
+            "0.1": float((rate > 0.1).mean()),
+            "0.5": float((rate > 0.5).mean()),
+        },
+        l0_per_chunk=[float(counts[a:b].sum() / n_tokens) for a, b in pairwise((0, *(sae.chunks or (sae.d_sae,))))],
+        n_tokens=n_tokens,
+        n_prompts=n_prompts,
+        ci=ci,
+    )
+
+
+def spliced_record(
+    method: str, sites: list[Site], tallies: list[Tally], draws: Int[np.ndarray, "resample prompt"] | None
+) -> SplicedFidelity:
+    """The scores of all SAEs of a method spliced in at once."""
+    values, ci = _with_intervals(_loss_scores, tallies, draws)
+    n_tokens, n_prompts = _size(tallies[0])
+    return SplicedFidelity(
+        method=method,
+        sites=[str(site) for site in sites],
+        **_loss_fields(values),
+        n_tokens=n_tokens,
+        n_prompts=n_prompts,
+        ci=ci,
+    )
+
+
+def _size(clean: Tally) -> tuple[int, int]:
+    n = torch.cat(clean.rows["n"])
+    return int(n.sum()), len(n)
+
+
+def _loss_fields(values: Sums) -> dict[str, Any]:
+    found: dict[str, Any] = {name: float(values[name]) for name in ("ce_increase", "kl")}
+    for name in ("ce_recovered", "kl_recovered"):
+        found[name] = {ablation: _finite(values[f"{name}.{ablation}"]) for ablation in ABLATIONS}
+    return found
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None

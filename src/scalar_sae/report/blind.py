@@ -1,0 +1,98 @@
+"""The page of a blind comparison, served to a browser on this machine; answers go to disk one by one."""
+
+import json
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from scalar_sae.corpora import decode
+from scalar_sae.errors import UserError
+from scalar_sae.measures.blind import CHOICES, Answers, Examples, Pairs
+
+
+class Comparison:
+    """What one rater is asked, and what becomes of the answers."""
+
+    def __init__(self, out: Path, rater: str) -> None:
+        self.pairs = Pairs.read(out).pairs
+        self.answers = Answers(out, rater)
+        self._examples = {"a": Examples.read(out / "a"), "b": Examples.read(out / "b")}
+        self._asked = time.monotonic()
+
+    def question(self) -> dict[str, Any]:
+        """The next pair without names; `number` is None when all are answered."""
+        number = self.answers.next(len(self.pairs))
+        found: dict[str, Any] = {"number": number, "done": len(self.answers.choices), "total": len(self.pairs)}
+        if number is None:
+            return found
+        pair = self.pairs[number]
+        sides = {"left": pair.left, "right": "b" if pair.left == "a" else "a"}
+        self._asked = time.monotonic()
+        for side, sae in sides.items():
+            examples = self._examples[sae].of(pair.a if sae == "a" else pair.b)
+            found[side] = [{"kind": example["kind"], "tokens": _shown(example)} for example in examples]
+        return found
+
+    def answer(self, content: Any) -> None:
+        """Keep an answer.
+
+        Raises:
+            UserError: not an answer to one of the pairs.
+        """
+        pair, choice = content.get("pair"), content.get("choice")
+        if choice not in CHOICES or not isinstance(pair, int) or not 0 <= pair < len(self.pairs):
+            raise UserError(
+                f"answer {content}: expected a pair below {len(self.pairs)} and one of {', '.join(CHOICES)}"
+            )
+        self.answers.add(pair, choice, time.monotonic() - self._asked)
+
+
+def _shown(example: dict[str, Any]) -> list[tuple[str, float]]:
+    """Each token's text and the latent's activation there."""
+    return [(decode([token]), round(act, 3)) for token, act in zip(example["tokens"], example["acts"], strict=True)]
+
+
+def serve(comparison: Comparison, port: int) -> ThreadingHTTPServer:
+    """A server on this machine alone; `serve_forever` starts it.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    page = (resources.files("scalar_sae.report") / "templates" / "blind.html").read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/":
+                self._send(200, page, "text/html; charset=utf-8")
+            elif self.path == "/question":
+                self._send_json(200, comparison.question())
+            else:
+                self._send_json(404, {"error": "no such page"})
+
+        def do_POST(self) -> None:
+            try:
+                comparison.answer(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
+            except (UserError, ValueError, AttributeError) as error:
+                self._send_json(400, {"error": str(error)})
+            else:
+                self._send_json(200, comparison.question())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing on the terminal for each request."""
+
+        def _send_json(self, code: int, content: Any) -> None:
+            self._send(code, json.dumps(content).encode(), "application/json")
+
+        def _send(self, code: int, content: bytes, kind: str) -> None:
+            self.send_response(code)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise UserError(f"--port {port}: {error.strerror}; choose another") from error

@@ -1,0 +1,190 @@
+"""Absorption on dictionaries built by hand, probes on data whose features are known."""
+
+import pytest
+import torch
+
+from scalar_sae.errors import UserError
+from scalar_sae.measures.absorption import SAEBENCH_CODE, SAEBENCH_PAPER, absorption
+from scalar_sae.measures.consistency import mcc
+from scalar_sae.measures.matching import Dictionary
+from scalar_sae.measures.organism import Organism, Sample, hierarchy
+from scalar_sae.measures.probes import balanced_accuracy, f1, fit, scr, sparse_probe, tpp
+from scalar_sae.saes.activation import ReLU, TopK
+from scalar_sae.saes.sae import SAE
+
+D = 50
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def data() -> Sample:
+    return hierarchy(8000, generator())
+
+
+def orthogonal(d_model: int = D, n: int = 4) -> SAE:
+    """One latent a feature."""
+    eye = torch.eye(n, d_model)
+    return SAE(eye.T.contiguous(), torch.zeros(n), eye, torch.zeros(d_model), ReLU())
+
+
+def absorbed(share: float = 1.0) -> SAE:
+    """The parent's latent is silenced by the child, whose latent writes that much of the parent as well."""
+    sae = orthogonal()
+    W_enc, W_dec = sae.W_enc.clone(), sae.W_dec.clone()
+    W_enc[1, 0] = -share
+    W_dec[1, 0] = share
+    return SAE(W_enc, sae.b_enc, W_dec, sae.b_dec, ReLU())
+
+
+def test_the_hand_built_dictionaries_reconstruct(data: Sample):
+    for sae in (orthogonal(), absorbed(), absorbed(0.5)):
+        assert torch.allclose(sae.decode(sae.encode(data.x)), data.x, atol=1e-6)
+
+
+@pytest.mark.parametrize("thresholds", [SAEBENCH_CODE, SAEBENCH_PAPER])
+def test_absorbed_scores_one_and_orthogonal_nothing(data: Sample, thresholds):
+    parent, child = data.active[:, 0], data.active[:, 1]
+    bad = absorption(absorbed(), data.x, parent, child, thresholds=thresholds)
+    assert (bad.fraction, bad.full) == pytest.approx((1, 1))
+    assert bad.main == [0]
+    assert bad.thresholds == thresholds.name
+    good = absorption(orthogonal(), data.x, parent, child, torch.eye(D)[0], thresholds)
+    assert (good.fraction, good.full) == (0, 0)
+    assert good.n == (parent & child)[1::2].sum()
+
+
+def test_half_absorbed_scores_a_half(data: Sample):
+    parent, child = data.active[:, 0], data.active[:, 1]
+    found = absorption(absorbed(0.5), data.x, parent, child, torch.eye(D)[0])
+    assert found.fraction == pytest.approx(0.5)
+    assert found.full == 0
+
+
+def test_without_a_child_every_activation_of_the_parent_counts(data: Sample):
+    parent, child = data.active[:, 0], data.active[:, 1]
+    found = absorption(absorbed(), data.x, parent, direction=torch.eye(D)[0])
+    assert found.fraction == pytest.approx((child & parent)[1::2].sum().item() / parent[1::2].sum().item())
+
+
+def test_both_settings_of_the_thresholds_can_disagree(data: Sample):
+    """A third of the direction is absorbed: more than nothing (paper), less than 0.4 (code)."""
+    parent, child = data.active[:, 0], data.active[:, 1]
+    paper, code = (absorption(absorbed(1 / 3), data.x, parent, child, torch.eye(D)[0], t)
+                   for t in (SAEBENCH_PAPER, SAEBENCH_CODE))  # fmt: skip
+    assert paper.fraction == pytest.approx(1 / 3, abs=1e-5)
+    assert code.fraction == 0
+
+
+def test_a_frequent_child_is_a_split_feature_and_no_absorption():
+    data = hierarchy(4000, generator(), child_rate=0.5)
+    found = absorption(absorbed(), data.x, data.active[:, 0], data.active[:, 1])
+    assert sorted(found.main) == [0, 1]
+    assert found.full == 0
+
+
+def test_bad_labels(data: Sample):
+    never = torch.zeros(len(data.x), dtype=torch.bool)
+    with pytest.raises(UserError, match="never occurs"):
+        absorption(orthogonal(), data.x, never)
+    with pytest.raises(UserError, match="never occurs"):
+        absorption(orthogonal(), data.x, data.active[:, 0], never)
+    with pytest.raises(UserError, match="true everywhere"):
+        fit(data.x, ~never)
+    noise = torch.rand(len(data.x), generator=generator(1)) < 0.05
+    with pytest.raises(UserError, match="linear probe finds the parent"):
+        absorption(orthogonal(), data.x, noise)
+
+
+def test_a_probe_finds_a_separable_label_and_not_noise(data: Sample):
+    label = data.active[:, 2]
+    probe = fit(data.x[::2], label[::2])
+    assert f1(probe.says(data.x[1::2]), label[1::2]) == 1
+    assert torch.cosine_similarity(probe.w, torch.eye(D)[2], dim=0) > 0.99
+    noise = torch.rand(len(label), generator=generator(1)) < 0.5
+    assert abs(balanced_accuracy(fit(data.x[::2], noise[::2]).says(data.x[1::2]), noise[1::2]) - 0.5) < 0.05
+
+
+def test_f1_by_hand():
+    said, label = torch.tensor([1, 1, 1, 0, 0]).bool(), torch.tensor([1, 0, 1, 1, 0]).bool()
+    precision, recall = 2 / 3, 2 / 3
+    assert f1(said, label) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert balanced_accuracy(said, label) == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+def test_one_latent_a_feature_is_a_perfect_sparse_probe(data: Sample):
+    assert sparse_probe(orthogonal().encode(data.x), data.active[:, 2], (1, 2)) == {1: 1.0, 2: 1.0}
+    mixed = torch.eye(4, D)[[2, 2]] + torch.eye(4, D)[[3, 0]]
+    sae = SAE(mixed.T.contiguous(), torch.zeros(2), mixed, torch.zeros(D), ReLU())
+    assert sparse_probe(sae.encode(data.x), data.active[:, 2], (1,))[1] < 0.95
+    with pytest.raises(UserError, match="there are 4 latents"):
+        sparse_probe(orthogonal().encode(data.x), data.active[:, 2], (9,))
+
+
+def test_cutting_a_features_own_latent_affects_that_feature_alone(data: Sample):
+    labels = [data.active[:, 2], data.active[:, 3]]
+    assert tpp(orthogonal(), data.x, labels, n_latents=1) == pytest.approx(0.5, abs=0.01)
+    both = orthogonal()
+    entangled = SAE(both.W_enc[:, 2:3] + both.W_enc[:, 3:4], torch.zeros(1), both.W_dec[2:3] + both.W_dec[3:4],
+                    both.b_dec, ReLU())  # fmt: skip
+    assert tpp(entangled, data.x, labels, n_latents=1) < 0.1
+    with pytest.raises(UserError, match="two or more"):
+        tpp(orthogonal(), data.x, labels[:1])
+
+
+def test_a_bias_is_cut_out_by_its_own_latent(data: Sample):
+    """Each label has a latent for yes and one for no: the biased probe reads all four equally."""
+    wanted, spurious = data.active[:, 2], data.active[:, 3]
+    x = torch.stack([wanted, ~wanted, spurious, ~spurious], 1).float()
+    assert scr(orthogonal(4), x, wanted, spurious, n_latents=2) == pytest.approx(1, abs=0.01)
+    with pytest.raises(UserError, match="disagree"):
+        scr(orthogonal(), data.x, wanted, wanted)
+
+
+def test_the_organism_is_what_it_says():
+    organism = Organism.random()
+    sample = organism.sample(20_000, generator())
+    assert organism.atoms.shape == (32, 16)
+    assert organism.atoms.norm(dim=1) == pytest.approx(torch.ones(32), abs=1e-6)
+    assert (sample.active.sum(1) == 3).all()
+    assert torch.allclose(sample.code @ organism.atoms, sample.x)
+    assert sample.active.float().mean(0) == pytest.approx(torch.full((32,), 3 / 32), abs=0.01)
+    assert sample.code[sample.active].mean() == pytest.approx((2 / torch.pi) ** 0.5, abs=0.01)
+    with pytest.raises(UserError, match="k = 40"):
+        Organism.random(k=40)
+
+
+def trained(organism: Organism, seed: int, k: int = 3, steps: int = 900) -> SAE:
+    """A plain TopK SAE on the organism: Adam, fresh data every step."""
+    g = generator(seed)
+    start = torch.nn.functional.normalize(torch.randn(organism.atoms.shape, generator=g), dim=1)
+    tensors = (start.T.clone(), torch.zeros(32), start, torch.zeros(16))
+    W_enc, b_enc, W_dec, b_dec = parameters = [torch.nn.Parameter(tensor) for tensor in tensors]
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        x = organism.sample(512, g).x
+        values, latents = (x @ W_enc + b_enc).relu().topk(k)
+        acts = torch.zeros(len(x), 32).scatter(1, latents, values)
+        loss = (x - acts @ W_dec - b_dec).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return SAE(W_enc.detach(), b_enc.detach(), W_dec.detach(), b_dec.detach(), TopK(k))
+
+
+@pytest.fixture(scope="module")
+def organism() -> Organism:
+    return Organism.random(seed=1)
+
+
+def test_topk_finds_the_organisms_dictionary_and_a_random_one_does_not(organism: Organism):
+    truth = Dictionary(organism.atoms, organism.atoms)
+    seeds = [Dictionary.of(trained(organism, seed)) for seed in (0, 1)]
+    found = [mcc(seed, truth).mcc for seed in seeds]
+    assert min(found) > 0.9, found
+    assert mcc(*seeds).mcc > 0.85
+    assert mcc(Dictionary.random(32, 16, generator()), truth).rescaled < 0.1

@@ -1,0 +1,187 @@
+"""Blind comparison: pairs of equal density, answers that survive, the summary by hand, the page under keys."""
+
+import json
+import os
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scalar_sae.errors import UserError
+from scalar_sae.measures.blind import Answers, FeaturePair, Pairs, draw, prepare, summary
+from scalar_sae.report.blind import Comparison, serve
+from scalar_sae.runs import write_json
+from scalar_sae.sites import Site
+from tests.helpers import random_sae, tiny_lm
+from tests.test_study import scalar
+
+TOKENS = torch.randint(0, 32, (20, 16), generator=torch.Generator().manual_seed(0))
+NAMES = {"a": "runs/one", "b": "runs/two"}
+
+
+def comparison(out: Path, n_pairs: int = 4) -> Pairs:
+    saes = {"a": random_sae(16, 24, 4, 0), "b": random_sae(16, 30, 4, 1)}
+    return prepare(out, tiny_lm(), Site("resid_mid", 1), saes, NAMES, TOKENS, n_pairs)
+
+
+def answered(out: Path, pairs: list[FeaturePair], raters: dict[str, list[str]]) -> None:
+    write_json(out / "pairs.json", Pairs(names=NAMES, pairs=pairs).model_dump())
+    for name, choices in raters.items():
+        answers = Answers(out, name)
+        for pair, choice in enumerate(choices):
+            answers.add(pair, choice, 1.0)
+
+
+def test_pairs_have_about_the_same_density_and_use_no_latent_twice():
+    rng = np.random.default_rng(0)
+    a, b = (10.0 ** rng.uniform(-5, -1, size=n) for n in (300, 400))
+    a[:50] = 0
+    pairs = draw(a, b, 100, seed=0)
+    assert len({pair.a for pair in pairs}) == len({pair.b for pair in pairs}) == 100
+    assert all(a[pair.a] > 0 for pair in pairs)
+    matched = np.mean([abs(np.log10(a[pair.a] / b[pair.b])) for pair in pairs])
+    assert matched < 0.1
+    assert 25 < sum(pair.left == "a" for pair in pairs) < 75
+    assert pairs == draw(a, b, 100, seed=0)
+    with pytest.raises(UserError, match="251 pairs wanted; 250 and 400 latents"):
+        draw(a, b, 251, seed=0)
+
+
+def test_the_question_names_nobody(tmp_path: Path):
+    comparison(tmp_path)
+    question = Comparison(tmp_path, "ann").question()
+    assert set(question) == {"number", "done", "total", "left", "right"}
+    for side in ("left", "right"):
+        assert all(set(example) == {"kind", "tokens"} for example in question[side])
+        assert max(act for example in question[side] for _, act in example["tokens"]) == 1
+
+
+def test_answers_survive_and_go_on(tmp_path: Path):
+    pairs = comparison(tmp_path)
+    asked = Comparison(tmp_path, "ann")
+    for choice in ("left", "neither"):
+        asked.answer({"pair": asked.question()["number"], "choice": choice})
+    with (tmp_path / "answers" / "ann.jsonl").open("a") as file:
+        file.write('{"pair": 2, "cho')  # the machine went down while writing
+    again = Comparison(tmp_path, "ann")
+    assert again.question()["number"] == 2
+    assert Comparison(tmp_path, "bob").question()["number"] == 0
+    assert comparison(tmp_path) == pairs
+    with pytest.raises(UserError, match="compares runs/one with runs/two"):
+        prepare(tmp_path, tiny_lm(), Site("resid_mid", 1), {}, {"a": "x", "b": "y"}, TOKENS, 4)
+    again.answer({"pair": 2, "choice": "right"})
+    assert Comparison(tmp_path, "ann").answers.choices == {0: "left", 1: "neither", 2: "right"}
+
+
+def test_summary_by_hand(tmp_path: Path):
+    pairs = [FeaturePair(a=i, b=i, left="a" if i % 2 else "b") for i in range(4)]
+    answered(
+        tmp_path, pairs, {"ann": ["left", "left", "neither", "right"], "bob": ["left", "right", "neither", "left"]}
+    )
+    found = summary(tmp_path)
+    assert found.counts == {"ann": {"a": 1, "b": 2, "neither": 1}, "bob": {"a": 1, "b": 2, "neither": 1}}
+    assert found.share_b == pytest.approx(4 / 6)
+    # alike at pairs 0 and 2; by chance 1/4 * 1/4 + 1/2 * 1/2 + 1/4 * 1/4 = 3/8
+    assert found.agreement == {"ann, bob": (4, 0.5, pytest.approx((0.5 - 3 / 8) / (1 - 3 / 8)))}
+
+
+def test_the_interval_covers_no_preference_when_there_is_none(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    pairs = [FeaturePair(a=i, b=i, left="a") for i in range(200)]
+    answered(tmp_path, pairs, {"ann": ["left" if coin else "right" for coin in rng.integers(2, size=200)]})
+    low, high = summary(tmp_path).interval
+    assert low < 0.5 < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 200**0.5, rel=0.2)
+
+
+def test_bad_input(tmp_path: Path):
+    for arguments, complaint in (
+        (["--summary"], "no blind comparison here"),
+        ([], "needs the folders of two SAEs"),
+        ([tmp_path, tmp_path], "no SAE here"),
+    ):
+        done = scalar("blind", "--out", tmp_path / "none", *arguments, check=False)
+        assert done.returncode == 2
+        assert complaint in done.stderr
+    comparison(tmp_path)
+    with pytest.raises(UserError, match="no answers yet"):
+        summary(tmp_path)
+    with pytest.raises(UserError, match="letters, digits"):
+        Answers(tmp_path, "../ann")
+    with pytest.raises(UserError, match="expected a pair below 4"):
+        Comparison(tmp_path, "ann").answer({"pair": 4, "choice": "left"})
+
+
+def test_the_server_refuses_what_is_no_answer(tmp_path: Path):
+    comparison(tmp_path)
+    with serve(Comparison(tmp_path, "ann"), 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for body in (b"not json", b"[]", b'{"pair": 0, "choice": "both"}'):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{address}/answer", data=body)
+            assert refused.value.code == 400
+            refused.value.close()
+        with pytest.raises(UserError, match="choose another"):
+            serve(Comparison(tmp_path, "ann"), server.server_port)
+        server.shutdown()
+    assert not (tmp_path / "answers").exists()
+
+
+@pytest.mark.browser
+def test_the_page_under_the_arrow_keys(tmp_path: Path):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium and chromedriver")
+        pytest.skip("no chromium here")
+    from selenium import webdriver
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    comparison(tmp_path)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", f"user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        with serve(Comparison(tmp_path, "ann"), 0) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            browser.get(f"http://127.0.0.1:{server.server_port}")
+
+            def shows(pair: str) -> None:
+                WebDriverWait(browser, 10).until(
+                    lambda b: b.find_element(By.TAG_NAME, "body").get_attribute("data-pair") == pair
+                )
+
+            shows("0")
+            assert len(browser.find_elements(By.CSS_SELECTOR, "#left pre")) >= 10
+            assert "runs/" not in browser.page_source
+            for number, key in enumerate((Keys.ARROW_LEFT, Keys.ARROW_DOWN)):
+                ActionChains(browser).send_keys(key).perform()
+                shows(str(number + 1))
+            browser.refresh()
+            shows("2")
+            assert browser.find_element(By.ID, "progress").text == "2 of 4"
+            browser.find_element(By.CSS_SELECTOR, "[data-choice=right]").click()
+            shows("3")
+            ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+            shows("null")
+            assert browser.find_element(By.ID, "end").is_displayed()
+            assert browser.get_log("browser") == []
+            server.shutdown()
+    finally:
+        browser.quit()
+    lines = [line for line in (tmp_path / "answers" / "ann.jsonl").read_text().splitlines() if line]
+    assert [json.loads(line)["choice"] for line in lines] == ["left", "neither", "right", "right"]
+    done = scalar("blind", "--out", tmp_path, "--summary")
+    assert json.loads(done.stdout)["counts"]["ann"]["neither"] == 1
