@@ -1,19 +1,23 @@
 """`make bench`: the sweep against the obvious scorer (tests/reference/), in one run, on the shipped toy model.
 
-Prints a table of seconds a prompt and their ratio, with the largest difference between the two.
+Prints seconds a prompt and their ratio with the largest difference between the two; then what a whole score costs: 50
+prompts of 128, the 35 published counts, edges ranked on other text. The large case: `python -m benchmarks.gpt2_shapes`.
 """
 
 import time
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from tests.reference import scorer
 
+from scalar_sae.benchmark.curve import Exact, measure
+from scalar_sae.benchmark.edges import GlobalEdges
+from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, read
-from scalar_sae.benchmark.ranking import ablation, levels
-from scalar_sae.benchmark.scores import edge_counts
+from scalar_sae.benchmark.ranking import rank
+from scalar_sae.benchmark.readout import Readout
+from scalar_sae.benchmark.scores import published_counts
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.lm.model import LanguageModel
@@ -22,7 +26,9 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block
 
 THREADS = 2
-PROMPTS = 2
+COMPARED = 2
+SCORED = 50
+RANKED = {"ff_block.1": 576, "transformer_block.1": 64}
 
 
 def data_sae(x: torch.Tensor, d_sae: int, k: int, seed: int) -> SAE:
@@ -35,38 +41,65 @@ def data_sae(x: torch.Tensor, d_sae: int, k: int, seed: int) -> SAE:
     return SAE(W_dec.T.contiguous(), -mean @ W_dec.T, W_dec, mean, TopK(k))
 
 
-def compare(block: str) -> tuple[float, float, float]:
-    """Seconds a prompt of the sweep and of the obvious scorer, and the largest difference."""
+def toy_pair(block: str, prompts: torch.Tensor) -> Pair:
+    """512 x 512 latents, k = 10, on the shipped model."""
     lm = LanguageModel.load("python-stdlib")
-    prompts = windows(load_corpus("python-stdlib").val, 128)
     place = Block.parse(block)
-    acts = lm.activations(prompts[:64], [place.up, place.down])
-    pair = Pair(lm, place, *(data_sae(acts[site], 512, 10, 0) for site in (place.up, place.down)))
-    counts = edge_counts(pair.n_edges)
-    level = levels(ablation(pair, read(pair, prompts[64:72]), lambda: None), counts, 0)
-    text = read(pair, prompts[100 : 100 + PROMPTS])
-    seconds, difference = np.zeros(2), 0.0
-    for z in text.z:
+    acts = lm.activations(prompts, [place.up, place.down])
+    return Pair(lm, place, *(data_sae(acts[site], 512, 10, 0) for site in (place.up, place.down)))
+
+
+def compare(pair: Pair, edges: GlobalEdges, level: torch.Tensor, n_counts: int, tokens: torch.Tensor) -> list[float]:
+    """Seconds a prompt of the sweep and of the obvious scorer, and the largest difference."""
+    seconds, difference = [0.0, 0.0], 0.0
+    for prompt in read(pair, tokens):
         start = time.perf_counter()
-        ours = [sub.pre_acts.clone() for sub in sweep(pair, z, level, len(counts))]
+        ours = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, n_counts)]
         middle = time.perf_counter()
-        theirs = [scorer.pre_acts(pair, z, level <= index) for index in range(len(counts))]
-        seconds += [middle - start, time.perf_counter() - middle]
+        theirs = [scorer.pre_acts(pair, prompt, level <= index) for index in range(n_counts)]
+        seconds = [seconds[0] + middle - start, seconds[1] + time.perf_counter() - middle]
         difference = max(difference, *(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)))
-    return *(seconds / PROMPTS), difference
+    return [second / len(tokens) for second in seconds] + [difference]
+
+
+def whole(pair: Pair, edges: GlobalEdges, n_counts: int, tokens: torch.Tensor) -> float:
+    """Seconds for the curves of all prompts."""
+    readout = Readout.of(pair)
+    start = time.perf_counter()
+    for prompt in read(pair, tokens):
+        measure(pair, prompt, edges, n_counts, True, Exact(), readout)
+    return time.perf_counter() - start
 
 
 def main() -> None:
     torch.set_num_threads(THREADS)
-    table = Table(
-        title=f"Sweep, 512 x 512 latents, {len(edge_counts(512 * 512))} counts, prompts of 128, {THREADS} threads"
-    )
-    for column in ("block", "sweep (s a prompt)", "obvious scorer (s)", "ratio", "largest difference"):
+    prompts = windows(load_corpus("python-stdlib").val, 128)
+    table = Table(title=f"512 x 512 latents, 35 counts, prompts of 128, {THREADS} threads")
+    for column in (
+        "block",
+        "sweep (s a prompt)",
+        "obvious (s)",
+        "ratio",
+        "largest difference",
+        "ranking",
+        "50 prompts",
+    ):
         table.add_column(column, justify="right")
     with torch.no_grad():
-        for block in ("ff_layer.1", "ff_block.1", "transformer_block.1"):
-            ours, theirs, difference = compare(block)
-            table.add_row(block, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.1f}", f"{difference:.1e}")
+        for block, n_ranked in RANKED.items():
+            pair = toy_pair(block, prompts[:64])
+            counts = published_counts(pair.n_edges)
+            start = time.perf_counter()
+            scores = rank(pair, prompts[1000 : 1000 + n_ranked], "ablation", 0)
+            ranking = time.perf_counter() - start
+            level = levels(scores, counts, 0)
+            edges = GlobalEdges(level)
+            ours, theirs, difference = compare(pair, edges, level, len(counts), prompts[100 : 100 + COMPARED])
+            curves = whole(pair, edges, len(counts), prompts[100 : 100 + SCORED])
+            table.add_row(
+                block, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.1f}", f"{difference:.1e}",
+                f"{ranking:.1f} s ({n_ranked} prompts)", f"{curves:.1f} s",
+            )  # fmt: skip
     Console().print(table)
 
 

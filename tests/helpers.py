@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.benchmark.pair import Pair
+from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
@@ -40,6 +42,17 @@ def tiny_lm(seed: int = 0, n_layers: int = 2, d_model: int = 16, spread: float =
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return LanguageModel(GPT2LMHeadModel(config), "tiny")
+
+
+class Shape(NamedTuple):
+    """A language model as far as most SAE methods see it."""
+
+    d_model: int
+    n_layers: int
+
+    def feed_forward(self, layer: int) -> FeedForward:
+        """The tiny model's."""
+        return tiny_lm(n_layers=self.n_layers, d_model=self.d_model).feed_forward(layer)
 
 
 def random_sae(d_model: int, d_sae: int, k: int, seed: int, kind: str = "topk") -> SAE:

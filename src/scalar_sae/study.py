@@ -27,7 +27,6 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.fidelity import fidelity
 from scalar_sae.results import Results
 from scalar_sae.runs import Bar, Events, say, whole, write_text
-from scalar_sae.saes.methods import blocks, build
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
 from scalar_sae.sites import Site
@@ -84,8 +83,10 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
     return Events(out / "events.jsonl")
 
 
-def train_run(config: StudyConfig, out: Path) -> LanguageModel:
+def train_run(config: StudyConfig, out: Path, cache: Path | None = None) -> LanguageModel:
     """Train the SAEs of a study into its run directory; returns the language model that is kept there.
+
+    `cache` is a folder in which activations are kept for later runs.
 
     Raises:
         UserError: before anything is written, whatever in the config cannot be trained or scored.
@@ -100,7 +101,7 @@ def train_run(config: StudyConfig, out: Path) -> LanguageModel:
         with whole(out / "lm") as temporary:
             lm.save(temporary)
     lm = LanguageModel.load(out / "lm")
-    train(config.train, lm, corpus, out, events)
+    train(config.train, lm, corpus, out, events, cache)
     return lm
 
 
@@ -118,9 +119,8 @@ def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
     for ranking in config.score.rankings:
         check_ranking(ranking)
     for method in config.train.saes:
-        d_sae = {site.depth: trainee.sae(site).d_sae for trainee in build(method, lm.d_model, lm.n_layers, 0)
-                 for site in trainee.sites}  # fmt: skip
-        for block in blocks(method, lm.n_layers):
+        d_sae = {site.depth: trainee.sae(site).d_sae for trainee in method.trainees(lm, 0) for site in trainee.sites}
+        for block in method.blocks(lm.n_layers):
             lm.check(block.up)
             lm.check(block.down)
             counts_of(config.score.edges, d_sae[block.up.depth] * d_sae[block.down.depth])
@@ -131,7 +131,7 @@ def pairs(config: TrainConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE
     found = [
         (method.name, Pair.between(lm, block, saes[method.name]))
         for method in config.saes
-        for block in blocks(method, lm.n_layers)
+        for block in method.blocks(lm.n_layers)
     ]
     return sorted(found, key=lambda named: (named[1].block.mixes_tokens, named[1].block.up.layer))
 

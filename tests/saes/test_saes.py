@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from scalar_sae.errors import UserError
-from scalar_sae.saes.methods import build, site_list
+from scalar_sae.saes.places import site_list
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.staircase import StaircaseConfig, StaircaseTrainee
 from scalar_sae.saes.store import SaeCard, find_sae, load_sae, load_saes, save_sae
-from scalar_sae.saes.topk import TopKConfig, TopKTrainee, reconstruction_loss
+from scalar_sae.saes.topk import TopKConfig
+from scalar_sae.saes.trainee import Progress, Trainee
 from scalar_sae.sites import Site
-from tests.helpers import golden_sae, random_sae, shared
+from tests.helpers import Shape, golden_sae, random_sae, shared
+
+HERE, LATER = Site("resid_mid", 0), Site("resid_post", 0)
+START = Progress(0, 100)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8))
@@ -55,64 +59,87 @@ def test_golden_feature_magnitudes():
 
 def test_golden_reconstruction_errors():
     index = json.loads(shared("golden", "index.json").read_text())
-    acts = load_file(shared("golden", "acts.safetensors"))["0.resid_mid"]
+    acts = load_file(shared("golden", "acts.safetensors"))["0.resid_mid"].flatten(0, 1)
     metrics = index["sae_metrics_20_prompts_fp32"]["topk.mlpblock"]["0_residmid"]
-    sae = golden_sae("topk.mlpblock", "0_residmid")
-    loss = reconstruction_loss(sae, acts.flatten(0, 1)).item()
+    golden = golden_sae("topk.mlpblock", "0_residmid")
+    trainee = _one(TopKConfig(sites=["resid_mid.0"]), 64)
+    weights = {"W_enc": golden.W_enc, "W_dec": golden.W_dec, "b_dec": golden.b_dec}
+    raw_b_enc = golden.b_enc + golden.b_dec @ golden.W_enc
+    trainee.load_state_dict({**trainee.state_dict(), **weights, "b_enc": raw_b_enc})
+    loss = trainee.losses({HERE: acts}, START)[HERE].item()
     assert any(value == pytest.approx(loss, rel=1e-3) for value in metrics.values()), (loss, metrics)
+
+
+def _one(config: TopKConfig, d_model: int, seed: int = 0) -> Trainee:
+    return config.trainees(Shape(d_model, 1), seed)[0]
 
 
 @given(st.integers(0, 1000))
 @settings(deadline=None, max_examples=20)
 def test_the_fast_loss_and_its_gradients_are_those_of_encode_and_decode(seed: int):
     g = torch.Generator().manual_seed(seed)
-    fast, plain = (TopKTrainee(Site("resid_mid", 0), 8, 24, 3, torch.Generator().manual_seed(seed)) for _ in range(2))
+    fast, plain = (_one(TopKConfig(sites=["resid_mid.0"], k=3, expansion=3), 8, seed) for _ in range(2))
     x = torch.randn(10, 8, generator=g)
-    reconstruction_loss(fast.sae(Site("resid_mid", 0)), x).backward()
-    sae = plain.sae(Site("resid_mid", 0))
-    (x - sae.decode(sae.encode(x))).square().sum(-1).mean().backward()
+    fast.losses({HERE: x}, START)[HERE].backward()
+    u = (x - plain.b_dec) @ plain.W_enc + plain.b_enc
+    kept = u.relu() * (u >= u.topk(3).values.amin(1, keepdim=True))
+    (x - kept @ plain.W_dec - plain.b_dec).square().sum(-1).mean().backward()
     for a, b in zip(fast.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_a_staircase_shares_its_weights():
-    sites = (Site("resid_mid", 0), Site("resid_post", 0))
-    stairs = StaircaseTrainee(sites, d_model=8, chunk=16, k=3, generator=torch.Generator().manual_seed(0))
+    stairs = StaircaseConfig(along="ff_blocks", k=3, expansion=2).trainees(Shape(8, 1), 0)[0]
     x = torch.randn(20, 8)
-    later = stairs.sae(sites[1]).detach()
-    reconstruction_loss(stairs.sae(sites[0]), x).backward()
+    later = stairs.sae(LATER)
+    stairs.losses({HERE: x, LATER: x}, START)[HERE].backward()
     with torch.no_grad():
         for parameter in stairs.parameters():
             if parameter.grad is not None:
                 parameter -= 0.1 * parameter.grad
-    now = stairs.sae(sites[1])
+    now = stairs.sae(LATER)
     moved = (now.W_dec != later.W_dec).any(1)
     assert moved[:16].any(), "a gradient at the first site moves the slice that the second one reads"
     assert not moved[16:].any(), "and leaves the second site's own chunk alone"
-    assert not stairs.b_enc[1].any()
     assert torch.equal(now.b_dec, later.b_dec)
-    assert now.W_enc.data_ptr() == stairs.sae(sites[0]).W_enc.data_ptr()
+    assert torch.equal(now.W_enc[:, :16], stairs.sae(HERE).W_enc)
     assert (now.d_sae, now.chunks) == (32, (16, 32))
+
+
+@pytest.mark.parametrize(
+    ("sharing", "widths", "moved"),
+    [("shared", (16, 32), 32), ("detached", (16, 32), 16), ("untied", (16, 32), 32), ("tied", (32, 32), 32)],
+)
+def test_what_the_later_site_trains(sharing: str, widths: tuple[int, int], moved: int):
+    config = StaircaseConfig(along="ff_blocks", k=20 if sharing == "tied" else 15, expansion=2, sharing=sharing)
+    stairs = config.trainees(Shape(8, 1), 0)[0]
+    assert isinstance(stairs, StaircaseTrainee)
+    assert (stairs.sae(HERE).d_sae, stairs.sae(LATER).d_sae) == widths
+    x = torch.randn(400, 8)
+    stairs.losses({HERE: x, LATER: x}, START)[LATER].backward()
+    grad = stairs.stairs.W_dec[-1].grad
+    assert int(grad.any(1).sum()) == moved
+    assert grad[-16:].any(1).all()
 
 
 def test_initial_weights_are_the_papers_and_depend_on_seed_and_site_alone():
     config = TopKConfig(sites=["ff_blocks"])
-    first, again, other = (build(config, 8, 2, seed) for seed in (0, 0, 1))
+    first, again, other = (config.trainees(Shape(8, 2), seed) for seed in (0, 0, 1))
     for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a.W_dec, b.W_dec)
         assert not torch.equal(a.W_dec, c.W_dec)
         assert torch.equal(a.W_enc, a.W_dec.T)
         assert not a.b_enc.any()
         assert not a.b_dec.any()
-    alone = build(TopKConfig(sites=["resid_post.1"]), 8, 2, 0)[0]
+    alone = TopKConfig(sites=["resid_post.1"]).trainees(Shape(8, 2), 0)[0]
     assert torch.equal(alone.W_dec, first[-1].W_dec)
 
 
 def test_widths_of_the_papers_staircases():
-    whole = build(StaircaseConfig(along="residual_stream"), 64, 4, 0)
+    whole = StaircaseConfig(along="residual_stream").trainees(Shape(64, 4), 0)
     assert [whole[0].sae(site).d_sae for site in whole[0].sites] == [512, 1024, 1536, 2048, 2560]
     assert sum(p.numel() for p in whole[0].parameters()) == 335_680
-    pairs = build(StaircaseConfig(along="ff_blocks"), 64, 4, 0)
+    pairs = StaircaseConfig(along="ff_blocks").trainees(Shape(64, 4), 0)
     assert [[pair.sae(site).d_sae for site in pair.sites] for pair in pairs] == [[512, 1024]] * 4
 
 
@@ -126,7 +153,7 @@ def test_a_place_named_twice_is_trained_once():
 
 def test_k_above_the_width():
     with pytest.raises(UserError, match="k = 20 is above"):
-        build(TopKConfig(sites=["resid_mid.0"], k=20, expansion=1), 8, 1, 0)
+        TopKConfig(sites=["resid_mid.0"], k=20, expansion=1).trainees(Shape(8, 1), 0)
     with pytest.raises(UserError, match="must lie between 1 and d_sae = 8"):
         random_sae(4, 8, 9, 0)
 

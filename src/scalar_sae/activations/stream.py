@@ -1,23 +1,27 @@
 """Activations on the fly: shuffled windows of text through the language model, tokens shuffled across windows.
 
-    for buffer in stream.buffers(): ...        # site -> [n_tokens, d_model]
+    for buffer in stream.buffers(): ...        # site, or gradient at a site -> [n_tokens, d_model]
 
 The text is cut into windows without overlap; every epoch visits them in a new order. One buffer holds many windows
 and is shuffled token by token, so the tokens of a training batch come from all over the text. Buffer i depends on
 (seed, i) alone: whoever knows i can go on from there.
+
+Special tokens are left out by id: a beginning-of-text token carries an activation hundreds of times the others' norm.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from scalar_sae.lm.model import LanguageModel
+from scalar_sae.activations.reading import Gradient
+from scalar_sae.lm.model import At, LanguageModel
 from scalar_sae.sites import Site
 
-Buffer = dict[Site, Float[Tensor, "_ d_model"]]
+Buffer = dict[Site | Gradient, Float[Tensor, "_ d_model"]]
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,13 @@ class ActivationStream:
 
     lm: LanguageModel
     prompts: Int[Tensor, "n_windows context"]
-    sites: list[Site]
+    reads: Sequence[Site | Gradient]
     buffer_tokens: int
     seed: int
     lm_batch: int = 32
     """Windows per forward pass."""
+    exclude: tuple[int, ...] = ()
+    """Ids of tokens whose activations are left out."""
 
     @property
     def windows_per_buffer(self) -> int:
@@ -39,7 +45,7 @@ class ActivationStream:
 
     @property
     def tokens_per_buffer(self) -> int:
-        """Tokens in one buffer."""
+        """Tokens in one buffer, excluded ones counted too."""
         return self.windows_per_buffer * self.prompts.shape[1]
 
     def buffers(self, start: int = 0) -> Iterator[Buffer]:
@@ -53,16 +59,34 @@ class ActivationStream:
             yield self._read(self.prompts[chosen], self._generator(2 * index + 1))
             index += 1
 
-    @torch.no_grad()
     def _read(self, prompts: Int[Tensor, "windows context"], generator: torch.Generator) -> Buffer:
-        shuffle = torch.randperm(prompts.numel(), generator=generator)
-        buffer = {site: torch.empty(prompts.numel(), self.lm.d_model) for site in self.sites}
+        kept = ~torch.isin(prompts, torch.tensor(self.exclude, dtype=prompts.dtype))
+        shuffle = torch.randperm(int(kept.sum()), generator=generator)
+        buffer = {read: torch.empty(len(shuffle), self.lm.d_model) for read in self.reads}
         done = 0
-        for batch in prompts.split(self.lm_batch):
-            for site, acts in self.lm.activations(batch, self.sites).items():
-                buffer[site][shuffle[done : done + batch.numel()]] = acts.flatten(0, 1)
-            done += batch.numel()
+        for batch, keep in zip(prompts.split(self.lm_batch), kept.split(self.lm_batch), strict=True):
+            n = int(keep.sum())
+            for read, acts in self._at(batch).items():
+                buffer[read][shuffle[done : done + n]] = acts[keep]
+            done += n
         return buffer
+
+    def _at(self, tokens: Int[Tensor, "batch token"]) -> dict[Site | Gradient, Float[Tensor, "batch token d_model"]]:
+        """Everything read on a few windows."""
+        sites = {read.site if isinstance(read, Gradient) else read for read in self.reads}
+        with torch.no_grad():
+            states = self.lm.states(tokens, sorted(sites))
+        return {
+            read: self._gradient(tokens, read.site, states[read.site]) if isinstance(read, Gradient) else states[read].x
+            for read in self.reads
+        }
+
+    def _gradient(self, tokens: Int[Tensor, "batch token"], site: Site, at: At) -> Float[Tensor, "batch token d_model"]:
+        with torch.enable_grad():
+            x = at.x.detach().requires_grad_()
+            logits = self.lm.logits_from(site, x, at.skip)
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long(), reduction="sum")
+            return torch.autograd.grad(loss, x)[0]
 
     def _generator(self, salt: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + salt)

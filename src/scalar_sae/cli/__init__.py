@@ -91,9 +91,14 @@ def train_lm(
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Argument(help="Preset name (`quickstart`, `paper-toy`) or YAML file.")],
+    preset: Annotated[
+        str, typer.Argument(help="Preset name (`quickstart`, `paper-toy`, `zoo`, `paper-gpt2`) or YAML file.")
+    ],
     out: OutRun,
     change: Changes = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder in which activations are kept, and from which later runs read them.")
+    ] = None,
 ) -> None:
     """Train the SAEs of a preset, all in one pass over the language model.
 
@@ -101,7 +106,7 @@ def train(
     """
     from scalar_sae.study import StudyConfig, train_run
 
-    train_run(StudyConfig.from_preset(preset, _changes(change)), out)
+    train_run(StudyConfig.from_preset(preset, _changes(change)), out, cache)
     typer.echo(f"SAEs: {out / 'saes'}")
 
 

@@ -56,7 +56,7 @@ def fidelity(
 
     Args:
         lm: the model the SAEs read.
-        saes: by method and site.
+        saes: by method and site; transcoders, which do not reconstruct what they read, are left out.
         tokens: the prompts.
         ignore: tokens (a BOS, say) at which nothing is replaced or counted, and which are no targets.
         batch: prompts per forward pass.
@@ -66,6 +66,7 @@ def fidelity(
         UserError: an SAE of another width, a site that the model lacks, activations that are not finite, or nothing to
             predict.
     """
+    saes = _standing_in(saes)
     _check(lm, saes, tokens)
     sites = sorted({site for group in saes.values() for site in group})
     means = _means(lm, sites, tokens, ignore, batch)
@@ -98,6 +99,11 @@ def fidelity(
         ],
         [spliced_record(method, sorted(saes[method]), [clean, tally], draws) for method, tally in together.items()],
     )
+
+
+def _standing_in(saes: SAEs) -> SAEs:
+    plain = {name: {site: sae for site, sae in group.items() if sae.writes is None} for name, group in saes.items()}
+    return {name: group for name, group in plain.items() if group}
 
 
 def _check(lm: LanguageModel, saes: SAEs, tokens: Int[Tensor, "prompt token"]) -> None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from scalar_sae.corpora import D_VOCAB, decode
+from scalar_sae.tokenizer import Ascii
 
 CHARACTERS: dict[str, Callable[[str], bool]] = {
     "space": str.isspace,
@@ -38,12 +38,12 @@ def character_labels(tokens: Int[Tensor, "prompt token"]) -> dict[str, Bool[Tens
 
     A word that a prompt's end cuts off is labelled as it stands.
     """
-    tables = {name: torch.tensor([test(chr(i)) for i in range(D_VOCAB)]) for name, test in CHARACTERS.items()}
+    tables = {name: torch.tensor([test(chr(i)) for i in range(Ascii().d_vocab)]) for name, test in CHARACTERS.items()}
     found = {name: table[tokens] for name, table in tables.items()}
     for name in ("word", "keyword", "indentation"):
         found[name] = torch.zeros(tokens.shape, dtype=torch.bool)
     for row, prompt in enumerate(tokens.tolist()):
-        text = decode(prompt)
+        text = Ascii().decode(prompt.tolist())
         for match in _WORD.finditer(text):
             found["word"][row, match.start() : match.end()] = True
             found["keyword"][row, match.start() : match.end()] = keyword.iskeyword(match[0])

@@ -54,7 +54,7 @@ def measure_run(
         raise UserError(f"{run}: holds no language model; name the one that the SAEs read with --lm")
     model = LanguageModel.load(lm or run / "lm")
     saes = {str(folder): load_saes(folder) for folder in (run, *against)}
-    tokens = spread_prompts(text, context or model.context, prompts)
+    tokens = spread_prompts(text, model, context, prompts)
     n = tokens.numel()
     if n < 3 / RARE:
         say(
@@ -71,14 +71,15 @@ def measure_run(
     return results
 
 
-def spread_prompts(text: str, context: int, n: int) -> Int[Tensor, "prompt token"]:
+def spread_prompts(text: str, model: LanguageModel, context: int | None, n: int) -> Int[Tensor, "prompt token"]:
     """N prompts evenly spread over a held-out text.
 
     Raises:
         UserError: the text has fewer.
     """
-    corpus = load_held_out(text)
-    rows = windows(corpus.val, context, corpus.name)
+    corpus = load_held_out(text, model.tokenizer)
+    context = context or min(model.context, 128)
+    rows = windows(corpus.val, context, corpus.name, corpus.bos)
     if rows.shape[0] < n:
         raise UserError(f"{corpus.name}: {n} prompts of {context} tokens wanted, only {rows.shape[0]} there")
     return rows[:: rows.shape[0] // n][:n]
@@ -95,5 +96,5 @@ def prepare_blind(out: Path, a: Path, b: Path, lm: str, text: str, pairs: int, p
     if not site.same_place(Site.parse(second_card.site)):
         raise UserError(f"{a} reads {first_card.site}, {b} reads {second_card.site}: compare SAEs of one site")
     model = LanguageModel.load(lm)
-    tokens = spread_prompts(text, model.context, prompts)
+    tokens = spread_prompts(text, model, None, prompts)
     prepare(out, model, site, {"a": first, "b": second}, {"a": str(a), "b": str(b)}, tokens, pairs)

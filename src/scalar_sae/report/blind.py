@@ -7,9 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from scalar_sae.corpora import decode
 from scalar_sae.errors import UserError
 from scalar_sae.measures.blind import CHOICES, Answers, Examples, Pairs
+from scalar_sae.tokenizer import Ascii
 
 
 class Comparison:
@@ -51,7 +51,9 @@ class Comparison:
 
 def _shown(example: dict[str, Any]) -> list[tuple[str, float]]:
     """Each token's text and the latent's activation there."""
-    return [(decode([token]), round(act, 3)) for token, act in zip(example["tokens"], example["acts"], strict=True)]
+    return [
+        (Ascii().decode([token]), round(act, 3)) for token, act in zip(example["tokens"], example["acts"], strict=True)
+    ]
 
 
 def serve(comparison: Comparison, port: int) -> ThreadingHTTPServer:

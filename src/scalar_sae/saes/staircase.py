@@ -3,55 +3,133 @@
 With n latents a chunk, the SAE at the i-th site (i = 1, 2, ...) uses the first n i columns of W_enc and rows of W_dec,
 and has its own b_enc (which lets it switch features off) and b_dec. Every site's loss updates all the weights it reads,
 so a feature found at one site serves the later ones. k is the same at every site.
+
+The paper's controls share otherwise (App. B, E): see `Sharing`.
 """
 
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from pydantic import Field
+from torch import Tensor, nn
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import TopK
+from scalar_sae.saes.firing import Firing
+from scalar_sae.saes.places import ff_blocks, residual_stream
 from scalar_sae.saes.sae import SAE
-from scalar_sae.saes.topk import encoder_and_decoder
-from scalar_sae.sites import Site
+from scalar_sae.saes.sparse import Coded, top_k
+from scalar_sae.saes.trainee import (
+    Acts,
+    Method,
+    Name,
+    Progress,
+    Trainee,
+    Transformer,
+    Weights,
+    encoder_and_decoder,
+    generator_at,
+    squared_error,
+)
+from scalar_sae.sites import Block, Site
+
+Sharing = Literal["shared", "detached", "untied", "tied"]
+"""`shared`: a Staircase. `detached`: each site's loss trains its own chunk alone, older chunks are read. `untied`: the
+same widths, matrices of their own. `tied`: every site reads the whole dictionary."""
 
 
-class StaircaseConfig(BaseModel):
-    """Staircase SAEs: one staircase per FF block, or one along the whole residual stream."""
+class StaircaseMethod(Method, frozen=True):
+    """Staircases: one per FF block, or one along the whole residual stream."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: Literal["staircase"] = "staircase"
-    name: str = Field(default="staircase", pattern=r"^[A-Za-z0-9_.-]+$")
-    """Folder of these SAEs in a run."""
     along: Literal["ff_blocks", "residual_stream"]
     """`ff_blocks`: resid_mid and resid_post of each layer share; `residual_stream`: all layers share."""
-    k: int = Field(default=10, gt=0)
-    """Latents kept per token, at every site."""
     expansion: int = Field(default=8, gt=0)
     """Latents per dimension in each chunk: the i-th site has expansion * d_model * i."""
+    sharing: Sharing = "shared"
+    """What the sites share."""
+
+    def flights(self, n_layers: int) -> list[tuple[Site, ...]]:
+        """The sites of each staircase."""
+        return [*ff_blocks(n_layers)] if self.along == "ff_blocks" else [residual_stream(n_layers)]
+
+    def blocks(self, n_layers: int) -> list[Block]:
+        """The blocks between neighbouring sites."""
+        if self.along == "ff_blocks":
+            return [Block(*ends) for ends in ff_blocks(n_layers)]
+        return [Block.parse(f"transformer_block.{layer}") for layer in range(n_layers)]
 
 
-class StaircaseTrainee(nn.Module):
-    """The SAEs of one staircase in training."""
+class StaircaseConfig(StaircaseMethod, frozen=True):
+    """Staircase SAEs with TopK."""
 
-    def __init__(self, sites: tuple[Site, ...], d_model: int, chunk: int, k: int, generator: torch.Generator) -> None:
+    method: Literal["staircase"] = "staircase"
+    name: Name = "staircase"
+    """Folder of these SAEs in a run."""
+    k: int = Field(default=10, gt=0)
+    """Latents kept per token, at every site."""
+
+    def trainees(self, lm: Transformer, seed: int) -> list[Trainee]:
+        """One trainee a staircase."""
+        return [StaircaseTrainee(self, sites, lm.d_model, seed) for sites in self.flights(lm.n_layers)]
+
+
+class Stairs(nn.Module):
+    """The weights of one staircase."""
+
+    def __init__(self, config: StaircaseMethod, n_sites: int, d_model: int, generator: torch.Generator) -> None:
         super().__init__()
-        if k > chunk:
-            raise UserError(f"{sites[0]}: k = {k} is above the {chunk} latents of the first step")
-        self.sites = sites
-        self.k = k
-        self.ends = tuple(chunk * (step + 1) for step in range(len(sites)))
-        self.W_enc, self.W_dec = encoder_and_decoder(self.ends[-1], d_model, generator)
+        chunk = config.expansion * d_model
+        top = chunk * n_sites
+        self._sharing = config.sharing
+        self._own = config.sharing == "untied"
+        self.ends = (top,) * n_sites if config.sharing == "tied" else tuple(chunk * (i + 1) for i in range(n_sites))
+        pairs = [encoder_and_decoder(end, d_model, generator) for end in (self.ends if self._own else (top,))]
+        self.W_enc = nn.ParameterList(W_enc for W_enc, _ in pairs)
+        self.W_dec = nn.ParameterList(W_dec for _, W_dec in pairs)
         self.b_enc = nn.ParameterList(nn.Parameter(torch.zeros(end)) for end in self.ends)
-        self.b_dec = nn.ParameterList(nn.Parameter(torch.zeros(d_model)) for _ in sites)
+        self.b_dec = nn.ParameterList(nn.Parameter(torch.zeros(d_model)) for _ in self.ends)
+
+    def chunks(self, i: int) -> tuple[int, ...]:
+        """Ends of the chunks that the i-th site reads."""
+        return () if self._sharing == "tied" else self.ends[: i + 1]
+
+    def weights(self, i: int) -> Weights:
+        """What the i-th site reads, its b_dec taken in as a pre-encoder bias."""
+        end, matrix = self.ends[i], i if self._own else 0
+        W_enc, W_dec, b_dec = self.W_enc[matrix][:, :end], self.W_dec[matrix][:end], self.b_dec[i]
+        if self._sharing == "detached" and i > 0:
+            old = self.ends[i - 1]
+            W_enc = torch.cat([W_enc[:, :old].detach(), W_enc[:, old:]], 1)
+            W_dec = torch.cat([W_dec[:old].detach(), W_dec[old:]])
+        return Weights(W_enc, self.b_enc[i] - b_dec @ W_enc, W_dec, b_dec)
+
+
+class StaircaseTrainee(Trainee):
+    """The TopK SAEs of one staircase in training."""
+
+    def __init__(self, config: StaircaseConfig, sites: tuple[Site, ...], d_model: int, seed: int) -> None:
+        super().__init__()
+        self.sites = sites
+        self.k = config.k
+        self.stairs = Stairs(config, len(sites), d_model, generator_at(seed, sites[0]))
+        if config.k > self.stairs.ends[0]:
+            raise UserError(f"{sites[0]}: k = {config.k} is above the {self.stairs.ends[0]} latents of the first step")
+        self.firing = nn.ModuleList(Firing(end) for end in self.stairs.ends)
+
+    def losses(self, acts: Acts, progress: Progress) -> dict[Site, Tensor]:
+        """Each site's squared error."""
+        return {site: squared_error(acts[site], self.coded(site, acts).decoded()) for site in self.sites}
+
+    def coded(self, site: Site, acts: Acts) -> Coded:
+        """The sparse code at a site; what fired is counted."""
+        i = self.sites.index(site)
+        coded = top_k(self.stairs.weights(i), acts[site], self.k)
+        firing = self.firing[i]
+        assert isinstance(firing, Firing)
+        firing.record(coded.acts, coded.latents)
+        return coded
 
     def sae(self, site: Site) -> SAE:
-        """The present weights of one step; gradients reach the staircase's parameters."""
-        step = self.sites.index(site)
-        end = self.ends[step]
-        W_enc, b_dec = self.W_enc[:, :end], self.b_dec[step]
-        b_enc = self.b_enc[step] - b_dec @ W_enc
-        return SAE(W_enc, b_enc, self.W_dec[:end], b_dec, TopK(self.k), self.ends[: step + 1])
+        """The present SAE of one step."""
+        i = self.sites.index(site)
+        return self.stairs.weights(i).sae(TopK(self.k), chunks=self.stairs.chunks(i))

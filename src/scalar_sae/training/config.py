@@ -2,13 +2,13 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scalar_sae.errors import UserError, unknown
-from scalar_sae.saes.methods import MethodConfig
+from scalar_sae.saes.methods import CONFIGS, MethodConfig
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -46,6 +46,8 @@ class TrainConfig(BaseModel):
     """Largest gradient norm, for each trainee by itself."""
     seed: int = Field(default=0, ge=0)
     """Seed of the initial weights and of the order of the text."""
+    validations: int = Field(default=5, ge=0)
+    """How often the SAEs are measured on validation text while they train; 0 for never."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
@@ -116,8 +118,10 @@ def validated(model: type[Config], values: dict[str, Any], where: str) -> Config
 def _fields_near(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     if len(loc) == 1:
         return list(model.model_fields)
-    from scalar_sae.saes.staircase import StaircaseConfig
-    from scalar_sae.saes.topk import TopKConfig
-
-    method = {"topk": TopKConfig, "staircase": StaircaseConfig}[str(loc[-2])]
+    if loc[0] != "saes" or len(loc) < 4 or str(loc[2]) not in CONFIGS:
+        return [".".join(map(str, (*loc[:-1], field))) for field in model.model_fields]
+    method: Any = CONFIGS[str(loc[2])]
+    for part in loc[3:-1]:  # a config inside a method's config
+        inner = method.model_fields[str(part)].annotation if isinstance(part, str) else method
+        method = next((kind for kind in (inner, *get_args(inner)) if hasattr(kind, "model_fields")), method)
     return [".".join(map(str, (*loc[:-1], field))) for field in method.model_fields]

@@ -1,0 +1,52 @@
+"""`python -m benchmarks.gpt2_shapes`: an FF block at GPT-2-small shapes, 24,576 latents a side, all 6.04e8 edges.
+
+A GPT-2 with seeded weights and SAEs whose latents are directions of its activations (k = 32): nobody's numbers, but the
+real amount of work. Prints seconds and peak memory; takes the better part of an hour on two cores.
+"""
+
+import argparse
+import resource
+import time
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks.__main__ import data_sae
+from scalar_sae.benchmark.config import ScoreConfig, Texts
+from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.score import score
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.runs import Bar, say
+from scalar_sae.sites import Block
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=5)
+    parser.add_argument("--rank-prompts", type=int, default=5)
+    parser.add_argument("--latents", type=int, default=24_576)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    lm = LanguageModel(GPT2LMHeadModel(GPT2Config(use_cache=False, bos_token_id=None, eos_token_id=None)), "seeded")
+    block = Block.parse("ff_block.5")
+    tokens = torch.randint(lm.d_vocab, (given.latents // 128 + 256, 128))
+    acts = lm.activations(tokens[256:], [block.up, block.down])
+    pair = Pair(lm, block, *(data_sae(acts[site], given.latents, 32, 0) for site in (block.up, block.down)))
+    del acts
+    texts = Texts(tokens[: given.rank_prompts], tokens[128 : 128 + given.prompts], {"text": "random tokens"})
+    config = ScoreConfig(rankings={"ablation": given.rank_prompts}, prompts=given.prompts, context=128, memory=8)
+    start = time.perf_counter()
+    with Bar("score", given.prompts + given.rank_prompts) as bar:
+        record = score(pair, texts, "data", "ablation", config, bar.step)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    say(
+        f"{pair.n_edges:,} edges, {len(record.edges)} counts, {given.prompts} prompts: "
+        f"{time.perf_counter() - start:.0f} s, peak {peak:.1f} GiB; KL(full circuit || n) "
+        + " ".join(f"{value:.2e}" for value in record.kl_circuit[::8])
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Activations on disk: what a stream yields is kept, one file a buffer, and read instead of computed by later runs.
+
+    folder/manifest.json               the recipe that the buffers were made by, and its hash
+    folder/buffer-000000.safetensors   one buffer: "resid_mid.0" -> [n_tokens, d_model]
+
+The stream's buffers depend on the recipe and their number alone, so a cached run is the same run, to the bit. In memory
+there is one buffer at a time. A run may use some of the sites of a cache; a cache of another recipe is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from scalar_sae.activations.stream import ActivationStream, Buffer
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.runs import whole, write_json
+
+
+class CachedStream:
+    """A stream that keeps its buffers in a folder.
+
+    Raises:
+        UserError: the folder holds a cache of another recipe, or lacks a site; the differing fields are listed.
+    """
+
+    def __init__(self, stream: ActivationStream, folder: Path) -> None:
+        self._stream, self._folder = stream, folder
+        wanted = recipe(stream)
+        path = folder / "manifest.json"
+        if path.is_file():
+            there = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+            differing = [name for name in wanted if name != "reads" and wanted[name] != there.get(name)]
+            lacking = sorted(set(wanted["reads"]) - set(there["reads"]))
+            if differing or lacking:
+                why = "; ".join([*(f"{name} differs" for name in differing), *(f"lacks {name}" for name in lacking)])
+                raise UserError(f"{folder}: activations of another recipe ({why}); choose another --cache")
+            self._all = there["reads"] == wanted["reads"]
+        else:
+            text = json.dumps(wanted, sort_keys=True)
+            write_json(path, {"hash": hashlib.sha256(text.encode()).hexdigest(), "recipe": wanted})
+            self._all = True
+
+    def buffers(self, start: int = 0) -> Iterator[Buffer]:
+        """Yield buffers without end, from number `start` on; computed and kept where the cache has none."""
+        index = start
+        while True:
+            path = self._folder / f"buffer-{index:06d}.safetensors"
+            yield self._load(path) if path.is_file() else self._compute(index, path)
+            index += 1
+
+    def _load(self, path: Path) -> Buffer:
+        try:
+            tensors = load_file(path)
+            return {read: tensors[str(read)] for read in self._stream.reads}
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(f"{path}: damaged ({error}); delete it") from error
+
+    def _compute(self, index: int, path: Path) -> Buffer:
+        buffer = next(self._stream.buffers(index))
+        if self._all:  # a run that reads fewer sites would leave a buffer that others cannot use
+            with whole(path) as temporary:
+                save_file({str(read): acts for read, acts in buffer.items()}, temporary)
+        return buffer
+
+
+def recipe(stream: ActivationStream) -> dict[str, Any]:
+    """Everything that decides what a stream yields."""
+    return {
+        "lm": fingerprint(stream.lm),
+        "tokens": hashlib.sha256(stream.prompts.numpy().tobytes()).hexdigest(),
+        "context": stream.prompts.shape[1],
+        "buffer_tokens": stream.buffer_tokens,
+        "seed": stream.seed,
+        "lm_batch": stream.lm_batch,
+        "exclude": list(stream.exclude),
+        "reads": sorted(map(str, stream.reads)),
+    }
+
+
+def fingerprint(lm: LanguageModel) -> str:
+    """SHA-256 over the names and bytes of the model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(lm.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,15 @@
+"""What can be read beside an activation itself."""
+
+from dataclasses import dataclass
+
+from scalar_sae.sites import Site
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of the language model's next-token loss, summed over tokens, in the activation at a site."""
+
+    site: Site
+
+    def __str__(self) -> str:
+        return f"gradient at {self.site}"

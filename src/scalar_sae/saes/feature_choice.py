@@ -1,0 +1,85 @@
+"""Feature Choice SAEs (Ayonrinde, arXiv 2411.02124): every latent chooses its tokens, by a Zipf law.
+
+Our reading (see mutual_choice.py). In a batch of B tokens latent i keeps its m_i largest positive activations,
+
+    m_i = clip(round(k B p_rank(i)), 1, B)        `mode: zipf`, ranks by density, p from zipf.py
+    m_i = clip(round(k B / d_sae), 1, B)          `mode: uniform`
+
+so no latent dies while it is positive anywhere in a batch (k B >= d_sae, or the floor of 1 raises the budget). Training
+starts as Mutual Choice, which is where the ranks come from. One token alone has no budgets: at inference each latent
+has the threshold that is the running mean of the smallest activation it kept (a JumpReLU).
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from scalar_sae.saes.activation import JumpReLU
+from scalar_sae.saes.dictionary import Place
+from scalar_sae.saes.mutual_choice import MutualChoiceTrainee, ZipfSelection
+from scalar_sae.saes.trainee import Name, Progress, Trainee
+
+
+class FeatureChoiceConfig(ZipfSelection, frozen=True):
+    """Independent Feature Choice SAEs."""
+
+    method: Literal["feature_choice"] = "feature_choice"
+    name: Name = "feature-choice"
+    """Folder of these SAEs in a run."""
+    mode: Literal["zipf", "uniform"] = "zipf"
+    """How the budget is divided over latents."""
+    mutual: float = Field(default=0.2, ge=0, le=1)
+    """Share of training that selects as Mutual Choice, before ranks decide."""
+
+    def trainee(self, place: Place, seed: int) -> Trainee:
+        """A Feature Choice SAE in training."""
+        return FeatureChoiceTrainee(self, place, seed)
+
+
+class FeatureChoiceTrainee(MutualChoiceTrainee):
+    """One Feature Choice SAE in training."""
+
+    thresholds: Tensor
+    chosen: Tensor
+
+    def __init__(self, config: FeatureChoiceConfig, place: Place, seed: int) -> None:
+        super().__init__(config, place, seed)
+        self._mode, self._mutual = config.mode, config.mutual
+        self.register_buffer("thresholds", torch.zeros(self.d_sae))
+        self.register_buffer("chosen", torch.zeros(self.d_sae, dtype=torch.bool))
+
+    def select(self, acts: Float[Tensor, "batch d_sae"], progress: Progress) -> Float[Tensor, "batch d_sae"]:
+        """Budgets by latent; before that, Mutual Choice."""
+        if progress.fraction < self._mutual:
+            return super().select(acts, progress)
+        kept = feature_choice(acts, self.budgets(len(acts)))
+        self.densities.record(kept)
+        self._follow(kept)
+        return kept
+
+    def budgets(self, batch: int) -> Int[Tensor, " d_sae"]:
+        """m_i: tokens that each latent may keep."""
+        shares = self.densities.shares() if self._mode == "zipf" else torch.full_like(self.thresholds, 1 / self.d_sae)
+        return (self.k * batch * shares).round().clamp(1, batch).long()
+
+    @torch.no_grad()
+    def _follow(self, kept: Float[Tensor, "batch d_sae"]) -> None:
+        smallest = torch.where(kept > 0, kept, torch.inf).amin(0)
+        fired = smallest < torch.inf
+        followed = torch.where(self.chosen, self.thresholds.lerp(smallest, 1 - self.threshold_decay), smallest)
+        self.thresholds.copy_(torch.where(fired, followed, self.thresholds))
+        self.chosen |= fired
+
+    def activation(self) -> JumpReLU:
+        """A threshold for each latent: the batch's own for those that have not chosen yet."""
+        return JumpReLU(torch.where(self.chosen, self.thresholds, self.threshold))
+
+
+def feature_choice(acts: Float[Tensor, "batch d_sae"], budgets: Int[Tensor, " d_sae"]) -> Float[Tensor, "batch d_sae"]:
+    """Each column keeps its `budgets` largest entries (ties with the last of them too)."""
+    ranked = acts.detach().sort(dim=0, descending=True).values
+    last = ranked.gather(0, (budgets - 1).unsqueeze(0))
+    return torch.where(acts >= last, acts, 0.0)

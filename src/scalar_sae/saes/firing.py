@@ -1,0 +1,58 @@
+"""Which latents fire: tokens since each did, and the auxiliary loss that revives those which do not.
+
+A latent is *dead* when it has not fired for a number of tokens, whatever the batch size.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from scalar_sae.saes.trainee import Weights
+
+
+class Firing(nn.Module):
+    """Tokens since each latent of a dictionary last fired."""
+
+    idle: Tensor
+
+    def __init__(self, d_sae: int) -> None:
+        super().__init__()
+        self.register_buffer("idle", torch.zeros(d_sae, dtype=torch.int64))
+
+    @torch.no_grad()
+    def record(self, acts: Float[Tensor, "batch width"], latents: Int[Tensor, "batch width"] | None = None) -> None:
+        """Count a batch: `acts` of all latents, or of those that `latents` names."""
+        if latents is None:
+            fired = (acts > 0).any(0)
+        else:
+            fired = torch.zeros_like(self.idle, dtype=torch.bool)
+            fired[latents[acts > 0]] = True
+        self.idle.add_(acts.shape[0]).masked_fill_(fired, 0)
+
+    def dead(self, window: int) -> Bool[Tensor, " d_sae"]:
+        """Latents that have not fired for `window` tokens."""
+        return self.idle >= window
+
+
+def revival_loss(
+    weights: Weights,
+    x: Float[Tensor, "batch d_in"],
+    residual: Float[Tensor, "batch d_out"],
+    chosen: Bool[Tensor, " d_sae"],
+    k: int,
+) -> Float[Tensor, ""]:
+    """AuxK (Gao et al. §A.2): the `k` largest of the chosen latents are asked to explain what is left over.
+
+    ‖sg(e) - ReLU(top-k of the chosen u) W_dec‖² / var(e), no bias: gradients reach the encoder and the decoder of the
+    chosen latents alone. 0 where nothing is chosen or nothing is left over.
+    """
+    rows = chosen.nonzero().squeeze(1)
+    residual = residual.detach()
+    spread = (residual - residual.mean(0)).square().mean()
+    if rows.numel() == 0 or not bool(spread > 0):
+        return residual.new_zeros(())
+    u = torch.addmm(weights.b_enc[rows], x, weights.W_enc[:, rows])
+    if k < rows.numel():
+        kept = u.topk(k, dim=1, sorted=False)
+        u = torch.zeros_like(u).scatter(1, kept.indices, kept.values)
+    return (residual - u.relu() @ weights.W_dec[rows]).square().mean() / spread

@@ -1,0 +1,67 @@
+"""Matryoshka SAEs (Bussmann et al., arXiv 2503.17547): nested dictionaries, each of which must reconstruct alone.
+
+One BatchTopK code over the whole dictionary is cut at F_1 < ... < F_M = d_sae;
+L = sum over m of w_m ‖y - f[:F_m] W_dec[:F_m] - b_dec‖² + AuxK on the full residual. Otherwise as batch_topk.py.
+The published code weighs the levels by 1/M twice or not at all; here they are explicit and default to the mean.
+"""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from scalar_sae.saes.batch_topk import BatchSelection, BatchTopKTrainee
+from scalar_sae.saes.dictionary import Place
+from scalar_sae.saes.trainee import Name, Trainee, Weights, squared_error
+
+
+class MatryoshkaConfig(BatchSelection, frozen=True):
+    """Independent Matryoshka SAEs."""
+
+    method: Literal["matryoshka"] = "matryoshka"
+    name: Name = "matryoshka"
+    """Folder of these SAEs in a run."""
+    fractions: list[float] = Field(default=[1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32], min_length=1)
+    """Share of the latents in each group, the first group being the innermost dictionary (SAEBench's by default)."""
+    level_weights: list[float] = Field(default=[])
+    """Weight of each level's reconstruction; by default all 1/M."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MatryoshkaConfig":
+        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions {self.fractions}: must be positive and add up to 1")
+        if self.level_weights and len(self.level_weights) != len(self.fractions):
+            raise ValueError(f"level_weights: {len(self.level_weights)} for {len(self.fractions)} levels")
+        return self
+
+    def trainee(self, place: Place, seed: int) -> Trainee:
+        """A Matryoshka SAE in training."""
+        return MatryoshkaTrainee(self, place, seed)
+
+
+class MatryoshkaTrainee(BatchTopKTrainee):
+    """One Matryoshka SAE in training."""
+
+    def __init__(self, config: MatryoshkaConfig, place: Place, seed: int) -> None:
+        super().__init__(config, place, seed)
+        shares = torch.tensor(config.fractions, dtype=torch.float64).cumsum(0)
+        self.ends = [round(share * self.d_sae) for share in shares.tolist()]
+        self.level_weights = config.level_weights or [1 / len(self.ends)] * len(self.ends)
+
+    def reconstruction(
+        self,
+        weights: Weights,
+        y: Float[Tensor, "batch d_model"],
+        f: Float[Tensor, "batch d_sae"],
+        residual: Float[Tensor, "batch d_model"],
+    ) -> Float[Tensor, ""]:
+        """Every level's squared error, each group decoded once."""
+        y_hat = weights.b_dec.expand_as(y)
+        total = y.new_zeros(())
+        for (start, end), weight in zip(pairwise([0, *self.ends]), self.level_weights, strict=True):
+            y_hat = y_hat + f[:, start:end] @ weights.W_dec[start:end]
+            total = total + weight * squared_error(y, y_hat)
+        return total

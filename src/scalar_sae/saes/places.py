@@ -1,0 +1,61 @@
+"""Where the SAEs of a method stand: groups of sites, and the blocks that two of them span."""
+
+from scalar_sae.errors import UserError
+from scalar_sae.sites import Block, Site
+
+
+def ff_blocks(n_layers: int) -> list[tuple[Site, Site]]:
+    """Both ends of every FF block."""
+    return [(Site("resid_mid", layer), Site("resid_post", layer)) for layer in range(n_layers)]
+
+
+def ff_layers(n_layers: int) -> list[tuple[Site, Site]]:
+    """Both ends of every FF layer: the MLP's input and output."""
+    return [(Site("mlp_in", layer), Site("mlp_out", layer)) for layer in range(n_layers)]
+
+
+def residual_stream(n_layers: int) -> tuple[Site, ...]:
+    """The residual stream before the first layer and after each."""
+    return (Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(n_layers)))
+
+
+def site_list(names: list[str], n_layers: int) -> list[Site]:
+    """The sites that a config names, each place once, in the order of the forward pass.
+
+    Raises:
+        UserError: not a site, or a layer that the model lacks.
+    """
+    groups = {
+        "ff_blocks": [site for pair in ff_blocks(n_layers) for site in pair],
+        "ff_layers": [site for pair in ff_layers(n_layers) for site in pair],
+        "residual_stream": list(residual_stream(n_layers)),
+    }
+    found: dict[int, Site] = {}
+    for name in names:
+        for site in groups[name] if name in groups else [parsed(name, n_layers)]:
+            found.setdefault(site.depth, site)
+    return [found[depth] for depth in sorted(found)]
+
+
+def parsed(name: str, n_layers: int) -> Site:
+    """A site that the model has.
+
+    Raises:
+        UserError: not a site, or a layer that the model lacks.
+    """
+    site = Site.parse(name)
+    if site.layer >= n_layers:
+        raise UserError(f"{site}: the model has {n_layers} layers (0-{n_layers - 1})")
+    return site
+
+
+def spanned(sites: list[Site], n_layers: int) -> list[Block]:
+    """The FF blocks, transformer blocks and FF layers with a site at both ends."""
+    transformer = [Block.parse(f"transformer_block.{layer}") for layer in range(n_layers)]
+    candidates = [*map(_block, ff_blocks(n_layers)), *transformer, *map(_block, ff_layers(n_layers))]
+    depths = {site.depth for site in sites}
+    return [block for block in candidates if {block.up.depth, block.down.depth} <= depths]
+
+
+def _block(ends: tuple[Site, Site]) -> Block:
+    return Block(*ends)

@@ -1,0 +1,103 @@
+"""Adaptive Temporal Masking, ATM (Li & Ren, arXiv 2510.08855): latents of low importance are masked at random.
+
+Our reading: the paper's body was not available to us, only its abstract and two summaries with formulas; every guess is
+a field of the config. Known are three running means per latent (size of the activation, how often it fires,
+contribution to the reconstruction), an importance made of them, theta = mean + c std over latents, and the probability
+of a mask, 1 - exp(-r (theta - importance) / theta) below theta. Our choices:
+
+* the code is ReLU, the penalty the L1 norm weighted by decoder norms (relu.py), so with r = 0 this is a ReLU SAE;
+* contribution: how much the batch's squared error would grow without the latent, f²‖d‖² + 2 f ⟨e, d⟩;
+* each mean is divided by its own mean over latents before they are averaged;
+* a mask holds for a latent and a step, for every token of the batch; means follow the unmasked code, so that a masked
+  latent can return; no rescaling by 1/p;
+* at inference there is no mask.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from scalar_sae.saes.activation import ReLU
+from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
+from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
+from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, Weights
+
+
+class TemporalConfig(DictionaryMethod, frozen=True):
+    """Independent SAEs with Adaptive Temporal Masking."""
+
+    method: Literal["temporal"] = "temporal"
+    name: Name = "temporal"
+    """Folder of these SAEs in a run."""
+    scale: Scale = "sqrt_d"
+    """Scale in which the penalty's weight counts."""
+    sparsity: Sparsity = Sparsity(weight=5.0)
+    """Weight of the L1 penalty."""
+    decay: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the running means, per step."""
+    threshold_stds: float = -0.5
+    """c: theta lies this many standard deviations above the mean importance."""
+    rate: float = Field(default=1.0, ge=0)
+    """r: how steeply the probability of a mask rises below theta."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of training without masks, while the means settle."""
+
+    def trainee(self, place: Place, seed: int) -> Trainee:
+        """An ATM SAE in training."""
+        return TemporalTrainee(self, place, seed)
+
+
+class TemporalTrainee(Dictionary):
+    """One ATM SAE in training."""
+
+    means: Tensor
+
+    def __init__(self, config: TemporalConfig, place: Place, seed: int) -> None:
+        super().__init__(config, place, seed, norm=0.1)
+        self._config, self._seed = config, seed * 1_000_003 + place.site.depth
+        self.sparsity = SparsityWeight(config.sparsity)
+        self.register_buffer("means", torch.ones(3, self.d_sae))
+
+    def loss(
+        self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
+    ) -> Float[Tensor, ""]:
+        """Squared error and L1 norm of the masked code."""
+        weights = self.weights()
+        raw = weights.pre_acts(x).relu()
+        f = raw * self.kept(progress)
+        residual = y - weights.decode(f)
+        self.firing.record(raw)
+        self._follow(weights, raw, residual)
+        weight = self.sparsity.at(progress, (f > 0).sum(1).float().mean())
+        return residual.square().sum(1).mean() + weight * (f @ weights.norms()).mean()
+
+    def kept(self, progress: Progress) -> Float[Tensor, " d_sae"]:
+        """1 for latents of this step, 0 for masked ones; depends on seed, site and step."""
+        if progress.fraction < self._config.warmup or self._config.rate == 0:
+            return torch.ones_like(self.means[0])
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + progress.step)
+        chance = torch.rand(self.d_sae, generator=generator).to(self.means.device)
+        return (chance >= self.mask_probability()).to(self.means.dtype)
+
+    def mask_probability(self) -> Float[Tensor, " d_sae"]:
+        """Of each latent, at this step."""
+        importance = (self.means / self.means.mean(1, keepdim=True).clamp_min(1e-12)).mean(0)
+        theta = (importance.mean() + self._config.threshold_stds * importance.std()).clamp_min(1e-12)
+        return 1 - torch.exp(-self._config.rate * ((theta - importance) / theta).clamp_min(0))
+
+    @torch.no_grad()
+    def _follow(
+        self, weights: Weights, f: Float[Tensor, "batch d_sae"], residual: Float[Tensor, "batch d_model"]
+    ) -> None:
+        size, often = f.mean(0), (f > 0).float().mean(0)
+        alone = f.square().mean(0) * weights.W_dec.square().sum(1)
+        together = ((f.T @ residual) * weights.W_dec).sum(1) / f.shape[0]
+        now = torch.stack([size, often, (alone + 2 * together).clamp_min(0)])
+        self.means.lerp_(now, 1 - self._config.decay)
+
+    def activation(self) -> ReLU:
+        """No mask."""
+        return ReLU()

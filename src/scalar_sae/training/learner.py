@@ -1,0 +1,65 @@
+"""A trainee with its optimiser, clip and schedule: what one learner does never changes another."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalar_sae.saes.methods import MethodConfig
+from scalar_sae.saes.trainee import Acts, Progress, Trainee, Transformer
+from scalar_sae.sites import Site
+from scalar_sae.training.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine from `lr` to `min_lr`."""
+    warmup = min(config.warmup_steps, config.steps)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.lr - config.min_lr)
+
+
+class Learner:
+    """A trainee with its optimiser."""
+
+    def __init__(self, method: MethodConfig, trainee: Trainee, config: TrainConfig) -> None:
+        self.method = method
+        self.trainee = trainee
+        self._config = config
+        self._parameters = list(trainee.parameters())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=config.lr, betas=(method.beta1, config.beta2), weight_decay=0.0, fused=True
+        )
+
+    def step(self, acts: Acts, step: int) -> dict[Site, Tensor]:
+        """One optimiser step on a batch; returns each site's loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.method.lr_scale * learning_rate(self._config, step)
+        losses = self.trainee.losses(acts, Progress(step, self._config.steps))
+        torch.stack(list(losses.values())).sum().backward()
+        self.trainee.after_backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.trainee.after_step()
+        return {site: loss.detach() for site, loss in losses.items()}
+
+    def n_bytes(self) -> int:
+        """Memory of weights, gradients and the optimiser's two moments."""
+        return sum(4 * p.numel() * p.element_size() for p in self._parameters)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"weights": self.trainee.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.trainee.load_state_dict(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def learners(config: TrainConfig, lm: Transformer) -> list[Learner]:
+    """One learner for each trainee of each method of a config."""
+    return [Learner(method, trainee, config) for method in config.saes for trainee in method.trainees(lm, config.seed)]

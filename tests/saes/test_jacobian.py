@@ -1,0 +1,128 @@
+"""Jacobian SAEs: the closed form against autograd for every norm and MLP, and against the authors' own values."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import gelu, silu
+
+from scalar_sae.lm.feedforward import FeedForward, Norm
+from scalar_sae.saes.ff_jacobian import ff_jacobian, jacobian_penalty
+from scalar_sae.saes.jacobian import JacobianConfig
+from scalar_sae.saes.sparse import top_k
+from scalar_sae.saes.staircase_jacobian import StaircaseJacobianConfig
+from scalar_sae.saes.trainee import Progress, Weights
+from scalar_sae.sites import Site
+from tests.helpers import Shape, golden_lm, golden_sae, shared
+
+D, MLP, SAE, K = 6, 10, 12, 4
+INDEX = "index.json"
+
+
+def _ff(centred: bool, gated: bool) -> FeedForward:
+    g = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=g)
+
+    norm = Norm(normal(D), normal(D), 0.1, centred)
+    return FeedForward(
+        norm, normal(D, MLP), normal(MLP), normal(D, MLP) if gated else None, normal(MLP) if gated else None,
+        silu if gated else gelu, normal(MLP, D), normal(D),
+    )  # fmt: skip
+
+
+def _weights(seed: int) -> Weights:
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((D, SAE), (SAE,), (SAE, D), (D,))
+    return Weights(*(torch.randn(shape, generator=g) for shape in shapes))
+
+
+@pytest.mark.parametrize("block", [False, True], ids=["ff_layer", "ff_block"])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("centred", [False, True], ids=["rms_norm", "layer_norm"])
+def test_the_closed_form_is_autograds(centred: bool, gated: bool, block: bool):
+    ff, before, after = _ff(centred, gated), _weights(2), _weights(3)
+    x = torch.randn(5, D, generator=torch.Generator().manual_seed(4))
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        return x + ff.mlp(ff.norm(x)) if block else ff.mlp(x)
+
+    up, down = top_k(before, x, K), top_k(after, through(x), K)
+    ours = ff_jacobian(ff, x, up, down, block=block)
+    for t in range(5):
+        full = before.W_dec @ torch.autograd.functional.jacobian(through, x[t]).T @ after.W_enc
+        for i in range(K):
+            for j in range(K):
+                alive = bool(up.acts[t, i] > 0) and bool(down.acts[t, j] > 0)
+                expected = full[up.latents[t, i], down.latents[t, j]] if alive else torch.tensor(0.0)
+                torch.testing.assert_close(ours[t, i, j], expected, atol=1e-5 * float(full.abs().max()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "sites", "acts"),
+    [
+        ("topk.mlpblock", ("residmid", "residpost"), ("{}.resid_mid", "{}.resid_post")),
+        ("topk.mlplayer", ("mlpin", "mlpout"), ("{}.mlp_in", "{}.mlp_out")),
+        ("jsae.mlp_layer", ("mlpin", "mlpout"), ("{}.mlp_in", "{}.mlp_out")),
+    ],
+)
+def test_golden_jacobian_losses_and_gradients(variant: str, sites: tuple[str, str], acts: tuple[str, str]):
+    golden = json.loads(shared("golden", INDEX).read_text())["jacobian_golden"][variant]["jacobian_loss_per_layer"]
+    grads = load_file(shared("golden", "jacobian.safetensors"))
+    stored = load_file(shared("golden", "acts.safetensors"))
+    lm, block = golden_lm(), variant == "topk.mlpblock"
+    for layer, expected in enumerate(golden):
+        ends = [golden_sae(variant, f"{layer}_{site}") for site in sites]
+        before, after = (
+            Weights(*(getattr(sae, name).clone().requires_grad_() for name in Weights._fields)) for sae in ends
+        )
+        names = [name.format(layer) for name in acts]
+        if block and layer < 3:
+            names[1] = f"{layer + 1}.resid_pre"
+        x, y = (stored[name][:4].flatten(0, 1) for name in names)
+        J = ff_jacobian(lm.feed_forward(layer), x, top_k(before, x, 10), top_k(after, y, 10), block=block)
+        theirs = J.abs().sum() / 100
+        assert theirs.item() == pytest.approx(expected, rel=1e-4)
+        assert jacobian_penalty(J, 64).item() == pytest.approx(expected * 64 / len(x), rel=1e-4)
+        if layer == 0:
+            theirs.backward()
+            for ours, name in ((before.W_dec, f"0_{sites[0]}.W_dec"), (after.W_enc, f"0_{sites[1]}.W_enc")):
+                torch.testing.assert_close(ours.grad, grads[f"{variant}.{name}.grad"], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", [JacobianConfig(along="ff_blocks"), JacobianConfig(), StaircaseJacobianConfig()])
+def test_the_term_is_added_after_a_warm_up_and_reaches_both_saes(config: JacobianConfig | StaircaseJacobianConfig):
+    changes = {"k": 3, "expansion": 2, "warmup": 0.5}
+    trainee, without = (
+        config.model_copy(update={**changes, "weight": weight}).trainees(Shape(8, 1), 0)[0] for weight in (2.0, 0.0)
+    )
+    x = torch.randn(20, 8)
+    acts = dict.fromkeys(trainee.sites, x)
+    plain = sum(without.losses(acts, Progress(0, 10)).values()).item()
+    early, half, late = (sum(trainee.losses(acts, Progress(i, 10)).values()).item() - plain for i in (0, 4, 9))
+    assert 0 < early == pytest.approx(half / 5, rel=1e-3)
+    assert late == pytest.approx(half, rel=1e-3)
+
+
+def test_a_large_weight_makes_the_jacobian_small():
+    torch.manual_seed(0)
+    found: dict[float, float] = {}
+    lm = Shape(8, 1)
+    x = torch.randn(256, 8)
+    y = lm.feed_forward(0).mlp(x)
+    for weight in (0.0, 3.0):
+        trainee = JacobianConfig(k=3, expansion=4, weight=weight, warmup=0.0).trainees(lm, 0)[0]
+        optimizer = torch.optim.Adam(trainee.parameters(), lr=1e-2)
+        for step in range(60):
+            optimizer.zero_grad()
+            sum(trainee.losses(dict(zip(trainee.sites, (x, y), strict=True)), Progress(step, 60)).values()).backward()
+            optimizer.step()
+        weights = [
+            Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+            for sae in (trainee.sae(Site("mlp_in", 0)), trainee.sae(Site("mlp_out", 0)))
+        ]
+        J = ff_jacobian(lm.feed_forward(0), x, top_k(weights[0], x, 3), top_k(weights[1], y, 3), block=False)
+        found[weight] = J.abs().mean().item()
+    assert found[3.0] < 0.5 * found[0.0]
