@@ -113,7 +113,7 @@ class Bar:
         """Leave the bar as it stands."""
         self._progress.stop()
 
-    def step(self, n: float = 1, note: str | None = None) -> None:
+    def step(self, n: int | float = 1, note: str | None = None) -> None:
         """Advance by `n`, optionally with a new note at the end of the line."""
         if note is None:
             self._progress.update(self._task, advance=n)

@@ -152,8 +152,7 @@ class _State:
         sizes = recipe.model_dump(include={"d_vocab", "d_model", "n_layers", "n_heads"})
         # eager: a tenth faster than sdpa at the toy's size on a CPU
         self.lm = toy_gpt(attention="eager", context=max(128, recipe.context), **sizes)
-        if torch.cuda.is_available():
-            self.lm.cuda()
+        torch.nn.Module.to(self.lm, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         groups = [
             {"params": [p for p in self.lm.parameters() if p.dim() >= 2], "weight_decay": recipe.weight_decay},
             {"params": [p for p in self.lm.parameters() if p.dim() < 2], "weight_decay": 0.0},

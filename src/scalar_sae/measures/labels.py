@@ -43,7 +43,7 @@ def character_labels(tokens: Int[Tensor, "prompt token"]) -> dict[str, Bool[Tens
     for name in ("word", "keyword", "indentation"):
         found[name] = torch.zeros(tokens.shape, dtype=torch.bool)
     for row, prompt in enumerate(tokens.tolist()):
-        text = Ascii().decode(prompt.tolist())
+        text = Ascii().decode(prompt)
         for match in _WORD.finditer(text):
             found["word"][row, match.start() : match.end()] = True
             found["keyword"][row, match.start() : match.end()] = keyword.iskeyword(match[0])
