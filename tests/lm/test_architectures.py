@@ -7,14 +7,16 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, GraniteConfig, MambaConfig, OPTConfig
 
+from scalar_sae.benchmark.edges import GlobalEdges
+from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, read
-from scalar_sae.benchmark.ranking import levels
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.sites import KINDS, Block, Site
 from tests.helpers import random_sae
 from tests.lm.families import FAMILIES, GATED, GROUPED, OPT, PARALLEL, POST_NORM, family_hf, family_lm
+from tests.reference import scorer
 
 TOKENS = torch.arange(33).view(3, 11) * 5 % 64
 HALF = torch.bfloat16
@@ -115,15 +117,16 @@ def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(family: st
             Pair(lm, place, random_sae(16, 24, 4, 1), random_sae(16, 20, 4, 2))
         return
     pair = Pair(lm, place, random_sae(16, 24, 4, 1), random_sae(16, 20, 4, 2))
-    text = read(pair, TOKENS[:1])
+    prompt = next(read(pair, TOKENS[:1]))
     level = levels(torch.rand(24, 20), np.array([0, 100, 480]), 0)
-    none, some, everything = (sub.acts.clone() for sub in sweep(pair, text.z[0], level, 3))
-    full = pair.down.encode(pair.compute(pair.up.decode(text.z)))[0]
+    subs = [(sub.pre_acts.clone(), sub.acts) for sub in sweep(pair, prompt, GlobalEdges(level), 3)]
+    for index, (pre_acts, _) in enumerate(subs):
+        torch.testing.assert_close(pre_acts, scorer.pre_acts(pair, prompt, level <= index), atol=2e-5, rtol=1e-4)
+    none, some, everything = (acts for _, acts in subs)
+    full = pair.down.encode(pair.compute(pair.up.decode(prompt.z).unsqueeze(0), prompt.up_skip))[0]
     assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(11, -1))
     torch.testing.assert_close(everything, full, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(some, full)
-    bias = pair.log_probs(torch.zeros(1, 11, 20), text)
-    torch.testing.assert_close(pair.log_probs(none.unsqueeze(0), text), bias)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

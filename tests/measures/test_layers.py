@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scalar_sae.corpora import encode
 from scalar_sae.errors import UserError
 from scalar_sae.measures.labels import PARENTS, character_labels
 from scalar_sae.measures.layers import duplicates
 from scalar_sae.sites import Site
+from scalar_sae.tokenizer import Ascii
 from tests.helpers import random_sae
 
 SITES = [Site("resid_mid", 0), Site("resid_post", 0), Site("resid_post", 1)]
@@ -39,7 +39,9 @@ def test_a_staircase_shares_its_rows_and_only_its_own_chunk_is_new():
 
 def test_labels_by_hand():
     text = "def Foo(x2):\n    return 7 # if\n"
-    labels = {name: values[0].tolist() for name, values in character_labels(encode(text)[0].long()[None]).items()}
+    labels = {
+        name: values[0].tolist() for name, values in character_labels(Ascii().encode(text)[0].long()[None]).items()
+    }
     marked = {name: "".join(c for c, yes in zip(text, values, strict=True) if yes) for name, values in labels.items()}
     assert marked["letter"] == "defFooxreturnif"
     assert marked["vowel"] == "eooeui"

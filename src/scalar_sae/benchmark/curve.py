@@ -35,6 +35,9 @@ class PromptCurve:
     """Increase of next-token cross-entropy with the full circuit, nats."""
 
 
+LogProbs = Float[Tensor, "one token d_vocab"]
+SomeLogProbs = Float[Tensor, "batch token d_vocab"]
+
 PER_COUNT = ("kl_model", "kl_circuit", "live_edges", "l0_down")
 PER_PROMPT = ("floor_kl", "floor_ce")
 
@@ -51,7 +54,7 @@ class Conventions(Protocol):
         """Downstream activations that `kl_circuit` is measured from."""
         ...
 
-    def kl(self, p: Float[Tensor, "*batch d_vocab"], q: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
+    def kl(self, p: LogProbs, q: SomeLogProbs) -> Float[Tensor, "batch token"]:
         """KL(p || q) in nats from log-probabilities."""
         ...
 
@@ -72,7 +75,7 @@ class Exact:
         """down.encode(F(up.decode(z)))."""
         return self.select(pair, pair.pre_acts(pair.up.decode(prompt.z).unsqueeze(0), prompt))[0]
 
-    def kl(self, p: Float[Tensor, "*batch d_vocab"], q: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
+    def kl(self, p: LogProbs, q: SomeLogProbs) -> Float[Tensor, "batch token"]:
         """KL(p || q) in nats from log-probabilities."""
         return (p.exp() * (p - q)).sum(-1)
 
@@ -90,7 +93,7 @@ class AsPublished:
         """What their hooks leave."""
         return published.full_circuit(pair, prompt)
 
-    def kl(self, p: Float[Tensor, "*batch d_vocab"], q: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
+    def kl(self, p: LogProbs, q: SomeLogProbs) -> Float[Tensor, "batch token"]:
         """With their epsilon."""
         return published.kl(p, q)
 

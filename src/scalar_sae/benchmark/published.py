@@ -106,6 +106,6 @@ def full_circuit(pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
     return pair.down.encode(y)[0]
 
 
-def kl(p: Float[Tensor, "*batch d_vocab"], q: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
+def kl(p: Float[Tensor, "one token d_vocab"], q: Float[Tensor, "batch token d_vocab"]) -> Float[Tensor, "batch token"]:
     """KL(p || q) in nats from log-probabilities, with their epsilon."""
     return (p.exp() * ((p.exp() + EPSILON) / (q.exp() + EPSILON)).log()).sum(-1)
