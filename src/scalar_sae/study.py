@@ -170,7 +170,7 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     return results
 
 
-def _step(bar: Bar, weight: int, note: str, n: float) -> None:
+def _step(bar: Bar, weight: int, note: str, n: int | float) -> None:
     bar.step(n * weight, note)
 
 
