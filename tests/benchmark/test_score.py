@@ -96,7 +96,8 @@ def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):
         score(pair, TEXTS, "m", "ablation", CONFIG, stop, tmp_path)
     (folder,) = tmp_path.iterdir()
     assert (folder / "ranking.safetensors").is_file()
-    (folder / "prompts.0.jsonl").open("a").write('{"number": 1, "kl_mod')  # cut short by a kill
+    with (folder / "prompts.0.jsonl").open("a") as file:
+        file.write('{"number": 1, "kl_mod')  # cut short by a kill
     kept = json.loads((folder / "prompts.0.jsonl").read_text().split("\n")[1])
     assert set(PER_COUNT) < set(kept)
     again = scored(pair, partial=tmp_path)
