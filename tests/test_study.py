@@ -31,6 +31,7 @@ SMALL = {
         "batch_tokens": 256,
         "buffer_tokens": 1024,
         "warmup_steps": 1,
+        "validations": 0,
         "saes": [
             {"method": "topk", "sites": ["ff_blocks", "residual_stream"], "expansion": 1},
             {"method": "staircase", "name": "staircase-pair", "along": "ff_blocks", "expansion": 1},
@@ -86,7 +87,7 @@ def test_everything_is_there(run: Path):
     assert len(list((run / "saes").rglob("sae.json"))) == 9 + 8 + 5
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["tokens"] == 1024
     kinds = {json.loads(line)["kind"] for line in (run / "events.jsonl").read_text().splitlines()}
-    assert kinds == {"train", "validate", "score"}
+    assert kinds == {"train", "score"}
 
 
 def test_every_block_method_and_ranking_has_a_record(run: Path):
