@@ -5,6 +5,7 @@ it.
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,5 @@ class Partial:
         """The record is safe elsewhere."""
         if self._folder is not None and workers.number() == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):  # other unfinished records are beside it
+                self._folder.parent.rmdir()
