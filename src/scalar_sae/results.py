@@ -1,6 +1,8 @@
 """What `results.json` holds: a self-describing record per block, method and ranking. See docs/results.md."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +10,6 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from scalar_sae.benchmark.scores import Curves
 from scalar_sae.errors import UserError
 from scalar_sae.runs import write_json
 
@@ -28,13 +29,36 @@ class Floor(BaseModel):
     """Increase of next-token cross-entropy with the full circuit, nats."""
 
 
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What a sweep measures, at each edge count for each prompt (means over its positions)."""
+
+    kl_model: Float[np.ndarray, "n_counts prompt"]
+    """KL(full model || sub-circuit), nats."""
+    kl_circuit: Float[np.ndarray, "n_counts prompt"]
+    """KL(full circuit || sub-circuit), nats."""
+    live_edges: Float[np.ndarray, "n_counts prompt"]
+    """Kept edges per token whose two latents are live."""
+    l0_down: Float[np.ndarray, "n_counts prompt"]
+    """Downstream latents live per token."""
+    floor_kl: Float[np.ndarray, " prompt"]
+    """KL(full model || full circuit), nats."""
+    floor_ce: Float[np.ndarray, " prompt"]
+    """Increase of next-token cross-entropy with the full circuit, nats."""
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence["Curves"]) -> "Curves":
+        """The prompts of all parts, in this order."""
+        return cls(**{name: np.concatenate([getattr(p, name) for p in parts], -1) for name in cls.__annotations__})
+
+
 def _digits(values: Float[np.ndarray, "*shape"]) -> Any:
     """Nested lists of numbers to seven digits."""
     return np.array([float(f"{value:.7g}") for value in values.flat]).reshape(values.shape).tolist()
 
 
 class PromptCurves(BaseModel):
-    """The same curves prompt by prompt: what a paired comparison with another record resamples."""
+    """`Curves` as they are stored: what a paired comparison with another record resamples."""
 
     model_config = ConfigDict(extra="forbid")
 

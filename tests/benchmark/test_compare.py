@@ -5,9 +5,8 @@ import pytest
 
 from scalar_sae.benchmark import scores
 from scalar_sae.benchmark.compare import at_matched_fidelity, ratios
-from scalar_sae.benchmark.scores import Curves
 from scalar_sae.errors import UserError
-from scalar_sae.results import Floor, PromptCurves, Record
+from scalar_sae.results import Curves, Floor, PromptCurves, Record
 
 COUNTS = np.unique(np.floor(2.0 ** (np.arange(81) / 8)).astype(int) * (np.arange(81) > 0))
 
@@ -70,7 +69,17 @@ def test_matched_fidelity_interpolates_along_the_family():
     (ratio,) = at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.25), *family], "topk")
     assert ratio.method == "new"
     assert ratio.value == pytest.approx((20 * 40) ** 0.5 / 30, rel=0.06)
-    assert at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.5), *family], "topk") == []
+    with pytest.raises(UserError, match="no family"):
+        at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.5), *family], "topk")
+
+
+def test_a_score_that_is_never_reached_has_no_finite_ratio():
+    lost = record("ff_block.0", "lost", 30)
+    flat = [[1.0] * len(row) for row in lost.prompts.kl_circuit]
+    lost = lost.model_copy(update={"prompts": lost.prompts.model_copy(update={"kl_circuit": flat})})
+    (ratio,) = ratios([record("ff_block.0", "topk", 30), lost], "topk")
+    assert ratio.value == float("inf")
+    assert ratio.interval is None
 
 
 def test_what_cannot_be_compared_is_named():

@@ -3,18 +3,19 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
 from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of
-from scalar_sae.benchmark.curve import PER_COUNT
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import score
 from scalar_sae.errors import UserError
-from scalar_sae.results import Record
+from scalar_sae.results import Curves, Record
 from scalar_sae.saes.sae import SAE
 from tests.helpers import tiny_pair
 
@@ -34,6 +35,17 @@ def padded(sae: SAE, n: int) -> SAE:
     return replace(
         sae, W_enc=W_enc, b_enc=b_enc, W_dec=torch.cat([sae.W_dec, torch.randn(n, sae.d_model, generator=g)])
     )
+
+
+def stopping_at(n: int) -> Callable[[float], None]:
+    """A user who presses Ctrl-C when the n-th prompt is done."""
+    calls = count(1)
+
+    def done(share: float) -> None:
+        if next(calls) == n:
+            raise KeyboardInterrupt
+
+    return done
 
 
 @pytest.mark.parametrize("block", ["ff_block.0", "transformer_block.0"])
@@ -84,22 +96,14 @@ def test_mean_ablation_is_another_score():
 def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):
     pair = tiny_pair("transformer_block.0")
     whole = scored(pair)
-    calls = 0
-
-    def stop(n: float) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 4:  # three prompts to rank on, one to score
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        score(pair, TEXTS, "m", "ablation", CONFIG, stop, tmp_path)
+        score(pair, TEXTS, "m", "ablation", CONFIG, stopping_at(4), tmp_path)  # three to rank on, one to score
     (folder,) = tmp_path.iterdir()
     assert (folder / "ranking.safetensors").is_file()
     with (folder / "prompts.0.jsonl").open("a") as file:
         file.write('{"number": 1, "kl_mod')  # cut short by a kill
     kept = json.loads((folder / "prompts.0.jsonl").read_text().split("\n")[1])
-    assert set(PER_COUNT) < set(kept)
+    assert set(kept) == {"number", *Curves.__annotations__}
     again = scored(pair, partial=tmp_path)
     assert again.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})
     assert not tmp_path.exists()
@@ -107,14 +111,12 @@ def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):
 
 def test_another_config_does_not_go_on_from_it(tmp_path: Path):
     pair = tiny_pair("ff_block.0")
-
-    def stop(n: float) -> None:
-        raise KeyboardInterrupt
-
     for seed in (0, 1):
         with pytest.raises(KeyboardInterrupt):
-            score(pair, TEXTS, "m", "ablation", CONFIG.model_copy(update={"seed": seed}), stop, tmp_path)
+            score(pair, TEXTS, "m", "ablation", CONFIG.model_copy(update={"seed": seed}), stopping_at(4), tmp_path)
+        assert len(list(tmp_path.iterdir())) == seed + 1
         scored(pair, "random", CONFIG, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_two_workers_find_what_one_finds(tmp_path: Path):

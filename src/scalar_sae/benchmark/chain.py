@@ -18,10 +18,11 @@ from scalar_sae.benchmark.edges import GlobalEdges
 from scalar_sae.benchmark.order import NEVER, levels
 from scalar_sae.benchmark.pair import Pair, Prompt, Slots, read
 from scalar_sae.benchmark.readout import Readout
-from scalar_sae.benchmark.scores import Counts, Curves
+from scalar_sae.benchmark.scores import Counts
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.results import Curves
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block, Site
 

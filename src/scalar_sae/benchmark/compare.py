@@ -20,7 +20,7 @@ FAMILY = re.compile(r"(.+?)-(?:k|lambda|l0-?)([0-9.e+-]+)$")
 
 @dataclass(frozen=True)
 class Ratio:
-    """A score of some SAEs over that of the baseline."""
+    """A score of some SAEs over that of the baseline; NaN where neither reaches it."""
 
     block: str
     method: str
@@ -55,7 +55,7 @@ def ratios(records: list[Record], base: str, score: str = "edges_at.90") -> list
         both = [(by_key[r.block, base], r) for r in records if r.method == method != base and (r.block, base) in by_key]
         for kind in dict.fromkeys(record.block.split(".")[0] for _, record in both):
             of_kind = [(b, r) for b, r in both if r.block.split(".")[0] == kind]
-            logs = [np.log(_resampled(r, score)) - np.log(_resampled(b, score)) for b, r in of_kind]
+            logs = [_log_ratio(_resampled(r, score), _resampled(b, score)) for b, r in of_kind]
             fair = [b.n_edges / r.n_edges if score == "relative" else None for b, r in of_kind]
             paired = [_same_text(b, r) for b, r in of_kind]
             found += [
@@ -64,7 +64,7 @@ def ratios(records: list[Record], base: str, score: str = "edges_at.90") -> list
             ]
             if len(of_kind) > 1:
                 nothing = float(np.exp(np.mean(np.log([n for n in fair if n])))) if all(fair) else None
-                found.append(_ratio(f"all {kind}", method, np.mean(logs, 0), nothing, all(paired)))
+                found.append(_ratio(f"all {kind}", method, _mean(logs), nothing, all(paired)))
     return found
 
 
@@ -73,6 +73,9 @@ def at_matched_fidelity(records: list[Record], base: str, score: str = "edges_at
 
     The logarithm of the score is interpolated linearly in KL(full model || full circuit) between the two members that
     enclose it; a block whose family does not reach that floor is left out.
+
+    Raises:
+        UserError: no such baseline, or no family that encloses its floor.
     """
     baseline = {record.block: record for record in records if record.method == base}
     if not baseline:
@@ -86,7 +89,7 @@ def at_matched_fidelity(records: list[Record], base: str, score: str = "edges_at
     for (block, family), members in families.items():
         reference = baseline[block]
         floors = np.stack([_resampled(member, "floor.kl") for member in members])
-        logs = np.log(np.stack([_resampled(member, score) for member in members]))
+        logs = np.stack([_log_ratio(_resampled(m, score), _resampled(reference, score)) for m in members])
         wanted = _resampled(reference, "floor.kl")
         if len(members) < 2 or not floors[:, 0].min() <= wanted[0] <= floors[:, 0].max():
             continue
@@ -94,8 +97,21 @@ def at_matched_fidelity(records: list[Record], base: str, score: str = "edges_at
         floors, logs = np.take_along_axis(floors, order, 0), np.take_along_axis(logs, order, 0)
         at = np.array([np.interp(w, f, value) for w, f, value in zip(wanted, floors.T, logs.T, strict=True)])
         same = all(_same_text(reference, member) for member in members)
-        found.append(_ratio(block, family, at - np.log(_resampled(reference, score)), None, same))
+        found.append(_ratio(block, family, at, None, same))
+    if not found:
+        raise UserError(f"no family of SAEs (names such as topk-k5, topk-k10) encloses the fidelity of {base} anywhere")
     return found
+
+
+def _log_ratio(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """log(a / b): infinite where a score was never reached, NaN where neither was."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(a) - np.log(b)
+
+
+def _mean(logs: list[Float[np.ndarray, " n"]]) -> Float[np.ndarray, " n"]:
+    with np.errstate(invalid="ignore"):  # one method never gets there in this block, the other in that
+        return np.mean(logs, 0)
 
 
 def _resampled(record: Record, score: str) -> Float[np.ndarray, " one_and_resamples"]:
@@ -120,8 +136,7 @@ def _same_text(a: Record, b: Record) -> bool:
 
 
 def _ratio(block: str, method: str, logs: Float[np.ndarray, " n"], do_nothing: float | None, paired: bool) -> Ratio:
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore"):
         value = np.exp(logs)
-    return Ratio(
-        block, method, float(value[0]), scores.interval(np.nan_to_num(value[1:], nan=np.inf)), do_nothing, paired
-    )
+    interval = scores.interval(np.where(np.isnan(value[1:]), np.inf, value[1:]))
+    return Ratio(block, method, float(value[0]), interval, do_nothing, paired)

@@ -1,10 +1,8 @@
 """The curve of one prompt: how far is the model's output with a sub-circuit put in from the output without?"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,32 +12,14 @@ from scalar_sae.benchmark.edges import Edges
 from scalar_sae.benchmark.pair import Pair, Prompt
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.subcircuits import SubCircuit, sweep
+from scalar_sae.results import Curves
 
 LOGIT_BYTES = 2**25
 """Sub-circuits run on to the output so many at a time that their logits fit this."""
 
 
-@dataclass(frozen=True, eq=False)
-class PromptCurve:
-    """What the sweep measures on a prompt at each edge count, means over its positions."""
-
-    kl_model: Float[np.ndarray, " n_counts"]
-    """KL(full model || sub-circuit), nats."""
-    kl_circuit: Float[np.ndarray, " n_counts"]
-    """KL(full circuit || sub-circuit), nats."""
-    live_edges: Float[np.ndarray, " n_counts"]
-    l0_down: Float[np.ndarray, " n_counts"]
-    floor_kl: float
-    """KL(full model || full circuit), nats."""
-    floor_ce: float
-    """Increase of next-token cross-entropy with the full circuit, nats."""
-
-
 LogProbs = Float[Tensor, "one token d_vocab"]
 SomeLogProbs = Float[Tensor, "batch token d_vocab"]
-
-PER_COUNT = ("kl_model", "kl_circuit", "live_edges", "l0_down")
-PER_PROMPT = ("floor_kl", "floor_ce")
 
 
 @runtime_checkable
@@ -110,7 +90,7 @@ def measure(
     reaches_all: bool,
     conventions: Conventions,
     readout: Readout,
-) -> PromptCurve:
+) -> Curves:
     """Sweep a prompt and compare the outputs.
 
     Args:
@@ -140,11 +120,11 @@ def measure(
             (acts != 0).sum(-1).float().mean(-1),
         ]
         rows.append(torch.stack(columns, -1))
-    curves = torch.cat(rows).double().T.numpy()
+    curves = torch.cat(rows).double().T.unsqueeze(-1).numpy()
     target = prompt.tokens[:, 1:].unsqueeze(-1)
     ce = [-log_probs[:, :-1].gather(-1, target).mean() for log_probs in (model, circuit)]
-    floor_kl, floor_ce = conventions.kl(model, circuit).mean().item(), (ce[1] - ce[0]).item()
-    return PromptCurve(**dict(zip(PER_COUNT, curves, strict=True)), floor_kl=floor_kl, floor_ce=floor_ce)
+    floors = torch.stack([conventions.kl(model, circuit).mean(), ce[1] - ce[0]]).double().unsqueeze(-1).numpy()
+    return Curves(*curves, *floors)
 
 
 def _batches(

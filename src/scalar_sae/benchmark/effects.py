@@ -33,7 +33,7 @@ class Players:
         """The players of a prompt."""
         slots = prompt.slots
         if not pair.block.mixes_tokens:
-            return cls(slots.latent.T, slots.change.T * slots.used.T)
+            return cls(slots.latent.T, slots.change.T)
         latent = slots.latent[slots.used].unique()
         fill = 0.0 if pair.fill is None else pair.fill[latent].unsqueeze(1)
         return cls(latent.unsqueeze(1).expand(-1, len(prompt.z)), prompt.z.T[latent] - fill)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scalar_sae.benchmark import workers
-from scalar_sae.benchmark.curve import PER_COUNT, PromptCurve
+from scalar_sae.results import Curves
 from scalar_sae.runs import whole
 
 
@@ -43,9 +43,9 @@ class Partial:
             with whole(self._folder / "ranking.safetensors") as temporary:
                 save_file({"scores": scores}, temporary)
 
-    def curves(self) -> dict[int, PromptCurve]:
+    def curves(self) -> dict[int, Curves]:
         """The prompts that were swept already; a line cut short by a kill is left out."""
-        found: dict[int, PromptCurve] = {}
+        found: dict[int, Curves] = {}
         for path in sorted(self._folder.glob("prompts.*.jsonl")) if self._folder else []:
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -53,17 +53,15 @@ class Partial:
                 except json.JSONDecodeError:
                     continue
                 number = entry.pop("number")
-                curves = {name: np.array(entry.pop(name)) for name in PER_COUNT}
-                found[number] = PromptCurve(**curves, **entry)
+                found[number] = Curves(**{name: np.array(values) for name, values in entry.items()})
         return found
 
-    def keep_curve(self, number: int, curve: PromptCurve) -> None:
+    def keep_curve(self, number: int, curve: Curves) -> None:
         """Write one prompt down."""
         if self._folder is None:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        entry = asdict(curve)
-        entry |= {name: entry[name].tolist() for name in PER_COUNT}
+        entry = {name: values.tolist() for name, values in asdict(curve).items()}
         with (self._folder / f"prompts.{workers.number()}.jsonl").open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps({"number": number, **entry}) + "\n")
 

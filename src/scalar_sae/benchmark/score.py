@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scalar_sae.benchmark import chain, effects, scores, workers
 from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, saved_scores
-from scalar_sae.benchmark.curve import CONVENTIONS, PER_COUNT, PER_PROMPT, PromptCurve, measure
+from scalar_sae.benchmark.curve import CONVENTIONS, measure
 from scalar_sae.benchmark.edges import Edges, GlobalEdges, LocalEdges
 from scalar_sae.benchmark.memory import ranking_bytes
 from scalar_sae.benchmark.order import levels
@@ -24,10 +24,10 @@ from scalar_sae.benchmark.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.ranking import RANKINGS, rank
 from scalar_sae.benchmark.readout import Readout
-from scalar_sae.benchmark.scores import QUANTILES, Counts, Curves
+from scalar_sae.benchmark.scores import QUANTILES, Counts
 from scalar_sae.errors import unknown
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.results import Floor, Interval, PromptCurves, Record
+from scalar_sae.results import Curves, Floor, Interval, PromptCurves, Record
 from scalar_sae.runs import versions
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
@@ -226,12 +226,7 @@ def _sweep(
             kept.keep_curve(number, found[number])
         done(1)
     found = workers.collect(found)
-    return _side_by_side([found[number] for number in range(len(tokens))])
-
-
-def _side_by_side(prompts: list[PromptCurve]) -> Curves:
-    curves = {name: np.stack([getattr(p, name) for p in prompts], 1) for name in PER_COUNT}
-    return Curves(**curves, **{name: np.array([getattr(p, name) for p in prompts]) for name in PER_PROMPT})
+    return Curves.side_by_side([found[number] for number in range(len(tokens))])
 
 
 @torch.no_grad()

@@ -2,11 +2,12 @@
 edge counts along the last one. Definitions: benchmark/README.md.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from scalar_sae.results import Curves
 
 Curve = Float[np.ndarray, "*resample n_counts"]
 Score = Float[np.ndarray, "*resample"] | float
@@ -76,18 +77,6 @@ def log_area(counts: Counts, recovered: Curve, n_live: int) -> Score:
     x = np.append(log_n[inside], end)
     y = np.concatenate([missing[..., inside], at_end[..., None]], -1)
     return np.trapezoid(y, x, axis=-1) / end
-
-
-@dataclass(frozen=True, eq=False)
-class Curves:
-    """What a sweep measures, at each edge count for each prompt (means over its positions)."""
-
-    kl_model: Float[np.ndarray, "n_counts prompt"]
-    kl_circuit: Float[np.ndarray, "n_counts prompt"]
-    live_edges: Float[np.ndarray, "n_counts prompt"]
-    l0_down: Float[np.ndarray, "n_counts prompt"]
-    floor_kl: Float[np.ndarray, " prompt"]
-    floor_ce: Float[np.ndarray, " prompt"]
 
 
 def every_score(

@@ -1,5 +1,6 @@
 """The verbs that score: `score`, `circuit`, `compare`."""
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,7 +181,8 @@ def compare(
         low_high = "" if ratio.interval is None else f"{ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"
         nothing = "" if ratio.do_nothing is None else f"{ratio.do_nothing:.3g}"
         paired = "yes" if ratio.paired else "no"
-        table.add_row(ratio.block, ratio.method, f"{ratio.value:.3g}", low_high, nothing, paired)
+        value = f"{ratio.value:.3g}" if isfinite(ratio.value) else "never reached"
+        table.add_row(ratio.block, ratio.method, value, low_high, nothing, paired)
     Console().print(table)
 
 

@@ -55,9 +55,9 @@ class DictionaryMethod(Method, frozen=True):
         """One trainee a site."""
         return [self.trainee(Place(site, target, lm.d_model), seed) for site, target in self._ends(lm.n_layers)]
 
+    @abstractmethod
     def trainee(self, place: Place, seed: int) -> Trainee:
         """The trainee at one place."""
-        raise NotImplementedError
 
     def blocks(self, n_layers: int) -> list[Block]:
         """The blocks between two of the sites; none for transcoders."""

@@ -102,7 +102,7 @@ class Trainee(nn.Module, ABC):
         """The present SAE of inference at a site, outside any graph, in the model's own units."""
 
 
-class Method(BaseModel, frozen=True, extra="forbid"):
+class Method(BaseModel, ABC, frozen=True, extra="forbid"):
     """The config of one group of SAEs."""
 
     name: Name
@@ -114,13 +114,13 @@ class Method(BaseModel, frozen=True, extra="forbid"):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's first-moment decay (the JumpReLU and Gated papers use 0)."""
 
+    @abstractmethod
     def trainees(self, lm: Transformer, seed: int) -> list[Trainee]:
         """The SAEs to train, with initial weights that depend on the seed and the site alone."""
-        raise NotImplementedError
 
+    @abstractmethod
     def blocks(self, n_layers: int) -> list[Block]:
         """The computations that these SAEs were trained to stand at both ends of."""
-        raise NotImplementedError
 
 
 class Weights(NamedTuple):
