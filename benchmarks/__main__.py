@@ -21,6 +21,7 @@ from scalar_sae.benchmark.scores import published_counts
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.runs import keep_freed_memory
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block
@@ -73,6 +74,7 @@ def whole(pair: Pair, edges: GlobalEdges, n_counts: int, tokens: torch.Tensor) -
 
 def main() -> None:
     torch.set_num_threads(THREADS)
+    keep_freed_memory()
     prompts = windows(load_corpus("python-stdlib").val, 128)
     table = Table(title=f"512 x 512 latents, 35 counts, prompts of 128, {THREADS} threads")
     for column in (

@@ -16,7 +16,7 @@ from scalar_sae.benchmark.config import ScoreConfig, Texts
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import score
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import Bar, say
+from scalar_sae.runs import Bar, keep_freed_memory, say
 from scalar_sae.sites import Block
 
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_freed_memory()
     torch.manual_seed(0)
     lm = LanguageModel(GPT2LMHeadModel(GPT2Config(use_cache=False, bos_token_id=None, eos_token_id=None)), "seeded")
     block = Block.parse("ff_block.5")

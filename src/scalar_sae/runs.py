@@ -4,13 +4,15 @@ Contract: a file that exists under its final name is complete. Everything is wri
 and renamed; a kill or a full disk leaves at most a `.partial` file, which nothing reads.
 """
 
+import ctypes
 import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,20 @@ from safetensors import SafetensorError
 from scalar_sae.errors import UserError
 
 PARTIAL = ".partial"
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc not to hand freed buffers back to the system: getting them anew, zeroed, costs up to a third of the
+    time of training and scoring on a CPU. Elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_M_MMAP_THRESHOLD, 2**28)  # larger ones still go back
+            libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @contextmanager

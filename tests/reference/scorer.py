@@ -15,10 +15,10 @@ def pre_acts(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
     p = torch.zeros(z.shape[0], pair.down.d_sae)
     with_edge = kept.any(0) if kept.dim() == 2 else kept.any(1)  # [n_down] or [token, n_down]
     somewhere = with_edge if kept.dim() == 2 else with_edge.any(0)
-    for some in somewhere.nonzero()[:, 0].split(128) if somewhere.any() else ():
-        x = torch.stack([pair.up.decode(torch.where(kept[..., j], z, fill)) for j in some])
-        every = pair.pre_acts(x, prompt)
-        p[:, some] = torch.stack([u[:, j] for u, j in zip(every, some, strict=True)], 1)
+    for some in somewhere.nonzero()[:, 0].split(64) if somewhere.any() else ():
+        own = kept.T[some].unsqueeze(1) if kept.dim() == 2 else kept[..., some].permute(2, 0, 1)  # latent, token, n_up
+        y = pair.compute(pair.up.decode(torch.where(own, z, fill)), prompt.up_skip)
+        p[:, some] = torch.einsum("jtd,dj->tj", y, pair.down.W_enc[:, some]) + pair.down.b_enc[some]
     if kept.dim() == 3 and not pair.block.mixes_tokens:
         p[~with_edge] = 0  # the latent has no edge at this token
     return p

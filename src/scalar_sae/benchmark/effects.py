@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalar_sae.benchmark.pair import Pair, Prompt
 
-BATCH_BYTES = 2**25
+BATCH_BYTES = 2**22
 """Players are taken so many at a time that their effects, in float32, fit this."""
 
 
@@ -52,11 +52,11 @@ class Players:
         self, total: Float[Tensor, "n_up n_col"], effect: Float[Tensor, "player token n_col"], mixes_tokens: bool
     ) -> None:
         """Add the squared effects of the players, summed over tokens, to their latents' rows of `total`."""
-        square = effect.double().square()
+        square = effect.square()
         if mixes_tokens:  # one latent a row
-            total.index_add_(0, self.latent[:, 0], square.sum(1))
+            total.index_add_(0, self.latent[:, 0], square.sum(1).double())
         else:
-            total.index_add_(0, self.latent.flatten(), square.flatten(0, 1))
+            total.index_add_(0, self.latent.flatten(), square.flatten(0, 1).double())
 
 
 @torch.no_grad()
@@ -72,7 +72,8 @@ def of_a_change(
     bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
     for some in Players.of(pair, prompt).batches(W.shape[1]):
         y = pair.compute(start + sign * some.adds(pair), prompt.up_skip)
-        yield some, rule.alone(y @ W + b, bar) - acts
+        changed = torch.addmm(b, y.flatten(0, 1), W).view(*y.shape[:2], -1)
+        yield some, rule.alone(changed, bar).sub_(acts)
 
 
 @torch.no_grad()

@@ -13,8 +13,10 @@ from torch import Tensor
 from scalar_sae.benchmark.edges import Edges, Tokens
 from scalar_sae.benchmark.pair import Pair, Prompt
 from scalar_sae.benchmark.readout import Readout
-from scalar_sae.benchmark.tokenwise import CACHE_BYTES, Updates
+from scalar_sae.benchmark.tokenwise import Updates
 
+PASS_BYTES = 2**24
+"""Passes are taken so many at a time that their widest activation fits this: fewer calls outweigh a cache."""
 LEVEL_BYTES = 2**26
 """Downstream latents are taken so many at a time that the levels of their edges fit this."""
 
@@ -25,8 +27,9 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
     ends = torch.stack([pair.base.expand(n_token, -1), pair.up.decode(prompt.z)])
     without, with_all = pair.pre_acts(ends, prompt)
     width = readout.weights.shape[1] if readout.to_hidden is None else readout.to_hidden.shape[1]
-    batch = max(1, CACHE_BYTES // (4 * n_token * width))
+    batch = max(1, PASS_BYTES // (4 * n_token * width))
     columns = max(1, LEVEL_BYTES // (n_token * n_slot))
+    adds = pair.contributions(prompt.slots)
     for start in range(0, pair.down.d_sae, columns):
         some = edges.here(prompt, slice(0, n_token), slice(start, min(start + columns, pair.down.d_sae)))
         count, column, n_kept = _changes(some, n_counts)
@@ -38,7 +41,7 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
         between = (n_kept > 0) & (n_kept < n_all)
         for c, j in zip(count[between].split(batch), column[between].split(batch), strict=True):
             if len(c):
-                yield _update(some, c, j, _evaluated(pair, readout, prompt, some, c, j))
+                yield _update(some, c, j, _evaluated(readout, adds, prompt, some, c, j))
 
 
 def _changes(
@@ -66,16 +69,17 @@ def _update(
 
 
 def _evaluated(
-    pair: Pair,
     readout: Readout,
+    adds: Float[Tensor, "token slot d_model"],
     prompt: Prompt,
     some: Tokens,
     count: Int[Tensor, " row"],
     column: Int[Tensor, " row"],
 ) -> Float[Tensor, "row token"]:
     """Pre-activation of a latent in each row, under the edges that a count keeps."""
-    kept = (some.level[:, column] <= count.view(-1, 1)).to(pair.up.W_dec.dtype)  # token, row, slot
-    x = (kept @ pair.contributions(prompt.slots)).transpose(0, 1) + pair.base
+    pair = readout.pair
+    kept = (some.level[:, column] <= count.view(-1, 1)).to(adds.dtype)  # token, row, slot
+    x = (kept @ adds).transpose(0, 1) + pair.base
     if readout.start != pair.block.up:
         x = pair.run_to(readout.start, x, prompt.up_skip)
     latent = column + some.columns.start

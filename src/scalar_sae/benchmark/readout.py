@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import layer_norm, rms_norm
 
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
@@ -65,16 +66,19 @@ class Readout:
             x = x - x.mean(-1, keepdim=True)
         return x @ self.to_hidden
 
-    def activate(
-        self, x: Float[Tensor, "*batch d_model"], hidden: Float[Tensor, "*batch d_hidden"]
-    ) -> Float[Tensor, "*batch d_feature"]:
-        """Features of x from its projection (overwritten)."""
+    def scale(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row 1"]:
+        """What the norm multiplies x by."""
         assert self.ff is not None
-        assert self.hidden_bias is not None
-        if self._normed:
-            power = x.var(-1, correction=0) if self.ff.norm.centred else x.square().mean(-1)
-            hidden *= (power + self.ff.norm.eps).rsqrt().unsqueeze(-1)
-        hidden += self.hidden_bias
+        if not self._normed:
+            return torch.ones_like(x[:, :1])
+        if self.ff.norm.centred:
+            x = x - x.mean(-1, keepdim=True)
+        power = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]  # 20x faster than Tensor.var
+        return (power + self.ff.norm.eps).rsqrt()
+
+    def activate(self, hidden: Float[Tensor, "*batch d_hidden"]) -> Float[Tensor, "*batch d_feature"]:
+        """Features from the hidden layer."""
+        assert self.ff is not None
         if self.ff.W_gate is None:
             return self.ff.act(hidden)
         gate, value = hidden.chunk(2, -1)
@@ -84,7 +88,15 @@ class Readout:
         self, x: Float[Tensor, "batch token d_model"], up_skip: Float[Tensor, "_ token d_model"] | None
     ) -> Float[Tensor, "batch token d_feature"]:
         """Features of activations at `start`."""
-        return self.pair.compute(x, up_skip) if self.ff is None else self.activate(x, self.project(x))
+        if self.ff is None:
+            return self.pair.compute(x, up_skip)
+        assert self.to_hidden is not None
+        assert self.hidden_bias is not None
+        if self._normed:
+            norm = layer_norm if self.ff.norm.centred else rms_norm
+            x = norm(x, x.shape[-1:], eps=self.ff.norm.eps)
+        hidden = torch.addmm(self.hidden_bias, x.flatten(0, 1), self.to_hidden)
+        return self.activate(hidden).view(*x.shape[:2], -1)
 
     @property
     def _normed(self) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
+from torch.nn.functional import pad
 
 from scalar_sae.benchmark.edges import Edges, Tokens
 from scalar_sae.benchmark.order import NEVER
@@ -79,21 +80,26 @@ def _evaluated(
     steps: Bool[Tensor, "token n_col slot"],
 ) -> Iterator[Updates]:
     """Pre-activations under kept sets that are neither empty nor full: one evaluation a distinct (token, set)."""
-    token, column, step = steps.nonzero(as_tuple=True)
-    if not len(token):
+    step = steps.flatten().nonzero()[:, 0]
+    if not len(step):
         return
-    code = _codes(level.shape[-1])[order].cumsum(-1)[token, column, step]
+    row = step // level.shape[-1]  # of [token, n_col]
+    code = _codes(level.shape[-1])[order].cumsum(-1).flatten()[step]
+    token = row // level.shape[1]
     key, by_set = ((token << 56) + (code & (2**56 - 1))).sort()  # grouped by token, and by set within a token
-    token, column, count = token[by_set], column[by_set], level[token, column, step][by_set]
+    row, count = row[by_set], level.flatten()[step[by_set]]
+    token, column = row // level.shape[1], row % level.shape[1]
     starts = torch.cat([torch.ones(1, dtype=torch.bool), key[1:] != key[:-1]]).nonzero()[:, 0]
     bounds = torch.cat([starts, torch.tensor([len(key)])])
-    kept = some.level[token[starts], column[starts]] <= count[starts].unsqueeze(1)
+    kept = some.level.flatten(0, 1)[row[starts]] <= count[starts].unsqueeze(1)
     value = torch.empty(len(key))
-    adds = readout.pair.contributions(prompt.slots.of_tokens(some.rows))
+    base = readout.pair.base.expand(level.shape[0], 1, -1)
+    adds = torch.cat([readout.pair.contributions(prompt.slots.of_tokens(some.rows)), base], 1)
+    kept = pad(kept.float(), (0, 1), value=1.0)  # the base is always there
     width = readout.weights.shape[1] * (1 if readout.ff is None or readout.ff.W_gate is None else 2)
     for rows in torch.arange(len(starts)).split(max(64, CACHE_BYTES // (4 * width))):
         entries = slice(int(bounds[rows[0]]), int(bounds[rows[-1] + 1]))
-        x, features = _features(readout, prompt, some, adds, token[starts[rows]], kept[rows].float())
+        x, features = _features(readout, prompt, some, adds, token[starts[rows]], kept[rows])
         crow = bounds[rows[0] : rows[-1] + 2] - bounds[rows[0]]
         value[entries] = _sampled(crow, column[entries], features, readout.weights[some.columns])
         if readout.skip is not None:
@@ -115,23 +121,21 @@ def _features(
     readout: Readout,
     prompt: Prompt,
     some: Tokens,
-    adds: Float[Tensor, "token slot d_model"],
+    adds: Float[Tensor, "token slot_1 d_model"],
     token: Int[Tensor, " row"],
-    kept: Float[Tensor, "row slot"],
+    kept: Float[Tensor, "row slot_1"],
 ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row d_feature"]]:
     """The upstream reconstruction of each kept set and its features; rows are grouped by token."""
-    base = readout.pair.base
     here, sizes = token.unique_consecutive(return_counts=True)
-    parts = kept.split(sizes.tolist())
-    x = torch.cat([part @ adds[t] for part, t in zip(parts, here, strict=True)]) + base
-    if readout.ff is None:
+    sizes = sizes.tolist()
+    x = torch.cat([part @ adds[t] for part, t in zip(kept.split(sizes), here, strict=True)])
+    if readout.ff is None or adds.shape[1] >= adds.shape[2]:
         skip = None if prompt.up_skip is None else prompt.up_skip[0, some.rows][token].unsqueeze(1)
         return x, readout.features(x.unsqueeze(1), skip).squeeze(1)
-    if adds.shape[1] >= base.shape[0]:
-        return x, readout.activate(x, readout.project(x))
-    shares, at_base = readout.project(adds[here]), readout.project(base)
-    hidden = torch.cat([torch.addmm(at_base, part, share) for part, share in zip(parts, shares, strict=True)])
-    return x, readout.activate(x, hidden)
+    assert readout.hidden_bias is not None
+    parts, shares = (kept * readout.scale(x)).split(sizes), readout.project(adds[here])
+    hidden = [torch.addmm(readout.hidden_bias, part, share) for part, share in zip(parts, shares, strict=True)]
+    return x, readout.activate(torch.cat(hidden))
 
 
 def _sampled(

@@ -11,6 +11,7 @@ from scalar_sae._version import __version__
 from scalar_sae.cli import measure, saes, score
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.runs import keep_freed_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +36,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         typer.echo(f"scalar-sae {__version__}")
         raise typer.Exit
+    keep_freed_memory()
 
 
 @app.command()

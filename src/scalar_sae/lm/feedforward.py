@@ -8,6 +8,7 @@ The benchmark's closed form and the Jacobian SAEs read it; everything else calls
 modules hold is found by name; what they compute with it (RMSNorm with w or 1 + w?) by comparing on random inputs.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,10 +102,23 @@ class FeedForward:
         norm = Norm.of(layer.mlp_norm, into[0].shape[0])
         if norm is None:
             raise UserError(f"{name}: {type(layer.mlp_norm).__name__} is neither LayerNorm nor RMSNorm")
-        half = cls(norm, *into, *(gate or (None, None)), act, *out)
+        half = cls(norm, *into, *(gate or (None, None)), _fast(act), *out)
         if not _same(half.mlp, mlp, into[0].shape[0]):
             raise UserError(f"{name}: {type(mlp).__name__} is no MLP of known form")
         return half
+
+
+def gelu_tanh(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    """GELU with the tanh formula, GPT-2's, as x sigmoid(2u): on CPUs faster than torch's own kernel."""
+    c = 2 * (2 / math.pi) ** 0.5
+    return x.square().mul_(0.044715 * c).add_(c).mul_(x).sigmoid_() * x
+
+
+def _fast(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A model's nonlinearity, or a faster function that computes the same."""
+    probe = torch.linspace(-8, 8, 1001)
+    same = torch.allclose(act(probe), gelu_tanh(probe), rtol=1e-5, atol=1e-6)
+    return gelu_tanh if same else act
 
 
 def _linear(module: Any) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"]]:

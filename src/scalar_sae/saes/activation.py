@@ -80,8 +80,8 @@ class TopK:
     def alone(
         self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
     ) -> Float[Tensor, "*many token some"]:
-        """Positive part of what reaches the bar."""
-        return torch.where(changed >= bar, changed, 0.0).relu()
+        """What reaches the bar, which is not negative."""
+        return torch.where(changed >= bar, changed, 0.0)
 
     def __str__(self) -> str:
         return f"TopK {self.k}"
@@ -145,8 +145,8 @@ class GroupMax:
     def alone(
         self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
     ) -> Float[Tensor, "*many token some"]:
-        """Positive part of what reaches the bar."""
-        return torch.where(changed >= bar, changed, 0.0).relu()
+        """What reaches the bar, which is not negative."""
+        return torch.where(changed >= bar, changed, 0.0)
 
     def __str__(self) -> str:
         return f"GroupMax {self.k}"
