@@ -15,6 +15,7 @@ from scalar_sae.benchmark.pair import Pair, read
 from scalar_sae.benchmark.ranking import rank
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.subcircuits import sweep
+from scalar_sae.results import Curves
 from scalar_sae.sites import Block
 from tests.helpers import golden_lm, golden_sae, shared
 
