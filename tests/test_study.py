@@ -94,7 +94,7 @@ def test_every_block_method_and_ranking_has_a_record(run: Path):
     results = Results.read(run / "results.json")
     keys = {record.key for record in results.records}
     assert keys == {
-        (f"{kind}.{layer}", method, ranking)
+        (f"{kind}.{layer}", method, ranking, None)
         for kind, method in (
             ("ff_block", "topk"),
             ("ff_block", "staircase-pair"),
@@ -103,6 +103,10 @@ def test_every_block_method_and_ranking_has_a_record(run: Path):
         )
         for layer in range(4)
         for ranking in ("ablation", "published")
+    } | {
+        ("ff_block.0", "topk", "ablation", "padded"),
+        ("ff_block.0", "staircase-pair", "ablation", "padded"),
+        ("transformer_block.0", "staircase", "ablation", "padded"),
     }
     for record in results.records:
         assert record.edges == sorted({0, 1, 16, 256, 4096, min(2**18, record.n_edges), record.n_edges})
@@ -165,7 +169,9 @@ def test_one_pair_can_be_scored_by_itself(run: Path, tmp_path: Path):
     )  # fmt: skip
     assert "ff_block.0" in done.stdout
     (mine,) = Results.read(out).records
-    theirs = next(r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "ablation"))
+    theirs = next(
+        r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "ablation", None)
+    )
     assert mine.kl_circuit == pytest.approx(theirs.kl_circuit, rel=1e-5)
 
 
@@ -177,7 +183,9 @@ def test_the_five_lines_of_the_readme_give_the_same_score(run: Path):
     )
     names: dict = {}
     exec(code, names)
-    theirs = next(r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "ablation"))
+    theirs = next(
+        r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "ablation", None)
+    )
     assert names["record"].floor.kl == pytest.approx(theirs.floor.kl, rel=1e-4)
 
 

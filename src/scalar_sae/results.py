@@ -16,6 +16,8 @@ from scalar_sae.runs import write_json
 SCHEMA_VERSION = 1
 
 Interval = tuple[float, float]
+Control = Literal["padded", "shuffled"]
+"""A pair with dead latents added, or on a model with shuffled weights (see benchmark/controls.py)."""
 
 
 class Floor(BaseModel):
@@ -92,6 +94,8 @@ class Record(BaseModel):
     """Name of the SAEs: their folder in the run."""
     ranking: str
     """The order in which edges were kept."""
+    control: Control | None = None
+    """Which control of the pair this is; null: the pair itself."""
     scope: Literal["global", "local"] = "global"
     """`global`: one map for all tokens, counts are its edges. `local`: edges chosen at every token, counts are per
     token."""
@@ -142,9 +146,9 @@ class Record(BaseModel):
     """What it cost: ranking and sweep, wall clock."""
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> tuple[str, str, str, str | None]:
         """What tells records of a run apart."""
-        return self.block, self.method, self.ranking
+        return self.block, self.method, self.ranking, self.control
 
 
 Ablation = Literal["zero", "mean"]

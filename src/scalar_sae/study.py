@@ -12,7 +12,7 @@ Every stage looks at what is there and does the rest, so a study that was stoppe
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -25,7 +25,7 @@ from scalar_sae.corpora import Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.fidelity import fidelity
-from scalar_sae.results import Results
+from scalar_sae.results import Control, Results
 from scalar_sae.runs import Bar, Events, say, whole, write_text
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
@@ -150,24 +150,42 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
         results.write(path)
     texts = held_out(corpus, config.score)
     done = {record.key for record in results.records}
-    jobs = [
-        (name, pair, ranking)
-        for name, pair in pairs(config.train, lm, saes)
-        for ranking in config.score.rankings
-        if (str(pair.block), name, ranking) not in done
-    ]
-    total = sum((config.score.prompts + config.score.rankings[ranking]) * _weight(pair) for _, pair, ranking in jobs)
+    jobs = [job for job in _jobs(config, lm, saes) if job.key not in done]
+    total = sum((config.score.prompts + config.score.rankings[job.ranking]) * _weight(job.pair) for job in jobs)
     with Bar("score", total) as bar:
-        for name, pair, ranking in jobs:
-            weight = _weight(pair)
-            step = partial(_step, bar, weight, f"{pair.block} {name} {ranking}")
-            record = score(pair, texts, name, ranking, config.score, step, out / "partial")
+        for name, pair, ranking, control in jobs:
+            note = f"{pair.block} {name} {control or ''} {ranking}"
+            step = partial(_step, bar, _weight(pair), note)
+            record = score(pair, texts, name, ranking, config.score, step, out / "partial", control)
             results.records.append(record)
             if workers.number() != 0:
                 continue
             results.write(path)
-            events("score", block=record.block, method=name, ranking=ranking, seconds=record.seconds)
+            events("score", block=record.block, method=name, ranking=ranking, control=control, seconds=record.seconds)
     return results
+
+
+class _Job(NamedTuple):
+    """A record to be made."""
+
+    method: str
+    pair: Pair
+    ranking: str
+    control: Control | None
+
+    @property
+    def key(self) -> tuple[str, str, str, str | None]:
+        """The record's."""
+        return str(self.pair.block), self.method, self.ranking, self.control
+
+
+def _jobs(config: StudyConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[_Job]:
+    """Every pair under every ranking, then the controls: each method's first pair under the first ranking."""
+    found = pairs(config.train, lm, saes)
+    jobs = [_Job(name, pair, ranking, None) for name, pair in found for ranking in config.score.rankings]
+    first = dict(reversed(found))
+    headline = next(iter(config.score.rankings))
+    return jobs + [_Job(n, pair, headline, control) for n, pair in first.items() for control in config.score.controls]
 
 
 def _step(bar: Bar, weight: int, note: str, n: int | float) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scalar_sae.report.page import compare, headline_ratios, render
+from scalar_sae.report.page import compare, controls, headline_ratios, render
 from scalar_sae.results import Floor, PromptCurves, Record, Results, SaeFidelity
 
 
@@ -74,6 +74,22 @@ def test_headline_ratios_are_geometric_means_over_layers(results: Results):
         ("ff_block", "staircase", pytest.approx(4.0), 2),
         ("transformer_block", "staircase", pytest.approx(4.0), 1),
     ]
+
+
+def test_controls_stand_beside_their_pair(results: Results):
+    assert controls(results.records) == []
+    first = results.records[0]
+    padded = first.model_copy(update={"control": "padded", "relative": first.relative / 4})
+    random = record("ff_block.0", "topk", "random", 512, 200_000.0, 300.0)
+    local = record("ff_block.0", "topk", "local", 512, 77.0, 300.0)
+    more = results.model_copy(update={"records": [*results.records, padded, random, local]})
+    (control,) = controls(more.records)
+    assert (control.record, control.random, control.padded, control.shuffled) == (first, random, padded, None)
+    page = render(more, {}, "run")
+    assert 'id="controls"' in page
+    assert "<td>77.0<small>" in page
+    assert "random order" in page
+    assert "Shuffled" not in page
 
 
 def test_text_from_files_cannot_inject_markup(results: Results):

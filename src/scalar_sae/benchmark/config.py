@@ -19,6 +19,7 @@ from scalar_sae.benchmark.ranking import RANKINGS
 from scalar_sae.benchmark.scores import Counts
 from scalar_sae.corpora import Corpus, windows
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.results import Control
 
 GRIDS = ("published", "full", "coarse")
 LOCAL = "local"
@@ -30,7 +31,9 @@ class ScoreConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rankings: dict[str, PositiveInt] = Field(default={"ablation": 64, "published": 64}, min_length=1)
+    rankings: dict[str, PositiveInt] = Field(
+        default={"ablation": 64, "published": 64, "local": 1, "random": 64}, min_length=1
+    )
     """Orders in which edges are kept, by name or path to a saved score matrix, each with the number of prompts that
     edges are ranked on; none of them is scored."""
     prompts: PositiveInt = 50
@@ -43,6 +46,8 @@ class ScoreConfig(BaseModel):
     """What an upstream latent without a kept edge is set to; `mean`: its mean over the ranking text."""
     conventions: Literal["exact", "published"] = "exact"
     """`published`: as the authors' code computes the curve (see published.py)."""
+    controls: tuple[Control, ...] = ("padded",)
+    """Controls scored beside the pairs (see controls.py): once for each group of SAEs, at its first block."""
     overlap: bool = False
     """Rank on the scored text, as the authors do."""
     memory: float = Field(default=8.0, gt=0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scalar_sae.benchmark import chain, effects, scores, workers
 from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, saved_scores
+from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.curve import CONVENTIONS, measure
 from scalar_sae.benchmark.edges import Edges, GlobalEdges, LocalEdges
 from scalar_sae.benchmark.memory import ranking_bytes
@@ -27,7 +28,7 @@ from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import QUANTILES, Counts
 from scalar_sae.errors import unknown
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.results import Curves, Floor, Interval, PromptCurves, Record
+from scalar_sae.results import Control, Curves, Floor, Interval, PromptCurves, Record
 from scalar_sae.runs import versions
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
@@ -43,6 +44,7 @@ def score(
     config: ScoreConfig,
     done: Done = lambda n: None,
     partial: Path | None = None,
+    control: Control | None = None,
 ) -> Record:
     """Rank, sweep and score one pair.
 
@@ -54,17 +56,19 @@ def score(
         config: prompts, edge grid, seed.
         done: called with the number of prompts finished, first of ranking, then of scoring.
         partial: folder for what is done of an unfinished record; the same call goes on from it.
+        control: score this control of the pair in its place.
 
     Raises:
         UserError: an unknown ranking, a score matrix of the wrong shape, NaN anywhere, too little memory.
     """
     start = time.perf_counter()
     check_ranking(ranking)
+    pair = CONTROLS[control](pair, config.seed) if control else pair
     counts = counts_of(config.edges, pair.n_edges)
     rank_text = texts.ranking[: config.rankings[ranking]]
     hashes = {"lm": _hash(pair.lm.parameters()), "up": _hash(_tensors(pair.up)), "down": _hash(_tensors(pair.down))}
     identity = {"ranking": ranking, "n": len(rank_text), "block": str(pair.block), "hashes": hashes, "data": texts.data}
-    kept = Partial(partial, identity | config.model_dump(mode="json", exclude={"rankings", "memory"}))
+    kept = Partial(partial, identity | config.model_dump(mode="json", exclude={"rankings", "controls", "memory"}))
     if config.ablation == "mean":
         pair = mean_ablated(pair, rank_text)
     edges_of, n_live = _edges(pair, texts, rank_text, ranking, counts, config, kept, done)
@@ -77,6 +81,7 @@ def score(
         block=str(pair.block),
         method=method,
         ranking=ranking,
+        control=control,
         scope="local" if ranking == LOCAL else "global",
         n_up=pair.up.d_sae,
         n_down=pair.down.d_sae,
@@ -146,7 +151,7 @@ def score_chain(
 
 
 def _settings(config: ScoreConfig, ranking: str) -> dict[str, Any]:
-    return config.model_dump(exclude={"rankings"}) | {"rank_prompts": config.rankings[ranking]}
+    return config.model_dump(exclude={"rankings", "controls"}) | {"rank_prompts": config.rankings[ranking]}
 
 
 def _record(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig, **fields: Any) -> Record:

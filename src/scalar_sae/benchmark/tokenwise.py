@@ -21,6 +21,8 @@ from scalar_sae.benchmark.readout import Readout
 
 CACHE_BYTES = 2**22
 """Working sets stay about this large: what a core's cache holds."""
+SHARE_BYTES = 2**27
+"""Shares of the hidden layer are kept for as many tokens as fit this."""
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch says once that sparse tensors are in beta
@@ -37,11 +39,29 @@ class Updates:
     value: Float[Tensor, " n"]
 
 
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """What each slot of some tokens adds, and in the last place what is there without any."""
+
+    x: Float[Tensor, "token slot_1 d_model"]
+    """To the upstream reconstruction."""
+    hidden: Float[Tensor, "token slot_1 d_hidden"] | None
+    """To the hidden layer, before the norm's scale; None where it does not pay."""
+
+    @classmethod
+    def of(cls, readout: Readout, prompt: Prompt, rows: slice) -> "Shares":
+        """The shares of some of a prompt's tokens."""
+        adds = readout.pair.contributions(prompt.slots.of_tokens(rows))
+        x = torch.cat([adds, readout.pair.base.expand(len(adds), 1, -1)], 1)
+        pays = readout.ff is not None and x.shape[1] < x.shape[2]
+        return cls(x, readout.project(x) if pays else None)
+
+
 def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts: int) -> Iterator[Updates]:
     """Every change of a downstream pre-activation along the sweep, some tokens and latents at a time."""
     ends = torch.stack([pair.base.expand(len(prompt.z), -1), pair.up.decode(prompt.z)])
     without, with_all = pair.pre_acts(ends, prompt)
-    for some in _pieces(pair, readout, prompt, edges):
+    for some, shares in _pieces(pair, readout, prompt, edges):
         yield _entering(some, without, n_counts)
         level, order = some.level.sort(dim=-1)
         following = torch.cat([level[..., 1:], torch.full_like(level[..., :1], NEVER)], -1)
@@ -50,18 +70,21 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
         token, column, slot = (steps & is_all).nonzero(as_tuple=True)
         everything = with_all[some.rows, some.columns][token, column]
         yield Updates(level[token, column, slot], some.place(token, column), everything)
-        yield from _evaluated(readout, prompt, some, level, order, steps & ~is_all)
+        yield from _evaluated(readout, prompt, some, shares, level, order, steps & ~is_all)
 
 
-def _pieces(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges) -> Iterator[Tokens]:
+def _pieces(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges) -> Iterator[tuple[Tokens, Shares]]:
     """A prompt cut so that the weights of a piece's latents, and its levels, stay in the cache."""
     n_token, n_slot = prompt.slots.latent.shape
+    width = readout.weights.shape[1] if readout.to_hidden is None else readout.to_hidden.shape[1]
     n_columns = max(64, CACHE_BYTES // (4 * readout.weights.shape[1]))
-    n_tokens = max(1, min(128, CACHE_BYTES // (4 * n_slot * min(n_columns, pair.down.d_sae))))
+    n_tokens = max(1, CACHE_BYTES // (4 * n_slot * min(n_columns, pair.down.d_sae)))
+    n_tokens = min(128, n_tokens, max(1, SHARE_BYTES // (4 * (n_slot + 1) * width)))
     for start in range(0, n_token, n_tokens):
+        rows = slice(start, min(start + n_tokens, n_token))
+        shares = Shares.of(readout, prompt, rows)
         for column in range(0, pair.down.d_sae, n_columns):
-            rows = slice(start, min(start + n_tokens, n_token))
-            yield edges.here(prompt, rows, slice(column, min(column + n_columns, pair.down.d_sae)))
+            yield edges.here(prompt, rows, slice(column, min(column + n_columns, pair.down.d_sae))), shares
 
 
 def _entering(some: Tokens, without: Float[Tensor, "_ n_down"], n_counts: int) -> Updates:
@@ -75,6 +98,7 @@ def _evaluated(
     readout: Readout,
     prompt: Prompt,
     some: Tokens,
+    shares: Shares,
     level: UInt8[Tensor, "token n_col slot"],
     order: Int64[Tensor, "token n_col slot"],
     steps: Bool[Tensor, "token n_col slot"],
@@ -93,13 +117,11 @@ def _evaluated(
     bounds = torch.cat([starts, torch.tensor([len(key)])])
     kept = some.level.flatten(0, 1)[row[starts]] <= count[starts].unsqueeze(1)
     value = torch.empty(len(key))
-    base = readout.pair.base.expand(level.shape[0], 1, -1)
-    adds = torch.cat([readout.pair.contributions(prompt.slots.of_tokens(some.rows)), base], 1)
     kept = pad(kept.float(), (0, 1), value=1.0)  # the base is always there
-    width = readout.weights.shape[1] * (1 if readout.ff is None or readout.ff.W_gate is None else 2)
+    width = readout.weights.shape[1] if readout.to_hidden is None else readout.to_hidden.shape[1]
     for rows in torch.arange(len(starts)).split(max(64, CACHE_BYTES // (4 * width))):
         entries = slice(int(bounds[rows[0]]), int(bounds[rows[-1] + 1]))
-        x, features = _features(readout, prompt, some, adds, token[starts[rows]], kept[rows])
+        x, features = _features(readout, prompt, some, shares, token[starts[rows]], kept[rows])
         crow = bounds[rows[0] : rows[-1] + 2] - bounds[rows[0]]
         value[entries] = _sampled(crow, column[entries], features, readout.weights[some.columns])
         if readout.skip is not None:
@@ -121,21 +143,22 @@ def _features(
     readout: Readout,
     prompt: Prompt,
     some: Tokens,
-    adds: Float[Tensor, "token slot_1 d_model"],
+    shares: Shares,
     token: Int[Tensor, " row"],
     kept: Float[Tensor, "row slot_1"],
 ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row d_feature"]]:
     """The upstream reconstruction of each kept set and its features; rows are grouped by token."""
-    here, sizes = token.unique_consecutive(return_counts=True)
-    sizes = sizes.tolist()
-    x = torch.cat([part @ adds[t] for part, t in zip(kept.split(sizes), here, strict=True)])
-    if readout.ff is None or adds.shape[1] >= adds.shape[2]:
+    here, sizes = (part.tolist() for part in token.unique_consecutive(return_counts=True))
+    x = torch.cat([part @ shares.x[t] for part, t in zip(kept.split(sizes), here, strict=True)])
+    if shares.hidden is None:
         skip = None if prompt.up_skip is None else prompt.up_skip[0, some.rows][token].unsqueeze(1)
         return x, readout.features(x.unsqueeze(1), skip).squeeze(1)
     assert readout.hidden_bias is not None
-    parts, shares = (kept * readout.scale(x)).split(sizes), readout.project(adds[here])
-    hidden = [torch.addmm(readout.hidden_bias, part, share) for part, share in zip(parts, shares, strict=True)]
-    return x, readout.activate(torch.cat(hidden))
+    parts = (kept * readout.scale(x)).split(sizes)
+    hidden = torch.empty(len(kept), shares.hidden.shape[2])
+    for part, t, rows in zip(parts, here, hidden.split(sizes), strict=True):
+        torch.addmm(readout.hidden_bias, part, shares.hidden[t], out=rows)
+    return x, readout.activate(hidden)
 
 
 def _sampled(

@@ -1,5 +1,6 @@
 """The verbs that score: `score`, `circuit`, `compare`."""
 
+import functools
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from scalar_sae.errors import UserError, unknown
 if TYPE_CHECKING:
     from scalar_sae.corpora import Corpus
     from scalar_sae.lm.model import LanguageModel
+    from scalar_sae.runs import Bar
     from scalar_sae.saes.sae import SAE
     from scalar_sae.sites import Block, Site
 
@@ -60,6 +62,10 @@ def score(
         bool, typer.Option("--published", help="As the authors' code: their ranking, counts, conventions and text.")
     ] = False,
     memory: Annotated[float, typer.Option(help="Gigabytes to stay within.")] = 8.0,
+    control: Annotated[
+        str | None,
+        typer.Option(help="Score a control instead: `padded` with dead latents, or a model with `shuffled` weights."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts, ties and bootstrap.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
 ) -> None:
@@ -89,14 +95,17 @@ def score(
     if published:
         settings |= {"rankings": {"published": rank_prompts}, "edges": "published", "conventions": "published"}
     settings |= {"context": context or min(model.context, 128), "ablation": ablation, "overlap": published}
-    config = validated(ScoreConfig, settings | {"memory": memory, "seed": seed}, "score")
+    settings |= {"memory": memory, "seed": seed, "controls": (control,) if control else ()}
+    config = validated(ScoreConfig, settings, "score")
     texts = held_out(_text(tokens, model), config)
     results = Results()
     (used,) = config.rankings
     with Bar("score", len(pairs) * (prompts + rank_prompts)) as bar:
         for name, pair in pairs.items():
             partial = out.with_name(f"{out.name}.partial") if out else None
-            results.records.append(run(pair, texts, name, used, config, lambda n, t=name: bar.step(n, t), partial))
+            done = functools.partial(_finished, bar, name)
+            instead = next(iter(config.controls), None)
+            results.records.append(run(pair, texts, name, used, config, done, partial, instead))
     if workers.number() != 0:
         return
     if out:
@@ -144,11 +153,15 @@ def circuit(
     results = Results()
     with Bar("circuit", len(chosen) * (prompts + rank_prompts * (len(places) - 1))) as bar:
         for name, group in chosen.items():
-            record = score_chain(model, group, places, texts, name, config, one_order, lambda n, t=name: bar.step(n, t))
-            results.records.append(record)
+            done = functools.partial(_finished, bar, name)
+            results.records.append(score_chain(model, group, places, texts, name, config, one_order, done))
     if out:
         results.write(out)
     print_records(results.records)
+
+
+def _finished(bar: "Bar", name: str, n: float) -> None:
+    bar.step(n, name)
 
 
 @app.command()

@@ -23,7 +23,8 @@ def print_records(records: "list[Record]") -> None:
         table.add_row(
             record.block,
             record.method,
-            record.ranking if len(record.ranking) < 20 else Path(record.ranking).name,
+            (record.ranking if len(record.ranking) < 20 else Path(record.ranking).name)
+            + (f", {record.control}" if record.control else ""),
             ("never" if edges is None else f"{edges:,.0f}")
             + (f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else ""),
             "" if live is None else f"{live:.1f}",

@@ -136,7 +136,8 @@ class Anatomy:
         for number, (layer, output) in enumerate(zip(self.layers, own, strict=True)):
             *_, (_, here) = layer.steps("resid_pre", At(x, None))
             if not _close(here.x, output):
-                return f"layer {number} computes something else"
+                off, size = (here.x - output).abs().max().item(), output.abs().max().item()
+                return f"layer {number} computes something else (off by {off:.1g} of {size:.1g})"
             x = output
         return None if _close(self.unembed(x), logits) else "the logits are computed in another way"
 

@@ -12,6 +12,7 @@ precision and on the device of its weights; what comes out is at least float32 a
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,15 @@ class LanguageModel(nn.Module):
         """Write weights, configuration and tokenizer as a Hugging Face folder."""
         self.hf.save_pretrained(folder)
         self.tokenizer.save(folder)
+
+    def shuffled(self, seed: int) -> "LanguageModel":
+        """A copy of the model with the entries of each of its weight tensors in another order."""
+        hf = deepcopy(self.hf)
+        generator = torch.Generator().manual_seed(seed)
+        for weights in hf.parameters():
+            order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
+            weights.data = weights.data.flatten()[order].view_as(weights)
+        return LanguageModel(hf, f"{self.name}, weights shuffled", self._tokenizer)
 
     def check(self, site: Site) -> None:
         """Raise a UserError if the model has no such site."""

@@ -20,10 +20,14 @@ def method_colours(methods: Sequence[str]) -> dict[str, str]:
 
 
 def recovery_curves(records: Sequence[Record], colours: dict[str, str]) -> go.Figure:
-    """Recovery against edges kept, a panel a layer, with bands; log or linear x."""
+    """Recovery against edges kept, a panel a layer, with bands; log or linear x. Edges in random order are dotted."""
     figure, panels = _panels(records, "recovery")
     for record, in_legend in zip(records, _first_of_each_method(records), strict=True):
         whole = record.kl_circuit[0] or 1.0
+        if record.ranking == "random":
+            curve = 1 - np.array(record.kl_circuit) / whole
+            _add_dotted(figure, record, panels[record.block], curve, colours[record.method])
+            continue
         _add_curve(
             figure,
             record,
@@ -183,6 +187,22 @@ def _add_curve(
         showlegend=in_legend,
         hovertemplate=f"<b>{record.method}</b>, {record.block}<br>%{{x:,}} edges (%{{customdata:.1f}} live a token)"
         f"<br>{value}<extra></extra>",
+        row=1,
+        col=column,
+    )
+
+
+def _add_dotted(figure: go.Figure, record: Record, column: int, curve: np.ndarray, colour: str) -> None:
+    some = np.array(record.edges) > 0
+    figure.add_scatter(
+        x=np.array(record.edges)[some].tolist(),
+        y=curve[some].tolist(),
+        mode="lines",
+        line={"color": colour, "width": 1, "dash": "dot"},
+        name=f"{record.method}, random order",
+        legendgroup=record.method,
+        showlegend=False,
+        hovertemplate=f"{record.method}, random order: %{{y:.3f}}<extra></extra>",
         row=1,
         col=column,
     )

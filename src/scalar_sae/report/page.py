@@ -50,8 +50,8 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
     records = results.records
     methods = [record.method for record in records] + [sae.method for sae in results.saes]
     colours = figures.method_colours(methods)
-    exact = [record for record in records if record.ranking == "ablation"]
-    published = [record for record in records if record.ranking == "published"]
+    exact = by_ranking(records, "ablation")
+    published = by_ranking(records, "published")
     environment = Environment(loader=PackageLoader("scalar_sae.report"), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(number=_number, interval=_interval, percent=_percent)
     return environment.get_template("page.html.j2").render(
@@ -64,9 +64,13 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         rank_prompts={record.ranking: record.config["rank_prompts"] for record in records},
         seconds=sum(record.seconds for record in records),
         exact=exact,
+        local={record.key[:2]: record for record in by_ranking(records, "local")},
+        controls=controls(records),
         published=compare(published),
         ratios=headline_ratios(exact),
-        recovery_figures=[_html(figures.recovery_curves(some, colours)) for some in _by_kind(exact)],
+        recovery_figures=[
+            _html(figures.recovery_curves(some, colours)) for some in _by_kind(exact + by_ranking(records, "random"))
+        ],
         kl_figures=[_html(figures.kl_curves(some, colours)) for some in _by_kind(published)],
         saes=results.saes,
         spliced=results.spliced,
@@ -78,6 +82,35 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         chunk_figures=[(name, _html(figures.chunk_heatmap(saes))) for name, saes in _staircases(results.saes)],
         versions=json.dumps(records[0].versions if records else {}),
     )
+
+
+class Controlled(NamedTuple):
+    """A pair beside what it must be told from, or must be equal to."""
+
+    record: Record
+    random: Record | None
+    """The same pair, edges in random order."""
+    padded: Record | None
+    """The pair with dead latents."""
+    shuffled: Record | None
+    """The SAEs on a model with shuffled weights."""
+
+
+def by_ranking(records: Sequence[Record], ranking: str) -> list[Record]:
+    """The records of a ranking, controls left out."""
+    return [record for record in records if record.ranking == ranking and record.control is None]
+
+
+def controls(records: Sequence[Record]) -> list[Controlled]:
+    """The pairs under the first ranking that have a control."""
+    found = {record.key: record for record in records}
+    beside: list[Controlled] = []
+    for record in by_ranking(records, records[0].ranking) if records else []:
+        random = found.get((record.block, record.method, "random", None))
+        padded, shuffled = (found.get((*record.key[:3], control)) for control in ("padded", "shuffled"))
+        if random or padded or shuffled:
+            beside.append(Controlled(record, random, padded, shuffled))
+    return beside
 
 
 def compare(records: Sequence[Record]) -> list[Comparison]:
