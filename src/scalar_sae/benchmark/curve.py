@@ -120,10 +120,10 @@ def measure(
             (acts != 0).sum(-1).float().mean(-1),
         ]
         rows.append(torch.stack(columns, -1))
-    curves = torch.cat(rows).double().T.unsqueeze(-1).numpy()
+    curves = torch.cat(rows).double().T.unsqueeze(-1).cpu().numpy()
     target = prompt.tokens[:, 1:].unsqueeze(-1)
     ce = [-log_probs[:, :-1].gather(-1, target).mean() for log_probs in (model, circuit)]
-    floors = torch.stack([conventions.kl(model, circuit).mean(), ce[1] - ce[0]]).double().unsqueeze(-1).numpy()
+    floors = torch.stack([conventions.kl(model, circuit).mean(), ce[1] - ce[0]]).double().unsqueeze(-1).cpu().numpy()
     return Curves(*curves, *floors)
 
 

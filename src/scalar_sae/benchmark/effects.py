@@ -5,7 +5,7 @@ at a block with attention a player is a latent of the whole prompt, as an edge o
 players, each removed or added alone, is one batched pass of the block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,10 +83,10 @@ def of_random_orders(
     """Mean exact change of each latent's activation as the players enter one after the other, over random orders."""
     players = Players.of(pair, prompt)
     n_player, n_token = players.latent.shape
-    mean = torch.zeros(n_player, n_token, len(range(*columns.indices(pair.down.d_sae))))
+    mean = players.change.new_zeros(n_player, n_token, len(range(*columns.indices(pair.down.d_sae))))
     for _ in range(n_orders):
-        draws = torch.rand(n_player, 1 if pair.block.mixes_tokens else n_token, generator=generator)
-        order = draws.argsort(0).expand(-1, n_token)
+        draws = torch.rand(n_player, 1 if pair.block.mixes_tokens else n_token, generator=generator, device="cpu")
+        order = draws.argsort(0).expand(-1, n_token).to(mean.device)
         entering = Players(players.latent.gather(0, order), players.change.gather(0, order))
         x = pair.base.expand(1, n_token, -1)
         acts = pair.down.activation.select(pair.pre_acts(x, prompt))[..., columns]
@@ -102,7 +102,7 @@ def of_random_orders(
 
 
 def of_a_gradient(
-    pair: Pair, prompt: Prompt, columns: slice, alphas: Float[Tensor, " step"]
+    pair: Pair, prompt: Prompt, columns: slice, alphas: Sequence[float]
 ) -> Iterator[tuple[Players, Float[Tensor, "player token n_col"]]]:
     """Change times gradient of relu(pre-activation), averaged over points base + alpha (x - base): forward mode.
 
@@ -112,7 +112,7 @@ def of_a_gradient(
     path = pair.up.decode(prompt.z) - pair.base
     for some in Players.of(pair, prompt).batches(W.shape[1]):
         tangent = some.adds(pair)
-        effect = torch.zeros(*tangent.shape[:2], W.shape[1])
+        effect = tangent.new_zeros(*tangent.shape[:2], W.shape[1])
         for alpha in alphas:
             x = (pair.base + alpha * path).expand_as(tangent).contiguous()
             with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # the fused kernels have no forward mode
@@ -135,7 +135,7 @@ def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator
         x = pair.down.decode(acts).expand(n_labels, -1, -1).clone()
     x.requires_grad_()
     log_probs = pair.log_probs(x, prompt)
-    labels = torch.multinomial(log_probs.detach().exp().flatten(0, 1), 1, generator=generator)
+    labels = torch.multinomial(log_probs.detach().exp().flatten(0, 1).cpu(), 1, generator=generator).to(x.device)
     (gradient,) = torch.autograd.grad(log_probs.flatten(0, 1).gather(1, labels).sum(), x)
     return (gradient @ pair.down.W_dec.T).square().mean(0)
 
@@ -156,10 +156,11 @@ def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_do
     bar, acts = rule.bar(pre_acts), rule.select(pre_acts)
     adds = pair.contributions(prompt.slots)
     n_token, n_slot = adds.shape[:2]
-    size = torch.zeros(n_token * n_slot, pair.down.d_sae)
-    for rows in torch.arange(n_token * n_slot).split(max(1, BATCH_BYTES // (4 * n_token * pair.down.d_sae))):
+    size = adds.new_zeros(n_token * n_slot, pair.down.d_sae)
+    every = torch.arange(n_token * n_slot, device=adds.device)
+    for rows in every.split(max(1, BATCH_BYTES // (4 * n_token * pair.down.d_sae))):
         token, slot = rows // n_slot, rows % n_slot
         x = start.repeat(len(rows), 1, 1)
-        x[torch.arange(len(rows)), token] -= adds[token, slot]
+        x[every[: len(rows)], token] -= adds[token, slot]
         size[rows] = (rule.alone(pair.pre_acts(x, prompt), bar) - acts).square().sum(1).sqrt()
     return size.view(n_token, n_slot, -1)

@@ -71,11 +71,13 @@ def _nth_largest(scores: Float[Tensor, "n_up n_down"], ranks: Int[np.ndarray, " 
     if scores.numel() <= _CHUNK:
         ((_, keys),) = _keys(scores, seed)
         return keys.sort(descending=True).values[torch.from_numpy(ranks - 1)]
-    found = torch.zeros(len(ranks), dtype=torch.long)  # the upper bits of each key, as far as they are known
+    found = torch.zeros(
+        len(ranks), dtype=torch.long, device="cpu"
+    )  # the upper bits of each key, as far as they are known
     left = torch.from_numpy(ranks.astype(np.int64))  # rank among the edges that share these bits
     for shift in (48, 32, 16, 0):
         prefixes, which = found.unique(return_inverse=True)
-        histogram = torch.zeros(len(prefixes) * _DIGITS, dtype=torch.long)
+        histogram = torch.zeros(len(prefixes) * _DIGITS, dtype=torch.long, device="cpu")
         for _, keys in _keys(scores, seed):
             digits = (keys >> shift) - (-(2**15) if shift == 48 else 0)
             if shift == 48:

@@ -106,6 +106,11 @@ class Pair:
         return self.down.writes or self.block.down
 
     @property
+    def device(self) -> torch.device:
+        """Where the SAEs lie, and all that is computed with them; the model may lie elsewhere."""
+        return self.up.W_dec.device
+
+    @property
     def n_edges(self) -> int:
         """Possible edges: upstream times downstream latents."""
         return self.up.d_sae * self.down.d_sae
@@ -153,7 +158,7 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
         UserError: an activation is not finite (the site and prompt are named), or tokens the model cannot read.
     """
     up, down = pair.block.up, pair.block.down
-    for number, row in enumerate(tokens.split(1), start=first):
+    for number, row in enumerate(tokens.to(pair.device).split(1), start=first):
         states = pair.lm.states(row, [up, down, pair.spliced])
         for site, state in states.items():
             if not state.x.isfinite().all():
@@ -166,7 +171,7 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
 @torch.no_grad()
 def mean_ablated(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Pair:
     """The pair with ablated latents set to their mean over a reference text, instead of zero."""
-    total = torch.zeros(pair.up.d_sae, dtype=torch.float64)
+    total = pair.up.W_dec.new_zeros(pair.up.d_sae, dtype=torch.float64)
     for prompt in read(pair, tokens):
         total += prompt.z.double().sum(0)
     return replace(pair, fill=(total / tokens.numel()).float())

@@ -49,7 +49,7 @@ def _changes(
 ) -> tuple[Int[Tensor, " change"], Int[Tensor, " change"], Int[Tensor, " change"]]:
     """Where a count changes a latent: (count, latent, number of kept edges from slots in the whole prompt)."""
     first = some.first.amin(0)
-    n_kept = torch.zeros(len(first), dtype=torch.long)
+    n_kept = torch.zeros_like(first, dtype=torch.long)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for count in range(n_counts):
         gained = (some.level == count).sum((0, 2))
@@ -64,7 +64,8 @@ def _update(
     some: Tokens, count: Int[Tensor, " row"], column: Int[Tensor, " row"], value: Float[Tensor, "row token"]
 ) -> Updates:
     n_token = value.shape[1]
-    place = some.place(torch.arange(n_token).repeat(len(column)), column.repeat_interleave(n_token))
+    token = torch.arange(n_token, device=column.device).repeat(len(column))
+    place = some.place(token, column.repeat_interleave(n_token))
     return Updates(count.repeat_interleave(n_token).byte(), place, value.flatten())
 
 

@@ -40,8 +40,8 @@ def attribution(
     width = max(1, GRADIENT_BYTES // (4 * len(z) * pair.up.d_model))
     for start in range(0, total.shape[1], width):
         some = slice(columns.start + start, min(columns.start + start + width, columns.stop))
-        path_gradient = torch.zeros(some.stop - some.start, len(z), pair.up.d_model)
-        for alpha in torch.linspace(0, 1, STEPS):
+        path_gradient = z.new_zeros(some.stop - some.start, len(z), pair.up.d_model)
+        for alpha in torch.linspace(0, 1, STEPS, device=z.device):
             _add_gradients(pair, prompt, pair.up.decode(alpha * z), some, path_gradient)
         for targets in path_gradient.abs().amax((1, 2)).nonzero()[:, 0].split(64):
             attributed = norm * (path_gradient[targets] @ pair.up.W_dec.T)
@@ -80,7 +80,7 @@ def _add_gradients(
         if pair.block.mixes_tokens:
             path_gradient[latent[:, 0]] += gradient
         else:
-            token = torch.arange(len(x)).expand_as(latent)
+            token = torch.arange(len(x), device=x.device).expand_as(latent)
             path_gradient.index_put_((latent[chosen], token[chosen]), gradient[chosen], accumulate=True)
 
 

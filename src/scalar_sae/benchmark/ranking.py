@@ -53,11 +53,11 @@ def rank(
         room: bytes for the float64 sums; downstream latents are ranked as many at a time as fit.
     """
     rule = RANKINGS[name]
-    scores = torch.empty(pair.up.d_sae, pair.down.d_sae)
+    scores = pair.up.W_dec.new_empty(pair.up.d_sae, pair.down.d_sae)
     width = max(1, min(pair.down.d_sae, room // (8 * pair.up.d_sae)))
     for start in range(0, pair.down.d_sae, width):
         columns = slice(start, min(start + width, pair.down.d_sae))
-        total = torch.zeros(pair.up.d_sae, columns.stop - start, dtype=torch.float64)
+        total = scores.new_zeros(pair.up.d_sae, columns.stop - start, dtype=torch.float64)
         for number in workers.mine(len(tokens)):
             generator = torch.Generator().manual_seed(1_000_003 * seed + number)
             for prompt in read(pair, tokens[number : number + 1], number):
@@ -106,14 +106,14 @@ def shapley(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator:
 
 def ig(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
     """Integrated gradients, midpoint rule."""
-    alphas = (torch.arange(IG_STEPS) + 0.5) / IG_STEPS
+    alphas = [(step + 0.5) / IG_STEPS for step in range(IG_STEPS)]
     for players, effect in effects.of_a_gradient(pair, prompt, columns, alphas):
         players.add_squares(total, effect, pair.block.mixes_tokens)
 
 
 def gradient(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
     """Activation times gradient."""
-    for players, effect in effects.of_a_gradient(pair, prompt, columns, torch.ones(1)):
+    for players, effect in effects.of_a_gradient(pair, prompt, columns, [1.0]):
         players.add_squares(total, effect, pair.block.mixes_tokens)
 
 

@@ -111,7 +111,7 @@ def _last_feed_forward(pair: Pair) -> tuple[FeedForward | None, Site]:
     if not ends_so or (start.kind == "mlp_in" and down.kind == "resid_post"):
         return None, up
     try:
-        return pair.lm.feed_forward(down.layer), start
+        return pair.lm.feed_forward(down.layer).to(pair.device), start
     except UserError:  # an architecture whose feed-forward half has another form
         return None, up
 

@@ -194,7 +194,7 @@ def _edges(
     if ranking == LOCAL:
         most = max((prompt.slots.latent.shape[1] for prompt in read(pair, texts.scoring)), default=1)
         done(len(rank_text))
-        grid = torch.from_numpy(counts)
+        grid = torch.from_numpy(counts).to(pair.device)
         return lambda prompt: LocalEdges(effects.at_every_token(pair, prompt), grid, prompt), most * pair.down.d_sae
     room = ranking_bytes(pair, config.memory, rank_text.shape[1])
     edge_scores = kept.ranking()
@@ -237,7 +237,7 @@ def _sweep(
 @torch.no_grad()
 def _n_live(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> int:
     """Edges whose two latents are both live somewhere in the text."""
-    live_up, live_down = torch.zeros(pair.up.d_sae), torch.zeros(pair.down.d_sae)
+    live_up, live_down = (pair.up.W_dec.new_zeros(sae.d_sae) for sae in (pair.up, pair.down))
     for number in workers.mine(len(tokens)):
         for prompt in read(pair, tokens[number : number + 1], number):
             down = pair.down.activation.select(pair.pre_acts(pair.up.decode(prompt.z).unsqueeze(0), prompt))[0]

@@ -55,14 +55,15 @@ def sweep(
     """
     select = select or pair.down.activation.select
     how = promptwise if pair.block.mixes_tokens else tokenwise
-    none = Updates(torch.zeros(0, dtype=torch.uint8), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    nothing = prompt.z.new_zeros(0)
+    none = Updates(nothing.byte(), nothing.long(), nothing)
     changes = [none, *how.updates(pair, readout or Readout.of(pair), prompt, edges, n_counts)]
     count = torch.cat([change.count for change in changes])
     place = torch.cat([change.place for change in changes])
     value = torch.cat([change.value for change in changes])
     order = count.sort(stable=True).indices
     sizes = torch.bincount(count.long(), minlength=n_counts).tolist()
-    pre_acts = torch.zeros(len(prompt.z), pair.down.d_sae)
+    pre_acts = prompt.z.new_zeros(len(prompt.z), pair.down.d_sae)
     for index, at in enumerate(order.split(sizes)):
         pre_acts.view(-1)[place[at]] = value[at]
         acts = select(pre_acts)
@@ -73,4 +74,4 @@ def _live_edges(prompt: Prompt, edges: Edges, acts: Float[Tensor, "token n_down"
     token, latent = (acts > 0).nonzero(as_tuple=True)
     kept = edges.levels_at(prompt, token, latent) <= index
     live = (kept & prompt.slots.live[token]).sum(1)
-    return torch.zeros(len(acts), dtype=torch.long).index_add_(0, token, live)
+    return live.new_zeros(len(acts)).index_add_(0, token, live)

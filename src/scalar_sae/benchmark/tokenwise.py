@@ -66,7 +66,7 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
         level, order = some.level.sort(dim=-1)
         following = torch.cat([level[..., 1:], torch.full_like(level[..., :1], NEVER)], -1)
         steps = (level != following) & (level < n_counts)
-        is_all = torch.arange(1, level.shape[-1] + 1) == some.n_used.view(-1, 1, 1)
+        is_all = torch.arange(1, level.shape[-1] + 1, device=level.device) == some.n_used.view(-1, 1, 1)
         token, column, slot = (steps & is_all).nonzero(as_tuple=True)
         everything = with_all[some.rows, some.columns][token, column]
         yield Updates(level[token, column, slot], some.place(token, column), everything)
@@ -108,18 +108,18 @@ def _evaluated(
     if not len(step):
         return
     row = step // level.shape[-1]  # of [token, n_col]
-    code = _codes(level.shape[-1])[order].cumsum(-1).flatten()[step]
+    code = _codes(level.shape[-1]).to(order.device)[order].cumsum(-1).flatten()[step]
     token = row // level.shape[1]
     key, by_set = ((token << 56) + (code & (2**56 - 1))).sort()  # grouped by token, and by set within a token
     row, count = row[by_set], level.flatten()[step[by_set]]
     token, column = row // level.shape[1], row % level.shape[1]
-    starts = torch.cat([torch.ones(1, dtype=torch.bool), key[1:] != key[:-1]]).nonzero()[:, 0]
-    bounds = torch.cat([starts, torch.tensor([len(key)])])
+    starts = pad(key[1:] != key[:-1], (1, 0), value=True).nonzero()[:, 0]
+    bounds = pad(starts, (0, 1), value=len(key))
     kept = some.level.flatten(0, 1)[row[starts]] <= count[starts].unsqueeze(1)
-    value = torch.empty(len(key))
+    value = shares.x.new_empty(len(key))
     kept = pad(kept.float(), (0, 1), value=1.0)  # the base is always there
     width = readout.weights.shape[1] if readout.to_hidden is None else readout.to_hidden.shape[1]
-    for rows in torch.arange(len(starts)).split(max(64, CACHE_BYTES // (4 * width))):
+    for rows in torch.arange(len(starts), device=key.device).split(max(64, CACHE_BYTES // (4 * width))):
         entries = slice(int(bounds[rows[0]]), int(bounds[rows[-1] + 1]))
         x, features = _features(readout, prompt, some, shares, token[starts[rows]], kept[rows])
         crow = bounds[rows[0] : rows[-1] + 2] - bounds[rows[0]]
@@ -135,8 +135,8 @@ def _codes(n_slot: int) -> Int64[Tensor, " slot"]:
     Of a million random sums two are equal with probability 10^-5.
     """
     if n_slot <= 56:
-        return 1 << torch.arange(n_slot)
-    return torch.randint(2**56, (n_slot,), generator=torch.Generator().manual_seed(0))
+        return 1 << torch.arange(n_slot, device="cpu")
+    return torch.randint(2**56, (n_slot,), generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def _features(
@@ -155,7 +155,7 @@ def _features(
         return x, readout.features(x.unsqueeze(1), skip).squeeze(1)
     assert readout.hidden_bias is not None
     parts = (kept * readout.scale(x)).split(sizes)
-    hidden = torch.empty(len(kept), shares.hidden.shape[2])
+    hidden = kept.new_empty(len(kept), shares.hidden.shape[2])
     for part, t, rows in zip(parts, here, hidden.split(sizes), strict=True):
         torch.addmm(readout.hidden_bias, part, shares.hidden[t], out=rows)
     return x, readout.activate(hidden)
@@ -168,7 +168,6 @@ def _sampled(
     columns: Float[Tensor, "n_col d"],
 ) -> Float[Tensor, " entry"]:
     """rows[r] . columns[c] for the entries (r, c) of a compressed sparse pattern."""
-    pattern = torch.sparse_csr_tensor(
-        crow, column, torch.zeros(len(column)), (len(rows), len(columns)), check_invariants=False
-    )
+    size, zeros = (len(rows), len(columns)), rows.new_zeros(len(column))
+    pattern = torch.sparse_csr_tensor(crow, column, zeros, size, device=rows.device, check_invariants=False)
     return torch.sparse.sampled_addmm(pattern, rows, columns.T, beta=0.0).values()

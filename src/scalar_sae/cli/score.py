@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default a GPU if there is one.")]
+
 
 @app.command()
 def score(
@@ -66,6 +68,7 @@ def score(
         str | None,
         typer.Option(help="Score a control instead: `padded` with dead latents, or a model with `shuffled` weights."),
     ] = None,
+    device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts, ties and bootstrap.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
 ) -> None:
@@ -88,7 +91,7 @@ def score(
         raise UserError(f"{out}: exists already; choose another --out")
     workers.join()
     place = Block.parse(block)
-    model, chosen = _subjects(lm, saes, method)
+    model, chosen = _subjects(lm, saes, method, device)
     complete = {name: group for name, group in chosen.items() if _at_both_ends(group, place)}
     pairs = {name: Pair.between(model, place, group) for name, group in (complete or chosen).items()}
     settings: dict[str, Any] = {"rankings": {ranking: rank_prompts}, "prompts": prompts, "edges": edges}
@@ -128,6 +131,7 @@ def circuit(
     one_order: Annotated[
         bool, typer.Option("--one-order", help="One ranking of all pairs' edges, not the same budget for each pair.")
     ] = False,
+    device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
 ) -> None:
@@ -146,7 +150,7 @@ def circuit(
     if out and out.exists():
         raise UserError(f"{out}: exists already; choose another --out")
     places = [Site.parse(name.strip()) for name in sites.split(",")]
-    model, chosen = _subjects(lm, saes, method)
+    model, chosen = _subjects(lm, saes, method, device)
     settings = {"rankings": {ranking: rank_prompts}, "prompts": prompts, "edges": edges, "seed": seed}
     config = validated(ScoreConfig, settings | {"context": context or min(model.context, 128)}, "score")
     texts = held_out(_text(tokens, model), config)
@@ -160,7 +164,7 @@ def circuit(
     print_records(results.records)
 
 
-def _finished(bar: "Bar", name: str, n: float) -> None:
+def _finished(bar: "Bar", name: str, n: int | float) -> None:
     bar.step(n, name)
 
 
@@ -199,16 +203,26 @@ def compare(
     Console().print(table)
 
 
-def _subjects(lm: str, saes: list[str], method: str | None) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
+def _subjects(
+    lm: str, saes: list[str], method: str | None, device: str | None
+) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
     """The language model and the groups of SAEs that a command is about."""
+    import torch
+
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.saes.store import load_saes
 
-    model = LanguageModel.load(lm)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros((), device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {place}: {str(error).splitlines()[0]}") from error
+    model = LanguageModel.load(lm, device=place)
     groups = load_saes(*saes)
     if method is not None and method not in groups:
         raise unknown("method", method, groups)
-    return model, {name: group for name, group in groups.items() if method in (None, name)}
+    chosen = {name: group for name, group in groups.items() if method in (None, name)}
+    return model, {name: {site: sae.to(place) for site, sae in group.items()} for name, group in chosen.items()}
 
 
 def _at_both_ends(group: "dict[Site, SAE]", place: "Block") -> bool:

@@ -10,7 +10,7 @@ modules hold is found by name; what they compute with it (RMSNorm with w or 1 + 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,12 @@ class FeedForward:
         gate = h @ self.W_gate + (0.0 if self.b_gate is None else self.b_gate)
         return self.act(gate) * hidden @ self.W_out + self.b_out
 
+    def to(self, device: torch.device) -> "FeedForward":
+        """The same on a device."""
+        weights = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        norm = replace(self.norm, weight=self.norm.weight.to(device), bias=self.norm.bias.to(device))
+        return replace(self, norm=norm, **weights)
+
     @classmethod
     @torch.no_grad()
     def of(cls, layer: Layer, name: str) -> "FeedForward":
@@ -116,7 +122,7 @@ def gelu_tanh(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
 
 def _fast(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """A model's nonlinearity, or a faster function that computes the same."""
-    probe = torch.linspace(-8, 8, 1001)
+    probe = torch.linspace(-8, 8, 1001, device="cpu")
     same = torch.allclose(act(probe), gelu_tanh(probe), rtol=1e-5, atol=1e-6)
     return gelu_tanh if same else act
 
@@ -130,7 +136,9 @@ def _linear(module: Any) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d
 def _tensor(module: nn.Module, name: str, size: int, default: float) -> Float[Tensor, " size"]:
     """A parameter vector, or a constant where the module has none."""
     value = getattr(module, name, None)
-    return torch.full((size,), default) if value is None else _wide(value)
+    if value is None:
+        return torch.full((size,), default, device=next(module.parameters(), torch.zeros((), device="cpu")).device)
+    return _wide(value)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -139,8 +147,8 @@ def _wide(x: Tensor) -> Tensor:
 
 def _same(ours: Callable[[Tensor], Tensor], module: nn.Module, d_model: int) -> bool:
     """Whether a formula gives what a module computes on random inputs, but for the rounding of its precision."""
-    weight = next(module.parameters(), torch.zeros(()))
-    probe = torch.randn(16, d_model, generator=torch.Generator().manual_seed(0)).to(weight) + 0.5
+    weight = next(module.parameters(), torch.zeros((), device="cpu"))
+    probe = torch.randn(16, d_model, generator=torch.Generator().manual_seed(0), device="cpu").to(weight) + 0.5
     theirs = _wide(module(probe))
     error = (ours(_wide(probe)) - theirs).abs().max()
     return bool(error <= 100 * torch.finfo(probe.dtype).eps * theirs.abs().max())

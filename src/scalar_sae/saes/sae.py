@@ -12,8 +12,10 @@ Three things cannot be folded into the four tensors, and most SAEs have none of 
 time (norm.py), a skip connection past the latents, and, for a transcoder, a site to write that is not the site read.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -97,9 +99,16 @@ class SAE:
 
     def detach(self) -> "SAE":
         """A copy of the weights outside any autograd graph."""
+        return self._with(lambda weight: weight.detach().clone())
+
+    def to(self, device: str | torch.device) -> "SAE":
+        """The same weights on a device."""
+        return self._with(lambda weight: weight.to(device))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "SAE":
         weights = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")}
-        copies = {name: weight.detach().clone() for name, weight in weights.items() if weight is not None}
+        changed = {name: change(weight) for name, weight in weights.items() if weight is not None}
         rule = self.activation
         if isinstance(rule, JumpReLU):
-            rule = JumpReLU(rule.threshold.detach().clone())
-        return replace(self, **copies, activation=rule)
+            rule = JumpReLU(change(rule.threshold))
+        return replace(self, **changed, activation=rule)
