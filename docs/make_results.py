@@ -26,17 +26,20 @@ def cell(record: Record, name: str, value: float | None) -> str:
 
 def table(results: Results) -> str:
     lines = [
-        "| block | SAEs | possible edges | edges@90 | live edges@90 | log area | floor (nats) |",
-        "|---|---|---|---|---|---|---|",
+        "| block | SAEs | possible edges | edges@90 | live edges@90 | local edges@90 | log area | floor (nats) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    local = {record.key[:2]: record for record in results.records if record.ranking == "local"}
     for record in results.records:
-        if record.ranking == "ablation":
+        if record.ranking == "ablation" and record.control is None:
+            here = local[record.key[:2]]
             cells = [
                 record.block,
                 record.method,
                 f"{record.n_edges:,}",
                 cell(record, "edges_at.90", record.edges_at["90"]),
                 cell(record, "live_edges_at.90", record.live_edges_at["90"]),
+                cell(here, "edges_at.90", here.edges_at["90"]),
                 cell(record, "log_area", record.log_area),
                 cell(record, "floor.kl", record.floor.kl),
             ]
@@ -44,7 +47,7 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def picture(page: Path, out: Path) -> None:
+def picture(page: Path, out: Path, size: tuple[int, int] = (1240, 1880)) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("no chromium here: apt-get install chromium")
@@ -55,7 +58,7 @@ def picture(page: Path, out: Path) -> None:
                 chromium,
                 *flags,
                 f"--user-data-dir={profile}",
-                "--window-size=1240,1880",
+                f"--window-size={size[0]},{size[1]}",
                 "--virtual-time-budget=8000",
                 f"--screenshot={out}",
                 page.resolve().as_uri(),
