@@ -98,5 +98,5 @@ if __name__ == "__main__":
     print(absolute(found))
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
-        figure(found).write_html(page)
+        figure(found).write_html(page, config={"displayModeBar": False})
         picture(page, Path(__file__).parent / f"{run.name}.png", (1280, 440))
