@@ -53,7 +53,7 @@ def test_gradients_are_autograds(block: str):
 def test_the_attributions_of_ig_add_up(block: str, fill: bool):
     pair = tiny_pair(block, fill=fill)
     prompt = next(read(pair, TOKENS))
-    alphas = (torch.arange(400) + 0.5) / 400
+    alphas = [(step + 0.5) / 400 for step in range(400)]
     total = sum(effect.sum(0) for _, effect in effects.of_a_gradient(pair, prompt, COLUMNS, alphas))
     ends = torch.stack([pair.base.expand(12, -1), pair.up.decode(prompt.z)])
     before, after = pair.pre_acts(ends, prompt).relu()
