@@ -29,21 +29,20 @@ def table(results: Results) -> str:
         "| block | SAEs | possible edges | edges@90 | live edges@90 | local edges@90 | log area | floor (nats) |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    local = {record.key[:2]: record for record in results.records if record.ranking == "local"}
-    for record in results.records:
-        if record.ranking == "ablation" and record.control is None:
-            here = local[record.key[:2]]
-            cells = [
-                record.block,
-                record.method,
-                f"{record.n_edges:,}",
-                cell(record, "edges_at.90", record.edges_at["90"]),
-                cell(record, "live_edges_at.90", record.live_edges_at["90"]),
-                cell(here, "edges_at.90", here.edges_at["90"]),
-                cell(record, "log_area", record.log_area),
-                cell(record, "floor.kl", record.floor.kl),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+    local = {record.key[:2]: record for record in results.under("local")}
+    for record in results.under("ablation"):
+        here = local[record.key[:2]]
+        cells = [
+            record.block,
+            record.method,
+            f"{record.n_edges:,}",
+            cell(record, "edges_at.90", record.edges_at["90"]),
+            cell(record, "live_edges_at.90", record.live_edges_at["90"]),
+            cell(here, "edges_at.90", here.edges_at["90"]),
+            cell(record, "log_area", record.log_area),
+            cell(record, "floor.kl", record.floor.kl),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -202,6 +202,11 @@ def test_a_saved_ranking_can_be_handed_in(run: Path, tmp_path: Path):
     assert "shape (64, 63), the pair needs (64, 64)" in done.stderr
 
 
+def test_controls_do_not_stand_in_the_way_of_a_comparison(run: Path):
+    done = scalar("compare", run, "--base", "topk")
+    assert done.stdout.count("staircase ") >= 4
+
+
 def test_ls_says_what_is_there(run: Path):
     listing = scalar("ls", run).stdout
     assert "staircase-pair" in listing
@@ -222,6 +227,8 @@ def test_ls_says_what_is_there(run: Path):
         (["--prompts", "1000000"], "1000000 prompts of 16 tokens to score on, only"),
         (["--lm", "runs/no/lm"], "unknown language model 'runs/no/lm'"),
         (["--saes", "/nowhere"], "/nowhere: no such file or folder"),
+        (["--device", "gpu"], "device gpu: "),
+        (["--control", "shuffle"], "controls.*'padded' or 'shuffled'"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line(run: Path, arguments: list[str], message: str):

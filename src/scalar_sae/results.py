@@ -320,6 +320,10 @@ class Results(BaseModel):
     seeds: list[SeedAgreement] = Field(default_factory=list[SeedAgreement])
     duplicates: list[Duplicates] = Field(default_factory=list[Duplicates])
 
+    def under(self, ranking: str) -> list[Record]:
+        """The pairs' records under one ranking, controls left out."""
+        return [record for record in self.records if record.ranking == ranking and record.control is None]
+
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
         write_json(path, self.model_dump(mode="json"))

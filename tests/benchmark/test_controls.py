@@ -36,7 +36,7 @@ def _sae(d_model: int, rule: Activation) -> SAE:
 
 
 @pytest.mark.parametrize("block", ["ff_block.0", "transformer_block.0"])
-def test_padding_moves_no_recovery_score_and_quarters_the_relative_one(block: str):
+def test_padding_moves_no_recovery_score(block: str):
     pair = tiny_pair(block)
     plain, wide = (score(pair, TEXTS, "m", "ablation", CONFIG, control=control) for control in (None, "padded"))
     assert wide.control == "padded"

@@ -77,13 +77,13 @@ def test_headline_ratios_are_geometric_means_over_layers(results: Results):
 
 
 def test_controls_stand_beside_their_pair(results: Results):
-    assert controls(results.records) == []
+    assert controls(results) == []
     first = results.records[0]
     padded = first.model_copy(update={"control": "padded", "relative": first.relative / 4})
     random = record("ff_block.0", "topk", "random", 512, 200_000.0, 300.0)
     local = record("ff_block.0", "topk", "local", 512, 77.0, 300.0)
     more = results.model_copy(update={"records": [*results.records, padded, random, local]})
-    (control,) = controls(more.records)
+    (control,) = controls(more)
     assert (control.record, control.random, control.padded, control.shuffled) == (first, random, padded, None)
     page = render(more, {}, "run")
     assert 'id="controls"' in page

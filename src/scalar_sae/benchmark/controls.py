@@ -2,8 +2,11 @@
 
 | control    | what it is                                           | what its scores must do                      |
 |------------|------------------------------------------------------|----------------------------------------------|
-| `padded`   | the pair, with as many dead latents more at each end | stay; the published `relative` falls to 1/4  |
+| `padded`   | the pair, with as many dead latents more at each end | stay; the published `relative` falls         |
 | `shuffled` | the same SAEs on a model whose weights are shuffled  | be worse than those of the real model        |
+
+Under `padded` an edge without any effect on the ranking text ties with four times as many: a count that is reached
+among them (`edges@99`, often) does move.
 
 The third control is an order of edges, the ranking `random`.
 """

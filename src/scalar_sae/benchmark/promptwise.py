@@ -26,8 +26,7 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
     n_token, n_slot = prompt.slots.latent.shape
     ends = torch.stack([pair.base.expand(n_token, -1), pair.up.decode(prompt.z)])
     without, with_all = pair.pre_acts(ends, prompt)
-    width = readout.weights.shape[1] if readout.to_hidden is None else readout.to_hidden.shape[1]
-    batch = max(1, PASS_BYTES // (4 * n_token * width))
+    batch = max(1, PASS_BYTES // (4 * n_token * readout.width))
     columns = max(1, LEVEL_BYTES // (n_token * n_slot))
     adds = pair.contributions(prompt.slots)
     for start in range(0, pair.down.d_sae, columns):

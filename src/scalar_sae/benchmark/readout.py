@@ -99,6 +99,11 @@ class Readout:
         return self.activate(hidden).view(*x.shape[:2], -1)
 
     @property
+    def width(self) -> int:
+        """Numbers a token in the widest activation of an evaluation."""
+        return self.weights.shape[1] if self.to_hidden is None else self.to_hidden.shape[1]
+
+    @property
     def _normed(self) -> bool:
         return self.start.kind == "resid_mid"
 

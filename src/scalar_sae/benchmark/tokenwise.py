@@ -76,10 +76,9 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
 def _pieces(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges) -> Iterator[tuple[Tokens, Shares]]:
     """A prompt cut so that the weights of a piece's latents, and its levels, stay in the cache."""
     n_token, n_slot = prompt.slots.latent.shape
-    width = readout.weights.shape[1] if readout.to_hidden is None else readout.to_hidden.shape[1]
     n_columns = max(64, CACHE_BYTES // (4 * readout.weights.shape[1]))
     n_tokens = max(1, CACHE_BYTES // (4 * n_slot * min(n_columns, pair.down.d_sae)))
-    n_tokens = min(128, n_tokens, max(1, SHARE_BYTES // (4 * (n_slot + 1) * width)))
+    n_tokens = min(128, n_tokens, max(1, SHARE_BYTES // (4 * (n_slot + 1) * readout.width)))
     for start in range(0, n_token, n_tokens):
         rows = slice(start, min(start + n_tokens, n_token))
         shares = Shares.of(readout, prompt, rows)
@@ -118,8 +117,7 @@ def _evaluated(
     kept = some.level.flatten(0, 1)[row[starts]] <= count[starts].unsqueeze(1)
     value = shares.x.new_empty(len(key))
     kept = pad(kept.float(), (0, 1), value=1.0)  # the base is always there
-    width = readout.weights.shape[1] if readout.to_hidden is None else readout.to_hidden.shape[1]
-    for rows in torch.arange(len(starts), device=key.device).split(max(64, CACHE_BYTES // (4 * width))):
+    for rows in torch.arange(len(starts), device=key.device).split(max(64, CACHE_BYTES // (4 * readout.width))):
         entries = slice(int(bounds[rows[0]]), int(bounds[rows[-1] + 1]))
         x, features = _features(readout, prompt, some, shares, token[starts[rows]], kept[rows])
         crow = bounds[rows[0] : rows[-1] + 2] - bounds[rows[0]]

@@ -188,7 +188,7 @@ def compare(
     from scalar_sae.results import Results
 
     paths = [path / "results.json" if path.is_dir() else path for path in files]
-    records = [record for path in paths for record in Results.read(path).records if record.ranking == ranking]
+    records = [record for path in paths for record in Results.read(path).under(ranking)]
     if not records:
         raise UserError(f"{', '.join(map(str, paths))}: no records of the ranking {ranking!r}")
     table = Table(title=f"{score} of each over that of {base}; below 1 is less than {base}")
@@ -209,10 +209,11 @@ def _subjects(
     """The language model and the groups of SAEs that a command is about."""
     import torch
 
+    from scalar_sae.benchmark import workers
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.saes.store import load_saes
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = device or workers.device()
     try:
         torch.zeros((), device=place)
     except (RuntimeError, AssertionError) as error:

@@ -58,6 +58,7 @@ def _scores(results: Results) -> list[str]:
             f"{record.floor.kl:.2f}",
         ]
         for record in results.records
+        if record.control is None
     ]
     header = ["block", "SAEs", "ranking", "edges@90", "log area", "floor (nats)"]
     return ["## SCALAR: how sparsely they interact (lower is better)", _table(header, rows)]

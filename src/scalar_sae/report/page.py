@@ -50,8 +50,8 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
     records = results.records
     methods = [record.method for record in records] + [sae.method for sae in results.saes]
     colours = figures.method_colours(methods)
-    exact = by_ranking(records, "ablation")
-    published = by_ranking(records, "published")
+    exact = results.under("ablation")
+    published = results.under("published")
     environment = Environment(loader=PackageLoader("scalar_sae.report"), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(number=_number, interval=_interval, percent=_percent)
     return environment.get_template("page.html.j2").render(
@@ -64,12 +64,12 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         rank_prompts={record.ranking: record.config["rank_prompts"] for record in records},
         seconds=sum(record.seconds for record in records),
         exact=exact,
-        local={record.key[:2]: record for record in by_ranking(records, "local")},
-        controls=controls(records),
+        local={record.key[:2]: record for record in results.under("local")},
+        controls=controls(results),
         published=compare(published),
         ratios=headline_ratios(exact),
         recovery_figures=[
-            _html(figures.recovery_curves(some, colours)) for some in _by_kind(exact + by_ranking(records, "random"))
+            _html(figures.recovery_curves(some, colours)) for some in _by_kind(exact + results.under("random"))
         ],
         kl_figures=[_html(figures.kl_curves(some, colours)) for some in _by_kind(published)],
         saes=results.saes,
@@ -96,16 +96,11 @@ class Controlled(NamedTuple):
     """The SAEs on a model with shuffled weights."""
 
 
-def by_ranking(records: Sequence[Record], ranking: str) -> list[Record]:
-    """The records of a ranking, controls left out."""
-    return [record for record in records if record.ranking == ranking and record.control is None]
-
-
-def controls(records: Sequence[Record]) -> list[Controlled]:
+def controls(results: Results) -> list[Controlled]:
     """The pairs under the first ranking that have a control."""
-    found = {record.key: record for record in records}
+    found = {record.key: record for record in results.records}
     beside: list[Controlled] = []
-    for record in by_ranking(records, records[0].ranking) if records else []:
+    for record in results.under(results.records[0].ranking) if results.records else []:
         random = found.get((record.block, record.method, "random", None))
         padded, shuffled = (found.get((*record.key[:3], control)) for control in ("padded", "shuffled"))
         if random or padded or shuffled:
