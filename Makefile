@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
 READY := $(VENV)/.installed
+PEERS := .peers/.installed
 
 .PHONY: install demo test bench lint clean
 
@@ -21,8 +22,14 @@ demo: install
 test: install
 	$(RUN)python -m pytest
 
-bench: install
+bench: install $(PEERS)
 	$(RUN)python -m benchmarks
+	.peers/bin/python -m benchmarks.training
+
+$(PEERS): benchmarks/peers.txt
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt -e .
+	@touch $@
 
 lint: install
 	$(RUN)ruff format --check .
@@ -30,4 +37,4 @@ lint: install
 	$(RUN)pyright
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .peers runs

@@ -76,7 +76,8 @@ def test_golden_jacobian_losses_and_gradients(variant: str, sites: tuple[str, st
     for layer, expected in enumerate(golden):
         ends = [golden_sae(variant, f"{layer}_{site}") for site in sites]
         before, after = (
-            Weights(*(getattr(sae, name).clone().requires_grad_() for name in Weights._fields)) for sae in ends
+            Weights(*(getattr(sae, name).clone().requires_grad_() for name in ("W_enc", "b_enc", "W_dec", "b_dec")))
+            for sae in ends
         )
         names = [name.format(layer) for name in acts]
         if block and layer < 3:

@@ -15,7 +15,7 @@ from scalar_sae.benchmark.pair import Pair, Prompt
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.tokenwise import Updates
 
-PASS_BYTES = 2**24
+PASS_BYTES = 2**25
 """Passes are taken so many at a time that their widest activation fits this: fewer calls outweigh a cache."""
 LEVEL_BYTES = 2**26
 """Downstream latents are taken so many at a time that the levels of their edges fit this."""

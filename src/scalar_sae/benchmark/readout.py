@@ -17,6 +17,7 @@ from torch.nn.functional import layer_norm, rms_norm
 
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
+from scalar_sae.linear import gelu_tanh, linear_gelu
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.sites import Site
 
@@ -95,8 +96,12 @@ class Readout:
         if self._normed:
             norm = layer_norm if self.ff.norm.centred else rms_norm
             x = norm(x, x.shape[-1:], eps=self.ff.norm.eps)
-        hidden = torch.addmm(self.hidden_bias, x.flatten(0, 1), self.to_hidden)
-        return self.activate(hidden).view(*x.shape[:2], -1)
+        flat = x.flatten(0, 1)
+        if self.ff.act is gelu_tanh and self.ff.W_gate is None:
+            features = linear_gelu(flat, self.to_hidden, self.hidden_bias)
+        else:
+            features = self.activate(torch.addmm(self.hidden_bias, flat, self.to_hidden))
+        return features.view(*x.shape[:2], -1)
 
     @property
     def width(self) -> int:

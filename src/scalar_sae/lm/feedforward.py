@@ -8,7 +8,6 @@ The benchmark's closed form and the Jacobian SAEs read it; everything else calls
 modules hold is found by name; what they compute with it (RMSNorm with w or 1 + w?) by comparing on random inputs.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scalar_sae.errors import UserError
+from scalar_sae.linear import gelu_tanh
 from scalar_sae.lm.layers import Layer
 
 _MLPS = (
@@ -112,12 +112,6 @@ class FeedForward:
         if not _same(half.mlp, mlp, into[0].shape[0]):
             raise UserError(f"{name}: {type(mlp).__name__} is no MLP of known form")
         return half
-
-
-def gelu_tanh(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """GELU with the tanh formula, GPT-2's, as x sigmoid(2u): on CPUs faster than torch's own kernel."""
-    c = 2 * (2 / math.pi) ** 0.5
-    return x.square().mul_(0.044715 * c).add_(c).mul_(x).sigmoid_() * x
 
 
 def _fast(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

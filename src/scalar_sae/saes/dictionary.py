@@ -147,8 +147,7 @@ class Dictionary(Trainee):
 
     def weights(self) -> Weights:
         """The present weights; gradients reach the parameters."""
-        b_enc = self.b_enc - self.b_dec @ self.W_enc if self._pre_bias else self.b_enc
-        return Weights(self.W_enc, b_enc, self.W_dec, self.b_dec)
+        return Weights(self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.b_dec if self._pre_bias else None)
 
     def sae(self, site: Site) -> SAE:
         """The present SAE of inference."""

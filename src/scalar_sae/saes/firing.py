@@ -51,8 +51,9 @@ def revival_loss(
     spread = (residual - residual.mean(0)).square().mean()
     if rows.numel() == 0 or not bool(spread > 0):
         return residual.new_zeros(())
-    u = torch.addmm(weights.b_enc[rows], x, weights.W_enc[:, rows])
+    encoder = weights._replace(W_enc=weights.W_enc.index_select(1, rows), b_enc=weights.b_enc[rows])
+    u = encoder.pre_acts(x)
     if k < rows.numel():
         kept = u.topk(k, dim=1, sorted=False)
         u = torch.zeros_like(u).scatter(1, kept.indices, kept.values)
-    return (residual - u.relu() @ weights.W_dec[rows]).square().mean() / spread
+    return (residual - u.relu() @ weights.W_dec.index_select(0, rows)).square().mean() / spread

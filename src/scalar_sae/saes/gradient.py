@@ -16,7 +16,7 @@ from torch import Tensor
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
-from scalar_sae.saes.sparse import Coded
+from scalar_sae.saes.sparse import Coded, chosen, largest, pre_acts
 from scalar_sae.saes.topk import check_k
 from scalar_sae.saes.trainee import Acts, Name, Progress, Trainee, squared_error
 from scalar_sae.sites import Site
@@ -68,11 +68,10 @@ class GradientTrainee(Dictionary):
         config, weights = self._config, self.weights()
         if config.rescale:
             g = g / g.norm(dim=1).mean().clamp_min(1e-12)
-        u = weights.pre_acts(x)
-        pull = (g @ weights.W_dec.T).detach().abs()
-        score = u.detach() * (1 + config.beta * pull if config.combine == "sum" else pull)
-        latents = score.topk(config.k, dim=1, sorted=False).indices
-        return Coded(weights, u.gather(1, latents).relu(), latents)
+        u = pre_acts(weights, x)
+        pull = (g @ weights.W_dec.detach().T).abs()
+        latents = largest(u * (1 + config.beta * pull if config.combine == "sum" else pull), config.k)
+        return Coded(weights, chosen(weights, x, u, latents).relu(), latents)
 
     def activation(self) -> TopK:
         """Plain TopK."""

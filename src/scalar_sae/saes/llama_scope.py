@@ -19,7 +19,7 @@ from torch import Tensor
 from scalar_sae.saes.activation import Activation, JumpReLU, TopK
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.sae import SAE
-from scalar_sae.saes.sparse import Coded
+from scalar_sae.saes.sparse import Coded, chosen, largest, pre_acts
 from scalar_sae.saes.topk import check_k
 from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee
 from scalar_sae.sites import Site
@@ -70,9 +70,9 @@ class LlamaScopeTrainee(Dictionary):
     def coded(self, x: Float[Tensor, "batch d_model"], k: int) -> Coded:
         """The selected latents; gradients flow through their values alone."""
         weights = self.weights()
-        f = weights.pre_acts(x).relu()
-        latents = (f * weights.norms()).topk(k, dim=1, sorted=False).indices
-        return Coded(weights, f.gather(1, latents), latents)
+        u = pre_acts(weights, x)
+        latents = largest(u.relu() * weights.norms().detach(), k)
+        return Coded(weights, chosen(weights, x, u, latents).relu(), latents)
 
     def k_at(self, progress: Progress) -> int:
         """K of this step."""

@@ -1,12 +1,20 @@
-"""Sparse codes with k latents a token: selection, and decoding that touches k decoder rows a token."""
+"""Sparse codes with k latents a token: selection, and a decoder and gradients that touch k rows a token.
 
-from typing import NamedTuple
+Only the pre-activations need a product of all tokens with all latents. Everything else goes by the selected latents:
+the reconstruction and W_dec's gradient (`embedding_bag` over W_dec's rows), and W_enc's (the same over tokens).
+"""
 
+from typing import Any, NamedTuple
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scalar_sae.linear import linear
 from scalar_sae.saes.trainee import Weights
+
+GROUP = 8
 
 
 class Coded(NamedTuple):
@@ -31,5 +39,67 @@ class Coded(NamedTuple):
 
 def top_k(weights: Weights, x: Float[Tensor, "batch d_in"], k: int, ordered: bool = False) -> Coded:
     """The k largest pre-activations of each token, made non-negative."""
-    acts, latents = weights.pre_acts(x).topk(k, dim=-1, sorted=ordered)
-    return Coded(weights, acts.relu(), latents)
+    u = pre_acts(weights, x)
+    latents = largest(u, k, ordered)
+    return Coded(weights, chosen(weights, x, u, latents).relu(), latents)
+
+
+@torch.no_grad()
+def pre_acts(weights: Weights, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
+    """All pre-activations, outside the graph: for choosing latents."""
+    return linear(x, weights.W_enc, weights.bias())
+
+
+def largest(u: Float[Tensor, "batch d_sae"], k: int, ordered: bool = False) -> Int[Tensor, "batch k"]:
+    """Indices of the k largest of each row; which of equal ones is open.
+
+    They lie in the k of many small groups whose maxima are largest, which leaves `torch.topk` less to search: it takes
+    half of the time of a whole training step at small widths.
+    """
+    n_groups = u.shape[1] // GROUP
+    if u.shape[1] % GROUP or n_groups < 2 * k:
+        return u.topk(k, sorted=ordered).indices
+    groups = u.unflatten(1, (GROUP, n_groups))
+    best = groups.amax(1).topk(k, sorted=False).indices
+    few = groups.gather(2, best.unsqueeze(1).expand(-1, GROUP, -1)).flatten(1).topk(k, sorted=ordered).indices
+    return best.gather(1, few % k) + few // k * n_groups
+
+
+def chosen(
+    weights: Weights,
+    x: Float[Tensor, "batch d_in"],
+    u: Float[Tensor, "batch d_sae"],
+    latents: Int[Tensor, "batch k"],
+) -> Float[Tensor, "batch k"]:
+    """`weights.pre_acts(x)` at the latents chosen for each token; gradients reach the weights, not x.
+
+    Args:
+        weights: the encoder.
+        x: what it reads.
+        u: all pre-activations, outside the graph.
+        latents: which are wanted.
+    """
+    return _Chosen.apply(x, weights.centre, weights.W_enc, weights.b_enc, u, latents)
+
+
+class _Chosen(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, centre: Tensor | None, W_enc: Tensor, b_enc: Tensor, u: Tensor, latents: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, centre, W_enc, latents)
+        return u.gather(1, latents)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, centre, W_enc, latents = ctx.saved_tensors
+        grad, latent = grads[0].flatten(), latents.flatten()
+        d_b = torch.zeros_like(W_enc[0]).index_add_(0, latent, grad)
+        by_latent = latent.argsort()
+        ends = F.pad(latent.bincount(minlength=len(d_b)).cumsum(0), (1, 0))
+        token = by_latent // latents.shape[1]
+        x = x if centre is None else x - centre
+        d_W = F.embedding_bag(
+            token, x, ends, mode="sum", per_sample_weights=grad[by_latent], include_last_offset=True
+        ).T
+        return None, None if centre is None else -(W_enc @ d_b), d_W, d_b, None, None

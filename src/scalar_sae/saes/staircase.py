@@ -101,7 +101,7 @@ class Stairs(nn.Module):
             old = self.ends[i - 1]
             W_enc = torch.cat([W_enc[:, :old].detach(), W_enc[:, old:]], 1)
             W_dec = torch.cat([W_dec[:old].detach(), W_dec[old:]])
-        return Weights(W_enc, self.b_enc[i] - b_dec @ W_enc, W_dec, b_dec)
+        return Weights(W_enc, self.b_enc[i], W_dec, b_dec, centre=b_dec)
 
 
 class StaircaseTrainee(Trainee):

@@ -128,13 +128,18 @@ class Weights(NamedTuple):
 
     W_enc: Float[Tensor, "d_in d_sae"]
     b_enc: Float[Tensor, " d_sae"]
-    """With the share of a pre-encoder bias taken in: its gradient through the large product would cost another one."""
     W_dec: Float[Tensor, "d_sae d_out"]
     b_dec: Float[Tensor, " d_out"]
+    centre: Float[Tensor, " d_in"] | None = None
+    """What the encoder subtracts from its input (None: nothing)."""
+
+    def bias(self) -> Float[Tensor, " d_sae"]:
+        """b_enc with the centre's share taken in: its gradient through the large product would cost another one."""
+        return self.b_enc if self.centre is None else self.b_enc - self.centre @ self.W_enc
 
     def pre_acts(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Pre-activations."""
-        return torch.addmm(self.b_enc, x, self.W_enc)
+        return torch.addmm(self.bias(), x, self.W_enc)
 
     def decode(self, acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_out"]:
         """Reconstruction from dense activations."""
@@ -154,13 +159,15 @@ class Weights(NamedTuple):
         if isinstance(activation, JumpReLU):
             activation = JumpReLU(activation.threshold / s_in)
         W_dec = self.W_dec * (s_in / s_out)
-        return SAE(self.W_enc, self.b_enc / s_in, W_dec, self.b_dec / s_out, activation, chunks).detach()
+        return SAE(self.W_enc.contiguous(), self.bias() / s_in, W_dec, self.b_dec / s_out, activation, chunks).detach()
 
 
 def encoder_and_decoder(
     d_sae: int, d_model: int, generator: torch.Generator, norm: float | None = None
 ) -> tuple[nn.Parameter, nn.Parameter]:
     """W_enc [d_model, d_sae] and W_dec [d_sae, d_model] at the start: Kaiming-uniform and its transpose.
+
+    W_enc lies in memory as W_dec does, latent by latent: so do sparse gradients arrive.
 
     Args:
         d_sae: number of latents.
@@ -172,7 +179,7 @@ def encoder_and_decoder(
     nn.init.kaiming_uniform_(W_dec, generator=generator)
     if norm is not None:
         W_dec *= norm / W_dec.norm(dim=1, keepdim=True)
-    return nn.Parameter(W_dec.T.contiguous()), nn.Parameter(W_dec)
+    return nn.Parameter(W_dec.clone().T), nn.Parameter(W_dec)
 
 
 def squared_error(y: Float[Tensor, "batch d_model"], y_hat: Float[Tensor, "batch d_model"]) -> Float[Tensor, ""]:
