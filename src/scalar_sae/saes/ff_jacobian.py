@@ -12,12 +12,15 @@ behind it as
 (RMSNorm has no mean), and behind an MLP with slopes s as  ((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from scalar_sae.lm.feedforward import FeedForward
-from scalar_sae.saes.sparse import Coded
+from scalar_sae.saes.sparse import Coded, summed_by_latent
 
 
 def ff_jacobian(
@@ -37,25 +40,68 @@ def ff_jacobian(
         down: what the SAE behind selected; its W_enc is read.
         block: through norm, MLP and the skip connection (FF block), or through the MLP alone (FF layer).
     """
+    K = _between_rows(ff, x, up, down) if block else _between_mlp(ff, x, up, down)
+    active = (up.acts > 0).unsqueeze(2) & (down.acts > 0).unsqueeze(1)
+    return torch.where(active, K, 0.0)
+
+
+def _between_mlp(ff: FeedForward, h: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
+    """Through the MLP alone: the sum over hidden units of (W_dec[i] W_in) s (W_out W_enc[:, j])."""
+    paths = _paths(ff, h)
+    into = torch.cat([up.weights.W_dec @ W for W, _ in paths], 1)
+    out_of = (ff.W_out @ down.weights.W_enc).T.repeat(1, len(paths))
+    slopes = torch.cat([slope for _, slope in paths], 1)
+    return _Sandwich.apply(into, slopes, out_of, up.latents, down.latents, None, None)
+
+
+def _between_rows(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
+    """Through the norm, the MLP and the skip connection, in one sandwich.
+
+    Beside the hidden units stand the d_model directions of the skip connection. A row more on either side gives what
+    the norm takes out: how far each upstream direction lies along x_n, and how far each downstream one hears it.
+    """
     W_dec, W_enc = up.weights.W_dec, down.weights.W_enc
     sigma, x_n = _normalised(ff, x)
     gain = ff.norm.weight
-    h = x_n * gain + ff.norm.bias if block else x
-    inwards = W_dec - W_dec.mean(1, keepdim=True) if block and ff.norm.centred else W_dec
-    along = torch.bmm(W_dec[up.latents], x_n.unsqueeze(2)) / x.shape[1] if block else None
-    hidden: Tensor | None = None
-    for W, slope in _paths(ff, h):
-        moved = ((inwards * gain) @ W if block else inwards @ W)[up.latents]
-        if along is not None:
-            moved = (moved - along * ((x_n * gain) @ W).unsqueeze(1)) / sigma.unsqueeze(2)
-        path = moved * slope.unsqueeze(1)
-        hidden = path if hidden is None else hidden + path
-    assert hidden is not None
-    outwards = (ff.W_out @ W_enc).T[down.latents]
-    through_mlp = torch.bmm(hidden, outwards.transpose(1, 2))
-    skipped = torch.bmm(W_dec[up.latents], W_enc.T[down.latents].transpose(1, 2)) if block else 0.0
-    active = (up.acts > 0).unsqueeze(2) & (down.acts > 0).unsqueeze(1)
-    return torch.where(active, through_mlp + skipped, 0.0)
+    paths = _paths(ff, x_n * gain + ff.norm.bias)
+    inwards = (W_dec - W_dec.mean(1, keepdim=True) if ff.norm.centred else W_dec) * gain
+    into = torch.cat([*(inwards @ W for W, _ in paths), W_dec], 1)
+    out_of = torch.cat([(ff.W_out @ W_enc).T] * len(paths) + [W_enc.T], 1)
+    slopes = torch.cat([*(slope for _, slope in paths), sigma.expand_as(x)], 1)
+    heard = torch.cat([*(((x_n * gain) @ W) * slope for W, slope in paths), torch.zeros_like(x)], 1)
+    along = torch.zeros_like(heard)
+    along[:, -x.shape[1] :] = x_n / (x.shape[1] * sigma)
+    K = _Sandwich.apply(into, slopes, out_of, up.latents, down.latents, heard.unsqueeze(1), along.unsqueeze(1))
+    return (K[:, :-1, :-1] - K[:, :-1, -1:] * K[:, -1:, :-1]) / sigma.unsqueeze(2)
+
+
+class _Sandwich(torch.autograd.Function):
+    """A[a] diag(s) B[b]^T for every token, with constant rows more below A[a] diag(s) and B[b].
+
+    Rows are gathered again for the gradient, and summed by latent: autograd would keep and scatter them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, A: Tensor, s: Tensor, B: Tensor, a: Tensor, b: Tensor, more_a: Tensor | None, more_b: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(A, s, B, a, b, more_a, more_b)
+        rows_a = _with(embedding(a, A).mul_(s.unsqueeze(1)), more_a)
+        return rows_a @ _with(embedding(b, B), more_b).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        A, s, B, a, b, more_a, more_b = ctx.saved_tensors
+        k_a, k_b = a.shape[1], b.shape[1]
+        d_a = (grads[0][:, :k_a] @ _with(embedding(b, B), more_b)).mul_(s.unsqueeze(1))
+        d_A = summed_by_latent(d_a, a, len(A))
+        rows_a = _with(embedding(a, A).mul_(s.unsqueeze(1)), more_a)
+        d_B = summed_by_latent(grads[0][:, :, :k_b].transpose(1, 2) @ rows_a, b, len(B))
+        return d_A, None, d_B, None, None, None, None
+
+
+def _with(rows: Float[Tensor, "batch k d"], more: Float[Tensor, "batch one d"] | None) -> Float[Tensor, "batch rows d"]:
+    return rows if more is None else torch.cat([rows, more], 1)
 
 
 def jacobian_penalty(J: Float[Tensor, "batch k_up k_down"], d_model: int) -> Float[Tensor, ""]:

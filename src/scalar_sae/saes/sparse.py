@@ -95,11 +95,22 @@ class _Chosen(torch.autograd.Function):
         x, centre, W_enc, latents = ctx.saved_tensors
         grad, latent = grads[0].flatten(), latents.flatten()
         d_b = torch.zeros_like(W_enc[0]).index_add_(0, latent, grad)
-        by_latent = latent.argsort()
-        ends = F.pad(latent.bincount(minlength=len(d_b)).cumsum(0), (1, 0))
-        token = by_latent // latents.shape[1]
+        order, ends = _by_latent(latent, len(d_b))
+        token = order // latents.shape[1]
         x = x if centre is None else x - centre
-        d_W = F.embedding_bag(
-            token, x, ends, mode="sum", per_sample_weights=grad[by_latent], include_last_offset=True
-        ).T
+        weights = grad[order]
+        d_W = F.embedding_bag(token, x, ends, mode="sum", per_sample_weights=weights, include_last_offset=True).T
         return None, None if centre is None else -(W_enc @ d_b), d_W, d_b, None, None
+
+
+def summed_by_latent(
+    rows: Float[Tensor, "batch k d"], latents: Int[Tensor, "batch k"], d_sae: int
+) -> Float[Tensor, "d_sae d"]:
+    """For each latent the sum of the rows of all tokens that chose it."""
+    order, ends = _by_latent(latents.flatten(), d_sae)
+    return F.embedding_bag(order, rows.flatten(0, 1), ends, mode="sum", include_last_offset=True)
+
+
+def _by_latent(latent: Int[Tensor, " n"], d_sae: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " ends"]]:
+    """The order that brings equal latents together, and where each latent's part begins and ends."""
+    return latent.argsort(), F.pad(latent.bincount(minlength=d_sae).cumsum(0), (1, 0))
