@@ -29,14 +29,24 @@ def measure(
     any_partner: Annotated[
         bool, typer.Option("--any-partner", help="Shared need not mean the same partner by encoder and decoder.")
     ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure absorption, sparse probing, TPP and SCR too: `characters` (classes, words, keywords), or "
+            "`first-letters` of words, for models that spell."
+        ),
+    ] = None,
+    words: Annotated[int, typer.Option(help="Words that `--labels first-letters` looks at.", min=40)] = 4096,
 ) -> None:
-    """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds; see docs/measures.md.
+    """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds, what labels say of them.
+
+    docs/measures.md has the definitions.
 
     Example: **scalar measure runs/seed0 --against runs/seed1 --against runs/seed2**
     """
     from scalar_sae.measures.run import measure_run
 
-    results = measure_run(run, against or [], lm, tokens, prompts, context, threshold, not any_partner)
+    results = measure_run(run, against or [], lm, tokens, prompts, context, threshold, not any_partner, labels, words)
     print_measures(results)
     typer.echo(f"\nRecords: {run / 'results.json'}")
 

@@ -6,18 +6,24 @@ from jaxtyping import Int
 from torch import Tensor
 
 from scalar_sae.corpora import load_held_out, windows
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.blind import prepare
 from scalar_sae.measures.fidelity import fidelity
+from scalar_sae.measures.labelled import labelled
+from scalar_sae.measures.labels import Task, characters
 from scalar_sae.measures.layers import duplicates
 from scalar_sae.measures.overlap import THRESHOLD
 from scalar_sae.measures.seeds import seed_agreement
+from scalar_sae.measures.spelling import WORDS, first_letters
 from scalar_sae.results import Results
 from scalar_sae.runs import say
 from scalar_sae.saes.store import load_sae, load_saes
 from scalar_sae.sites import Site
+from scalar_sae.tokenizer import Ascii
 
+LABELS = ("characters", "first-letters")
+"""What `scalar measure --labels` accepts."""
 RARE = 1e-4
 """Firing rate of the latents that a measurement should see."""
 
@@ -31,6 +37,8 @@ def measure_run(
     context: int | None = None,
     threshold: float = THRESHOLD,
     require_same_partner: bool = True,
+    labels: str | None = None,
+    words: int = WORDS,
 ) -> Results:
     """Measure fidelity of the SAEs in a folder, and compare them with those of other seeds.
 
@@ -43,10 +51,15 @@ def measure_run(
         context: tokens per prompt; by default all that the model reads.
         threshold: of the overlap between seeds.
         require_same_partner: of the overlap between seeds.
+        labels: one of LABELS, to measure absorption and probes on; by default neither is measured.
+        words: of `first-letters`.
 
     Raises:
-        UserError: no SAEs or no model there, too little text, or other seeds with nothing in common.
+        UserError: no SAEs or no model there, too little text, labels that do not fit the model, or other seeds with
+            nothing in common.
     """
+    if labels not in (None, *LABELS):
+        raise unknown("labels", labels, LABELS)
     for folder in (run, *against):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
@@ -55,6 +68,7 @@ def measure_run(
     model = LanguageModel.load(lm or run / "lm")
     saes = {str(folder): load_saes(folder) for folder in (run, *against)}
     tokens = spread_prompts(text, model, context, prompts)
+    task = None if labels is None else _task(model, labels, tokens, words)
     n = tokens.numel()
     if n < 3 / RARE:
         say(
@@ -67,8 +81,19 @@ def measure_run(
     results.duplicates = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
     if against:
         results.seeds = seed_agreement(saes, model, tokens, threshold, require_same_partner)
+    if task is not None:
+        results.absorption, results.probes = labelled(model, saes[str(run)], task)
     results.write(path)
     return results
+
+
+def _task(model: LanguageModel, labels: str, tokens: Int[Tensor, "prompt token"], words: int) -> Task:
+    """Rows with labels that the model's tokens can have."""
+    if labels == "first-letters":
+        return first_letters(model, words)
+    if not isinstance(model.tokenizer, Ascii):
+        raise UserError(f"{model.name}: its tokens are not characters; take --labels first-letters")
+    return characters(tokens)
 
 
 def spread_prompts(text: str, model: LanguageModel, context: int | None, n: int) -> Int[Tensor, "prompt token"]:
