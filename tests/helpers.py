@@ -16,6 +16,7 @@ from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import KINDS, Block
+from scalar_sae.tokenizer import Ascii
 
 PLAIN_KINDS = tuple(kind for kind in KINDS if not kind.endswith("_raw"))
 """The places in a layer that has no norm behind attention and MLP."""
@@ -41,7 +42,7 @@ def tiny_lm(seed: int = 0, n_layers: int = 2, d_model: int = 16, spread: float =
         activation_function="gelu_pytorch_tanh", initializer_range=spread, use_cache=False,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    return LanguageModel(GPT2LMHeadModel(config), "tiny")
+    return LanguageModel(GPT2LMHeadModel(config), "tiny", Ascii())
 
 
 class Shape(NamedTuple):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalar_sae.errors import UserError
+from scalar_sae.label_results import SaeAbsorption, SaeProbes
 from scalar_sae.runs import write_json
 
 SCHEMA_VERSION = 1
@@ -319,6 +320,8 @@ class Results(BaseModel):
     spliced: list[SplicedFidelity] = Field(default_factory=list[SplicedFidelity])
     seeds: list[SeedAgreement] = Field(default_factory=list[SeedAgreement])
     duplicates: list[Duplicates] = Field(default_factory=list[Duplicates])
+    absorption: list[SaeAbsorption] = Field(default_factory=list[SaeAbsorption])
+    probes: list[SaeProbes] = Field(default_factory=list[SaeProbes])
 
     def under(self, ranking: str) -> list[Record]:
         """The pairs' records under one ranking, controls left out."""

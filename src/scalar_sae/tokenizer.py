@@ -34,6 +34,10 @@ class Ascii:
         """The characters."""
         return "".join(map(chr, ids))
 
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each token by itself."""
+        return list(map(chr, ids))
+
     def save(self, folder: Path) -> None:
         """Nothing to write: it is the tokenizer of a model of 128 symbols that has no other."""
 
@@ -56,6 +60,16 @@ class Pretrained:
     def decode(self, ids: Iterable[int]) -> str:
         """The text, as it was."""
         return self.inner.decode(list(ids), clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The text of each token as it stands behind another one: some tokenizers drop the first token's space.
+
+        A token that is part of a character only is shown as the replacement character.
+        """
+        before = self.encode("a")[0].tolist()[-1]
+        skip = len(self.decode([before]))
+        pairs = [[before, token] for token in ids]
+        return [text[skip:] for text in self.inner.batch_decode(pairs, clean_up_tokenization_spaces=False)]
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and its configuration."""

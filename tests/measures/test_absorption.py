@@ -125,11 +125,11 @@ def test_one_latent_a_feature_is_a_perfect_sparse_probe(data: Sample):
 
 def test_cutting_a_features_own_latent_affects_that_feature_alone(data: Sample):
     labels = [data.active[:, 2], data.active[:, 3]]
-    assert tpp(orthogonal(), data.x, labels, n_latents=1) == pytest.approx(0.5, abs=0.01)
+    assert tpp(orthogonal(), data.x, labels, (1,))[1] == pytest.approx(0.5, abs=0.01)
     both = orthogonal()
     entangled = SAE(both.W_enc[:, 2:3] + both.W_enc[:, 3:4], torch.zeros(1), both.W_dec[2:3] + both.W_dec[3:4],
                     both.b_dec, ReLU())  # fmt: skip
-    assert tpp(entangled, data.x, labels, n_latents=1) < 0.1
+    assert tpp(entangled, data.x, labels, (1,))[1] < 0.1
     with pytest.raises(UserError, match="two or more"):
         tpp(orthogonal(), data.x, labels[:1])
 
@@ -138,7 +138,7 @@ def test_a_bias_is_cut_out_by_its_own_latent(data: Sample):
     """Each label has a latent for yes and one for no: the biased probe reads all four equally."""
     wanted, spurious = data.active[:, 2], data.active[:, 3]
     x = torch.stack([wanted, ~wanted, spurious, ~spurious], 1).float()
-    assert scr(orthogonal(4), x, wanted, spurious, n_latents=2) == pytest.approx(1, abs=0.01)
+    assert scr(orthogonal(4), x, wanted, spurious, (2,)) == {2: pytest.approx(1, abs=0.01)}
     with pytest.raises(UserError, match="disagree"):
         scr(orthogonal(), data.x, wanted, wanted)
 

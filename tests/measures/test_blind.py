@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.blind import Answers, FeaturePair, Pairs, draw, prepare, summary
 from scalar_sae.report.blind import Comparison, serve
 from scalar_sae.runs import write_json
 from scalar_sae.sites import Site
+from scalar_sae.tokenizer import byte_pairs
 from tests.helpers import random_sae, tiny_lm
 from tests.test_study import scalar
 
@@ -59,6 +62,20 @@ def test_the_question_names_nobody(tmp_path: Path):
     for side in ("left", "right"):
         assert all(set(example) == {"kind", "tokens"} for example in question[side])
         assert max(act for example in question[side] for _, act in example["tokens"]) == 1
+
+
+def test_tokens_are_shown_as_the_models_own_text(tmp_path: Path):
+    text = "the cat sat on the mat, as cats do " * 60
+    tokenizer = byte_pairs([text], 300)
+    config = GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    lm = LanguageModel(GPT2LMHeadModel(config), "words", tokenizer)
+    tokens = tokenizer.encode(text)[0].long()[:320].view(20, 16)
+    saes = {"a": random_sae(16, 24, 4, 0), "b": random_sae(16, 24, 4, 1)}
+    prepare(tmp_path, lm, Site("resid_mid", 1), saes, NAMES, tokens, 2)
+    question = Comparison(tmp_path, "ann").question()
+    shown = ["".join(piece for piece, _ in example["tokens"]) for example in question["left"] + question["right"]]
+    assert all(some in text for some in shown)
+    assert any(" cat sat" in some for some in shown)
 
 
 def test_answers_survive_and_go_on(tmp_path: Path):

@@ -1,13 +1,28 @@
-"""Feature tables against a direct reading of all activations."""
+"""Feature tables against a direct reading of all activations; rules, logits and edges against slow ones; the page."""
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.sparse import csr_array
 
+from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.ranking import rank
+from scalar_sae.errors import UserError
+from scalar_sae.measures.edges import strongest_edges
 from scalar_sae.measures.features import AFTER, BEFORE, OCTAVES, read_features
-from scalar_sae.sites import Site
+from scalar_sae.measures.logits import TOKENS as LINEARISED
+from scalar_sae.measures.logits import logit_effects
+from scalar_sae.measures.rules import rule_scores
+from scalar_sae.report.features import write_page
+from scalar_sae.sites import Block, Site
 from tests.helpers import random_sae, tiny_lm
+from tests.test_study import scalar
 
 SITE = Site("resid_mid", 1)
 TOKENS = torch.randint(0, 32, (9, 16), generator=torch.Generator().manual_seed(0))
@@ -58,3 +73,164 @@ def test_each_example_has_its_window(tables: tuple[list[dict], list[dict], np.nd
         assert row["start"] == first
         assert row["tokens"] == TOKENS[row["prompt"], first:last].tolist()
         assert row["acts"] == pytest.approx(acts[row["prompt"], first:last, row["latent"]].tolist(), abs=1e-5)
+
+
+def test_silent_examples_are_silent(tables: tuple[list[dict], list[dict], np.ndarray]):
+    _, contexts, _ = tables
+    silent = [row for row in contexts if row["kind"] == "silent"]
+    assert silent
+    assert all(max(row["acts"]) <= 0 for row in silent)
+
+
+def slow_rule(tokens: np.ndarray, fired: np.ndarray, n: int) -> tuple[float, float]:
+    """F1 and balanced accuracy of the rule of n tokens for one latent, by counting."""
+
+    def context(prompt: int, place: int, length: int) -> tuple[int, ...]:
+        padded = [-1] * length + tokens[prompt].tolist()
+        return tuple(padded[place + 1 : place + length + 1])
+
+    counts: dict[int, tuple[Counter, Counter]] = {length: (Counter(), Counter()) for length in range(1, n + 1)}
+    for prompt in range(0, len(tokens), 2):
+        for place in range(tokens.shape[1]):
+            for length, (seen, yes) in counts.items():
+                seen[context(prompt, place, length)] += 1
+                yes[context(prompt, place, length)] += int(fired[prompt, place])
+    said = np.zeros_like(fired[1::2])
+    for row, prompt in enumerate(range(1, len(tokens), 2)):
+        for place in range(tokens.shape[1]):
+            for length in range(n, 0, -1):
+                seen, yes = (counter[context(prompt, place, length)] for counter in counts[length])
+                if seen:
+                    said[row, place] = 2 * yes >= seen
+                    break
+    truth = fired[1::2]
+    both = (said & truth).sum()
+    accuracy = (both / truth.sum() + (~said & ~truth).sum() / (~truth).sum()) / 2
+    return 2 * both / (said.sum() + truth.sum()), accuracy
+
+
+def test_rules_against_counting():
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 6, (12, 16), generator=g)
+    ids = tokens.numpy()
+    fired = np.stack([ids == 2, np.roll(ids, 1, 1) + ids == 5, torch.rand(12, 16, generator=g).numpy() < 0.3,
+                      (ids == 1) | (ids == 4), np.zeros_like(ids, dtype=bool)], -1)  # fmt: skip
+    fired[:, 0, 1] = False
+    found = rule_scores(tokens, csr_array(fired.reshape(-1, 5)))
+    for latent in range(4):
+        for number in range(3):
+            f1, accuracy = slow_rule(ids, fired[..., latent], number + 1)
+            assert found.f1[latent, number] == pytest.approx(f1, abs=1e-6)
+            assert found.accuracy[latent, number] == pytest.approx(accuracy, abs=1e-6)
+    assert found.f1[0].tolist() == [1, 1, 1]
+    assert found.f1[1, 1] > found.f1[1, 0] + 0.3
+    assert found.tokens[0] == [2]
+    assert sorted(found.tokens[3]) == [1, 4]
+    assert np.isnan(found.f1[4]).all()
+    assert found.tokens[4] == []
+
+
+def test_logit_effects_are_finite_differences_of_the_model():
+    lm, sae = tiny_lm(), random_sae(16, 24, 4, 0)
+    found = logit_effects(lm, SITE, sae, TOKENS, n=3)
+    last = Site("resid_post", 1)
+    x = lm.activations(TOKENS[:LINEARISED], [last])[last][:, -1:].double()
+    lm.hf.double()
+    step = 1e-4 * sae.W_dec.double()
+    for latent in range(24):
+        change = lm.logits_from(last, x + step[latent]) - lm.logits_from(last, x - step[latent])
+        effect = (change / 2e-4).mean((0, 1))
+        effect = effect - effect.mean()
+        best, worst = effect.topk(3), (-effect).topk(3)
+        assert found["promoted"][latent].tolist() == best.indices.tolist()
+        assert found["promoted_by"][latent].tolist() == pytest.approx(best.values.tolist(), rel=1e-3)
+        assert found["suppressed"][latent].tolist() == worst.indices.tolist()
+        assert found["suppressed_by"][latent].tolist() == pytest.approx((-worst.values).tolist(), rel=1e-3)
+    assert len(logit_effects(lm, Site("mlp_in", 0), sae, TOKENS)["promoted"][0]) == 0
+
+
+def test_edges_are_the_strongest_of_a_ranking():
+    lm = tiny_lm()
+    saes = {Site("resid_mid", 0): random_sae(16, 12, 4, 0), Site("resid_post", 0): random_sae(16, 10, 4, 1)}
+    up, down = saes
+    tables = strongest_edges(lm, saes, TOKENS[:2], n=3)
+    scores = rank(Pair(lm, Block(up, down), *saes.values()), TOKENS[:2], "ablation", 0)
+    for site, side, other, matrix in ((up, "down", down, scores), (down, "up", up, scores.T)):
+        rows = tables[site].to_pylist()
+        assert {(row["side"], row["site"]) for row in rows} == {(side, str(other))}
+        for latent, mine in enumerate(matrix):
+            best = mine.topk(3)
+            expected = [(i, v) for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True) if v > 0]
+            there = [(row["other"], row["score"]) for row in rows if row["latent"] == latent]
+            assert [v for _, v in there] == pytest.approx([v for _, v in expected])
+            assert all(matrix[latent, i].item() == pytest.approx(v) for i, v in there)
+
+
+def test_the_command_goes_on_where_it_stopped(features_run: Path):
+    folder = features_run / "features" / "topk" / "resid_mid.0"
+    tables = {"latents.parquet", "contexts.parquet", "vocabulary.parquet", "edges.parquet"}
+    assert tables | {"page"} <= {path.name for path in folder.iterdir()}
+    before = (folder / "contexts.parquet").stat().st_mtime_ns
+    again = ("features", features_run, "--tokens", features_run / "text.txt", "--prompts", 24, "--context", 32)
+    assert scalar(*again).stdout.count("index.html") == 2
+    assert (folder / "contexts.parquet").stat().st_mtime_ns == before
+    for wrong, complaint in (
+        (("--method", "topp"), "did you mean 'topk'"), (("--edges", "ablations"), "did you mean 'ablation'")
+    ):  # fmt: skip
+        done = scalar(*again, *wrong, check=False)
+        assert done.returncode == 2
+        assert complaint in done.stderr
+    with pytest.raises(UserError, match="no feature tables here"):
+        write_page(features_run, "run")
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(features_run: Path, tmp_path: Path):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium and chromedriver")
+        pytest.skip("no chromium here")
+    from selenium import webdriver
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.select import Select
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", f"user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    folder = features_run / "features" / "topk" / "resid_mid.0"
+    density = pq.read_table(folder / "latents.parquet")["density"].to_pylist()
+    busiest = max(range(130), key=lambda latent: density[latent])
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        browser.get((folder / "page" / "index.html").as_uri())
+
+        def shows(latent: int) -> None:
+            WebDriverWait(browser, 20).until(
+                lambda b: b.find_element(By.TAG_NAME, "body").get_attribute("data-latent") == str(latent)
+            )
+
+        shows(0)
+        assert browser.title == "topk resid_mid.0"
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#list tr")) == 130
+        ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+        shows(1)
+        Select(browser.find_element(By.ID, "order")).select_by_value("density")
+        shows(busiest)
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#latent pre")) == 20
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#latent pre .at")) == 20
+        assert "balanced accuracy" in browser.find_element(By.ID, "rule").text
+        edge = browser.find_element(By.CSS_SELECTOR, "#latent a")
+        assert edge.text.startswith("resid_post.0 ")
+        other = int(edge.text.split()[1])
+        edge.click()
+        WebDriverWait(browser, 20).until(lambda b: b.title == "topk resid_post.0")
+        shows(other)
+        assert browser.get_log("browser") == []
+    finally:
+        browser.quit()

@@ -1,4 +1,4 @@
-"""The verbs that measure SAEs by themselves: `measure`, `blind`."""
+"""The verbs that measure SAEs by themselves: `measure`, `features`, `judge`, `blind`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -29,16 +29,79 @@ def measure(
     any_partner: Annotated[
         bool, typer.Option("--any-partner", help="Shared need not mean the same partner by encoder and decoder.")
     ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure absorption, sparse probing, TPP and SCR too: `characters` (classes, words, keywords), or "
+            "`first-letters` of words, for models that spell."
+        ),
+    ] = None,
+    words: Annotated[int, typer.Option(help="Words that `--labels first-letters` looks at.", min=40)] = 4096,
 ) -> None:
-    """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds; see docs/measures.md.
+    """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds, what labels say of them.
+
+    docs/measures.md has the definitions.
 
     Example: **scalar measure runs/seed0 --against runs/seed1 --against runs/seed2**
     """
     from scalar_sae.measures.run import measure_run
 
-    results = measure_run(run, against or [], lm, tokens, prompts, context, threshold, not any_partner)
+    results = measure_run(run, against or [], lm, tokens, prompts, context, threshold, not any_partner, labels, words)
     print_measures(results)
     typer.echo(f"\nRecords: {run / 'results.json'}")
+
+
+@app.command()
+def features(
+    run: Annotated[Path, typer.Argument(help="A run, its `saes` folder, or one group of SAEs.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; by default `features` in the run.")] = None,
+    lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
+    method: Annotated[str | None, typer.Option(help="One group of SAEs, if there are several.")] = None,
+    tokens: Annotated[str, typer.Option(help="Text that features are shown on.")] = "python-stdlib",
+    prompts: Annotated[int, typer.Option(help="Prompts to read.", min=2)] = 512,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens per prompt; by default all the model reads.", min=2)
+    ] = None,
+    edges: Annotated[str, typer.Option(help="Ranking of the edges between neighbouring SAEs, or `none`.")] = "ablation",
+    edge_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 4,
+) -> None:
+    """Write a page of every SAE's features: examples, histogram, effect on the logits, edges, a rule; docs/measures.md.
+
+    The same command goes on where it stopped.
+
+    Example: **scalar features runs/quickstart --method topk**
+    """
+    from scalar_sae.measures.run import read_run
+    from scalar_sae.report.features import write_page
+
+    ranking = None if edges == "none" else edges
+    folders = read_run(run, out or run / "features", lm, method, tokens, prompts, context, ranking, edge_prompts)
+    for folder in folders:
+        typer.echo(f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
+
+
+@app.command()
+def judge(
+    folder: Annotated[Path, typer.Argument(help="Feature tables of one SAE: FEATURES/METHOD/SITE.")],
+    url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY).")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Its model; without --url, a folder or Hub id to load here.")] = "",
+    latents: Annotated[int, typer.Option(help="Latents to judge, a random sample.", min=1)] = 100,
+) -> None:
+    """Have a language model explain features, and test it on its explanations: detection and fuzzing.
+
+    Three questions a latent; answers are on disk at once, and the same command goes on.
+
+    Example: **scalar judge runs/quickstart/features/topk/resid_post.0 --url http://127.0.0.1:8000/v1 --model m**
+    """
+    from scalar_sae.measures.judge import endpoint, judge_features, local
+    from scalar_sae.report.features import write_page
+
+    if not model:
+        raise UserError("scalar judge needs a judge: --url and --model, or --model FOLDER")
+    answers = judge_features(folder, endpoint(url, model) if url else local(model), latents)
+    typer.echo(f"Answers: {answers}\nFeatures: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
 
 
 @app.command()

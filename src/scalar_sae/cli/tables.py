@@ -49,12 +49,37 @@ def print_measures(results: "Results") -> None:
         cells = ["" if score is None else f"{score:.3f}" for score in scores]
         table.add_row(group.method, f"all {len(group.sites)}", "", "", "", *cells, "")
     Console().print(table)
-    if not results.seeds:
-        return
+    if results.seeds:
+        print_seeds(results)
+    if results.probes:
+        print_labels(results)
+
+
+def print_seeds(results: "Results") -> None:
+    """Agreement of seeds, a row a method and site."""
     table = Table(title="Agreement of seeds: latents that fire, signed cosines")
     for column in ("SAEs", "site", "PW-MCC", "null", "rescaled", "shared", "null"):
         table.add_column(column, no_wrap=True)
     for seeds in results.seeds:
         scores = (seeds.pw_mcc, seeds.null, seeds.rescaled, seeds.shared, seeds.shared_null)
         table.add_row(seeds.method, seeds.site, *(f"{score:.3f}" for score in scores))
+    Console().print(table)
+
+
+def print_labels(results: "Results") -> None:
+    """Absorption under both settings of the thresholds, and means over labels of the probes' accuracies."""
+    table = Table(title=f"On {results.probes[0].task} of {results.probes[0].n_rows:,} tokens")
+    for column in ("SAEs", "site"):
+        table.add_column(column, no_wrap=True)
+    settings = [record.thresholds for record in results.absorption[:2]]
+    n = max(results.probes[0].tpp or {0: 0.0})
+    for column in (*(f"absorbed, {name}" for name in settings), "probe", "1 latent", "5 latents", f"TPP, {n}"):
+        table.add_column(column, justify="right")
+    for sae in results.probes:
+        mine = [one for one in results.absorption if (one.method, one.site) == (sae.method, sae.site)]
+        accuracies = [[probe.dense for probe in sae.labels]]
+        accuracies += [[probe.sparse[k] for probe in sae.labels if k in probe.sparse] for k in (1, 5)]
+        scores = [one.fraction for one in mine] + [sum(some) / len(some) if some else None for some in accuracies]
+        scores.append(sae.tpp[n] if sae.tpp else None)
+        table.add_row(sae.method, sae.site, *("" if score is None else f"{score:.3f}" for score in scores))
     Console().print(table)

@@ -21,13 +21,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae.errors import UserError
-from scalar_sae.measures.probes import Label, Probe, check_label, difference, f1, fit
+from scalar_sae.measures.probes import Label, Probe, Rows, check_label, difference, f1, fit
 from scalar_sae.saes.sae import SAE
 
 SPLIT = 0.03
 """Rise of F1 from which one more latent counts as the parent's: the feature is split, not absorbed."""
 WORST_F1 = 0.6
 """A probe below this does not find the parent, and its direction means nothing."""
+MOST_MAIN = 10
+"""Most latents that a parent may be split into."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,29 @@ class Thresholds:
 
 SAEBENCH_PAPER = Thresholds("SAEBench paper", share=0.0, cosine=-1.0, most=None)
 SAEBENCH_CODE = Thresholds("SAEBench code", share=0.4, cosine=0.1, most=3)
+
+
+class Parent(NamedTuple):
+    """Where a parent is, and what a linear probe makes of it."""
+
+    label: Label
+    direction: Float[Tensor, " d_model"]
+    """Of length 1."""
+    said: Label
+    """Where the probe finds the parent; everywhere, where the direction is given."""
+    f1: float | None
+    """Of the probe on odd rows, on which it was not fitted; None where the direction is given."""
+
+    @classmethod
+    def given(cls, label: Label, direction: Float[Tensor, " d_model"]) -> "Parent":
+        """A parent whose direction is known."""
+        return cls(label, direction / direction.norm(), torch.ones_like(label), None)
+
+    @classmethod
+    def probed(cls, x: Rows, label: Label, probe: Probe) -> "Parent":
+        """A parent whose direction is that of a probe fitted on even rows."""
+        said = probe.says(x)
+        return cls(label, probe.w / probe.w.norm(), said, f1(said[1::2], label[1::2]))
 
 
 class Absorption(NamedTuple):
@@ -71,7 +96,7 @@ def absorption(
     child: Label | None = None,
     direction: Float[Tensor, " d_model"] | None = None,
     thresholds: Thresholds = SAEBENCH_CODE,
-    most_main: int = 10,
+    most_main: int = MOST_MAIN,
 ) -> Absorption:
     """Measure how much of `parent` is absorbed where `child` is present.
 
@@ -87,24 +112,28 @@ def absorption(
     Raises:
         UserError: a label that never occurs, or a parent that no linear probe finds.
     """
-    first, rest = slice(0, None, 2), slice(1, None, 2)
-    check_label(parent[first])
-    there = parent & child if child is not None else parent
-    check_label(there[rest])
+    check_label(parent[::2])
     known = direction is not None
-    probe = Probe(direction, torch.zeros(())) if direction is not None else fit(x[first], parent[first])
-    p = probe.w / probe.w.norm()
-    quality = None if known else f1(probe.says(x[rest]), parent[rest])
-    if quality is not None and quality <= WORST_F1:
-        raise UserError(f"a linear probe finds the parent label with F1 {quality:.2f} only: absorption means nothing")
-    main = _main_latents(sae.encode(x[first]), parent[first], most_main)
-    rows = x[rest][there[rest] & (known | probe.says(x[rest]))]
-    if not len(rows):
+    found = Parent.given(parent, direction) if known else Parent.probed(x, parent, fit(x[::2], parent[::2]))
+    if found.f1 is not None and found.f1 <= WORST_F1:
+        raise UserError(f"a linear probe finds the parent label with F1 {found.f1:.2f} only: absorption means nothing")
+    there = measured_rows(found, child)
+    if not there.any():
+        check_label((parent if child is None else parent & child)[1::2])
         raise UserError("the probe gets no activation with the child right: measure on more tokens")
-    return _measured(sae, rows, p, main, thresholds)._replace(probe_f1=quality)
+    acts = sae.encode(x)
+    main = main_latents(acts[::2], parent[::2], most_main)
+    return absorbed(sae, x[there], acts[there], found, main, thresholds)
 
 
-def _main_latents(acts: Float[Tensor, "n d_sae"], parent: Label, most: int) -> list[int]:
+def measured_rows(parent: Parent, child: Label | None) -> Label:
+    """The rows that absorption is measured on: odd, with parent and child, and the probe right."""
+    odd = torch.arange(len(parent.label)) % 2 == 1
+    there = odd & parent.label & parent.said
+    return there if child is None else there & child
+
+
+def main_latents(acts: Float[Tensor, "n d_sae"], parent: Label, most: int = MOST_MAIN) -> list[int]:
     """The latents that know the parent: one, and another as long as F1 rises by SPLIT."""
     order = difference(acts, parent).topk(min(most, acts.shape[1])).indices.tolist()
     best = 0.0
@@ -117,10 +146,16 @@ def _main_latents(acts: Float[Tensor, "n d_sae"], parent: Label, most: int) -> l
     return order
 
 
-def _measured(
-    sae: SAE, x: Float[Tensor, "n d_model"], p: Float[Tensor, " d_model"], main: list[int], thresholds: Thresholds
+def absorbed(
+    sae: SAE,
+    x: Float[Tensor, "n d_model"],
+    acts: Float[Tensor, "n d_sae"],
+    parent: Parent,
+    main: list[int],
+    thresholds: Thresholds,
 ) -> Absorption:
-    acts = sae.encode(x)
+    """Absorption of a parent with these main latents, over all the rows that are given."""
+    p = parent.direction
     along = x @ p
     projections = acts * (sae.W_dec @ p)
     of_main = projections[:, main].sum(1)
@@ -139,7 +174,7 @@ def _measured(
         fraction=torch.where(counts, fraction, 0.0).mean().item(),
         full=full.float().mean().item(),
         main=main,
-        probe_f1=None,
+        probe_f1=parent.f1,
         n=len(x),
         thresholds=thresholds.name,
     )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.measures.features import read_features
+from scalar_sae.measures.features import read_features, read_vocabulary
 from scalar_sae.runs import write_json
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
@@ -133,23 +133,26 @@ class Examples:
     """What raters see of the latents of one SAE."""
 
     rows: dict[int, list[dict[str, Any]]]
+    vocabulary: dict[int, str]
 
     @classmethod
     def read(cls, folder: Path) -> "Examples":
         """From a feature table."""
         rows: dict[int, list[dict[str, Any]]] = {}
-        for row in pq.read_table(folder / "contexts.parquet").to_pylist():
+        fires = pq.read_table(folder / "contexts.parquet", filters=[("kind", "in", ["top", "random"])])
+        for row in fires.to_pylist():
             rows.setdefault(row["latent"], []).append(row)
-        return cls(rows)
+        return cls(rows, read_vocabulary(folder))
 
     def of(self, latent: int) -> list[dict[str, Any]]:
-        """Tokens and activations of each example, activations as shares of the largest shown."""
+        """Of each example its kind, and each token's text with its activation as a share of the largest shown."""
         mine = self.rows[latent]
         most = max(max(row["acts"]) for row in mine)
-        return [
-            {"kind": row["kind"], "tokens": row["tokens"], "acts": [max(0.0, act) / most for act in row["acts"]]}
-            for row in mine
-        ]
+        return [{"kind": row["kind"], "tokens": self._shown(row, most)} for row in mine]
+
+    def _shown(self, row: dict[str, Any], most: float) -> list[tuple[str, float]]:
+        shares = [round(max(0.0, act) / most, 3) for act in row["acts"]]
+        return [(self.vocabulary[token], share) for token, share in zip(row["tokens"], shares, strict=True)]
 
 
 class Answers:

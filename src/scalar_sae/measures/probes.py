@@ -104,36 +104,54 @@ def sparse_probe(acts: Rows, label: Label, ks: Sequence[int] = (1, 2, 5)) -> dic
     return found
 
 
-def tpp(sae: SAE, x: Rows, labels: Sequence[Label], n_latents: int = 5) -> float:
-    """Targeted probe perturbation: own effect less effect on the others, mean over labels (between -1 and 1).
+def tpp(
+    sae: SAE,
+    x: Rows,
+    labels: Sequence[Label],
+    ns: Sequence[int] = (2, 5, 20),
+    probes: Sequence[Probe] | None = None,
+) -> dict[int, float]:
+    """Targeted probe perturbation by number of latents: own effect less effect on the others, mean over labels.
 
     For each label, the n latents with the largest difference of means times alignment of decoder and probe are
-    set to zero, the reconstruction error kept; the effect is the fall of a probe's balanced accuracy.
+    set to zero, the reconstruction error kept; the effect is the fall of a probe's balanced accuracy. Between -1 and 1.
+
+    Args:
+        sae: what is measured.
+        x: activations.
+        labels: which should not imply each other.
+        ns: latents that are set to zero.
+        probes: of the labels, fitted on even rows; fitted here otherwise.
 
     Raises:
         UserError: fewer than two labels, or one that never occurs.
     """
     if len(labels) < 2:
         raise UserError("tpp compares labels: it needs two or more")
-    probes = [fit(x[::2], label[::2]) for label in labels]
+    probes = probes or [fit(x[::2], label[::2]) for label in labels]
     acts = sae.encode(x)
     clean = [balanced_accuracy(p.says(x[1::2]), label[1::2]) for p, label in zip(probes, labels, strict=True)]
-    scores: list[float] = []
+    scores: dict[int, float] = dict.fromkeys(ns, 0.0)
     for i, (probe, label) in enumerate(zip(probes, labels, strict=True)):
-        without = _without(sae, x[1::2], acts[1::2], _latents_of(sae, acts[::2], label[::2], probe, n_latents))
-        falls = [clean[j] - balanced_accuracy(other.says(without), labels[j][1::2]) for j, other in enumerate(probes)]
-        scores.append(falls[i] - sum(fall for j, fall in enumerate(falls) if j != i) / (len(labels) - 1))
-    return sum(scores) / len(scores)
+        order = _latents_of(sae, acts[::2], label[::2], probe)
+        for n in ns:
+            without = _without(sae, x[1::2], acts[1::2], order[:n])
+            falls = [
+                c - balanced_accuracy(p.says(without), y[1::2]) for c, p, y in zip(clean, probes, labels, strict=True)
+            ]
+            others = (sum(falls) - falls[i]) / (len(labels) - 1)
+            scores[n] += (falls[i] - others) / len(labels)
+    return scores
 
 
-def scr(sae: SAE, x: Rows, wanted: Label, spurious: Label, n_latents: int = 5) -> float | None:
-    """Spurious correlation removal: how much of what a bias costs comes back when its latents are cut out.
+def scr(sae: SAE, x: Rows, wanted: Label, spurious: Label, ns: Sequence[int] = (2, 5, 20)) -> dict[int, float] | None:
+    """Spurious correlation removal: how much of what a bias costs comes back when its n latents are cut out.
 
     A probe for `wanted` is fitted where both labels agree, so it may as well read `spurious`; the score is
     (after - before) / (best - before) of its balanced accuracy, `best` being that of a probe fitted on all rows.
 
     Returns:
-        The share; None where the bias costs less than 0.001.
+        The share by number of latents; None where the bias costs less than 0.001.
 
     Raises:
         UserError: two labels that never disagree.
@@ -148,15 +166,15 @@ def scr(sae: SAE, x: Rows, wanted: Label, spurious: Label, n_latents: int = 5) -
     if best - before < 1e-3:
         return None
     acts = sae.encode(x)
-    cut = _latents_of(sae, acts[first], spurious[first], fit(x[first], spurious[first]), n_latents)
-    after = balanced_accuracy(biased.says(_without(sae, x[~first], acts[~first], cut)), wanted[~first])
-    return (after - before) / (best - before)
+    order = _latents_of(sae, acts[first], spurious[first], fit(x[first], spurious[first]))
+    after = {n: biased.says(_without(sae, x[~first], acts[~first], order[:n])) for n in ns}
+    return {n: (balanced_accuracy(said, wanted[~first]) - before) / (best - before) for n, said in after.items()}
 
 
-def _latents_of(sae: SAE, acts: Rows, label: Label, probe: Probe, n: int) -> Int[Tensor, " _"]:
-    """The latents that push a probe towards its label."""
+def _latents_of(sae: SAE, acts: Rows, label: Label, probe: Probe) -> Int[Tensor, " d_sae"]:
+    """All latents, those that push a probe towards its label first."""
     push = (acts[label].mean(0) - acts[~label].mean(0)) * (sae.W_dec @ probe.w)
-    return push.topk(min(n, sae.d_sae)).indices
+    return push.argsort(descending=True)
 
 
 def _without(sae: SAE, x: Rows, acts: Float[Tensor, "n _"], latents: Int[Tensor, " _"]) -> Rows:

@@ -1,23 +1,33 @@
-"""What `scalar measure` and `scalar blind` do: measures of a run's SAEs into its `results.json`, pairs to rate."""
+"""What `scalar measure`, `scalar features` and `scalar blind` do with the SAEs of a run."""
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from jaxtyping import Int
 from torch import Tensor
 
+from scalar_sae.benchmark.ranking import RANKINGS
 from scalar_sae.corpora import load_held_out, windows
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.blind import prepare
+from scalar_sae.measures.edges import strongest_edges
+from scalar_sae.measures.features import read_features
 from scalar_sae.measures.fidelity import fidelity
+from scalar_sae.measures.labelled import labelled
+from scalar_sae.measures.labels import Task, characters
 from scalar_sae.measures.layers import duplicates
 from scalar_sae.measures.overlap import THRESHOLD
 from scalar_sae.measures.seeds import seed_agreement
+from scalar_sae.measures.spelling import WORDS, first_letters
 from scalar_sae.results import Results
-from scalar_sae.runs import say
+from scalar_sae.runs import say, whole
 from scalar_sae.saes.store import load_sae, load_saes
 from scalar_sae.sites import Site
+from scalar_sae.tokenizer import Ascii
 
+LABELS = ("characters", "first-letters")
+"""What `scalar measure --labels` accepts."""
 RARE = 1e-4
 """Firing rate of the latents that a measurement should see."""
 
@@ -31,6 +41,8 @@ def measure_run(
     context: int | None = None,
     threshold: float = THRESHOLD,
     require_same_partner: bool = True,
+    labels: str | None = None,
+    words: int = WORDS,
 ) -> Results:
     """Measure fidelity of the SAEs in a folder, and compare them with those of other seeds.
 
@@ -43,18 +55,22 @@ def measure_run(
         context: tokens per prompt; by default all that the model reads.
         threshold: of the overlap between seeds.
         require_same_partner: of the overlap between seeds.
+        labels: one of LABELS, to measure absorption and probes on; by default neither is measured.
+        words: of `first-letters`.
 
     Raises:
-        UserError: no SAEs or no model there, too little text, or other seeds with nothing in common.
+        UserError: no SAEs or no model there, too little text, labels that do not fit the model, or other seeds with
+            nothing in common.
     """
+    if labels not in (None, *LABELS):
+        raise unknown("labels", labels, LABELS)
     for folder in (run, *against):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
-    if lm is None and not (run / "lm" / "config.json").is_file():
-        raise UserError(f"{run}: holds no language model; name the one that the SAEs read with --lm")
-    model = LanguageModel.load(lm or run / "lm")
+    model = _model(run, lm)
     saes = {str(folder): load_saes(folder) for folder in (run, *against)}
     tokens = spread_prompts(text, model, context, prompts)
+    task = None if labels is None else _task(model, labels, tokens, words)
     n = tokens.numel()
     if n < 3 / RARE:
         say(
@@ -67,8 +83,25 @@ def measure_run(
     results.duplicates = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
     if against:
         results.seeds = seed_agreement(saes, model, tokens, threshold, require_same_partner)
+    if task is not None:
+        results.absorption, results.probes = labelled(model, saes[str(run)], task)
     results.write(path)
     return results
+
+
+def _model(run: Path, lm: str | None) -> LanguageModel:
+    if lm is None and not (run / "lm" / "config.json").is_file():
+        raise UserError(f"{run}: holds no language model; name the one that the SAEs read with --lm")
+    return LanguageModel.load(lm or run / "lm")
+
+
+def _task(model: LanguageModel, labels: str, tokens: Int[Tensor, "prompt token"], words: int) -> Task:
+    """Rows with labels that the model's tokens can have."""
+    if labels == "first-letters":
+        return first_letters(model, words)
+    if not isinstance(model.tokenizer, Ascii):
+        raise UserError(f"{model.name}: its tokens are not characters; take --labels first-letters")
+    return characters(tokens)
 
 
 def spread_prompts(text: str, model: LanguageModel, context: int | None, n: int) -> Int[Tensor, "prompt token"]:
@@ -83,6 +116,66 @@ def spread_prompts(text: str, model: LanguageModel, context: int | None, n: int)
     if rows.shape[0] < n:
         raise UserError(f"{corpus.name}: {n} prompts of {context} tokens wanted, only {rows.shape[0]} there")
     return rows[:: rows.shape[0] // n][:n]
+
+
+def read_run(
+    run: Path,
+    out: Path,
+    lm: str | None = None,
+    method: str | None = None,
+    text: str = "python-stdlib",
+    prompts: int = 512,
+    context: int | None = None,
+    ranking: str | None = "ablation",
+    rank_prompts: int = 4,
+) -> list[Path]:
+    """Write feature tables of a run's SAEs into `out/METHOD/SITE`, and the edges between neighbouring ones.
+
+    Tables that are there already stay as they are.
+
+    Args:
+        run: a run, its `saes` folder, or one group of SAEs.
+        out: folder for the tables.
+        lm: the model the SAEs read; by default the run's own.
+        method: the one group to read.
+        text: a corpus, of which the validation part is used, or a text file.
+        prompts: prompts to read.
+        context: tokens per prompt.
+        ranking: of the edges; None: no edges.
+        rank_prompts: of them, prompts to rank edges on.
+
+    Returns:
+        The folders of the SAEs.
+
+    Raises:
+        UserError: no SAEs or no model there, too little text, an unknown method or ranking, SAEs of another width.
+    """
+    if ranking is not None and ranking not in RANKINGS:
+        raise unknown("ranking", ranking, RANKINGS)
+    model = _model(run, lm)
+    groups = load_saes(run)
+    if method is not None and method not in groups:
+        raise unknown("method", method, groups)
+    tokens = spread_prompts(text, model, context, prompts)
+    folders: list[Path] = []
+    for name, group in groups.items():
+        if method not in (None, name):
+            continue
+        places = {site: out / name / str(site) for site in sorted(group)}
+        for site, folder in places.items():
+            if group[site].d_model != model.d_model:
+                raise UserError(
+                    f"{name} {site}: reads {group[site].d_model} dimensions, {model.name} has {model.d_model}"
+                )
+            if not (folder / "latents.parquet").is_file():
+                read_features(model, site, group[site], tokens, folder)
+        if ranking is not None and not all((folder / "edges.parquet").is_file() for folder in places.values()):
+            edges = strongest_edges(model, group, tokens[:: -(-prompts // rank_prompts)], ranking)
+            for site, folder in places.items():
+                with whole(folder / "edges.parquet") as temporary:
+                    pq.write_table(edges[site], temporary)
+        folders += places.values()
+    return folders
 
 
 def prepare_blind(out: Path, a: Path, b: Path, lm: str, text: str, pairs: int, prompts: int) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from scalar_sae.errors import UserError
 from scalar_sae.measures.blind import CHOICES, Answers, Examples, Pairs
-from scalar_sae.tokenizer import Ascii
 
 
 class Comparison:
@@ -31,8 +30,7 @@ class Comparison:
         sides = {"left": pair.left, "right": "b" if pair.left == "a" else "a"}
         self._asked = time.monotonic()
         for side, sae in sides.items():
-            examples = self._examples[sae].of(pair.a if sae == "a" else pair.b)
-            found[side] = [{"kind": example["kind"], "tokens": _shown(example)} for example in examples]
+            found[side] = self._examples[sae].of(pair.a if sae == "a" else pair.b)
         return found
 
     def answer(self, content: Any) -> None:
@@ -47,13 +45,6 @@ class Comparison:
                 f"answer {content}: expected a pair below {len(self.pairs)} and one of {', '.join(CHOICES)}"
             )
         self.answers.add(pair, choice, time.monotonic() - self._asked)
-
-
-def _shown(example: dict[str, Any]) -> list[tuple[str, float]]:
-    """Each token's text and the latent's activation there."""
-    return [
-        (Ascii().decode([token]), round(act, 3)) for token, act in zip(example["tokens"], example["acts"], strict=True)
-    ]
 
 
 def serve(comparison: Comparison, port: int) -> ThreadingHTTPServer:

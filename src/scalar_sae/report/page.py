@@ -76,6 +76,8 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         spliced=results.spliced,
         seeds=results.seeds,
         duplicates=results.duplicates,
+        absorption=results.absorption,
+        probes=results.probes,
         density_figures=[_html(figure) for figure in measures.density(results.saes, colours)],
         seeds_figure=_html(measures.agreement(results.seeds, colours)) if results.seeds else "",
         fidelity_figure=_html(figures.fidelity_bars(results.saes, colours)) if results.saes else "",

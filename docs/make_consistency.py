@@ -1,0 +1,125 @@
+"""The tables of docs/consistency.md, on standard output: both measures of stability on the same SAEs.
+
+python docs/make_consistency.py [STEPS]              # the synthetic organism: trains 5 seeds of 6 methods, one core
+python docs/make_consistency.py runs/consistency/0   # the toy model: from a run that was measured against other seeds
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from scalar_sae.measures.consistency import mcc
+from scalar_sae.measures.matching import Dictionary
+from scalar_sae.measures.organism import Organism
+from scalar_sae.measures.seeds import seed_agreement
+from scalar_sae.results import Results, SeedAgreement
+from scalar_sae.runs import Bar
+from scalar_sae.saes.sae import SAE
+from scalar_sae.sites import Site
+from scalar_sae.training.config import TrainConfig
+from scalar_sae.training.learner import learners
+
+SEEDS = range(5)
+K = 3
+STEPS, BATCH = 1000, 512
+PLACE, LATER = Site("resid_mid", 0), Site("resid_post", 0)
+STEERED = {"weight": 0.1, "target_l0": K}
+HERE = {"sites": [str(PLACE)], "expansion": 2}
+METHODS = [
+    {"method": "topk", "k": K, **HERE},
+    {"method": "batch_topk", "k": K, "k_aux": 8, "dead_tokens": 100_000, **HERE},
+    {"method": "relu", "sparsity": STEERED, **HERE},
+    {"method": "gated", "sparsity": STEERED, **HERE},
+    {"method": "jumprelu", "scale": "sqrt_d", "bandwidth": 0.5, "threshold": 0.1, "loss": "tanh",
+     "sparsity": STEERED, **HERE},
+    {"method": "staircase", "along": "ff_blocks", "k": K, "expansion": 2},  # its first step, 32 latents, is compared
+]  # fmt: skip
+
+
+class Shape(NamedTuple):
+    """As much of a language model as these methods ask for."""
+
+    d_model: int
+    n_layers: int = 1
+
+    def feed_forward(self, layer: int) -> None:
+        """None of them asks."""
+
+
+def trained(organism: Organism, seed: int, steps: int) -> dict[str, dict[Site, SAE]]:
+    """SAEs of every method on the organism, with fresh data at every step."""
+    config = TrainConfig(
+        lm="organism", corpus="organism", tokens=steps * BATCH, batch_tokens=BATCH, buffer_tokens=BATCH, lr=1e-2,
+        min_lr=1e-3, warmup_steps=100, seed=seed, saes=METHODS,
+    )  # fmt: skip
+    group = learners(config, Shape(organism.atoms.shape[1]))
+    g = torch.Generator().manual_seed(seed)
+
+    def acts(n: int) -> dict[Site, torch.Tensor]:
+        x = organism.sample(n, g).x
+        return {PLACE: x, LATER: x}
+
+    first = acts(16_384)
+    for learner in group:
+        learner.trainee.prepare(first)
+    with Bar(f"seed {seed}", steps) as bar:
+        for step in range(steps):
+            batch = acts(BATCH)
+            for learner in group:
+                learner.step(batch, step)
+            bar.step()
+    last = acts(16_384)
+    for learner in group:
+        learner.trainee.calibrate(last)
+    return {learner.method.name: {PLACE: learner.trainee.sae(PLACE)} for learner in group}
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and the range over seeds."""
+    return f"{np.mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
+def both(seeds: SeedAgreement) -> str:
+    """The cells of both measures, each with its null."""
+    return f"{seeds.pw_mcc:.3f} | {seeds.rescaled:.3f} | {100 * seeds.shared:.0f} % | {100 * seeds.shared_null:.1f} %"
+
+
+def of_organism(steps: int) -> None:
+    organism = Organism.random(seed=1)
+    truth = Dictionary(organism.atoms, organism.atoms)
+    runs = {f"seed {seed}": trained(organism, seed, steps) for seed in SEEDS}
+    x = organism.sample(16_384, torch.Generator().manual_seed(100)).x
+    agreement = {seeds.method: seeds for seeds in seed_agreement(runs)}
+    null = next(iter(agreement.values())).null
+    print(f"{steps:,} steps of {BATCH}; PW-MCC of random dictionaries {null:.3f}\n")
+    print("| method | L0 | FVU | GT-MCC | PW-MCC | rescaled | shared | by chance |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, seeds in agreement.items():
+        saes = [run[name][PLACE] for run in runs.values()]
+        l0 = [(sae.encode(x) > 0).sum(1).float().mean().item() for sae in saes]
+        fvu = [((x - sae.decode(sae.encode(x))).square().sum() / (x - x.mean(0)).square().sum()).item() for sae in saes]
+        found = [mcc(Dictionary.of(sae), truth).mcc for sae in saes]
+        print(f"| {name} | {spread(l0)} | {spread(fvu)} | {spread(found)} | {both(seeds)} |")
+
+
+def of_run(run: Path) -> None:
+    results = Results.read(run / "results.json")
+    saes = {(sae.method, sae.site): sae for sae in results.saes}
+    print("| method | site | L0 | FVU | dead | PW-MCC | rescaled | shared | by chance |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for seeds in results.seeds:
+        sae = saes[seeds.method, seeds.site]
+        print(
+            f"| {seeds.method} | {seeds.site} | {sae.l0:.2f} | {sae.fvu:.3f} | {100 * sae.dead:.0f} % | {both(seeds)} |"
+        )
+
+
+if __name__ == "__main__":
+    [argument] = sys.argv[1:] or [str(STEPS)]
+    if argument.isdecimal():
+        of_organism(int(argument))
+    else:
+        of_run(Path(argument))

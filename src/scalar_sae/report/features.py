@@ -1,0 +1,111 @@
+"""Pages to browse the features of one SAE, from its feature tables: files that a browser opens without a server.
+
+    page/index.html    the page
+    page/index.js      numbers of every latent, the texts of tokens
+    page/data/N.js     examples, logits and edges of CHUNK latents, loaded when one of them is looked at
+
+Scripts and not JSON, since a page from disk may load scripts but not read files.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scalar_sae.errors import UserError
+from scalar_sae.measures.edges import SCHEMA
+from scalar_sae.measures.features import OCTAVES, read_vocabulary
+from scalar_sae.measures.judge import read_judged
+from scalar_sae.measures.rules import LENGTHS
+from scalar_sae.runs import whole
+
+CHUNK = 100
+"""Latents in a file."""
+_OF_A_LATENT = ("octaves", "rule_f1", "rule_accuracy", "rule_tokens", "promoted", "promoted_by", "suppressed",
+                "suppressed_by")  # fmt: skip
+
+
+def write_page(folder: Path, title: str) -> Path:
+    """Write the page of an SAE beside its feature tables.
+
+    Raises:
+        UserError: there are no feature tables.
+    """
+    if not (folder / "latents.parquet").is_file():
+        raise UserError(f"{folder}: no feature tables here; make them with scalar features")
+    latents = pq.read_table(folder / "latents.parquet")
+    edges = folder / "edges.parquet"
+    judged = {row["latent"]: row for row in read_judged(folder)}
+    index = {
+        "title": title,
+        "chunk": CHUNK,
+        "octaves": list(OCTAVES),
+        "lengths": LENGTHS,
+        "density": latents["density"].to_pylist(),
+        "maximum": latents["maximum"].to_pylist(),
+        "f1": [_number(scores[-1]) for scores in latents["rule_f1"].to_pylist()],
+        "vocabulary": read_vocabulary(folder),
+    }
+    page = resources.files("scalar_sae.report") / "templates" / "features.html"
+    with whole(folder / "page") as temporary:
+        (temporary / "data").mkdir(parents=True)
+        (temporary / "index.html").write_bytes(page.read_bytes())
+        _write(temporary / "index.js", "index", index)
+        chunks = zip(
+            _chunks(latents, latents.num_rows),
+            _chunks(_examples(folder), latents.num_rows),
+            _chunks(pq.read_table(edges) if edges.is_file() else SCHEMA.empty_table(), latents.num_rows),
+            strict=True,
+        )
+        for number, (rows, examples, links) in enumerate(chunks):
+            some = {row["latent"]: _plain(row) | {"examples": [], "edges": []} for row in rows}
+            for latent in some.keys() & judged.keys():
+                some[latent]["judged"] = judged[latent]
+            for kind, more in (("examples", examples), ("edges", links)):
+                for row in more:
+                    some[row.pop("latent")][kind].append(row)
+            _write(temporary / "data" / f"{number}.js", "chunk", some)
+    return folder / "page" / "index.html"
+
+
+def _examples(folder: Path) -> pa.Table:
+    """What is shown of the contexts, activations to three digits."""
+    table = pq.read_table(
+        folder / "contexts.parquet",
+        columns=["latent", "kind", "position", "start", "tokens", "acts"],
+        filters=pc.field("kind").isin(["top", "random"]),
+    ).combine_chunks()
+    acts = table["acts"].combine_chunks()
+    digits = np.round(acts.values.to_numpy().astype(float), 3)
+    return table.set_column(5, "acts", pa.ListArray.from_arrays(acts.offsets, digits))
+
+
+def _chunks(table: pa.Table, n: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of CHUNK latents at a time, in their order."""
+    table = table.take(pa.array(np.argsort(table["latent"].to_numpy(), kind="stable")))
+    ends = np.searchsorted(table["latent"].to_numpy(), np.arange(0, n + CHUNK, CHUNK))
+    for start, end in pairwise(ends):
+        yield table.slice(start, end - start).to_pylist()
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A latent's lists, without what JSON lacks."""
+    return {
+        name: [_number(value) if isinstance(value, float) else value for value in row[name]] for name in _OF_A_LATENT
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _write(path: Path, function: str, content: dict[Any, Any]) -> None:
+    path.write_text(f"{function}({json.dumps(content, separators=(',', ':'), allow_nan=False)});\n", encoding="utf-8")

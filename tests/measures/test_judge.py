@@ -1,0 +1,138 @@
+"""The judge: a stand-in server that answers perfectly, one that guesses, one that talks; a local model."""
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from scalar_sae.errors import UserError
+from scalar_sae.measures.features import read_vocabulary
+from scalar_sae.measures.judge import endpoint, judge_features, judged, local, read_judged
+from scalar_sae.tokenizer import byte_pairs
+from tests.test_study import scalar
+
+VOCABULARY = {0: "x", 1: "a", 2: " "}
+"""The latent fires on x."""
+
+
+def row(kind: str, prompt: int, text: str) -> dict:
+    ids = {piece: token for token, piece in VOCABULARY.items()}
+    return {"kind": kind, "prompt": prompt, "tokens": [ids[c] for c in text],
+            "acts": [1.0 if c == "x" else 0.0 for c in text]}  # fmt: skip
+
+
+ROWS = [
+    *(row("top", i, "a x a a") for i in range(5)), row("random", 0, "x"),
+    *(row("random", 10 + i, "aa x" + "a" * i) for i in range(8)),
+    *(row("silent", 20 + i, "a a" * (i + 1)) for i in range(8)),
+]  # fmt: skip
+
+
+def knows(question: str) -> str:
+    """A judge that has understood."""
+    if "In one sentence" in question:
+        assert question.count("a <<x>> a a") == 5
+        return "the letter x"
+    assert "the letter x" in question
+    texts = re.findall(r"^Text \d+: (.*)$", question, flags=re.MULTILINE)
+    right = "<<x>>" if "<<" in question.partition("Text 1")[2] else "x"
+    return ", ".join(str(int(right in text)) for text in texts)
+
+
+def test_who_knows_scores_one_and_who_guesses_a_half():
+    rng = np.random.default_rng(0)
+    assert judged(ROWS, VOCABULARY, knows, rng) == {"explanation": "the letter x", "detection": 1, "fuzzing": 1}
+    always = judged(ROWS, VOCABULARY, lambda q: ", ".join("1" * q.count("Text ")), rng)
+    assert (always["detection"], always["fuzzing"]) == (0.5, 0.5)
+    talks = judged(ROWS, VOCABULARY, lambda _: "I would say 1 of them, or 0.", rng)
+    assert talks["detection"] is talks["fuzzing"] is None
+    assert judged(ROWS[:8], VOCABULARY, knows, rng)["explanation"] is None
+
+
+@contextmanager
+def server(answer) -> Iterator[tuple[str, list[dict]]]:
+    """A stand-in for an OpenAI-compatible server: its address, and what it was sent."""
+    sent: list[dict] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            sent.append({"path": self.path, "key": self.headers["Authorization"], **body})
+            content = json.dumps(answer(body["messages"][0]["content"])).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/v1", sent
+        running.shutdown()
+
+
+def test_an_endpoint_is_asked_as_openais_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with server(lambda question: {"choices": [{"message": {"content": question.upper()}}]}) as (url, sent):
+        assert endpoint(url, "some-model")("hello") == "HELLO"
+    [request] = sent
+    assert (request["path"], request["key"], request["model"]) == (
+        "/v1/chat/completions",
+        "Bearer secret",
+        "some-model",
+    )
+    with server(lambda _: {"error": "busy"}) as (url, _), pytest.raises(UserError, match="no answer from some-model"):
+        endpoint(url, "some-model")("hello")
+
+
+@pytest.fixture
+def tables(features_run: Path, tmp_path: Path) -> Path:
+    """The tables of a run, with ten latents that fire on x in place of its examples."""
+    folder = shutil.copytree(features_run / "features" / "topk" / "resid_mid.0", tmp_path / "sae")
+    rows = [{"latent": latent, "position": 0, "start": 0, **row} for latent in range(10) for row in ROWS]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "contexts.parquet")
+    words = read_vocabulary(folder) | VOCABULARY
+    pq.write_table(pa.table({"token": list(words), "text": list(words.values())}), folder / "vocabulary.parquet")
+    return folder
+
+
+def test_the_command_judges_and_goes_on(tables: Path):
+    def answer(question: str) -> dict:
+        return {"choices": [{"message": {"content": knows(question)}}]}
+
+    with server(answer) as (url, sent):
+        scalar("judge", tables, "--url", url, "--model", "m", "--latents", 6)
+        assert (len(sent), len(read_judged(tables))) == (18, 6)
+        scalar("judge", tables, "--url", url, "--model", "m", "--latents", 8)
+        assert (len(sent), len(read_judged(tables))) == (24, 8)
+    assert {row["latent"] for row in read_judged(tables)} < set(range(10))
+    assert {row["detection"] for row in read_judged(tables)} == {1.0}
+    pages = "".join(path.read_text() for path in (tables / "page" / "data").iterdir())
+    assert pages.count("the letter x") == 8
+    done = scalar("judge", tables, check=False)
+    assert done.returncode == 2
+    assert "--url" in done.stderr
+    with pytest.raises(UserError, match="no feature tables here"):
+        judge_features(tables.parent, lambda _: "", 1)
+
+
+def test_a_local_model_can_be_asked(tmp_path: Path):
+    tokenizer = byte_pairs(["some words to learn from " * 20], 280)
+    config = GPT2Config(vocab_size=280, n_positions=256, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "lm")
+    tokenizer.save(tmp_path / "lm")
+    assert isinstance(local(str(tmp_path / "lm"))("some words"), str)
+    with pytest.raises(UserError, match="cannot judge"):
+        local("python-stdlib")
