@@ -9,15 +9,21 @@ behind it as
     v_h = (1/sigma) weight ⊙ (v - mean(v) - x_n (v · x_n) / d)       x_n the normalised activation before weight and
     bias
 
-(RMSNorm has no mean), and behind an MLP with slopes s as  ((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths.
+(RMSNorm has no mean; DyT is elementwise: v_h = weight ⊙ alpha (1 - tanh²(alpha x)) ⊙ v), and behind an MLP with slopes
+s as  ((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from scalar_sae.lm.feedforward import FeedForward
-from scalar_sae.saes.sparse import Coded
+from scalar_sae.lm.feedforward import DyT, FeedForward, Norm
+from scalar_sae.saes.activation import TopK
+from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.sparse import Coded, top_k
+from scalar_sae.saes.trainee import Weights
 
 
 def ff_jacobian(
@@ -38,17 +44,10 @@ def ff_jacobian(
         block: through norm, MLP and the skip connection (FF block), or through the MLP alone (FF layer).
     """
     W_dec, W_enc = up.weights.W_dec, down.weights.W_enc
-    sigma, x_n = _normalised(ff, x)
-    gain = ff.norm.weight
-    h = x_n * gain + ff.norm.bias if block else x
-    inwards = W_dec - W_dec.mean(1, keepdim=True) if block and ff.norm.centred else W_dec
-    along = torch.bmm(W_dec[up.latents], x_n.unsqueeze(2)) / x.shape[1] if block else None
+    arriving = _arriving(ff.norm if block else None, x, W_dec, up.latents)
     hidden: Tensor | None = None
-    for W, slope in _paths(ff, h):
-        moved = ((inwards * gain) @ W if block else inwards @ W)[up.latents]
-        if along is not None:
-            moved = (moved - along * ((x_n * gain) @ W).unsqueeze(1)) / sigma.unsqueeze(2)
-        path = moved * slope.unsqueeze(1)
+    for W, slope in _paths(ff, ff.norm(x) if block else x):
+        path = arriving(W) * slope.unsqueeze(1)
         hidden = path if hidden is None else hidden + path
     assert hidden is not None
     outwards = (ff.W_out @ W_enc).T[down.latents]
@@ -67,11 +66,42 @@ def jacobian_penalty(J: Float[Tensor, "batch k_up k_down"], d_model: int) -> Flo
     return d_model / (J.shape[1] * J.shape[2]) * J.abs().sum((1, 2)).mean()
 
 
-def _normalised(ff: FeedForward, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm's divisor [batch, 1] and the normalised activation before weight and bias."""
-    centred = x - x.mean(-1, keepdim=True) if ff.norm.centred else x
-    sigma = (centred.square().mean(-1, keepdim=True) + ff.norm.eps).sqrt()
-    return sigma, centred / sigma
+@torch.no_grad()
+def mean_jacobian(ff: FeedForward, ends: Sequence[tuple[SAE, Float[Tensor, "batch d_model"]]], *, block: bool) -> float:
+    """Mean |J| over tokens and pairs of selected latents: the Jacobian SAE paper's unit, the penalty over d_model.
+
+    Args:
+        ff: the layer's norm and MLP.
+        ends: the two TopK SAEs, each with the model's activations that it reads.
+        block: as for `ff_jacobian`.
+    """
+    up, down = (_coded(sae, x) for sae, x in ends)
+    return ff_jacobian(ff, ends[0][1], up, down, block=block).abs().mean().item()
+
+
+def _coded(sae: SAE, x: Float[Tensor, "batch d_model"]) -> Coded:
+    assert isinstance(sae.activation, TopK)
+    return top_k(Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), x, sae.activation.k)
+
+
+def _arriving(
+    norm: Norm | None,
+    x: Float[Tensor, "batch d_model"],
+    W_dec: Float[Tensor, "d_sae d_model"],
+    latents: Int[Tensor, "batch k_up"],
+) -> Callable[[Tensor], Tensor]:
+    """From an input matrix of the MLP to where the selected directions arrive behind the norm, if any, and it."""
+    if norm is None:
+        return lambda W: (W_dec @ W)[latents]
+    if isinstance(norm, DyT):
+        stretched = W_dec[latents] * norm.slope(x).unsqueeze(1)
+        return lambda W: stretched @ W
+    centred = x - x.mean(-1, keepdim=True) if norm.centred else x
+    sigma = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    x_n = centred / sigma
+    inwards = (W_dec - W_dec.mean(1, keepdim=True) if norm.centred else W_dec) * norm.weight
+    along = torch.bmm(W_dec[latents], x_n.unsqueeze(2)) / x.shape[1]
+    return lambda W: ((inwards @ W)[latents] - along * ((x_n * norm.weight) @ W).unsqueeze(1)) / sigma.unsqueeze(2)
 
 
 def _paths(ff: FeedForward, h: Float[Tensor, "batch d_model"]) -> list[tuple[Tensor, Tensor]]:
