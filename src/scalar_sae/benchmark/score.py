@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from scalar_sae.benchmark import chain, effects, scores, workers
+from scalar_sae import workers
+from scalar_sae.benchmark import chain, effects, scores
 from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, saved_scores
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.curve import CONVENTIONS, measure
