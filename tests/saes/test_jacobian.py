@@ -92,7 +92,7 @@ def test_a_model_with_dynamic_tanh_is_understood():
     tokens = torch.arange(20).view(2, 10)
     config = ScoreConfig(rankings={"ablation": 2}, prompts=2, context=10)
     record = score(pair, Texts(tokens, tokens + 5, {"fingerprint": "f"}), "m", "ablation", config)
-    assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-6), "the whole circuit is what is scored against"
+    assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-5), "the whole circuit is what is scored against"
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ def test_what_is_kept_existed_together():
             for parameter in trainee.parameters():
                 parameter.fill_(height)
         states[step] = {name: tensor.clone() for name, tensor in trainee.state_dict().items()}
-        best.judge(trainee, step, lambda t: float(next(t.parameters()).mean()))
-        assert all(float(p.mean()) == height for p in trainee.parameters()), "the weights in training stay"
+        best.judge(trainee, step, lambda t: next(t.parameters()).detach().mean().item())
+        assert all(p.detach().mean().item() == height for p in trainee.parameters()), "the weights in training stay"
     assert (best.step, best.loss) == (1, 1.0)
     best.restore(trainee)
     assert all(torch.equal(states[1][name], tensor) for name, tensor in trainee.state_dict().items())
