@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def leads() -> bool:
+    """Whether this process prints and logs: of several workers (workers.py) the first one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with whole(path) as temporary:
@@ -84,14 +89,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Events:
-    """Appends one JSON object per line to `events.jsonl`, each with the time and a `kind`."""
+    """Appends one JSON object per line to `events.jsonl`, each with the time and a `kind`; tells `listeners` too."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self.listeners: list[Callable[[str, dict[str, Any]], None]] = []
 
     def __call__(self, kind: str, **fields: Any) -> None:
         """Record an event."""
-        if self._path is None:
+        if self._path is None or not leads():
             return
         line = json.dumps({"time": round(time.time(), 3), "kind": kind, **fields})
         try:
@@ -99,6 +105,8 @@ class Events:
                 file.write(line + "\n")
         except OSError as error:
             raise UserError(f"{self._path}: cannot be written ({error.strerror}); free space") from error
+        for listener in self.listeners:
+            listener(kind, fields)
 
 
 class Bar:
@@ -114,6 +122,7 @@ class Bar:
             Remaining(),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
+            disable=not leads(),
             speed_estimate_period=120,
         )
         self._task: TaskID = self._progress.add_task(what, total=total, completed=done, note="")
@@ -137,7 +146,8 @@ class Bar:
 
 def say(text: str) -> None:
     """One line for the user, beside the progress bars."""
-    Console(stderr=True).print(text, highlight=False, markup=False)
+    if leads():
+        Console(stderr=True).print(text, highlight=False, markup=False)
 
 
 def git_commit() -> str | None:

@@ -10,6 +10,7 @@
 Every stage looks at what is there and does the rest, so a study that was stopped is continued by the same command.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from scalar_sae.benchmark import workers
+from scalar_sae import workers
 from scalar_sae.benchmark.config import ScoreConfig, check_ranking, counts_of, held_out
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import score
@@ -32,6 +33,7 @@ from scalar_sae.saes.store import load_saes
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig, read_preset, validated
 from scalar_sae.training.loop import train
+from scalar_sae.training.trackers import Tracker
 
 FIDELITY_PROMPTS = 64
 
@@ -83,10 +85,14 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
     return Events(out / "events.jsonl")
 
 
-def train_run(config: StudyConfig, out: Path, cache: Path | None = None) -> LanguageModel:
+def train_run(config: StudyConfig, out: Path, cache: Path | None = None, log: Sequence[str] = ()) -> LanguageModel:
     """Train the SAEs of a study into its run directory; returns the language model that is kept there.
 
-    `cache` is a folder in which activations are kept for later runs.
+    Args:
+        config: the study.
+        out: its run directory.
+        cache: a folder in which activations are kept for later runs.
+        log: who is told of events beside `events.jsonl`: `tensorboard`, `wandb`.
 
     Raises:
         UserError: before anything is written, whatever in the config cannot be trained or scored.
@@ -94,12 +100,15 @@ def train_run(config: StudyConfig, out: Path, cache: Path | None = None) -> Lang
     lm = LanguageModel.load(config.train.lm)
     corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
     check(config, lm, corpus)
-    events = open_run(out, config, corpus.describe())
+    with workers.one_first():
+        events = open_run(out, config, corpus.describe())
+        if not (out / "lm" / "config.json").is_file():
+            with whole(out / "lm") as temporary:
+                lm.save(temporary)
     if corpus.remark:
         say(corpus.remark)
-    if not (out / "lm" / "config.json").is_file():
-        with whole(out / "lm") as temporary:
-            lm.save(temporary)
+    if workers.number() == 0:
+        events.listeners += [Tracker(name, out) for name in log]
     lm = LanguageModel.load(out / "lm")
     train(config.train, lm, corpus, out, events, cache)
     return lm

@@ -125,7 +125,7 @@ def test_two_workers_find_what_one_finds(tmp_path: Path):
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import torch; torch.set_num_threads(1)\n"
         "from tests.benchmark.test_score import scored, tiny_pair\n"
-        "from scalar_sae.benchmark import workers\n"
+        "from scalar_sae import workers\n"
         "workers.join()\n"
         "records = [scored(tiny_pair('transformer_block.0'), name) for name in ('ablation', 'published')]\n"
         "if workers.number() == 0: print('|||'.join(r.model_dump_json(exclude={'seconds'}) for r in records))\n"

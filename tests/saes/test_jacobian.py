@@ -7,26 +7,32 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import gelu, silu
 
-from scalar_sae.lm.feedforward import FeedForward, Norm
+from scalar_sae.benchmark.config import ScoreConfig, Texts
+from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.score import score
+from scalar_sae.lm.feedforward import DyT, FeedForward, Norm
+from scalar_sae.lm.model import LanguageModel
 from scalar_sae.saes.ff_jacobian import ff_jacobian, jacobian_penalty
 from scalar_sae.saes.jacobian import JacobianConfig
 from scalar_sae.saes.sparse import top_k
 from scalar_sae.saes.staircase_jacobian import StaircaseJacobianConfig
 from scalar_sae.saes.trainee import Progress, Weights
-from scalar_sae.sites import Site
-from tests.helpers import Shape, golden_lm, golden_sae, shared
+from scalar_sae.sites import Block, Site
+from tests.helpers import Shape, golden_lm, golden_sae, random_sae, shared, tiny_lm
 
 D, MLP, SAE, K = 6, 10, 12, 4
 INDEX = "index.json"
 
 
-def _ff(centred: bool, gated: bool) -> FeedForward:
+def _ff(kind: str, gated: bool) -> FeedForward:
     g = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g)
 
-    norm = Norm(normal(D), normal(D), 0.1, centred)
+    norm = Norm(normal(D), normal(D), 0.1, kind == "layer_norm")
+    if kind.startswith("dyt"):
+        norm = DyT(norm.weight, norm.bias, 0.0, False, normal(D) if kind == "dyt_each" else torch.tensor(0.7))
     return FeedForward(
         norm, normal(D, MLP), normal(MLP), normal(D, MLP) if gated else None, normal(MLP) if gated else None,
         silu if gated else gelu, normal(MLP, D), normal(D),
@@ -41,9 +47,9 @@ def _weights(seed: int) -> Weights:
 
 @pytest.mark.parametrize("block", [False, True], ids=["ff_layer", "ff_block"])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-@pytest.mark.parametrize("centred", [False, True], ids=["rms_norm", "layer_norm"])
-def test_the_closed_form_is_autograds(centred: bool, gated: bool, block: bool):
-    ff, before, after = _ff(centred, gated), _weights(2), _weights(3)
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm", "dyt", "dyt_each"])
+def test_the_closed_form_is_autograds(norm: str, gated: bool, block: bool):
+    ff, before, after = _ff(norm, gated), _weights(2), _weights(3)
     x = torch.randn(5, D, generator=torch.Generator().manual_seed(4))
 
     def through(x: torch.Tensor) -> torch.Tensor:
@@ -58,6 +64,35 @@ def test_the_closed_form_is_autograds(centred: bool, gated: bool, block: bool):
                 alive = bool(up.acts[t, i] > 0) and bool(down.acts[t, j] > 0)
                 expected = full[up.latents[t, i], down.latents[t, j]] if alive else torch.tensor(0.0)
                 torch.testing.assert_close(ours[t, i, j], expected, atol=1e-5 * float(full.abs().max()), rtol=1e-5)
+
+
+class DynamicTanh(torch.nn.Module):
+    """As in the SCALAR authors' fine-tuned models: in the place of the norm in front of the MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = torch.nn.Parameter(torch.tensor(0.7))
+        self.weight = torch.nn.Parameter(torch.rand(16) + 0.5)
+        self.bias = torch.nn.Parameter(torch.rand(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * torch.tanh(self.alpha * x) + self.bias
+
+
+def test_a_model_with_dynamic_tanh_is_understood():
+    torch.manual_seed(0)
+    hf = tiny_lm().hf
+    hf.transformer.h[0].ln_2 = DynamicTanh()
+    lm = LanguageModel(hf, "dyt")
+    ff, ends = lm.feed_forward(0), (Site("resid_mid", 0), Site("resid_post", 0))
+    assert isinstance(ff.norm, DyT)
+    x = torch.randn(1, 6, 16)
+    torch.testing.assert_close(x + ff.mlp(ff.norm(x)), lm.run(*ends, x), atol=1e-5, rtol=1e-5)
+    pair = Pair(lm, Block(*ends), *(random_sae(16, 24, 4, seed) for seed in (1, 2)))
+    tokens = torch.arange(20).view(2, 10)
+    config = ScoreConfig(rankings={"ablation": 2}, prompts=2, context=10)
+    record = score(pair, Texts(tokens, tokens + 5, {"fingerprint": "f"}), "m", "ablation", config)
+    assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-5), "the whole circuit is what is scored against"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from scalar_sae import workers
 from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
@@ -33,25 +34,25 @@ class CachedStream:
         self._stream, self._folder = stream, folder
         wanted = recipe(stream)
         path = folder / "manifest.json"
-        if path.is_file():
-            there = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-            differing = [name for name in wanted if name != "reads" and wanted[name] != there.get(name)]
-            lacking = sorted(set(wanted["reads"]) - set(there["reads"]))
-            if differing or lacking:
-                why = "; ".join([*(f"{name} differs" for name in differing), *(f"lacks {name}" for name in lacking)])
-                raise UserError(f"{folder}: activations of another recipe ({why}); choose another --cache")
-            self._all = there["reads"] == wanted["reads"]
-        else:
-            text = json.dumps(wanted, sort_keys=True)
-            write_json(path, {"hash": hashlib.sha256(text.encode()).hexdigest(), "recipe": wanted})
-            self._all = True
+        with workers.one_first():
+            if not path.is_file():
+                text = json.dumps(wanted, sort_keys=True)
+                write_json(path, {"hash": hashlib.sha256(text.encode()).hexdigest(), "recipe": wanted})
+        there = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        differing = [name for name in wanted if name != "reads" and wanted[name] != there.get(name)]
+        lacking = sorted(set(wanted["reads"]) - set(there["reads"]))
+        if differing or lacking:
+            why = "; ".join([*(f"{name} differs" for name in differing), *(f"lacks {name}" for name in lacking)])
+            raise UserError(f"{folder}: activations of another recipe ({why}); choose another --cache")
+        self._all = there["reads"] == wanted["reads"]
 
     def buffers(self, start: int = 0) -> Iterator[Buffer]:
         """Yield buffers without end, from number `start` on; computed and kept where the cache has none."""
         index = start
         while True:
             path = self._folder / f"buffer-{index:06d}.safetensors"
-            yield self._load(path) if path.is_file() else self._compute(index, path)
+            missing = any(workers.most([int(not path.is_file())]))
+            yield self._compute(index, path) if missing else self._load(path)
             index += 1
 
     def _load(self, path: Path) -> Buffer:
@@ -63,7 +64,9 @@ class CachedStream:
 
     def _compute(self, index: int, path: Path) -> Buffer:
         buffer = next(self._stream.buffers(index))
-        if self._all:  # a run that reads fewer sites would leave a buffer that others cannot use
+        if (
+            self._all and workers.number() == 0
+        ):  # a run that reads fewer sites would leave a buffer that others cannot use
             with whole(path) as temporary:
                 save_file({str(read): acts for read, acts in buffer.items()}, temporary)
         return buffer

@@ -4,7 +4,8 @@
 
 The text is cut into windows without overlap; every epoch visits them in a new order. One buffer holds many windows
 and is shuffled token by token, so the tokens of a training batch come from all over the text. Buffer i depends on
-(seed, i) alone: whoever knows i can go on from there.
+(seed, i) alone: whoever knows i can go on from there. Several workers run the model on a part of the windows each, and
+all have the whole buffer.
 
 Special tokens are left out by id: a beginning-of-text token carries an activation hundreds of times the others' norm.
 """
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from scalar_sae import workers
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.lm.model import At, LanguageModel
 from scalar_sae.sites import Site
@@ -62,31 +64,38 @@ class ActivationStream:
     def _read(self, prompts: Int[Tensor, "windows context"], generator: torch.Generator) -> Buffer:
         kept = ~torch.isin(prompts, torch.tensor(self.exclude, dtype=prompts.dtype))
         shuffle = torch.randperm(int(kept.sum()), generator=generator)
-        buffer = {read: torch.empty(len(shuffle), self.lm.d_model) for read in self.reads}
-        done = 0
-        for batch, keep in zip(prompts.split(self.lm_batch), kept.split(self.lm_batch), strict=True):
-            n = int(keep.sum())
-            for read, acts in self._at(batch).items():
-                buffer[read][shuffle[done : done + n]] = acts[keep]
-            done += n
+        buffer = {read: torch.zeros(len(shuffle), self.lm.d_model) for read in self.reads}
+        batches, keeps = prompts.split(self.lm_batch), kept.split(self.lm_batch)
+        places = shuffle.split([int(keep.sum()) for keep in keeps])
+        for number in workers.mine(len(batches)):
+            for read, acts in read_all(self.lm, batches[number], self.reads).items():
+                buffer[read][places[number]] = acts[keeps[number]]
+        for acts in buffer.values():
+            workers.add_up(acts)
         return buffer
-
-    def _at(self, tokens: Int[Tensor, "batch token"]) -> dict[Site | Gradient, Float[Tensor, "batch token d_model"]]:
-        """Everything read on a few windows."""
-        sites = {read.site if isinstance(read, Gradient) else read for read in self.reads}
-        with torch.no_grad():
-            states = self.lm.states(tokens, sorted(sites))
-        return {
-            read: self._gradient(tokens, read.site, states[read.site]) if isinstance(read, Gradient) else states[read].x
-            for read in self.reads
-        }
-
-    def _gradient(self, tokens: Int[Tensor, "batch token"], site: Site, at: At) -> Float[Tensor, "batch token d_model"]:
-        with torch.enable_grad():
-            x = at.x.detach().requires_grad_()
-            logits = self.lm.logits_from(site, x, at.skip)
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long(), reduction="sum")
-            return torch.autograd.grad(loss, x)[0]
 
     def _generator(self, salt: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + salt)
+
+
+def read_all(
+    lm: LanguageModel, tokens: Int[Tensor, "batch token"], reads: Sequence[Site | Gradient]
+) -> dict[Site | Gradient, Float[Tensor, "batch token d_model"]]:
+    """Everything read on a few windows."""
+    sites = {read.site if isinstance(read, Gradient) else read for read in reads}
+    with torch.no_grad():
+        states = lm.states(tokens, sorted(sites))
+    return {
+        read: _gradient(lm, tokens, read.site, states[read.site]) if isinstance(read, Gradient) else states[read].x
+        for read in reads
+    }
+
+
+def _gradient(
+    lm: LanguageModel, tokens: Int[Tensor, "batch token"], site: Site, at: At
+) -> Float[Tensor, "batch token d_model"]:
+    with torch.enable_grad():
+        x = at.x.detach().requires_grad_()
+        logits = lm.logits_from(site, x, at.skip)
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long(), reduction="sum")
+        return torch.autograd.grad(loss, x)[0]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scalar_sae.benchmark import workers
+from scalar_sae import workers
 from scalar_sae.results import Curves
 from scalar_sae.runs import whole
 

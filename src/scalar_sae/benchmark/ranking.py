@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scalar_sae.benchmark import effects, published, workers
+from scalar_sae import workers
+from scalar_sae.benchmark import effects, published
 from scalar_sae.benchmark.pair import Pair, Prompt, read
 
 Scores = Float[Tensor, "n_up n_down"]

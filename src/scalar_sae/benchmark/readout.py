@@ -18,7 +18,7 @@ from torch.nn.functional import layer_norm, rms_norm
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
 from scalar_sae.linear import gelu_tanh, linear_gelu
-from scalar_sae.lm.feedforward import FeedForward
+from scalar_sae.lm.feedforward import DyT, FeedForward
 from scalar_sae.sites import Site
 
 
@@ -121,9 +121,12 @@ def _last_feed_forward(pair: Pair) -> tuple[FeedForward | None, Site]:
     if not ends_so or (start.kind == "mlp_in" and down.kind == "resid_post"):
         return None, up
     try:
-        return pair.lm.feed_forward(down.layer).to(pair.device), start
+        ff = pair.lm.feed_forward(down.layer).to(pair.device)
     except UserError:  # an architecture whose feed-forward half has another form
         return None, up
+    if isinstance(ff.norm, DyT) and start.kind == "resid_mid":  # shares of the hidden layer do not add up behind it
+        return None, up
+    return ff, start
 
 
 def _both(ff: FeedForward) -> tuple[Float[Tensor, "d_model d_hidden"], Float[Tensor, " d_hidden"]]:

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from scalar_sae.benchmark import chain, effects, scores, workers
+from scalar_sae import workers
+from scalar_sae.benchmark import chain, effects, scores
 from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, saved_scores
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.curve import CONVENTIONS, measure
@@ -256,7 +257,7 @@ def _hash(tensors: Any) -> str:
     """What tells weights apart: a digest of their bytes."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

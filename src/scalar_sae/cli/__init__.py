@@ -101,15 +101,24 @@ def train(
     cache: Annotated[
         Path | None, typer.Option(help="Folder in which activations are kept, and from which later runs read them.")
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="Beside events.jsonl: `tensorboard`, `wandb` (repeat for both); extras of the package."),
+    ] = None,
 ) -> None:
     """Train the SAEs of a preset, all in one pass over the language model.
 
+    Under `torchrun --no-python --nproc-per-node 2 scalar train ...` every batch is shared out, with the same result.
+
     Example: **scalar train paper-toy --out runs/paper-toy**
     """
+    from scalar_sae import workers
     from scalar_sae.study import StudyConfig, train_run
 
-    train_run(StudyConfig.from_preset(preset, _changes(change)), out, cache)
-    typer.echo(f"SAEs: {out / 'saes'}")
+    workers.join()
+    train_run(StudyConfig.from_preset(preset, _changes(change)), out, cache, log or ())
+    if workers.number() == 0:
+        typer.echo(f"SAEs: {out / 'saes'}")
 
 
 @app.command()

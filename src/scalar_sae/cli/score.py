@@ -78,7 +78,7 @@ def score(
 
     Example: **scalar score --lm runs/quickstart/lm --saes runs/quickstart --block ff_block.0 --prompts 10**
     """
-    from scalar_sae.benchmark import workers
+    from scalar_sae import workers
     from scalar_sae.benchmark.config import ScoreConfig, held_out
     from scalar_sae.benchmark.pair import Pair
     from scalar_sae.benchmark.score import score as run
@@ -209,7 +209,7 @@ def _subjects(
     """The language model and the groups of SAEs that a command is about."""
     import torch
 
-    from scalar_sae.benchmark import workers
+    from scalar_sae import workers
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.saes.store import load_saes
 

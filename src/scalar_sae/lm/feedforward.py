@@ -1,6 +1,6 @@
 """The feed-forward half of a layer as plain tensors, for code that needs more than its output.
 
-    h = norm(x)                               LayerNorm or RMSNorm
+    h = norm(x)                               LayerNorm, RMSNorm or DyT
     mlp(h) = act(h W_in + b_in) W_out + b_out                       plain
            = (act(h W_gate + b_gate) * (h W_in + b_in)) W_out + b_out    gated
 
@@ -50,11 +50,33 @@ class Norm:
 
     @classmethod
     def of(cls, module: nn.Module, d_model: int) -> "Norm | None":
-        """LayerNorm, RMSNorm, or RMSNorm with 1 + w (Gemma), whichever computes what the module does."""
+        """LayerNorm, RMSNorm, RMSNorm with 1 + w (Gemma) or DyT, whichever computes what the module does."""
         weight, bias = _tensor(module, "weight", d_model, 1.0), _tensor(module, "bias", d_model, 0.0)
         eps = next((getattr(module, name) for name in _EPS if hasattr(module, name)), 0.0)
-        forms = (cls(weight, bias, eps, True), cls(weight, bias, eps, False), cls(1 + weight, bias, eps, False))
+        forms: list[Norm] = [
+            cls(weight, bias, eps, True),
+            cls(weight, bias, eps, False),
+            cls(1 + weight, bias, eps, False),
+        ]
+        if isinstance(alpha := getattr(module, "alpha", None), Tensor):
+            forms.append(DyT(weight, bias, 0.0, False, _wide(alpha)))
         return next((norm for norm in forms if _same(norm, module, d_model)), None)
+
+
+@dataclass(frozen=True, eq=False)
+class DyT(Norm):
+    """Dynamic tanh (arXiv 2503.10622), elementwise: weight ⊙ tanh(alpha x) + bias."""
+
+    alpha: Float[Tensor, "*"]
+    """One number, or one a dimension."""
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The squashed activation."""
+        return (self.alpha * x).tanh() * self.weight + self.bias
+
+    def slope(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Its derivative at x."""
+        return self.weight * self.alpha * (1 - (self.alpha * x).tanh().square())
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +104,9 @@ class FeedForward:
     def to(self, device: torch.device) -> "FeedForward":
         """The same on a device."""
         weights = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
-        norm = replace(self.norm, weight=self.norm.weight.to(device), bias=self.norm.bias.to(device))
+        norm = replace(
+            self.norm, **{name: t.to(device) for name, t in vars(self.norm).items() if isinstance(t, Tensor)}
+        )
         return replace(self, norm=norm, **weights)
 
     @classmethod
@@ -107,7 +131,7 @@ class FeedForward:
         assert out is not None
         norm = Norm.of(layer.mlp_norm, into[0].shape[0])
         if norm is None:
-            raise UserError(f"{name}: {type(layer.mlp_norm).__name__} is neither LayerNorm nor RMSNorm")
+            raise UserError(f"{name}: {type(layer.mlp_norm).__name__} is no LayerNorm, RMSNorm or DyT")
         half = cls(norm, *into, *(gate or (None, None)), _fast(act), *out)
         if not _same(half.mlp, mlp, into[0].shape[0]):
             raise UserError(f"{name}: {type(mlp).__name__} is no MLP of known form")

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.firing import revival_loss
@@ -84,7 +85,7 @@ class BatchTopKTrainee(Dictionary):
         """Keep the largest of the batch, and follow the threshold between kept and not."""
         kept = batch_top_k(acts, self.k)
         with torch.no_grad():
-            smallest = torch.where(kept > 0, kept, torch.inf).amin()
+            smallest = workers.smallest(torch.where(kept > 0, kept, torch.inf).amin())
             if bool(smallest < torch.inf):
                 self.seen += 1
                 decay = self.threshold_decay
@@ -125,7 +126,8 @@ class BatchTopKTrainee(Dictionary):
 
 
 def batch_top_k(acts: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor, "batch d_sae"]:
-    """Keep the `batch` times `k` largest of all entries; ties as torch.topk decides."""
-    flat = acts.flatten()
-    kept = flat.topk(min(k * acts.shape[0], flat.numel()), sorted=False)
-    return torch.zeros_like(flat).scatter(0, kept.indices, kept.values).view_as(acts)
+    """Keep the `batch` times `k` largest of all workers' entries, and what equals the last of them."""
+    flat = acts.detach().flatten()
+    n = min(k * acts.shape[0], flat.numel()) * workers.count()
+    candidates = workers.gather(flat.topk(min(n, flat.numel()), sorted=False).values)
+    return torch.where(acts >= candidates.topk(n, sorted=False).values.amin(), acts, 0.0)

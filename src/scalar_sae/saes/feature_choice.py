@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Place
 from scalar_sae.saes.mutual_choice import MutualChoiceTrainee, ZipfSelection
@@ -55,7 +56,7 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
         """Budgets by latent; before that, Mutual Choice."""
         if progress.fraction < self._mutual:
             return super().select(acts, progress)
-        kept = feature_choice(acts, self.budgets(len(acts)))
+        kept = feature_choice(acts, self.budgets(len(acts) * workers.count()))
         self.densities.record(kept)
         self._follow(kept)
         return kept
@@ -67,7 +68,7 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
 
     @torch.no_grad()
     def _follow(self, kept: Float[Tensor, "batch d_sae"]) -> None:
-        smallest = torch.where(kept > 0, kept, torch.inf).amin(0)
+        smallest = workers.smallest(torch.where(kept > 0, kept, torch.inf).amin(0))
         fired = smallest < torch.inf
         followed = torch.where(self.chosen, self.thresholds.lerp(smallest, 1 - self.threshold_decay), smallest)
         self.thresholds.copy_(torch.where(fired, followed, self.thresholds))
@@ -79,7 +80,7 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
 
 
 def feature_choice(acts: Float[Tensor, "batch d_sae"], budgets: Int[Tensor, " d_sae"]) -> Float[Tensor, "batch d_sae"]:
-    """Each column keeps its `budgets` largest entries (ties with the last of them too)."""
-    ranked = acts.detach().sort(dim=0, descending=True).values
+    """Each column keeps the `budgets` largest of all workers' entries (ties with the last of them too)."""
+    ranked = workers.gather(acts).sort(dim=0, descending=True).values
     last = ranked.gather(0, (budgets - 1).unsqueeze(0))
     return torch.where(acts >= last, acts, 0.0)

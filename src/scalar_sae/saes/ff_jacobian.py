@@ -9,9 +9,11 @@ behind it as
     v_h = (1/sigma) weight ⊙ (v - mean(v) - x_n (v · x_n) / d)       x_n the normalised activation before weight and
     bias
 
-(RMSNorm has no mean), and behind an MLP with slopes s as  ((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths.
+(RMSNorm has no mean; DyT is elementwise: v_h = weight ⊙ alpha (1 - tanh²(alpha x)) ⊙ v), and behind an MLP with slopes
+s as  ((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +21,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from scalar_sae.lm.feedforward import FeedForward
-from scalar_sae.saes.sparse import Coded, summed_by_latent
+from scalar_sae.lm.feedforward import DyT, FeedForward, Norm
+from scalar_sae.saes.activation import TopK
+from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.sparse import Coded, summed_by_latent, top_k
+from scalar_sae.saes.trainee import Weights
 
 
 def ff_jacobian(
@@ -40,12 +45,13 @@ def ff_jacobian(
         down: what the SAE behind selected; its W_enc is read.
         block: through norm, MLP and the skip connection (FF block), or through the MLP alone (FF layer).
     """
-    K = _between_rows(ff, x, up, down) if block else _between_mlp(ff, x, up, down)
+    through_all = _through_dyt if isinstance(ff.norm, DyT) else _through_norm
+    J = (through_all if block else _through_mlp)(ff, x, up, down)
     active = (up.acts > 0).unsqueeze(2) & (down.acts > 0).unsqueeze(1)
-    return torch.where(active, K, 0.0)
+    return torch.where(active, J, 0.0)
 
 
-def _between_mlp(ff: FeedForward, h: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
+def _through_mlp(ff: FeedForward, h: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
     """Through the MLP alone: the sum over hidden units of (W_dec[i] W_in) s (W_out W_enc[:, j])."""
     paths = _paths(ff, h)
     into = torch.cat([up.weights.W_dec @ W for W, _ in paths], 1)
@@ -54,14 +60,14 @@ def _between_mlp(ff: FeedForward, h: Float[Tensor, "batch d_model"], up: Coded, 
     return _Sandwich.apply(into, slopes, out_of, up.latents, down.latents, None, None)
 
 
-def _between_rows(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
+def _through_norm(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
     """Through the norm, the MLP and the skip connection, in one sandwich.
 
     Beside the hidden units stand the d_model directions of the skip connection. A row more on either side gives what
     the norm takes out: how far each upstream direction lies along x_n, and how far each downstream one hears it.
     """
     W_dec, W_enc = up.weights.W_dec, down.weights.W_enc
-    sigma, x_n = _normalised(ff, x)
+    sigma, x_n = _normalised(ff.norm, x)
     gain = ff.norm.weight
     paths = _paths(ff, x_n * gain + ff.norm.bias)
     inwards = (W_dec - W_dec.mean(1, keepdim=True) if ff.norm.centred else W_dec) * gain
@@ -73,6 +79,16 @@ def _between_rows(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded,
     along[:, -x.shape[1] :] = x_n / (x.shape[1] * sigma)
     K = _Sandwich.apply(into, slopes, out_of, up.latents, down.latents, heard.unsqueeze(1), along.unsqueeze(1))
     return (K[:, :-1, :-1] - K[:, :-1, -1:] * K[:, -1:, :-1]) / sigma.unsqueeze(2)
+
+
+def _through_dyt(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
+    """Through DyT, which stretches every token's directions otherwise, the MLP and the skip connection."""
+    assert isinstance(ff.norm, DyT)
+    rows_in, W_enc = embedding(up.latents, up.weights.W_dec), down.weights.W_enc
+    stretched = rows_in * ff.norm.slope(x).unsqueeze(1)
+    hidden = torch.stack([(stretched @ W) * slope.unsqueeze(1) for W, slope in _paths(ff, ff.norm(x))]).sum(0)
+    through = hidden @ embedding(down.latents, (ff.W_out @ W_enc).T).transpose(1, 2)
+    return through + rows_in @ embedding(down.latents, W_enc.T).transpose(1, 2)
 
 
 class _Sandwich(torch.autograd.Function):
@@ -113,10 +129,28 @@ def jacobian_penalty(J: Float[Tensor, "batch k_up k_down"], d_model: int) -> Flo
     return d_model / (J.shape[1] * J.shape[2]) * J.abs().sum((1, 2)).mean()
 
 
-def _normalised(ff: FeedForward, x: Tensor) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def mean_jacobian(ff: FeedForward, ends: Sequence[tuple[SAE, Float[Tensor, "batch d_model"]]], *, block: bool) -> float:
+    """Mean |J| over tokens and pairs of selected latents: the Jacobian SAE paper's unit, the penalty over d_model.
+
+    Args:
+        ff: the layer's norm and MLP.
+        ends: the two TopK SAEs, each with the model's activations that it reads.
+        block: as for `ff_jacobian`.
+    """
+    up, down = (_coded(sae, x) for sae, x in ends)
+    return ff_jacobian(ff, ends[0][1], up, down, block=block).abs().mean().item()
+
+
+def _coded(sae: SAE, x: Float[Tensor, "batch d_model"]) -> Coded:
+    assert isinstance(sae.activation, TopK)
+    return top_k(Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), x, sae.activation.k)
+
+
+def _normalised(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
     """The norm's divisor [batch, 1] and the normalised activation before weight and bias."""
-    centred = x - x.mean(-1, keepdim=True) if ff.norm.centred else x
-    sigma = (centred.square().mean(-1, keepdim=True) + ff.norm.eps).sqrt()
+    centred = x - x.mean(-1, keepdim=True) if norm.centred else x
+    sigma = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
     return sigma, centred / sigma
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from scalar_sae import workers
 from scalar_sae.saes.trainee import Weights
 
 
@@ -27,7 +28,7 @@ class Firing(nn.Module):
         else:
             fired = torch.zeros_like(self.idle, dtype=torch.bool)
             fired[latents[acts > 0]] = True
-        self.idle.add_(acts.shape[0]).masked_fill_(fired, 0)
+        self.idle.add_(acts.shape[0] * workers.count()).masked_fill_(workers.anywhere(fired), 0)
 
     def dead(self, window: int) -> Bool[Tensor, " d_sae"]:
         """Latents that have not fired for `window` tokens."""
@@ -48,7 +49,7 @@ def revival_loss(
     """
     rows = chosen.nonzero().squeeze(1)
     residual = residual.detach()
-    spread = (residual - residual.mean(0)).square().mean()
+    spread = workers.mean((residual - workers.mean(residual.mean(0))).square().mean())
     if rows.numel() == 0 or not bool(spread > 0):
         return residual.new_zeros(())
     encoder = weights._replace(W_enc=weights.W_enc.index_select(1, rows), b_enc=weights.b_enc[rows])

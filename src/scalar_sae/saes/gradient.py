@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from scalar_sae import workers
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
@@ -67,7 +68,7 @@ class GradientTrainee(Dictionary):
         """The selected latents; gradients flow through their values alone."""
         config, weights = self._config, self.weights()
         if config.rescale:
-            g = g / g.norm(dim=1).mean().clamp_min(1e-12)
+            g = g / workers.mean(g.norm(dim=1).mean()).clamp_min(1e-12)
         u = pre_acts(weights, x)
         pull = (g @ weights.W_dec.detach().T).abs()
         latents = largest(u * (1 + config.beta * pull if config.combine == "sum" else pull), config.k)

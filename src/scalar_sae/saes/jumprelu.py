@@ -25,6 +25,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
@@ -104,7 +105,7 @@ class JumpReluTrainee(Dictionary):
         soft_l0 = step(u, threshold, config.bandwidth).sum(1).mean()
         if config.loss == "target_l0":
             assert config.sparsity.target_l0 is not None
-            soft_l0 = (soft_l0 / config.sparsity.target_l0 - 1).square()
+            soft_l0 = (workers.mean(soft_l0) / config.sparsity.target_l0 - 1).square()
         return squared_error(y, weights.decode(f)) + weight * soft_l0
 
     def activation(self) -> JumpReLU:

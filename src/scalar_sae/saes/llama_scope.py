@@ -16,6 +16,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from scalar_sae import workers
 from scalar_sae.saes.activation import Activation, JumpReLU, TopK
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.sae import SAE
@@ -64,7 +65,7 @@ class LlamaScopeTrainee(Dictionary):
         """The authors' normalised squared error."""
         coded = self.coded(x, self.k_at(progress))
         self.firing.record(coded.acts, coded.latents)
-        spread = (y - y.mean(0)).norm(dim=1, keepdim=True)
+        spread = (y - workers.mean(y.mean(0))).norm(dim=1, keepdim=True)
         return ((y - coded.decoded()).square() / spread).mean()
 
     def coded(self, x: Float[Tensor, "batch d_model"], k: int) -> Coded:

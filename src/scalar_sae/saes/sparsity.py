@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from scalar_sae import workers
 from scalar_sae.saes.trainee import Progress
 
 
@@ -41,6 +42,6 @@ class SparsityWeight(nn.Module):
         """The weight for this step; `l0` is the batch's mean number of active latents."""
         config = self._config
         if config.target_l0 is not None:
-            error = (l0.clamp_min(1e-3) / config.target_l0).log().clamp(-1, 1)
+            error = (workers.mean(l0).clamp_min(1e-3) / config.target_l0).log().clamp(-1, 1)
             self.log_correction.add_(config.gain * error).clamp_(-math.log(1e4), math.log(1e4))
         return config.weight * progress.ramp(config.warmup) * self.log_correction.exp()

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from scalar_sae import workers
 from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
@@ -95,7 +96,8 @@ class TemporalTrainee(Dictionary):
         size, often = f.mean(0), (f > 0).float().mean(0)
         alone = f.square().mean(0) * weights.W_dec.square().sum(1)
         together = ((f.T @ residual) * weights.W_dec).sum(1) / f.shape[0]
-        now = torch.stack([size, often, (alone + 2 * together).clamp_min(0)])
+        now = workers.mean(torch.stack([size, often, alone + 2 * together]))
+        now[2].clamp_min_(0)
         self.means.lerp_(now, 1 - self._config.decay)
 
     def activation(self) -> ReLU:

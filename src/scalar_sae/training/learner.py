@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalar_sae import workers
 from scalar_sae.saes.methods import MethodConfig
 from scalar_sae.saes.trainee import Acts, Progress, Trainee, Transformer
 from scalar_sae.sites import Site
+from scalar_sae.training.best import Best
 from scalar_sae.training.config import TrainConfig
 
 
@@ -27,6 +29,7 @@ class Learner:
     def __init__(self, method: MethodConfig, trainee: Trainee, config: TrainConfig) -> None:
         self.method = method
         self.trainee = trainee
+        self.best = Best()
         self._config = config
         self._parameters = list(trainee.parameters())
         self._optimizer = torch.optim.AdamW(
@@ -34,11 +37,12 @@ class Learner:
         )
 
     def step(self, acts: Acts, step: int) -> dict[Site, Tensor]:
-        """One optimiser step on a batch; returns each site's loss."""
+        """One optimiser step on this worker's part of a batch; returns each site's loss there."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.method.lr_scale * learning_rate(self._config, step)
         losses = self.trainee.losses(acts, Progress(step, self._config.steps))
         torch.stack(list(losses.values())).sum().backward()
+        workers.average(p.grad for p in self._parameters if p.grad is not None)
         self.trainee.after_backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
         self._optimizer.step()
@@ -46,18 +50,19 @@ class Learner:
         self.trainee.after_step()
         return {site: loss.detach() for site, loss in losses.items()}
 
-    def n_bytes(self) -> int:
-        """Memory of weights, gradients and the optimiser's two moments."""
-        return sum(4 * p.numel() * p.element_size() for p in self._parameters)
-
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"weights": self.trainee.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {
+            "weights": self.trainee.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "best": self.best.state(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.trainee.load_state_dict(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self.best.load(state["best"])
 
 
 def learners(config: TrainConfig, lm: Transformer) -> list[Learner]:

@@ -2,7 +2,7 @@
 
 Each trainee (one SAE, or SAEs that share weights) has its own optimiser, gradient clip and schedule. A checkpoint is
 written about once a minute and on SIGINT and SIGTERM; a run that was killed goes on from it and ends with the same
-bytes.
+bytes. Under `torchrun` every worker holds all SAEs and takes a part of each batch; the first one writes.
 """
 
 import math
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scalar_sae import workers
 from scalar_sae.activations.cache import CachedStream
 from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.corpora import Corpus, windows
@@ -23,11 +24,12 @@ from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.sites import Site
 from scalar_sae.training.checkpoint import Position, noted, resume, save
 from scalar_sae.training.config import TrainConfig
+from scalar_sae.training.cost import cost, memory
 from scalar_sae.training.learner import Learner, learners
 from scalar_sae.training.validation import Validation, rounded
 
 CHECKPOINT_SECONDS = 60.0
-VALIDATION_WINDOWS = 64
+VALIDATION_TOKENS = 8192
 
 
 def train(
@@ -46,8 +48,11 @@ def train(
         cache: folder in which activations are kept for later runs.
 
     Raises:
-        UserError: a site the model lacks, k above d_sae, too short a text, or activations that are not finite.
+        UserError: a site the model lacks, k above d_sae, too short a text, activations that are not finite, or batches
+            that cannot be shared out evenly.
     """
+    if config.batch_tokens % workers.count():
+        raise UserError(f"batch_tokens = {config.batch_tokens} is not a multiple of the {workers.count()} workers")
     group = learners(config, lm)
     folders = [_folder(out, learner, site) for learner in group for site in learner.trainee.sites]
     if all((folder / "sae.json").exists() for folder in folders):
@@ -75,44 +80,63 @@ class _Run:
         prompts = windows(corpus.train, config.context, corpus.name, corpus.bos)
         stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, exclude=exclude)
         self.stream = CachedStream(stream, cache) if cache else stream
-        held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)[:VALIDATION_WINDOWS]
-        sites = sorted(read for read in reads if isinstance(read, Site))
-        self.validation = Validation(lm, held_out, sites, exclude) if config.validations else None
-        weights = sum(learner.n_bytes() for learner in group) / 2**20
-        buffer = 4 * lm.d_model * stream.tokens_per_buffer * len(reads) / 2**20
-        n_saes = sum(len(learner.trainee.sites) for learner in group)
-        say(f"{n_saes} SAEs: {weights:,.0f} MiB of weights, gradients and moments, {buffer:,.0f} MiB of buffer")
+        held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
+        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)]
+        self.validation = Validation(lm, held_out, reads, exclude) if config.validations else None
+        self.n_layers = lm.n_layers
+        rows = config.batch_tokens // workers.count()
+        one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
+        self.costs = {name: cost(trainee, lm.d_model, rows) for name, trainee in reversed(one_each.items())}
+        fixed = {"language model": sum(p.nbytes for p in lm.parameters())}
+        fixed["buffer"] = 4 * lm.d_model * stream.tokens_per_buffer * len(reads)
+        if self.validation:
+            fixed["validation text"] = 4 * lm.d_model * held_out.numel() * len(reads)
+        self._announce(fixed)
+
+    def _announce(self, fixed: dict[str, int]) -> None:
+        """What the run will cost: parameters, arithmetic, and the most memory it will hold."""
+        for name, each in self.costs.items():
+            mine = [learner.trainee for learner in self.group if learner.method.name == name]
+            parameters, flop = len(mine) * each.parameters, len(mine) * each.flop_per_token
+            saes = sum(len(trainee.sites) for trainee in mine)
+            say(f"{name}: {saes} SAEs, {parameters:,} parameters, {flop / 1e6:,.2f} MFLOP a token to train")
+        parts = memory([self.costs[learner.method.name] for learner in self.group], self.validation is not None) | fixed
+        listed = ", ".join(f"{n / 2**20:,.0f} {what}" for what, n in parts.items())
+        say(f"memory: {sum(parts.values()) / 2**20:,.0f} MiB at the most ({listed})")
+        self.events("start", memory=parts, cost={name: one._asdict() for name, one in self.costs.items()})
 
     def go(self) -> None:
         """Train to the end, or to a signal."""
         checkpoint = self.out / "checkpoint.pt"
         at, saved_at = resume(checkpoint, self.group), time.monotonic()
         with noted() as signals, Bar("train SAEs", self.config.steps, done=at.step) as bar:
-            for index, buffer in enumerate(self.stream.buffers(at.buffer), start=at.buffer):
+            for buffer in self.stream.buffers(at.buffer):
                 _check_finite(buffer, at.step)
                 if at.step == 0:
                     self._each("prepare", buffer)
                 batches = _batches(buffer, self.config.batch_tokens)
                 for number in range(at.batch, len(batches)):
                     losses = self._step(batches[number], at.step)
-                    at = Position(at.step + 1, index, number + 1)
+                    at = Position(at.step + 1, at.buffer, number + 1)
                     last = at.step == self.config.steps
                     bar.step(note=self._report(losses, at.step) if last or at.step % 50 == 0 else None)
-                    if last:
-                        self._each("calibrate", buffer)
                     self._validate(at.step)
                     if last:
-                        self._write()
-                        checkpoint.unlink(missing_ok=True)
+                        self._finish(at.step, buffer)
                         return
-                    if signals.received or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
+                    received, due = workers.most([signals.received or 0, int(due)])
+                    if received or due:
                         self._report(losses, at.step)
-                        save(checkpoint, at, self.group)
+                        if workers.number() == 0:
+                            save(checkpoint, at, self.group)
+                        workers.meet()
                         saved_at = time.monotonic()
-                    if signals.received:
+                    if received:
                         say(f"stopped after step {at.step:,}; the same command goes on from there")
-                        raise SystemExit(128 + signals.received)
-                at = Position(at.step, index + 1, 0)
+                        raise SystemExit(128 + received)
+                at = Position(at.step, at.buffer + 1, 0)
+                del buffer, batches  # before the next one is made
 
     def _each(self, hook: str, buffer: Buffer) -> None:
         for learner in self.group:
@@ -126,7 +150,7 @@ class _Run:
         }
 
     def _report(self, losses: dict[str, Tensor], step: int) -> str:
-        values = {name: loss.item() for name, loss in losses.items()}
+        values = dict(zip(losses, workers.mean(torch.stack(list(losses.values()))).tolist(), strict=True))
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(f"{name}: the loss is not finite at step {step}; look for bad activations or lower lr")
@@ -134,25 +158,49 @@ class _Run:
         return f"loss {sum(values.values()) / len(values):.3f}"
 
     def _validate(self, step: int) -> None:
-        """Measure all SAEs at evenly spaced steps, the last among them."""
+        """Judge all trainees at evenly spaced steps, the last among them, and before that one measure their SAEs."""
         if self.validation is None or step * self.config.validations % self.config.steps >= self.config.validations:
             return
-        for name in dict.fromkeys(learner.method.name for learner in self.group):
-            trainees = [learner.trainee for learner in self.group if learner.method.name == name]
-            saes = {
-                place: measures for trainee in trainees for place, measures in self.validation.measure(trainee).items()
-            }
-            together = self.validation.spliced(trainees)
-            self.events("validate", step=step, name=name, saes=rounded(saes), ce_increase_all=together)
+        found = [learner.best.judge(learner.trainee, step, self.validation.loss) for learner in self.group]
+        if step < self.config.steps:
+            self._measure(step, dict(zip(self.group, found, strict=True)))
 
-    def _write(self) -> None:
-        recipe = {"config": self.config.model_dump(mode="json"), "data": self.corpus.describe(), "versions": versions()}
+    def _measure(self, step: int, val_loss: dict[Learner, float]) -> None:
+        """Put into the log how the SAEs do as they are now."""
+        assert self.validation is not None
+        for name in self.costs:
+            group = [learner for learner in self.group if learner.method.name == name]
+            blocks = group[0].method.blocks(self.n_layers)
+            found = self.validation.measure([learner.trainee for learner in group], blocks)
+            for learner in group:
+                for site in learner.trainee.sites:
+                    found["saes"][str(site)] |= {"val_loss": val_loss[learner], "kept_step": learner.best.step}
+            self.events("validate", step=step, name=name, **rounded(found))
+
+    def _finish(self, step: int, buffer: Buffer) -> None:
+        """Measure and write the best weights of every trainee, or the last ones where nothing was judged."""
         for learner in self.group:
-            for site in learner.trainee.sites:
-                sae, target = learner.trainee.sae(site), learner.trainee.target(site)
-                sae = sae if target == site else replace(sae, writes=target)
-                card = SaeCard.of(sae, learner.method.method, learner.method.name, site, recipe)
-                save_sae(sae, card, _folder(self.out, learner, site))
+            learner.best.restore(learner.trainee)
+        self._each("calibrate", buffer)
+        if self.validation is not None:
+            self._measure(step, {learner: learner.best.loss for learner in self.group})
+        if workers.number() == 0:
+            for learner in self.group:
+                self._write(learner)
+            (self.out / "checkpoint.pt").unlink(missing_ok=True)
+        workers.meet()
+
+    def _write(self, learner: Learner) -> None:
+        recipe = {
+            "config": self.config.model_dump(mode="json"), "data": self.corpus.describe(), "versions": versions(),
+            "kept": learner.best.remark() or {"step": self.config.steps},
+            "cost": self.costs[learner.method.name]._asdict(),
+        }  # fmt: skip
+        for site in learner.trainee.sites:
+            sae, target = learner.trainee.sae(site), learner.trainee.target(site)
+            sae = sae if target == site else replace(sae, writes=target)
+            card = SaeCard.of(sae, learner.method.method, learner.method.name, site, recipe)
+            save_sae(sae, card, _folder(self.out, learner, site))
 
 
 def special_tokens(lm: LanguageModel) -> tuple[int, ...]:
@@ -162,12 +210,12 @@ def special_tokens(lm: LanguageModel) -> tuple[int, ...]:
 
 
 def _batches(buffer: Buffer, batch_tokens: int) -> list[Buffer]:
-    """Whole batches of a buffer."""
+    """This worker's parts of the whole batches of a buffer."""
     n_batches = next(iter(buffer.values())).shape[0] // batch_tokens
     if n_batches == 0:
         raise UserError(f"the text holds fewer tokens than one batch of {batch_tokens}; lower batch_tokens")
-    parts = {read: acts.split(batch_tokens) for read, acts in buffer.items()}
-    return [{read: parts[read][i] for read in parts} for i in range(n_batches)]
+    starts = range(0, n_batches * batch_tokens, batch_tokens)
+    return [{read: workers.share(acts[i : i + batch_tokens]) for read, acts in buffer.items()} for i in starts]
 
 
 def _check_finite(buffer: Buffer, step: int) -> None:

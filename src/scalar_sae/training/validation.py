@@ -1,16 +1,53 @@
-"""How SAEs in training do on text they never see: L0, FVU, cosine, cross-entropy, dead share."""
+"""How SAEs in training do on text they never see.
 
-from typing import Any
+The text is read once. A validation splices every SAE in by itself (one run of the rest of the model) and, on the
+residual stream, all of a group at once. Definitions: docs/training.md.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity
 
-from scalar_sae.lm.model import At, LanguageModel
-from scalar_sae.saes.sae import SAE
-from scalar_sae.saes.trainee import Trainee
-from scalar_sae.sites import Site
+from scalar_sae.activations.reading import Gradient
+from scalar_sae.activations.stream import read_all
+from scalar_sae.errors import UserError
+from scalar_sae.lm.feedforward import FeedForward
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.saes.activation import TopK
+from scalar_sae.saes.ff_jacobian import mean_jacobian
+from scalar_sae.saes.trainee import Acts, Progress, Trainee
+from scalar_sae.sites import Block, Site
+
+BATCH_TOKENS = 2048
+JACOBIAN_TOKENS = 256
+
+
+class _Part(NamedTuple):
+    """Some of the text, with what the model makes of it."""
+
+    tokens: Int[Tensor, "prompt token"]
+    kept: Bool[Tensor, "prompt token"]
+    """False at special tokens: nothing is replaced, predicted or counted there."""
+    acts: dict[Site | Gradient, Float[Tensor, "prompt token d_model"]]
+    skips: dict[Site, Float[Tensor, "prompt token d_model"] | None]
+
+    def rows(self, read: Site | Gradient) -> Float[Tensor, "row d_model"]:
+        """The activations that count."""
+        return self.acts[read][self.kept]
+
+    def put(
+        self, x: Float[Tensor, "prompt token d_model"], rows: Float[Tensor, "row d_model"]
+    ) -> Float[Tensor, "prompt token d_model"]:
+        """`x` with rows in place of those that count."""
+        x = x.clone()
+        x[self.kept] = rows
+        return x
 
 
 class Validation:
@@ -18,63 +55,144 @@ class Validation:
 
     @torch.no_grad()
     def __init__(
-        self, lm: LanguageModel, tokens: Int[Tensor, "prompt token"], sites: list[Site], exclude: tuple[int, ...]
+        self,
+        lm: LanguageModel,
+        tokens: Int[Tensor, "prompt token"],
+        reads: Sequence[Site | Gradient],
+        exclude: tuple[int, ...],
     ) -> None:
-        self._lm, self._tokens = lm, tokens
-        self._kept = ~torch.isin(tokens, torch.tensor(exclude, dtype=tokens.dtype))
-        self._states = lm.states(tokens, sites)
-        self._clean = self._cross_entropy(lm.logits(tokens))
-
-    @torch.no_grad()
-    def measure(self, trainee: Trainee) -> dict[str, dict[str, float]]:
-        """Every SAE of a trainee as it would be exported now: site -> measure -> value."""
-        return {str(site): self._one(trainee.sae(site), site, trainee.target(site)) for site in trainee.sites}
-
-    @torch.no_grad()
-    def spliced(self, trainees: list[Trainee]) -> float | None:
-        """Increase of cross-entropy (nats) with all the SAEs at once, each reading what the earlier ones left.
-
-        None for transcoders and off the residual stream, where a reconstruction does not decide all that comes after.
-        """
-        ends = [(site, trainee) for trainee in trainees for site in trainee.sites]
-        if not all(site.on_residual_stream and trainee.target(site) == site for site, trainee in ends):
-            return None
-        ends.sort(key=lambda end: end[0])
-        here = ends[0][0]
-        x = self._states[here].x
-        for site, trainee in ends:
-            x = x if site == here else self._lm.run(here, site, x)
-            x, here = self._put(x, trainee.sae(site)), site
-        return self._cross_entropy(self._lm.logits_from(here, x)) - self._clean
-
-    def _one(self, sae: SAE, site: Site, target: Site) -> dict[str, float]:
-        x, y = self._states[site].x[self._kept], self._states[target].x[self._kept]
-        acts = sae.encode(x)
-        y_hat = sae.decode(acts)
-        fired = acts > 0
-        return {
-            "l0": fired.sum(1).float().mean().item(),
-            "loss": (y - y_hat).square().sum(1).mean().item(),
-            "fvu": ((y - y_hat).square().sum() / (y - y.mean(0)).square().sum()).item(),
-            "cosine": cosine_similarity(y, y_hat).mean().item(),
-            "ce_increase": self._ce_increase(sae, site, target),
-            "dead": 1 - fired.any(0).float().mean().item(),
+        self._lm = lm
+        sites = sorted(read for read in reads if isinstance(read, Site))
+        self._last = sites[-1]
+        self._parts: list[_Part] = []
+        for some in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
+            kept = ~torch.isin(some, torch.tensor(exclude, dtype=some.dtype))
+            skips = {site: state.skip for site, state in lm.states(some, sites).items()}
+            self._parts.append(_Part(some, kept, read_all(lm, some, reads), skips))
+        self._n = sum(int(part.kept.sum()) for part in self._parts)
+        self._spread = {
+            site: (rows - rows.mean(0)).square().sum().item()
+            for site in sites
+            for rows in [torch.cat([part.rows(site) for part in self._parts])]
         }
 
-    def _ce_increase(self, sae: SAE, site: Site, target: Site) -> float:
-        state: At = self._states[target]
-        put = torch.where(self._kept.unsqueeze(-1), sae.decode(sae.encode(self._states[site].x)), state.x)
-        return self._cross_entropy(self._lm.logits_from(target, put, state.skip)) - self._clean
+    @torch.no_grad()
+    def loss(self, trainee: Trainee) -> float:
+        """The trainee's own loss, summed over its sites, with all schedules at their end; nothing is counted."""
+        counted = {name: buffer.clone() for name, buffer in trainee.named_buffers()}
+        total = 0.0
+        for part in self._parts:
+            acts: Acts = {read: part.rows(read) for read in trainee.reads}
+            total += float(sum(trainee.losses(acts, Progress(1, 1)).values())) / len(self._parts)
+            for name, buffer in trainee.named_buffers():
+                buffer.copy_(counted[name])
+        return total
 
-    def _put(self, x: Float[Tensor, "prompt token d_model"], sae: SAE) -> Float[Tensor, "prompt token d_model"]:
-        return torch.where(self._kept.unsqueeze(-1), sae.decode(sae.encode(x)), x)
+    @torch.no_grad()
+    def measure(self, trainees: Sequence[Trainee], blocks: Sequence[Block]) -> dict[str, Any]:
+        """The SAEs of a group as they would be written now, each by itself and all at once, for a log.
 
-    def _cross_entropy(self, logits: Float[Tensor, "prompt token d_vocab"]) -> float:
-        return cross_entropy(logits[:, :-1].flatten(0, 1), self._tokens[:, 1:].flatten().long()).item()
+        Args:
+            trainees: the group.
+            blocks: the computations that its SAEs stand at both ends of.
+        """
+        ends = sorted(((site, trainee) for trainee in trainees for site in trainee.sites), key=lambda end: end[0])
+        stacked = all(site.on_residual_stream and trainee.target(site) == site for site, trainee in ends)
+        alone, together = {site: _Sums(float) for site, _ in ends}, _Sums(float)
+        for part in self._parts:
+            clean = self._lm.logits_from(self._last, part.acts[self._last], part.skips[self._last]).log_softmax(-1)
+            for site, trainee in ends:
+                self._splice(part, clean, trainee, site, alone[site])
+            if stacked:
+                self._splice_all(part, clean, ends, together)
+        found: dict[str, Any] = {
+            "saes": {str(site): self._scores(alone[site], trainee, site) for site, trainee in ends},
+            "jacobian": self._jacobians(dict(ends), blocks),
+        }
+        return found | ({"ce_increase_all": _ce(together), "kl_all": _kl(together)} if stacked else {})
+
+    def _splice(self, part: _Part, clean: Tensor, trainee: Trainee, site: Site, sums: "_Sums") -> None:
+        """One SAE alone, and what it makes of its input."""
+        sae, target = trainee.sae(site), trainee.target(site)
+        acts = sae.encode(part.rows(site))
+        y, y_hat = part.rows(target), sae.decode(acts)
+        _count(self._lm.logits_from(target, part.put(part.acts[target], y_hat), part.skips[target]), clean, part, sums)
+        sums["error"] += (y - y_hat).square().sum().item()
+        sums["cosine"] += cosine_similarity(y, y_hat).sum().item()
+        sums["fired"] += (acts > 0).sum(0)
+
+    def _splice_all(self, part: _Part, clean: Tensor, ends: list[tuple[Site, Trainee]], sums: "_Sums") -> None:
+        """All at once, each reading what the earlier ones left."""
+        here = ends[0][0]
+        x = part.acts[here]
+        for site, trainee in ends:
+            x = x if site == here else self._lm.run(here, site, x)
+            sae, here = trainee.sae(site), site
+            x = part.put(x, sae.decode(sae.encode(x[part.kept])))
+        _count(self._lm.logits_from(here, x), clean, part, sums)
+
+    def _scores(self, sums: "_Sums", trainee: Trainee, site: Site) -> dict[str, Any]:
+        fired: Tensor = sums["fired"]
+        chunks = trainee.sae(site).chunks
+        found: dict[str, Any] = {
+            "l0": fired.sum().item() / self._n,
+            "loss": sums["error"] / self._n,
+            "fvu": sums["error"] / self._spread[trainee.target(site)],
+            "cosine": sums["cosine"] / self._n,
+            "ce_increase": _ce(sums),
+            "kl": _kl(sums),
+            "dead": (fired == 0).float().mean().item(),
+        }
+        if chunks:
+            found["l0_per_chunk"] = [fired[a:b].sum().item() / self._n for a, b in pairwise((0, *chunks))]
+        return found
+
+    def _jacobians(self, trainees: dict[Site, Trainee], blocks: Sequence[Block]) -> dict[str, float]:
+        """Mean |J| between the active latents of each pair of TopK SAEs around an MLP, on the first tokens."""
+        found: dict[str, float] = {}
+        for block in blocks:
+            if (ff := self._feed_forward(block)) is None:
+                continue
+            sites = [site for end in (block.up, block.down) for site in trainees if site.same_place(end)]
+            pair = [(trainees[site].sae(site), self._parts[0].rows(site)[:JACOBIAN_TOKENS]) for site in sites]
+            if all(isinstance(sae.activation, TopK) for sae, _ in pair):
+                found[str(block)] = mean_jacobian(ff, pair, block=block.kind == "ff_block")
+        return found
+
+    def _feed_forward(self, block: Block) -> FeedForward | None:
+        """The MLP between the two ends, if there is nothing else and it is of known form."""
+        try:
+            return self._lm.feed_forward(block.up.layer) if block.kind in ("ff_block", "ff_layer") else None
+        except UserError:
+            return None
 
 
-def rounded(measures: dict[str, Any]) -> dict[str, Any]:
-    """Five significant digits, for a log."""
-    return {
-        name: rounded(value) if isinstance(value, dict) else float(f"{value:.5g}") for name, value in measures.items()
-    }
+_Sums = defaultdict[str, Any]
+
+
+def _count(logits: Float[Tensor, "prompt token d_vocab"], clean: Tensor, part: _Part, sums: _Sums) -> None:
+    """Add a part's cross-entropy above the clean model's, and its KL from the clean model."""
+    log_p, kept = logits.log_softmax(-1), part.kept
+    target = part.tokens[:, 1:].long().unsqueeze(-1)
+    more = (clean - log_p)[:, :-1].gather(-1, target).squeeze(-1)
+    sums["ce"] += more[kept[:, 1:]].sum().item()
+    sums["targets"] += int(kept[:, 1:].sum())
+    sums["kl"] += (clean.exp() * (clean - log_p)).sum(-1)[kept].sum().item()
+    sums["tokens"] += int(kept.sum())
+
+
+def _ce(sums: _Sums) -> float:
+    return sums["ce"] / sums["targets"]
+
+
+def _kl(sums: _Sums) -> float:
+    return sums["kl"] / sums["tokens"]
+
+
+def rounded(value: Any) -> Any:
+    """Five significant digits of every fraction, for a log."""
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

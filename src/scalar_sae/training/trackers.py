@@ -1,0 +1,66 @@
+"""TensorBoard and Weights & Biases, as extras: they are told what `events.jsonl` is told, which stays the source."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from scalar_sae.errors import UserError, unknown
+
+Write = Callable[[dict[str, float], int], None]
+"""Takes some values by name, and the step that they belong to."""
+
+
+class Tracker:
+    """A listener of events.
+
+    Raises:
+        UserError: there is no such tracker, or its extra is not installed.
+    """
+
+    def __init__(self, name: str, out: Path) -> None:
+        if name not in TRACKERS:
+            raise unknown("--log", name, list(TRACKERS))
+        try:
+            self._write = TRACKERS[name](out)
+        except ImportError as error:
+            raise UserError(f"--log {name}: not installed; pip install 'scalar-sae[{name}]'") from error
+
+    def __call__(self, kind: str, fields: dict[str, Any]) -> None:
+        """Pass on the numbers of an event that belongs to a step."""
+        if "step" in fields:
+            rest = {name: value for name, value in fields.items() if name not in ("step", "name")}
+            prefix = "/".join([kind, fields["name"]] if "name" in fields else [kind])
+            self._write(dict(_numbers(rest, prefix)), fields["step"])
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
+    """Every number of a nested value with its path, such as `validate/topk/saes/resid_mid.0/fvu`."""
+    if isinstance(value, int | float):
+        yield path, float(value)
+    elif isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(inner, f"{path}/{name}")
+
+
+def _tensorboard(out: Path) -> Write:
+    """Event files in `out/tensorboard`."""
+    writer = import_module("torch.utils.tensorboard").SummaryWriter(str(out / "tensorboard"))
+
+    def write(values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return write
+
+
+def _wandb(out: Path) -> Write:
+    """A run with the directory's name; the same one when training goes on. Its project is W&B's to know."""
+    number = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    run = import_module("wandb").init(name=out.name, id=number, resume="allow", dir=str(out))
+    return lambda values, step: run.log(values, step=step)
+
+
+TRACKERS: dict[str, Callable[[Path], Write]] = {"tensorboard": _tensorboard, "wandb": _wandb}

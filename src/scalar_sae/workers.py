@@ -1,0 +1,128 @@
+"""Several processes on one job, started by `torchrun`. Alone, everything here does nothing.
+
+Scoring gives each worker every n-th prompt. Training gives each a part of every batch (docs/training.md): what a method
+takes from the whole batch goes through `mean`, `smallest`, `anywhere` or `gather`, and gradients through `average`.
+"""
+
+import os
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool
+from torch import Tensor
+
+
+def join() -> None:
+    """Meet the other processes, if `torchrun` started any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(device())
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def device() -> str:
+    """Where this worker computes if it is not told: a GPU of its own, if there is one."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
+def number() -> int:
+    """Which worker this is; 0 writes the results."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """How many workers there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mine(n: int) -> list[int]:
+    """Which of n pieces of work this worker takes."""
+    return list(range(n))[number() :: count()]
+
+
+def share(batch: Tensor) -> Tensor:
+    """This worker's rows of a batch, whose size is a multiple of the number of workers."""
+    return batch.chunk(count())[number()]
+
+
+def add_up(total: Tensor) -> None:
+    """Replace a tensor by its sum over the workers."""
+    if dist.is_initialized():
+        dist.all_reduce(total)
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their means over the workers."""
+    if dist.is_initialized():
+        started = [(tensor, dist.all_reduce(tensor, async_op=True)) for tensor in tensors]
+        for tensor, work in started:
+            assert work is not None
+            work.wait()
+            tensor.div_(count())
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean over the workers of each entry; its gradient is x's own, which `average` makes that of the mean."""
+    if not dist.is_initialized():
+        return x
+    found = x.detach().clone()
+    average([found])
+    return x + (found - x).detach() if x.requires_grad else found
+
+
+def smallest(x: Tensor) -> Tensor:
+    """The smallest value that any worker has, of each entry."""
+    return _reduced(x, dist.ReduceOp.MIN) if dist.is_initialized() else x
+
+
+def anywhere(mask: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Where any worker's mask is true."""
+    return _reduced(mask.to(torch.uint8), dist.ReduceOp.MAX).bool() if dist.is_initialized() else mask
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Everybody's rows, in the order of the workers; as many from each. No gradient."""
+    if not dist.is_initialized():
+        return rows.detach()
+    parts = [torch.empty_like(rows) for _ in range(count())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    return torch.cat(parts)
+
+
+def most(values: list[int]) -> list[int]:
+    """The largest of everybody's values, for decisions that all must take alike."""
+    return _reduced(torch.tensor(values), dist.ReduceOp.MAX).tolist() if dist.is_initialized() else values
+
+
+def collect(found: dict[int, Any]) -> dict[int, Any]:
+    """Everybody's results, by prompt."""
+    if not dist.is_initialized():
+        return found
+    parts: list[dict[int, Any]] = [{}] * count()
+    dist.all_gather_object(parts, found)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def meet() -> None:
+    """Wait for the others."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def one_first() -> Generator[None]:
+    """The block that writes a file if it is not there: the first worker runs it before the others do."""
+    if number() != 0:
+        meet()
+    yield
+    if number() == 0:
+        meet()
+
+
+def _reduced(x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+    found = x.detach().clone()
+    dist.all_reduce(found, op)
+    return found

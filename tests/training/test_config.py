@@ -1,0 +1,52 @@
+"""Presets, configs, the schedule."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scalar_sae.errors import UserError
+from scalar_sae.training.config import TrainConfig, presets, read_preset, validated
+from scalar_sae.training.learner import learning_rate
+from tests.training.runs import SMALL, TOPK
+
+
+def test_the_schedule():
+    config = TrainConfig(saes=[TOPK], **{**SMALL, "tokens": 10_000})
+    rates = [learning_rate(config, step) for step in range(101)]
+    assert max(rates) == rates[3] == pytest.approx(config.lr)
+    assert rates[-1] == pytest.approx(config.min_lr)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_are_valid(name: str):
+    validated(TrainConfig, read_preset(name)["train"], "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokns": 5}, "unknown train field 'tokns'.*did you mean 'tokens'"),
+        ({"saes": [{**TOPK, "method": "topkk"}]}, "unknown method 'topkk'.*did you mean 'topk'"),
+        ({"saes": [{**TOPK, "kk": 3}]}, r"unknown train field 'saes.0.topk.kk'.*did you mean 'saes.0.topk.k'"),
+        (
+            {"saes": [{"method": "relu", "sites": ["resid_mid.0"], "sparsity": {"weight": 1, "warmpu": 0}}]},
+            r"unknown train field 'saes.0.relu.sparsity.warmpu'.*did you mean 'saes.0.relu.sparsity.warmup'",
+        ),
+        ({"saes": [TOPK, TOPK]}, "not all different"),
+        ({"tokens": 50}, "less than one batch"),
+        ({"lr": -1}, "lr: Input should be greater than 0"),
+    ],
+)
+def test_a_bad_config_is_one_line_that_names_the_field(change: dict, message: str):
+    with pytest.raises(UserError, match=message) as error:
+        validated(TrainConfig, {**SMALL, "saes": [TOPK], **change}, "train")
+    assert "\n" not in str(error.value)
+
+
+def test_presets_that_are_not_there(tmp_path: Path):
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        read_preset("quikstart")
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"trian": {}}))
+    with pytest.raises(UserError, match="expected the sections train: and score:"):
+        read_preset(str(tmp_path / "bad.yaml"))

@@ -1,0 +1,43 @@
+"""Predicted parameters, arithmetic and memory, against what is known and what is used."""
+
+import pytest
+import torch
+
+from scalar_sae.saes.trainee import Progress
+from scalar_sae.training import cost as costs
+from scalar_sae.training.config import TrainConfig
+from scalar_sae.training.learner import learners
+from tests.helpers import Shape
+from tests.training.runs import SMALL
+from tests.training.test_workers import METHODS
+
+D, D_SAE = 16, 64
+
+
+def test_a_relu_sae_costs_five_products():
+    method = {"method": "relu", "sites": ["resid_mid.0"], "expansion": 4}
+    (learner,) = learners(TrainConfig(saes=[method], **SMALL), Shape(D, 1))
+    found = costs.cost(learner.trainee, D, 100)
+    assert found.parameters == 2 * D * D_SAE + D + D_SAE
+    assert found.flop_per_token == 5 * 2 * D * D_SAE  # encode, decode, and the gradients of W_enc, W_dec and the code
+    assert found.step_bytes > 4 * found.parameters
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["method"])
+def test_bytes_grow_as_predicted_and_nothing_is_changed(method: dict):
+    trainee = learners(TrainConfig(saes=[method], **SMALL), Shape(D, 2))[0].trainee
+    before = {name: tensor.clone() for name, tensor in trainee.state_dict().items()}
+    predicted = costs.cost(trainee, D, 1000).step_bytes
+    torch.testing.assert_close(dict(trainee.state_dict()), before, atol=0, rtol=0, equal_nan=True)
+    assert all(parameter.grad is None for parameter in trainee.parameters())
+    acts = {read: torch.randn(1000, D) for read in trainee.reads}
+    with costs._Bytes() as used:
+        torch.stack(list(trainee.losses(acts, Progress(1, 1)).values())).sum().backward()
+        trainee.after_backward()
+    assert max(used.history) == pytest.approx(predicted, rel=0.1)
+
+
+def test_trainees_take_turns():
+    one, two = costs.Cost(1000, 1, 9000), costs.Cost(500, 1, 4000)
+    assert costs.memory([one, two], kept=False) == {"weights and moments": 3 * 4 * 1500, "one step": 9000}
+    assert costs.memory([one, two], kept=True)["best weights"] == 4 * 1500

@@ -1,0 +1,79 @@
+"""Stopping on a signal, going on after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from scalar_sae.errors import UserError
+from scalar_sae.runs import Events
+from tests.training.runs import STATEFUL, TOPK, trained
+
+
+class Stop(Events):
+    """Sends a signal to this process when the log hears of a step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__(None)
+        self._step, self._number = step, number
+
+    def __call__(self, kind: str, **fields: object) -> None:
+        if fields.get("step") == self._step:
+            os.kill(os.getpid(), self._number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path, text: Path, number: int):
+    saes, at = [TOPK, *STATEFUL[:2]], {"tokens": 5_200, "validations": 26}
+    whole = trained(tmp_path, text, "whole", saes, **at)
+    with pytest.raises(SystemExit) as end:
+        trained(tmp_path, text, "cut", saes, Stop(50, number), **at)
+    assert end.value.code == 128 + number
+    assert not list((tmp_path / "cut").rglob("sae.json"))
+    position = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["position"]
+    assert position[0] == 50
+    assert position[2] == 2, "in the middle of a buffer of three batches"
+    cut = trained(tmp_path, text, "cut", saes, **at)
+    for name, group in whole.items():
+        for site, sae in group.items():
+            assert torch.equal(sae.W_enc, cut[name][site].W_enc)
+            if hasattr(sae.activation, "threshold"):
+                assert torch.equal(sae.activation.threshold, cut[name][site].activation.threshold)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, text: Path):
+    (tmp_path / "run").mkdir()
+    torch.save({"learners": []}, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(UserError, match=r"checkpoint.pt: not a checkpoint of these SAEs"):
+        trained(tmp_path, text, "run", [TOPK])
+
+
+RUN = """
+import sys; from pathlib import Path; import torch; torch.set_num_threads(1)
+from scalar_sae.training import loop; loop.CHECKPOINT_SECONDS = 0.0
+from tests.training import runs
+runs.trained(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], [runs.TOPK, runs.STAIRS, *runs.STATEFUL], tokens=5_000)
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, text: Path):
+    command = [sys.executable, "-c", RUN, str(tmp_path), str(text)]
+    subprocess.run([*command, "whole"], check=True, capture_output=True)
+    killed = subprocess.Popen([*command, "killed"], stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "checkpoint.pt").exists():
+        assert killed.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not list((tmp_path / "killed").rglob("sae.json"))
+    subprocess.run([*command, "killed"], check=True, capture_output=True)
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors"))
+    assert len(files) == 10
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+    assert not (tmp_path / "killed" / "checkpoint.pt").exists()

@@ -1,0 +1,104 @@
+"""The stream of activations, and its cache."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from scalar_sae.activations.cache import CachedStream
+from scalar_sae.activations.reading import Gradient
+from scalar_sae.activations.stream import ActivationStream
+from scalar_sae.errors import UserError
+from scalar_sae.sites import Site
+from tests.helpers import tiny_lm
+from tests.training.runs import SITES, TOPK, random_prompts, trained
+
+
+def test_an_epoch_of_buffers_holds_every_token_once_and_shuffled():
+    lm = tiny_lm()
+    stream = ActivationStream(lm, random_prompts(), SITES, buffer_tokens=64, seed=0)
+    clean = lm.activations(random_prompts(), SITES)
+    buffers = list(islice(stream.buffers(), 3))
+    for site in SITES:
+        ours = torch.cat([buffer[site] for buffer in buffers])
+        assert ours.shape == (192, 16)
+        assert not torch.equal(ours, clean[site].flatten(0, 1))
+        key = torch.linspace(1, 2, 16)
+        torch.testing.assert_close((ours @ key).sort().values, (clean[site].flatten(0, 1) @ key).sort().values)
+
+
+def test_sites_stay_aligned_through_the_shuffle():
+    lm = tiny_lm()
+    buffer = next(ActivationStream(lm, random_prompts(), SITES, buffer_tokens=192, seed=0).buffers())
+    clean = lm.activations(random_prompts(), SITES)
+    weights = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    both = [torch.cat([acts[site].flatten(0, -2) for site in SITES], -1) @ weights for acts in (buffer, clean)]
+    torch.testing.assert_close(both[0].sort().values, both[1].sort().values)
+
+
+def test_a_buffer_depends_on_its_number_alone():
+    stream = ActivationStream(tiny_lm(), random_prompts(), SITES, buffer_tokens=64, seed=5)
+    fourth = next(islice(stream.buffers(), 4, None))
+    again = next(stream.buffers(start=4))
+    assert all(torch.equal(fourth[site], again[site]) for site in SITES)
+
+
+def test_gradients_are_read_where_the_loss_is_taken():
+    lm, prompts = tiny_lm(), random_prompts(4)
+    for site in (Site("resid_mid", 0), Site("mlp_out", 1)):
+        buffer = next(ActivationStream(lm, prompts, [site, Gradient(site)], 64, seed=0).buffers())
+        state = lm.states(prompts, [site])[site]
+        nudge = 1e-2 * torch.randn(state.x.shape, generator=torch.Generator().manual_seed(1))
+
+        def loss(x: torch.Tensor, site: Site = site, skip: torch.Tensor | None = state.skip) -> torch.Tensor:
+            log_p = lm.logits_from(site, x, skip)[:, :-1].log_softmax(-1)
+            return -log_p.gather(2, prompts[:, 1:, None]).sum()
+
+        change = loss(state.x + nudge) - loss(state.x - nudge)
+        flat = state.x.flatten(0, 1)
+        order = [int((flat - row).abs().sum(1).argmin()) for row in buffer[site]]
+        predicted = 2 * (buffer[Gradient(site)] * nudge.flatten(0, 1)[order]).sum()
+        torch.testing.assert_close(change, predicted, rtol=1e-2, atol=1e-3)
+
+
+def test_special_tokens_are_left_out():
+    lm, prompts = tiny_lm(), random_prompts(4)
+    stream = ActivationStream(lm, prompts, SITES, 64, seed=0, exclude=(3, 5))
+    buffer = next(stream.buffers())
+    kept = ~((prompts == 3) | (prompts == 5))
+    assert 0 < int(kept.sum()) < 64
+    for site in SITES:
+        expected = lm.activations(prompts, [site])[site][kept]
+        key = torch.linspace(1, 2, 16)
+        torch.testing.assert_close((buffer[site] @ key).sort().values, (expected @ key).sort().values)
+
+
+def test_a_cache_yields_the_same_buffers_without_the_model(tmp_path: Path):
+    lm = tiny_lm()
+    stream = ActivationStream(lm, random_prompts(), SITES, buffer_tokens=64, seed=0)
+    plain = list(islice(stream.buffers(), 4))
+    first = list(islice(CachedStream(stream, tmp_path / "cache").buffers(), 4))
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
+    fewer = ActivationStream(lm, random_prompts(), SITES[:1], buffer_tokens=64, seed=0)
+    second = CachedStream(fewer, tmp_path / "cache")
+    lm.states = None  # the model must not be asked again
+    for a, b, c in zip(plain, first, islice(second.buffers(), 4), strict=True):
+        assert all(torch.equal(a[site], b[site]) for site in SITES)
+        assert torch.equal(a[SITES[0]], c[SITES[0]])
+
+
+def test_a_cache_of_another_recipe_is_refused(tmp_path: Path):
+    lm = tiny_lm()
+    CachedStream(ActivationStream(lm, random_prompts(), SITES[:1], 64, seed=0), tmp_path)
+    with pytest.raises(UserError, match=r"seed differs; lacks resid_post.1.*another --cache"):
+        CachedStream(ActivationStream(lm, random_prompts(), SITES, 64, seed=1), tmp_path)
+    with pytest.raises(UserError, match="lm differs"):
+        CachedStream(ActivationStream(tiny_lm(1), random_prompts(), SITES[:1], 64, seed=0), tmp_path)
+
+
+def test_a_cached_run_is_the_same_run(tmp_path: Path, text: Path):
+    plain = trained(tmp_path, text, "plain", [TOPK])["topk"]
+    for name in ("writes", "reads"):
+        cached = trained(tmp_path, text, name, [TOPK], cache=tmp_path / "cache")["topk"]
+        assert all(torch.equal(plain[site].W_enc, cached[site].W_enc) for site in plain)
