@@ -243,9 +243,10 @@ def _model_with(saes: list[str]) -> Path:
 
 
 def _at_both_ends(group: "dict[Site, SAE]", place: "Block") -> bool:
+    from scalar_sae.benchmark.pair import upstream
     from scalar_sae.saes.store import find_sae
 
-    return find_sae(group, place.up) is not None and find_sae(group, place.down) is not None
+    return upstream(group, place.up) is not None and find_sae(group, place.down) is not None
 
 
 def _text(tokens: str, model: "LanguageModel") -> "Corpus":
