@@ -4,14 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.results import Record, Results
 from scalar_sae.saes.store import find_sae, load_saes
 from scalar_sae.sites import Site
+from tests.benchmark.test_golden import CASES, Case
 from tests.helpers import golden_lm, shared
 from tests.test_study import scalar
 
@@ -60,6 +63,35 @@ def test_feature_magnitudes_of_every_sae(variant: str):
         mine = sae.encode(x)
         theirs = torch.zeros_like(mine).scatter_(-1, golden[f"{key}.idx"][:4].long(), golden[f"{key}.val"][:4])
         torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=2e-4)
+
+
+def published(tmp_path: Path, variant: str, block: str, *more: str | Path) -> Record:
+    """Scored as the authors do it, on the 20 golden prompts as a text; ranked on 8 and scored on 2, as golden is."""
+    text, out = tmp_path / "prompts.txt", tmp_path / "out.json"
+    ids = load_file(shared("golden", "prompts.safetensors"))["ids"]
+    text.write_text("".join(map(chr, ids.flatten().tolist())))
+    folder = shared("golden", "checkpoints", variant)
+    few = ["--prompts", "2", "--rank-prompts", "8", "--out", out]
+    scalar("score", "--saes", folder, "--block", block, "--tokens", text, "--published", *few, *more)
+    return Results.read(out).records[0]
+
+
+def test_golden_areas_from_the_folder_alone(tmp_path: Path):
+    """Edges of no attribution, 40 % of them, come in an order drawn at random: theirs and ours differ in it."""
+    record = published(tmp_path, "topk.mlpblock", "ff_block.0")
+    golden = json.loads(shared("golden", "index.json").read_text())["sweeps"]["topk.mlpblock.L0.a"]
+    assert record.edges[1:] == golden["evaluated"]
+    assert record.absolute == pytest.approx(golden["auc_kl_full_model"], rel=0.02)
+    assert record.pure == pytest.approx(golden["auc_kl"], rel=0.02)
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.name)
+def test_golden_areas_in_the_authors_order(case: Case, tmp_path: Path):
+    golden = json.loads(shared("golden", "index.json").read_text())["sweeps"][f"{case.name}.a"]
+    np.save(tmp_path / "order.npy", -case.level(np.array(golden["evaluated"])).float().numpy())
+    record = published(tmp_path, case.variant, case.block, "--ranking", tmp_path / "order.npy")
+    assert record.absolute == pytest.approx(golden["auc_kl_full_model"], rel=1e-4)
+    assert record.pure == pytest.approx(golden["auc_kl"], rel=1e-4)
 
 
 def test_scored_and_listed_from_the_command_line():

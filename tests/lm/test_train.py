@@ -109,6 +109,32 @@ def test_a_medium_model_learns_its_own_vocabulary(text: Path, tmp_path: Path):
     assert load_corpus(str(text), tokenizer=lm.tokenizer).fingerprint == record["data"]["fingerprint"]
 
 
+def test_a_stopped_run_goes_on_with_its_own_vocabulary(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from scalar_sae.lm import train as module
+
+    small = {**SMALL, "corpus": str(text), "d_vocab": 300, "d_model": 32, "n_layers": 1}
+    train_lm(LmRecipe(**small), tmp_path / "whole")
+    advance, learned = module._State.advance, []
+
+    def until_7(state: module._State, tokens: torch.Tensor) -> float:
+        if state.step == 7:
+            raise KeyboardInterrupt
+        return advance(state, tokens)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module._State, "advance", until_7)
+        with pytest.raises(KeyboardInterrupt):
+            train_lm(LmRecipe(**small), tmp_path / "stopped")
+    monkeypatch.setattr(module, "byte_pairs", lambda *_: learned.append(1))
+    train_lm(LmRecipe(**small), tmp_path / "stopped")
+    assert not learned
+    files = [{path.name: path.read_bytes() for path in (tmp_path / run).iterdir()} for run in ("whole", "stopped")]
+    assert files[0].keys() == files[1].keys()
+    assert "tokenizer.json" in files[0]
+    differing = {name for name in files[0] if files[0][name] != files[1][name]}
+    assert differing <= {"training.json", "events.jsonl"}, "but for times, the same bytes"
+
+
 def test_the_medium_recipe_has_five_million_parameters():
     sizes = RECIPES["medium"].model_dump(include={"d_vocab", "d_model", "n_layers", "n_heads", "context"})
     assert sum(p.numel() for p in toy_gpt(**sizes).parameters()) == pytest.approx(5e6, rel=0.05)

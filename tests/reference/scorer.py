@@ -17,8 +17,9 @@ def pre_acts(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
     somewhere = with_edge if kept.dim() == 2 else with_edge.any(0)
     for some in somewhere.nonzero()[:, 0].split(64) if somewhere.any() else ():
         own = kept.T[some].unsqueeze(1) if kept.dim() == 2 else kept[..., some].permute(2, 0, 1)  # latent, token, n_up
-        y = pair.compute(pair.up.decode(torch.where(own, z, fill)), prompt.up_skip)
-        p[:, some] = torch.einsum("jtd,dj->tj", y, pair.down.W_enc[:, some]) + pair.down.b_enc[some]
+        kept_z = torch.where(own, z, fill)
+        x = pair.up.decode(kept_z, prompt.x_up.expand(len(kept_z), -1, -1))
+        p[:, some] = pair.down.pre_acts(pair.compute(x, prompt.up_skip))[range(len(some)), :, some].T
     if kept.dim() == 3 and not pair.block.mixes_tokens:
         p[~with_edge] = 0  # the latent has no edge at this token
     return p
@@ -33,7 +34,7 @@ def leave_one_out(pair: Pair, prompt: Prompt) -> torch.Tensor:
 def insert_one(pair: Pair, prompt: Prompt) -> torch.Tensor:
     """The same when one latent is added to the ablated reconstruction: [n_up, n_down]."""
     fill = torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
-    x = pair.up.decode(fill).expand(1, len(prompt.z), -1)
+    x = pair.up.decode(fill.expand_as(prompt.z), prompt.x_up).unsqueeze(0)
     nothing = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.bool)
     return _one_changed(pair, prompt, pair.pre_acts(x, prompt)[0], nothing, keep=True)
 
@@ -63,7 +64,7 @@ def path_gradient(pair: Pair, prompt: Prompt, alphas: torch.Tensor) -> torch.Ten
             gradient = torch.zeros_like(path)
             for alpha in alphas:
                 point = (fill + alpha * path).requires_grad_()
-                p = pair.pre_acts(pair.up.decode(point).unsqueeze(0), prompt)[0]
+                p = pair.pre_acts(pair.up.decode(point, prompt.x_up).unsqueeze(0), prompt)[0]
                 gradient += torch.autograd.grad(p[target, j].relu(), point)[0] / len(alphas)
             total[:, j] += (path * gradient).sum(0).square()
     return total
@@ -77,7 +78,7 @@ def published_attribution(pair: Pair, prompt: Prompt) -> torch.Tensor:
         gradient = torch.zeros_like(z)
         for alpha in torch.linspace(0, 1, 5):
             path = (alpha * z).requires_grad_()
-            acts = pair.down.activation.select(pair.pre_acts(pair.up.decode(path).unsqueeze(0), prompt))
+            acts = pair.down.activation.select(pair.pre_acts(pair.up.decode(path, prompt.x_up).unsqueeze(0), prompt))
             gradient += torch.autograd.grad(acts[..., j].sum(), path)[0]
         total[:, j] = (z.norm(dim=-1, keepdim=True) / 5 * gradient).square().sum(0)
     return total

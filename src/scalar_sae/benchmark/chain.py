@@ -42,8 +42,11 @@ def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site]) -> list[P
     beside = [site for site in sites if not site.on_residual_stream]
     if beside:
         raise UserError(f"{beside[0]}: a whole-model circuit runs along the residual stream (resid_pre, _mid, _post)")
-    ordered = sorted(sites)
-    return [Pair.between(lm, Block(up, down), saes) for up, down in pairwise(ordered)]
+    pairs = [Pair.between(lm, Block(up, down), saes) for up, down in pairwise(sorted(sites))]
+    for pair in pairs:
+        if any(sae.decodes_from_input or sae.writes for sae in (pair.up, pair.down)):
+            raise UserError(f"{pair.block}: a whole-model circuit takes SAEs that decode from their latents alone")
+    return pairs
 
 
 def one_order(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[Level]:
@@ -108,9 +111,9 @@ def _run(
     """Log-probabilities behind the last site, live edges per token in all pairs, live latents at the last site."""
     z, live = prompt.z, 0.0
     for pair, readout, level in zip(pairs, readouts, kept, strict=True):
-        here = replace(prompt, z=z, slots=Slots.of(z, pair.fill))
+        here = replace(prompt, z=z, slots=Slots.of(z, pair.changes(z, prompt.x_up)))
         (sub,) = sweep(pair, here, GlobalEdges(level), 1, readout)
         z = sub.acts
         live += sub.live_edges.float().mean().item()
     last = pairs[-1]
-    return last.log_probs(last.down.decode(z).unsqueeze(0), prompt), live, (z > 0).sum(-1).float().mean().item()
+    return last.log_probs(last.decoded(z, prompt).unsqueeze(0), prompt), live, (z > 0).sum(-1).float().mean().item()

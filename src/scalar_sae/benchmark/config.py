@@ -49,7 +49,7 @@ class ScoreConfig(BaseModel):
     controls: tuple[Control, ...] = ("padded",)
     """Controls scored beside the pairs (see controls.py): once for each group of SAEs, at its first block."""
     overlap: bool = False
-    """Rank on the scored text, as the authors do."""
+    """Rank on the scored text and take the first prompts of it, as the authors do."""
     memory: float = Field(default=8.0, gt=0)
     """Gigabytes that scoring may take."""
     seed: int = Field(default=0, ge=0)
@@ -68,7 +68,7 @@ class Texts:
 def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
     """Prompts from the validation part: ranking text from its first half, scoring text from its second.
 
-    With `overlap` both are drawn from all of it, in the same order.
+    With `overlap` both are the first prompts of all of it, as they come.
 
     Raises:
         UserError: the text has too few windows.
@@ -83,13 +83,11 @@ def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
             raise UserError(
                 f"{corpus.name}: {wanted} prompts of {config.context} tokens to {what} on, only {rows.shape[0]} there"
             )
-        order = torch.randperm(
-            rows.shape[0], generator=torch.Generator().manual_seed(2 * config.seed + salt * (not config.overlap))
-        )
-        chosen.append(rows[order[:wanted]])
+        order = torch.randperm(rows.shape[0], generator=torch.Generator().manual_seed(2 * config.seed + salt))
+        chosen.append(rows[:wanted] if config.overlap else rows[order[:wanted]])
     where = {"ranked_on": "first half of the validation part", "scored_on": "second half of the validation part"}
     if config.overlap:
-        where = dict.fromkeys(where, "the whole validation part: ranking and scoring text overlap")
+        where = dict.fromkeys(where, "the start of the validation part: ranking and scoring text overlap")
     return Texts(*chosen, data={**corpus.describe(), **where})
 
 

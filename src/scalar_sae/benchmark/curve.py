@@ -53,7 +53,7 @@ class Exact:
 
     def full_circuit(self, pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
         """down.encode(F(up.decode(z)))."""
-        return self.select(pair, pair.pre_acts(pair.up.decode(prompt.z).unsqueeze(0), prompt))[0]
+        return pair.full_circuit(prompt)
 
     def kl(self, p: LogProbs, q: SomeLogProbs) -> Float[Tensor, "batch token"]:
         """KL(p || q) in nats from log-probabilities."""
@@ -104,7 +104,7 @@ def measure(
     """
     model = pair.lm.logits(prompt.tokens).log_softmax(-1)
     whole = conventions.full_circuit(pair, prompt)
-    circuit = pair.log_probs(pair.down.decode(whole).unsqueeze(0), prompt)
+    circuit = pair.log_probs(pair.decoded(whole, prompt).unsqueeze(0), prompt)
     rows: list[Tensor] = []
     sub_circuits = sweep(pair, prompt, edges, n_counts, readout, lambda p: conventions.select(pair, p))
     done = 0
@@ -112,7 +112,7 @@ def measure(
         done += len(acts)
         if done == n_counts and reaches_all and conventions.last_is_full_circuit:
             acts[-1] = whole
-        log_probs = pair.log_probs(pair.down.decode(acts), prompt)
+        log_probs = pair.log_probs(pair.decoded(acts, prompt), prompt)
         columns = [
             conventions.kl(model, log_probs).mean(-1),
             conventions.kl(circuit, log_probs).mean(-1),

@@ -26,7 +26,7 @@ class Players:
 
     latent: Int[Tensor, "player token"]
     change: Float[Tensor, "player token"]
-    """Activation less what the latent is ablated to; zero where there is nothing to remove."""
+    """What the latent adds along its decoder row; zero where there is nothing to remove."""
 
     @classmethod
     def of(cls, pair: Pair, prompt: Prompt) -> "Players":
@@ -35,8 +35,7 @@ class Players:
         if not pair.block.mixes_tokens:
             return cls(slots.latent.T, slots.change.T)
         latent = slots.latent[slots.used].unique()
-        fill = 0.0 if pair.fill is None else pair.fill[latent].unsqueeze(1)
-        return cls(latent.unsqueeze(1).expand(-1, len(prompt.z)), prompt.z.T[latent] - fill)
+        return cls(latent.unsqueeze(1).expand(-1, len(prompt.z)), pair.changes(prompt.z, prompt.x_up).T[latent])
 
     def batches(self, n_columns: int) -> Iterator["Players"]:
         """A few players at a time."""
@@ -71,7 +70,7 @@ def of_a_change(
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
     bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
     for some in Players.of(pair, prompt).batches(W.shape[1]):
-        y = pair.compute(start + sign * some.adds(pair), prompt.up_skip)
+        y = pair.down.seen(pair.compute(start + sign * some.adds(pair), prompt.up_skip))
         changed = torch.addmm(b, y.flatten(0, 1), W).view(*y.shape[:2], -1)
         yield some, rule.alone(changed, bar).sub_(acts)
 
@@ -88,7 +87,7 @@ def of_random_orders(
         draws = torch.rand(n_player, 1 if pair.block.mixes_tokens else n_token, generator=generator, device="cpu")
         order = draws.argsort(0).expand(-1, n_token).to(mean.device)
         entering = Players(players.latent.gather(0, order), players.change.gather(0, order))
-        x = pair.base.expand(1, n_token, -1)
+        x = pair.base(prompt).unsqueeze(0)
         acts = pair.down.activation.select(pair.pre_acts(x, prompt))[..., columns]
         place = order.unsqueeze(-1).expand(-1, -1, mean.shape[-1]).split(1)
         done = 0
@@ -109,14 +108,15 @@ def of_a_gradient(
     The tangent of one player gives its effect on every latent at every position.
     """
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
-    path = pair.up.decode(prompt.z) - pair.base
+    base = pair.base(prompt)
+    path = pair.reconstruct(prompt.z, prompt) - base
     for some in Players.of(pair, prompt).batches(W.shape[1]):
         tangent = some.adds(pair)
         effect = tangent.new_zeros(*tangent.shape[:2], W.shape[1])
         for alpha in alphas:
-            x = (pair.base + alpha * path).expand_as(tangent).contiguous()
+            x = (base + alpha * path).expand_as(tangent).contiguous()
             with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # the fused kernels have no forward mode
-                y = pair.compute(forward_ad.make_dual(x, tangent), prompt.up_skip)
+                y = pair.down.seen(pair.compute(forward_ad.make_dual(x, tangent), prompt.up_skip))
                 value, slope = forward_ad.unpack_dual(y)
             positive = (value[0] @ W + b) > 0
             assert slope is not None
@@ -131,12 +131,14 @@ def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator
     labels of the squared derivative of their log-probability.
     """
     with torch.no_grad():
-        acts = pair.down.activation.select(pair.pre_acts(pair.up.decode(prompt.z).unsqueeze(0), prompt))
-        x = pair.down.decode(acts).expand(n_labels, -1, -1).clone()
+        acts = pair.full_circuit(prompt)
+        x = pair.decoded(acts, prompt).repeat(n_labels, 1, 1)
     x.requires_grad_()
     log_probs = pair.log_probs(x, prompt)
     labels = torch.multinomial(log_probs.detach().exp().flatten(0, 1).cpu(), 1, generator=generator).to(x.device)
     (gradient,) = torch.autograd.grad(log_probs.flatten(0, 1).gather(1, labels).sum(), x)
+    if pair.down.norm is not None:
+        gradient = gradient * pair.down.norm.gain(prompt.x_down)
     return (gradient @ pair.down.W_dec.T).square().mean(0)
 
 
@@ -147,7 +149,7 @@ def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_do
     At a block with attention a removal is felt at later positions too: root of the sum of squares over them.
     """
     everything = slice(0, pair.down.d_sae)
-    start = pair.up.decode(prompt.z)
+    start = pair.reconstruct(prompt.z, prompt)
     if not pair.block.mixes_tokens:
         parts = [effect for _, effect in of_a_change(pair, prompt, start, -1.0, everything)]
         return torch.cat(parts).abs().transpose(0, 1)

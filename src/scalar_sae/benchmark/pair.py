@@ -24,12 +24,11 @@ class Slots:
     live: Bool[Tensor, "token slot"]
     """Whether that latent is active. Under mean ablation latents that are not hold slots too."""
     change: Float[Tensor, "token slot"]
-    """Activation less what an ablated latent is set to."""
+    """What the latent adds along its decoder row."""
 
     @classmethod
-    def of(cls, z: Float[Tensor, "token n_up"], fill: Float[Tensor, " n_up"] | None) -> "Slots":
-        """Gather the latents of z that differ from `fill` (None: zero), in the order of their indices."""
-        change = z if fill is None else z - fill
+    def of(cls, z: Float[Tensor, "token n_up"], change: Float[Tensor, "token n_up"]) -> "Slots":
+        """Gather the latents that change something, in the order of their indices."""
         differs = change != 0
         n_slots = max(1, int(differs.sum(-1).max()))
         latent = differs.byte().topk(n_slots, dim=-1).indices.sort(dim=-1).values
@@ -49,6 +48,8 @@ class Prompt:
     z: Float[Tensor, "token n_up"]
     """Upstream latent activations."""
     slots: Slots
+    x_up: Float[Tensor, "token d_model"]
+    """The model's own activation that they were encoded from."""
     up_skip: Float[Tensor, "one token d_model"] | None
     """The model's own residual stream beside the upstream site, if that is on a side branch."""
     down_skip: Float[Tensor, "one token d_model"] | None
@@ -62,13 +63,17 @@ class Pair:
     """The computation that is scored: up -> block -> down.
 
     One rule says which part of the residual stream is the model's own: all that passes beside a site, if the site is on
-    a side branch. What passes through the upstream site is recomputed.
+    a side branch. What passes through the upstream site is recomputed. The same holds for what passes beside an SAE's
+    latents, through a skip connection or the mean and size of a run-time norm: decoders read it from the model's own
+    activation.
     """
 
     lm: LanguageModel
     block: Block
     up: SAE
     down: SAE
+    reads: Site | None = None
+    """Where an upstream transcoder reads; the block begins where it writes. None: an SAE, at the block's beginning."""
     fill: Float[Tensor, " n_up"] | None = None
     """What an ablated upstream latent is set to; None: zero."""
 
@@ -80,10 +85,12 @@ class Pair:
                 raise UserError(f"{site}: the SAE reads {sae.d_model} dimensions, {self.lm.name} has {self.lm.d_model}")
             if sae.d_out != self.lm.d_model:
                 raise UserError(f"{site}: the SAE writes {sae.d_out} dimensions, {self.lm.name} has {self.lm.d_model}")
-            if sae.decodes_from_input:
-                raise UserError(f"{site}: only what decodes from its latents alone can be scored (docs/formats.md)")
-        if self.up.writes is not None:
-            raise UserError(f"{self.block}: a transcoder can stand downstream of a block, not upstream")
+        writes, reads = self.up.writes or self.block.up, self.encoded
+        if not writes.same_place(self.block.up):
+            raise UserError(f"{self.block}: upstream stands a transcoder that writes {writes}; its block begins there")
+        if self.block.up < reads:
+            raise UserError(f"{self.block}: upstream stands a transcoder that reads {reads}, behind the block's start")
+        self.lm.check(reads)
         self.lm.check(self.spliced)
 
     @classmethod
@@ -93,12 +100,18 @@ class Pair:
         Raises:
             UserError: there is no SAE at one of the block's ends, or the model lacks them.
         """
-        ends = [find_sae(saes, site) for site in (block.up, block.down)]
-        if ends[0] is None or ends[1] is None:
-            missing = block.up if ends[0] is None else block.down
+        reads, down = upstream(saes, block.up), find_sae(saes, block.down)
+        if reads is None or down is None:
+            missing = block.up if reads is None else block.down
             lm.check(missing)
-            raise UserError(f"{block}: no SAE at {missing}; there are SAEs at {', '.join(map(str, sorted(saes)))}")
-        return cls(lm, block, ends[0], ends[1])
+            there = [f"{site} -> {sae.writes}" if sae.writes else str(site) for site, sae in sorted(saes.items())]
+            raise UserError(f"{block}: no SAE at {missing}; there are SAEs at {', '.join(there)}")
+        return cls(lm, block, saes[reads], down, reads)
+
+    @property
+    def encoded(self) -> Site:
+        """Where the upstream encoder reads: at the block's beginning, or where a transcoder does."""
+        return self.reads or self.block.up
 
     @property
     def spliced(self) -> Site:
@@ -115,10 +128,27 @@ class Pair:
         """Possible edges: upstream times downstream latents."""
         return self.up.d_sae * self.down.d_sae
 
-    @property
-    def base(self) -> Float[Tensor, " d_model"]:
-        """The upstream reconstruction with every latent ablated."""
-        return self.up.b_dec if self.fill is None else self.up.decode(self.fill)
+    def reconstruct(self, z: Float[Tensor, "token n_up"], prompt: Prompt) -> Float[Tensor, "token d_model"]:
+        """The upstream reconstruction from latent activations."""
+        return self.up.decode(z, prompt.x_up)
+
+    def base(self, prompt: Prompt) -> Float[Tensor, "token d_model"]:
+        """The same with every latent ablated."""
+        bias = self.up.b_dec if self.fill is None else self.fill @ self.up.W_dec + self.up.b_dec
+        return self.up.beside(bias.expand_as(prompt.x_up), prompt.x_up)
+
+    def changes(
+        self, z: Float[Tensor, "token n_up"], x_up: Float[Tensor, "token d_model"]
+    ) -> Float[Tensor, "token n_up"]:
+        """What each upstream latent adds along its decoder row: activation less what ablation sets it to."""
+        change = z if self.fill is None else z - self.fill
+        return change if self.up.norm is None else change * self.up.norm.gain(x_up)
+
+    def decoded(
+        self, acts: Float[Tensor, "*count token n_down"], prompt: Prompt
+    ) -> Float[Tensor, "*count token d_model"]:
+        """What is spliced in for downstream latent activations."""
+        return self.down.decode(acts, prompt.x_down[0].expand(*acts.shape[:-1], -1))
 
     def contributions(self, slots: Slots) -> Float[Tensor, "token slot d_model"]:
         """What each slot adds to `base` when it is kept; zero in padding."""
@@ -141,6 +171,10 @@ class Pair:
         """Downstream pre-activations when x stands at the upstream site."""
         return self.down.pre_acts(self.compute(x, prompt.up_skip))
 
+    def full_circuit(self, prompt: Prompt) -> Float[Tensor, "token n_down"]:
+        """Downstream activations behind the whole upstream reconstruction: down.encode(F(up.decode(z)))."""
+        return self.down.activation.select(self.pre_acts(self.reconstruct(prompt.z, prompt).unsqueeze(0), prompt))[0]
+
     def log_probs(
         self, x: Float[Tensor, "batch token d_model"], prompt: Prompt
     ) -> Float[Tensor, "batch token d_vocab"]:
@@ -150,6 +184,12 @@ class Pair:
         return self.lm.logits_from(self.spliced, x, skip).log_softmax(-1)
 
 
+def upstream(saes: dict[Site, SAE], site: Site) -> Site | None:
+    """Where the SAE reads that stands at the beginning of a block: there, or as a transcoder that writes there."""
+    there = [reads for reads, sae in saes.items() if (sae.writes or reads).same_place(site)]
+    return min(there, key=lambda reads: saes[reads].writes is not None, default=None)
+
+
 @torch.no_grad()
 def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Iterator[Prompt]:
     """Run the model on prompts one after the other and encode the upstream site.
@@ -157,15 +197,16 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
     Raises:
         UserError: an activation is not finite (the site and prompt are named), or tokens the model cannot read.
     """
-    up, down = pair.block.up, pair.block.down
+    encoded, up, down = pair.encoded, pair.block.up, pair.block.down
     for number, row in enumerate(tokens.to(pair.device).split(1), start=first):
-        states = pair.lm.states(row, [up, down, pair.spliced])
+        states = pair.lm.states(row, [encoded, up, down, pair.spliced])
         for site, state in states.items():
             if not state.x.isfinite().all():
                 raise UserError(f"{site}: activations of prompt {number} are not finite")
-        z = pair.up.encode(states[up].x)[0]
-        slots = Slots.of(z, pair.fill)
-        yield Prompt(number, row, z, slots, states[up].skip, states[pair.spliced].skip, states[down].x)
+        x_up = states[encoded].x[0]
+        z = pair.up.encode(x_up)
+        slots = Slots.of(z, pair.changes(z, x_up))
+        yield Prompt(number, row, z, slots, x_up, states[up].skip, states[pair.spliced].skip, states[down].x)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ LEVEL_BYTES = 2**26
 def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts: int) -> Iterator[Updates]:
     """Every change of a downstream pre-activation along the sweep, some latents at a time."""
     n_token, n_slot = prompt.slots.latent.shape
-    ends = torch.stack([pair.base.expand(n_token, -1), pair.up.decode(prompt.z)])
+    ends = torch.stack([pair.base(prompt), pair.reconstruct(prompt.z, prompt)])
     without, with_all = pair.pre_acts(ends, prompt)
     batch = max(1, PASS_BYTES // (4 * n_token * readout.width))
     columns = max(1, LEVEL_BYTES // (n_token * n_slot))
@@ -79,7 +79,7 @@ def _evaluated(
     """Pre-activation of a latent in each row, under the edges that a count keeps."""
     pair = readout.pair
     kept = (some.level[:, column] <= count.view(-1, 1)).to(adds.dtype)  # token, row, slot
-    x = (kept @ adds).transpose(0, 1) + pair.base
+    x = (kept @ adds).transpose(0, 1) + pair.base(prompt)
     if readout.start != pair.block.up:
         x = pair.run_to(readout.start, x, prompt.up_skip)
     latent = column + some.columns.start

@@ -37,12 +37,14 @@ def attribution(
     """
     z = prompt.z
     norm = (z.norm(dim=-1) / STEPS).unsqueeze(-1)
+    if pair.up.norm is not None:
+        norm = norm * pair.up.norm.gain(prompt.x_up)
     width = max(1, GRADIENT_BYTES // (4 * len(z) * pair.up.d_model))
     for start in range(0, total.shape[1], width):
         some = slice(columns.start + start, min(columns.start + start + width, columns.stop))
         path_gradient = z.new_zeros(some.stop - some.start, len(z), pair.up.d_model)
         for alpha in torch.linspace(0, 1, STEPS, device=z.device):
-            _add_gradients(pair, prompt, pair.up.decode(alpha * z), some, path_gradient)
+            _add_gradients(pair, prompt, pair.reconstruct(alpha * z, prompt), some, path_gradient)
         for targets in path_gradient.abs().amax((1, 2)).nonzero()[:, 0].split(64):
             attributed = norm * (path_gradient[targets] @ pair.up.W_dec.T)
             total[:, start + targets] += attributed.square().sum(1).double().T
@@ -74,7 +76,7 @@ def _add_gradients(
         if not chosen.any():
             continue
         rows = x.expand(len(latent), -1, -1).clone().requires_grad_()
-        y = pair.compute(rows, prompt.up_skip)
+        y = pair.down.seen(pair.compute(rows, prompt.up_skip))
         directions = pair.down.W_enc[:, columns].T[latent]
         (gradient,) = torch.autograd.grad(torch.einsum("rtd,rtd,rt->", y, directions, chosen.to(y.dtype)), rows)
         if pair.block.mixes_tokens:
@@ -95,7 +97,7 @@ def select(pair: Pair, pre_acts: Float[Tensor, "*batch n_down"]) -> Float[Tensor
 
 def full_circuit(pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
     """What their hooked forward pass leaves at the downstream site, encoded."""
-    x_hat = pair.up.decode(prompt.z).unsqueeze(0)
+    x_hat = pair.reconstruct(prompt.z, prompt).unsqueeze(0)
     if pair.block.kind == "ff_block":
         x = pair.lm.activations(prompt.tokens, [pair.block.up])[pair.block.up]  # the skip keeps the model's own
         y = x + pair.compute(x_hat, None) - x_hat

@@ -78,7 +78,7 @@ def ablation(
     weight: Float[Tensor, "token n_col"] | None = None,
 ) -> None:
     """Leave one out: exact, one changed pass per upstream latent."""
-    start = pair.up.decode(prompt.z)
+    start = pair.reconstruct(prompt.z, prompt)
     for players, effect in effects.of_a_change(pair, prompt, start, -1.0, columns):
         weighted = effect if weight is None else effect * weight
         players.add_squares(total, weighted, pair.block.mixes_tokens)
@@ -92,7 +92,7 @@ def output(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: 
 
 def insertion(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
     """The mirror image of `ablation`."""
-    start = pair.base.expand(len(prompt.z), -1)
+    start = pair.base(prompt)
     for players, effect in effects.of_a_change(pair, prompt, start, 1.0, columns):
         players.add_squares(total, effect, pair.block.mixes_tokens)
 

@@ -90,7 +90,7 @@ class Readout:
     ) -> Float[Tensor, "batch token d_feature"]:
         """Features of activations at `start`."""
         if self.ff is None:
-            return self.pair.compute(x, up_skip)
+            return self.pair.down.seen(self.pair.compute(x, up_skip))
         assert self.to_hidden is not None
         assert self.hidden_bias is not None
         if self._normed:
@@ -117,7 +117,7 @@ def _last_feed_forward(pair: Pair) -> tuple[FeedForward | None, Site]:
     """The feed-forward half that ends the block and the site where it starts; None if the block does not end so."""
     up, down = pair.block.up, pair.block.down
     start = Site("mlp_in" if up.kind == "mlp_in" and up.layer == down.layer else "resid_mid", down.layer)
-    ends_so = down.kind in ("mlp_out", "resid_post") and up.depth <= start.depth
+    ends_so = down.kind in ("mlp_out", "resid_post") and up.depth <= start.depth and pair.down.norm is None
     if not ends_so or (start.kind == "mlp_in" and down.kind == "resid_post"):
         return None, up
     try:

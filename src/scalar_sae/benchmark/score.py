@@ -241,16 +241,15 @@ def _n_live(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> int:
     live_up, live_down = (pair.up.W_dec.new_zeros(sae.d_sae) for sae in (pair.up, pair.down))
     for number in workers.mine(len(tokens)):
         for prompt in read(pair, tokens[number : number + 1], number):
-            down = pair.down.activation.select(pair.pre_acts(pair.up.decode(prompt.z).unsqueeze(0), prompt))[0]
             live_up += (prompt.z > 0).any(0)
-            live_down += (down > 0).any(0)
+            live_down += (pair.full_circuit(prompt) > 0).any(0)
     workers.add_up(live_up)
     workers.add_up(live_down)
     return int((live_up > 0).sum() * (live_down > 0).sum())
 
 
 def _tensors(sae: SAE) -> list[Tensor]:
-    return [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+    return [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, *([] if sae.W_skip is None else [sae.W_skip])]
 
 
 def _hash(tensors: Any) -> str:

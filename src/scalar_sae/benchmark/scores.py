@@ -26,8 +26,12 @@ def edge_counts(most: int, halvings: int = 2) -> Counts:
 
 
 def published_counts(n_edges: int) -> Counts:
-    """The 35 counts of the authors' code, as far as the pair has edges; none is 0."""
-    return edge_counts(min(PUBLISHED_MOST, n_edges))[1:]
+    """The 35 counts of the authors' code, as far as the pair has edges; none is 0.
+
+    Theirs is the floor of an inexact power: 4,095 and 8,191.
+    """
+    counts = np.unique(np.geomspace(1, PUBLISHED_MOST, 37).astype(np.int64))
+    return np.unique(np.append(counts[counts < n_edges], min(PUBLISHED_MOST, n_edges)))
 
 
 def area(counts: Counts, kl: Curve) -> Score:

@@ -52,14 +52,14 @@ class Shares:
     def of(cls, readout: Readout, prompt: Prompt, rows: slice) -> "Shares":
         """The shares of some of a prompt's tokens."""
         adds = readout.pair.contributions(prompt.slots.of_tokens(rows))
-        x = torch.cat([adds, readout.pair.base.expand(len(adds), 1, -1)], 1)
+        x = torch.cat([adds, readout.pair.base(prompt)[rows].unsqueeze(1)], 1)
         pays = readout.ff is not None and x.shape[1] < x.shape[2]
         return cls(x, readout.project(x) if pays else None)
 
 
 def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts: int) -> Iterator[Updates]:
     """Every change of a downstream pre-activation along the sweep, some tokens and latents at a time."""
-    ends = torch.stack([pair.base.expand(len(prompt.z), -1), pair.up.decode(prompt.z)])
+    ends = torch.stack([pair.base(prompt), pair.reconstruct(prompt.z, prompt)])
     without, with_all = pair.pre_acts(ends, prompt)
     for some, shares in _pieces(pair, readout, prompt, edges):
         yield _entering(some, without, n_counts)

@@ -22,6 +22,7 @@ def list_(path: Source) -> None:
 
     Example: **scalar ls runs/quickstart**
     """
+    from scalar_sae.lm.loading import model_in
     from scalar_sae.results import Results
     from scalar_sae.saes import hub
     from scalar_sae.saes.store import find_saes
@@ -29,8 +30,7 @@ def list_(path: Source) -> None:
     folder = hub.local(path)
     if not folder.exists():
         raise UserError(f"{path}: no such file or folder")
-    models = ("lm/config.json", "config.json", "lm/model.json", "model.json")
-    model = next((folder / name for name in models if (folder / name).with_name("model.safetensors").is_file()), None)
+    model = model_in(folder)
     results = folder / "results.json"
     table = Table(title=path)
     for column in ("method", "site", "d_model", "d_sae", "activation", "chunks", "format"):
@@ -46,7 +46,7 @@ def list_(path: Source) -> None:
     if table.row_count:
         Console().print(table)
     if model:
-        typer.echo(f"language model: {model.parent}")
+        typer.echo(f"language model: {model}")
     if results.is_file():
         typer.echo(f"records: {len(Results.read(results).records)} in {results}")
 

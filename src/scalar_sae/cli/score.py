@@ -26,9 +26,6 @@ Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default
 
 @app.command()
 def score(
-    lm: Annotated[
-        str, typer.Option(help="Language model: a run's `lm` folder, a Hugging Face folder or Hub id, a shipped name.")
-    ],
     saes: Annotated[
         list[str],
         typer.Option(
@@ -39,6 +36,12 @@ def score(
     block: Annotated[
         str, typer.Option(help="`ff_block.0`, `transformer_block.2`, `ff_layer.1`, `resid_pre.0->resid_post.1`.")
     ],
+    lm: Annotated[
+        str | None,
+        typer.Option(
+            help="Language model: a folder, a Hub id, a shipped name; by default the one that lies with the SAEs."
+        ),
+    ] = None,
     tokens: Annotated[
         str,
         typer.Option(help="Text: a corpus (its validation part is used), or a text file that nothing was trained on."),
@@ -52,13 +55,15 @@ def score(
         int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
     ranking: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="`ablation`, `output`, `insertion`, `shapley`, `ig`, `gradient`, `published`, `random`; "
+            help="`ablation` (the default), `output`, `insertion`, `shapley`, `ig`, `gradient`, `published`, `random`; "
             "`local`: edges chosen at every token; or a saved matrix (.npy, .safetensors)."
         ),
-    ] = "ablation",
-    edges: Annotated[str, typer.Option(help="`full`, `coarse`, `published`, or counts such as 1,2,4,8.")] = "full",
+    ] = None,
+    edges: Annotated[
+        str | None, typer.Option(help="`full` (the default), `coarse`, `published`, or counts such as 1,2,4,8.")
+    ] = None,
     ablation: Annotated[str, typer.Option(help="What a removed latent is set to: `zero` or `mean`.")] = "zero",
     published: Annotated[
         bool, typer.Option("--published", help="As the authors' code: their ranking, counts, conventions and text.")
@@ -76,7 +81,7 @@ def score(
 
     Under `torchrun --no-python --nproc-per-node 2 scalar score ...` the prompts are shared out.
 
-    Example: **scalar score --lm runs/quickstart/lm --saes runs/quickstart --block ff_block.0 --prompts 10**
+    Example: **scalar score --saes runs/quickstart --block ff_block.0 --prompts 10**
     """
     from scalar_sae import workers
     from scalar_sae.benchmark.config import ScoreConfig, held_out
@@ -94,9 +99,9 @@ def score(
     model, chosen = _subjects(lm, saes, method, device)
     complete = {name: group for name, group in chosen.items() if _at_both_ends(group, place)}
     pairs = {name: Pair.between(model, place, group) for name, group in (complete or chosen).items()}
-    settings: dict[str, Any] = {"rankings": {ranking: rank_prompts}, "prompts": prompts, "edges": edges}
-    if published:
-        settings |= {"rankings": {"published": rank_prompts}, "edges": "published", "conventions": "published"}
+    usual = ("published", "published", "published") if published else ("ablation", "full", "exact")
+    settings: dict[str, Any] = {"rankings": {ranking or usual[0]: rank_prompts}, "prompts": prompts}
+    settings |= {"edges": edges or usual[1], "conventions": usual[2]}
     settings |= {"context": context or min(model.context, 128), "ablation": ablation, "overlap": published}
     settings |= {"memory": memory, "seed": seed, "controls": (control,) if control else ()}
     config = validated(ScoreConfig, settings, "score")
@@ -118,9 +123,9 @@ def score(
 
 @app.command()
 def circuit(
-    lm: Annotated[str, typer.Option(help="Language model, as for `scalar score`.")],
     saes: Annotated[list[str], typer.Option(help="SAEs, as for `scalar score`.")],
     sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
+    lm: Annotated[str | None, typer.Option(help="Language model, as for `scalar score`.")] = None,
     tokens: Annotated[str, typer.Option(help="Text, as for `scalar score`.")] = "python-stdlib",
     method: Annotated[str | None, typer.Option(help="Which group of SAEs, if there are several.")] = None,
     prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 10,
@@ -137,8 +142,7 @@ def circuit(
 ) -> None:
     """Score a circuit through several layers at once: the top edges of every pair, errors compounding.
 
-    Example: **scalar circuit --lm runs/quickstart/lm --saes runs/quickstart --method topk
-    --sites resid_pre.0,resid_post.0,resid_post.1**
+    Example: **scalar circuit --saes runs/quickstart --method topk --sites resid_pre.0,resid_post.0,resid_post.1**
     """
     from scalar_sae.benchmark.config import ScoreConfig, held_out
     from scalar_sae.benchmark.score import score_chain
@@ -204,7 +208,7 @@ def compare(
 
 
 def _subjects(
-    lm: str, saes: list[str], method: str | None, device: str | None
+    lm: str | None, saes: list[str], method: str | None, device: str | None
 ) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
     """The language model and the groups of SAEs that a command is about."""
     import torch
@@ -218,7 +222,7 @@ def _subjects(
         torch.zeros((), device=place)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {place}: {str(error).splitlines()[0]}") from error
-    model = LanguageModel.load(lm, device=place)
+    model = LanguageModel.load(lm or _model_with(saes), device=place)
     groups = load_saes(*saes)
     if method is not None and method not in groups:
         raise unknown("method", method, groups)
@@ -226,10 +230,23 @@ def _subjects(
     return model, {name: {site: sae.to(place) for site, sae in group.items()} for name, group in chosen.items()}
 
 
+def _model_with(saes: list[str]) -> Path:
+    """The language model that lies in the first folder of SAEs that holds one."""
+    from scalar_sae.lm.loading import model_in
+    from scalar_sae.saes import hub
+    from scalar_sae.saes.store import split
+
+    for path in saes:
+        if model := model_in(hub.local(split(path)[1])):
+            return model
+    raise UserError(f"{', '.join(saes)}: no language model lies there; name the one that the SAEs read with --lm")
+
+
 def _at_both_ends(group: "dict[Site, SAE]", place: "Block") -> bool:
+    from scalar_sae.benchmark.pair import upstream
     from scalar_sae.saes.store import find_sae
 
-    return find_sae(group, place.up) is not None and find_sae(group, place.down) is not None
+    return upstream(group, place.up) is not None and find_sae(group, place.down) is not None
 
 
 def _text(tokens: str, model: "LanguageModel") -> "Corpus":

@@ -50,6 +50,15 @@ def load_hf(source: str | Path, device: str | torch.device | None = None, **opti
     return hf if device is None else hf.to(device)
 
 
+def model_in(folder: Path) -> Path | None:
+    """The language model that lies in a folder of SAEs: the folder itself, or `lm` in it."""
+    for place in (folder / "lm", folder):
+        has_config = (place / "config.json").is_file() or (place / "model.json").is_file()
+        if has_config and (place / "model.safetensors").is_file():
+            return place
+    return None
+
+
 def load_tokenizer(source: str, name: str, d_vocab: int) -> Tokenizer:
     """The tokenizer beside a model's weights; ASCII codes for a model of 128 symbols that has none.
 

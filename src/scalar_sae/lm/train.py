@@ -7,6 +7,7 @@ killed goes on from its last checkpoint and ends with the same bytes.
 """
 
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from scalar_sae.corpora import Corpus, load_texts, tokenized, windows
+from scalar_sae.corpora import Corpus, Texts, load_texts, tokenized, windows
 from scalar_sae.errors import UserError
+from scalar_sae.lm.loading import load_tokenizer
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.runs import Bar, Events, say, versions, whole, write_json
-from scalar_sae.tokenizer import Ascii, Tokenizer, byte_pairs
+from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer, byte_pairs
+
+TOKENIZER = "tokenizer"
+UNFINISHED = {"checkpoint.pt", "events.jsonl", TOKENIZER}
+"""What a run leaves that was stopped."""
 
 
 class LmRecipe(BaseModel):
@@ -121,15 +127,18 @@ def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     """
     if (out / "training.json").exists():
         raise UserError(f"{out}: already holds a trained model; choose another --out or remove it")
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {"checkpoint.pt", "events.jsonl"}):
+    if out.exists() and (not out.is_dir() or {path.name for path in out.glob("[!.]*")} - UNFINISHED):
         raise UserError(f"{out}: holds other files; choose another --out")
     texts = load_texts(recipe.corpus, *data)
-    tokenizer = Ascii() if recipe.d_vocab == Ascii().d_vocab else byte_pairs(texts.train, recipe.d_vocab)
+    tokenizer = _vocabulary(recipe, texts, out)
     corpus = tokenized(texts, tokenizer)
     windows(corpus.val[1:], recipe.context, f"{recipe.corpus}, validation part")
     if corpus.remark:
         say(corpus.remark)
     state = _start(recipe, out / "checkpoint.pt", corpus)
+    if isinstance(tokenizer, Pretrained) and not (state.step and (out / TOKENIZER).is_dir()):
+        with whole(out / TOKENIZER) as temporary:
+            tokenizer.save(temporary)
     events = Events(out / "events.jsonl")
     with Bar("train-lm", recipe.steps, done=state.step) as bar:
         while state.step < recipe.steps:
@@ -140,7 +149,16 @@ def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
                 state.curve.append({"step": state.step, "train": round(loss, 4), "val": round(val, 4)})
                 events("train-lm", **state.curve[-1])
                 state.save(out / "checkpoint.pt")
-    return _finish(state, corpus, tokenizer, out)
+    return _finish(state, corpus, out)
+
+
+def _vocabulary(recipe: LmRecipe, texts: Texts, out: Path) -> Tokenizer:
+    """ASCII codes, or byte pairs: learned from the training text, or those of the run that is gone on with."""
+    if recipe.d_vocab == Ascii().d_vocab:
+        return Ascii()
+    if (out / "checkpoint.pt").exists() and (out / TOKENIZER).is_dir():
+        return load_tokenizer(str(out / TOKENIZER), "byte pairs", recipe.d_vocab)
+    return byte_pairs(texts.train, recipe.d_vocab)
 
 
 class _State:
@@ -211,7 +229,7 @@ def _start(recipe: LmRecipe, checkpoint: Path, corpus: Corpus) -> _State:
     return state
 
 
-def _finish(state: _State, corpus: Corpus, tokenizer: Tokenizer, out: Path) -> dict[str, Any]:
+def _finish(state: _State, corpus: Corpus, out: Path) -> dict[str, Any]:
     nats = validation_loss(state.lm, corpus.val, state.recipe.context)
     record = {
         "recipe": state.recipe.model_dump(),
@@ -226,10 +244,12 @@ def _finish(state: _State, corpus: Corpus, tokenizer: Tokenizer, out: Path) -> d
     }
     with whole(out / "model") as temporary:
         state.lm.save_pretrained(temporary)
-        tokenizer.save(temporary)
+        if (out / TOKENIZER).is_dir():
+            shutil.copytree(out / TOKENIZER, temporary, dirs_exist_ok=True)
     for path in (out / "model").iterdir():
         path.replace(out / path.name)
     (out / "model").rmdir()
     write_json(out / "training.json", record)
     (out / "checkpoint.pt").unlink(missing_ok=True)
+    shutil.rmtree(out / TOKENIZER, ignore_errors=True)
     return record

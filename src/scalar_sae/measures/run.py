@@ -9,6 +9,7 @@ from torch import Tensor
 from scalar_sae.benchmark.ranking import RANKINGS
 from scalar_sae.corpora import load_held_out, windows
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.blind import prepare
 from scalar_sae.measures.edges import strongest_edges
@@ -90,9 +91,10 @@ def measure_run(
 
 
 def _model(run: Path, lm: str | None) -> LanguageModel:
-    if lm is None and not (run / "lm" / "config.json").is_file():
+    source = lm or model_in(run)
+    if source is None:
         raise UserError(f"{run}: holds no language model; name the one that the SAEs read with --lm")
-    return LanguageModel.load(lm or run / "lm")
+    return LanguageModel.load(source)
 
 
 def _task(model: LanguageModel, labels: str, tokens: Int[Tensor, "prompt token"], words: int) -> Task:

@@ -36,6 +36,10 @@ class InputNorm:
         shift, scale = self._of(x)
         return x_hat * scale + shift
 
+    def gain(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
+        """What `undo` multiplies the decoder's output by."""
+        return self._of(x)[1]
+
     def _of(self, x: Float[Tensor, "*batch d_model"]) -> tuple[Tensor | float, Float[Tensor, "*batch 1"]]:
         if self.kind == "layer_norm":
             return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)

@@ -68,9 +68,11 @@ class SAE:
 
     def pre_acts(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """Pre-activations, before the activation rule."""
-        if self.norm is not None:
-            x = self.norm.apply(x)
-        return x @ self.W_enc + self.b_enc
+        return self.seen(x) @ self.W_enc + self.b_enc
+
+    def seen(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The input as the encoder's matrix sees it: normalised, if it is."""
+        return x if self.norm is None else self.norm.apply(x)
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """Latent activations."""
@@ -89,10 +91,14 @@ class SAE:
             UserError: `x` is needed and missing.
         """
         x_hat = acts @ self.W_dec + self.b_dec
-        if not self.decodes_from_input:
-            return x_hat
-        if x is None:
+        if x is None and self.decodes_from_input:
             raise UserError("an SAE with run-time normalisation or a skip connection decodes from its input too")
+        return x_hat if x is None else self.beside(x_hat, x)
+
+    def beside(
+        self, x_hat: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_model"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """The decoder's output with what passes beside the latents: the normalisation undone, the skip added."""
         if self.norm is not None:
             x_hat = self.norm.undo(x_hat, x)
         return x_hat if self.W_skip is None else x_hat + x @ self.W_skip

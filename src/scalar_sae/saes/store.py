@@ -167,7 +167,7 @@ def load_saes(*paths: str | Path) -> dict[str, dict[Site, SAE]]:
     """
     found: dict[str, dict[Site, SAE]] = {}
     for path in paths:
-        site, path = _split(path)
+        site, path = split(path)
         located = list(find_saes(path))
         if site is not None and len(located) > 1:
             raise UserError(f"{site}={path}: holds {len(located)} SAEs; give the path of one")
@@ -197,7 +197,7 @@ def find_sae(saes: dict[Site, SAE], site: Site) -> SAE | None:
     return next((sae for other, sae in saes.items() if other.same_place(site)), None)
 
 
-def _split(path: str | Path) -> tuple[Site | None, str]:
-    """`SITE=PATH` or a path."""
+def split(path: str | Path) -> tuple[Site | None, str]:
+    """The parts of `SITE=PATH`, or a path alone."""
     match = re.fullmatch(r"([a-z_]+\.\d+)=(.+)", str(path))
     return (Site.parse(match[1]), match[2]) if match else (None, str(path))

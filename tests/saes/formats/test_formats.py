@@ -84,6 +84,51 @@ def llama_scope_2024(path: Path, w: Weights) -> Reading:
     return acts, acts @ (a["decoder.weight"] / n).T + a["decoder.bias"] / s
 
 
+def llama_scope_transcoder(path: Path, w: Weights) -> Reading:
+    """Input and output have norms of their own; the threshold is in units of what a latent adds to the output."""
+    t = linear(w)
+    config = {"hook_point_in": "blocks.1.ln2.hook_normalized", "hook_point_out": "blocks.1.hook_mlp_out", "d_model": D,
+              "d_sae": F, "act_fn": "topk", "top_k": K, "jump_relu_threshold": 0.4, "norm_activation": "dataset-wise",
+              "dataset_average_activation_norm": {"in": 3.5, "out": 1.2}, "sparsity_include_decoder_norm": True,
+              "use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": False}  # fmt: skip
+    write_json(path / "hyperparams.json", config)
+    (path / "checkpoints").mkdir()
+    torch.save({"sae": t}, path / "checkpoints" / "pruned.pt")
+    a = arrays(t)
+    s_in, s_out = D**0.5 / 3.5, D**0.5 / 1.2
+    W_dec = a["decoder.weight"].T * s_in / s_out
+    u = (X @ a["encoder.weight"].T + a["encoder.bias"] / s_in) * np.linalg.norm(W_dec, axis=1)
+    acts = u * (u > 0.4)
+    return acts, acts @ (W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True)) + a["decoder.bias"] / s_out
+
+
+def llama_scope_per_token(path: Path, w: Weights) -> Reading:
+    """TopK without a threshold, no decoder bias, every token scaled to the norm sqrt(d)."""
+    t = linear(w)
+    del t["decoder.bias"]
+    config = {"hook_point_in": "blocks.1.hook_attn_out", "hook_point_out": "blocks.1.hook_attn_out", "d_model": D,
+              "d_sae": F, "act_fn": "topk", "top_k": K, "jump_relu_threshold": 0, "norm_activation": "token-wise",
+              "sparsity_include_decoder_norm": False, "use_decoder_bias": False}  # fmt: skip
+    write_json(path / "hyperparams.json", config)
+    save_file(t, path / "sae_weights.safetensors")
+    a = arrays(t)
+    s = D**0.5 / np.linalg.norm(X, axis=1, keepdims=True)
+    acts = topk(s * X @ a["encoder.weight"].T + a["encoder.bias"])
+    return acts, acts @ a["decoder.weight"].T / s
+
+
+def llama_scope_relu(path: Path, w: Weights) -> Reading:
+    """A bias before the encoder, as the authors' option has it, is the decoder's."""
+    t = linear(w)
+    config = {"hook_point_in": "blocks.1.hook_resid_mid", "hook_point_out": "blocks.1.hook_resid_mid", "d_model": D,
+              "act_fn": "relu", "norm_activation": "none", "apply_decoder_bias_to_pre_encoder": True}  # fmt: skip
+    write_json(path / "hyperparams.json", config)
+    save_file(t, path / "sae_weights.safetensors")
+    a = arrays(t)
+    acts = relu((X - a["decoder.bias"]) @ a["encoder.weight"].T + a["encoder.bias"])
+    return acts, acts @ a["decoder.weight"].T + a["decoder.bias"]
+
+
 def llama_scope_r1(path: Path, w: Weights) -> Reading:
     t = {**linear(w), "log_jumprelu_threshold": w(F)}
     config = {"sae_type": "sae", "hook_point_in": "blocks.1.hook_resid_post", "d_model": D, "act_fn": "jumprelu",
@@ -113,14 +158,22 @@ def llamascopium(path: Path, w: Weights) -> Reading:
     return h * n / s, (h @ a["W_D"] + a["b_D"]) / s  # activations: what a latent adds, in the model's units
 
 
-def gemma_scope_1(path: Path, w: Weights) -> Reading:
+def gemma_scope_1(path: Path, w: Weights, kind: str = "res") -> Reading:
     a = arrays({**standard(w), "threshold": w(F).abs()})
-    folder = path / "gemma-scope-2b-pt-res" / "layer_1" / "width_16" / "average_l0_3"
+    folder = path / f"gemma-scope-2b-pt-{kind}" / "layer_1" / "width_16" / "average_l0_3"
     folder.mkdir(parents=True)
     np.savez(folder / "params.npz", **{name: array.astype(np.float32) for name, array in a.items()})
     u = X @ a["W_enc"] + a["b_enc"]
     acts = relu(u) * (u > a["threshold"])
     return acts, acts @ a["W_dec"] + a["b_dec"]
+
+
+def gemma_scope_1_transcoder(path: Path, w: Weights) -> Reading:
+    return gemma_scope_1(path, w, "transcoders")
+
+
+def gemma_scope_1_mlp(path: Path, w: Weights) -> Reading:
+    return gemma_scope_1(path, w, "mlp")
 
 
 def gemma_scope_2_skip_transcoder(path: Path, w: Weights) -> Reading:
@@ -146,6 +199,41 @@ def openai(path: Path, w: Weights) -> Reading:
     mean, std = X.mean(-1, keepdims=True), X.std(-1, ddof=1, keepdims=True)
     acts = topk(((X - mean) / (std + 1e-5) - a["pre_bias"]) @ a["encoder.weight"].T + a["latent_bias"])
     return acts, (acts @ a["decoder.weight"].T + a["pre_bias"]) * std + mean
+
+
+def openai_relu(path: Path, w: Weights) -> Reading:
+    """The ReLU checkpoints do not normalise; a tied one stores no decoder."""
+    folder = path / "resid_delta_mlp" / "autoencoders"
+    folder.mkdir(parents=True)
+    t = {"pre_bias": w(D), "encoder.weight": w(F, D), "latent_bias": w(F)}
+    torch.save({**t, "activation": "ReLU"}, folder / "1.pt")
+    a = arrays(t)
+    acts = relu((X - a["pre_bias"]) @ a["encoder.weight"].T + a["latent_bias"])
+    return acts, acts @ a["encoder.weight"] + a["pre_bias"]
+
+
+def circuit_tracer_topk(path: Path, w: Weights) -> Reading:
+    t = {"W_enc": w(F, D), "b_enc": w(F), "W_dec": w(F, D), "b_dec": w(D)}
+    path.mkdir()
+    save_file({**t, "k": torch.tensor(K)}, path / "layer_1.safetensors")
+    config = {"model_kind": "transcoder_set", "k": K + 5, "feature_input_hook": "mlp.hook_in",
+              "feature_output_hook": "mlp.hook_out"}  # fmt: skip
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    a = arrays(t)
+    acts = topk(X @ a["W_enc"].T + a["b_enc"])
+    return acts, acts @ a["W_dec"] + a["b_dec"]
+
+
+def circuit_tracer_relu(path: Path, w: Weights) -> Reading:
+    t = {"W_enc": w(F, D), "b_enc": w(F), "W_dec": w(F, D), "b_dec": w(D)}
+    path.mkdir()
+    save_file(t, path / "layer_1.safetensors")
+    config = {"model_kind": "transcoder_set", "feature_input_hook": "hook_resid_mid",
+              "feature_output_hook": "hook_mlp_out"}  # fmt: skip
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    a = arrays(t)
+    acts = relu(X @ a["W_enc"].T + a["b_enc"])
+    return acts, acts @ a["W_dec"] + a["b_dec"]
 
 
 def circuit_tracer(path: Path, w: Weights) -> Reading:
@@ -174,6 +262,27 @@ def batch_topk(path: Path, w: Weights) -> Reading:
     return acts, (acts @ a["W_dec"] + a["b_dec"]) * std + mean
 
 
+def batch_topk_vanilla(path: Path, w: Weights) -> Reading:
+    t = standard(w)
+    config = {"sae_type": "vanilla", "act_size": D, "dict_size": F, "hook_point": "blocks.1.hook_resid_pre"}
+    write_json(path / "config.json", config)
+    torch.save(t, path / "sae.pt")
+    a = arrays(t)
+    acts = relu((X - a["b_dec"]) @ a["W_enc"] + a["b_enc"])
+    return acts, acts @ a["W_dec"] + a["b_dec"]
+
+
+def batch_topk_jumprelu(path: Path, w: Weights) -> Reading:
+    t = {**standard(w), "jumprelu.log_threshold": w(F)}
+    config = {"sae_type": "jumprelu", "act_size": D, "dict_size": F, "hook_point": "blocks.1.hook_resid_pre"}
+    write_json(path / "config.json", config)
+    torch.save(t, path / "sae.pt")
+    a = arrays(t)
+    u = relu((X - a["b_dec"]) @ a["W_enc"] + a["b_enc"])
+    acts = u * (u > np.exp(a["jumprelu.log_threshold"]))
+    return acts, acts @ a["W_dec"] + a["b_dec"]
+
+
 def dictionary_learning_killed(path: Path, w: Weights) -> Reading:
     """A run killed after a backup leaves its training state, in units of activations over norm_factor."""
     t = {**linear(w, "b_dec"), "k": torch.tensor(K, dtype=torch.int), "threshold": torch.tensor(0.3)}
@@ -190,13 +299,23 @@ def dictionary_learning_killed(path: Path, w: Weights) -> Reading:
 FORMATS: dict[str, tuple[Callable[[Path, Weights], Reading], str, str]] = {
     "SAELens before 6": (saelens_before_6_topk, "resid_pre.1", ""),
     "Llama Scope 2024": (llama_scope_2024, "resid_post.1", ""),
+    "Llama Scope transcoder": (llama_scope_transcoder, "mlp_in.1", "mlp_out.1"),
+    "Llama Scope per token": (llama_scope_per_token, "attn_out.1", ""),
+    "Llama Scope ReLU": (llama_scope_relu, "resid_mid.1", ""),
     "Llama Scope R1": (llama_scope_r1, "resid_post.1", ""),
     "Llamascopium": (llamascopium, "mlp_out.1", ""),
     "Gemma Scope 1": (gemma_scope_1, "resid_post.1", ""),
+    "Gemma Scope 1 transcoder": (gemma_scope_1_transcoder, "mlp_in.1", "mlp_out.1"),
+    "Gemma Scope 1 MLP": (gemma_scope_1_mlp, "mlp_out.1", ""),
     "Gemma Scope 2": (gemma_scope_2_skip_transcoder, "mlp_in.1", "mlp_out.1"),
     "OpenAI": (openai, "resid_mid.1", ""),
+    "OpenAI ReLU": (openai_relu, "mlp_out.1", ""),
+    "circuit-tracer TopK": (circuit_tracer_topk, "mlp_in.1", "mlp_out.1"),
+    "circuit-tracer ReLU": (circuit_tracer_relu, "resid_mid.1", "mlp_out.1"),
     "circuit-tracer": (circuit_tracer, "resid_mid.1", "mlp_out.1"),
     "BatchTopK": (batch_topk, "resid_pre.1", ""),
+    "BatchTopK vanilla": (batch_topk_vanilla, "resid_pre.1", ""),
+    "BatchTopK JumpReLU": (batch_topk_jumprelu, "resid_pre.1", ""),
     "dictionary_learning, killed": (dictionary_learning_killed, "resid_post.1", ""),
 }
 
@@ -293,7 +412,9 @@ def test_a_jacobian_pair(tmp_path: Path):
     for site, tensors in zip((Site("mlp_in", 1), Site("mlp_out", 1)), ends.values(), strict=True):
         a = arrays(tensors)
         acts = topk((X - a["b_dec"]) @ a["W_enc"] + a["b_enc"])
-        np.testing.assert_allclose(saes[site].encode(torch.from_numpy(X).float()).numpy(), acts, atol=1e-4)
+        mine = saes[site].encode(torch.from_numpy(X).float())
+        np.testing.assert_allclose(mine.numpy(), acts, atol=1e-4)
+        np.testing.assert_allclose(saes[site].decode(mine).numpy(), acts @ a["W_dec"] + a["b_dec"], atol=1e-4)
 
 
 def test_embedding_saes_of_gemma_scope_read_the_scaled_embedding(tmp_path: Path):
