@@ -87,7 +87,7 @@ def test_everything_is_there(run: Path):
     assert len(list((run / "saes").rglob("sae.json"))) == 9 + 8 + 5
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["tokens"] == 1024
     kinds = {json.loads(line)["kind"] for line in (run / "events.jsonl").read_text().splitlines()}
-    assert kinds == {"train", "score"}
+    assert kinds == {"start", "train", "score"}
 
 
 def test_every_block_method_and_ranking_has_a_record(run: Path):

@@ -10,6 +10,7 @@
 Every stage looks at what is there and does the rest, so a study that was stopped is continued by the same command.
 """
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -170,6 +171,7 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
             if workers.number() != 0:
                 continue
             results.write(path)
+            shutil.rmtree(out / "partial", ignore_errors=True)
             events("score", block=record.block, method=name, ranking=ranking, control=control, seconds=record.seconds)
     return results
 

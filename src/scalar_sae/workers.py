@@ -25,7 +25,9 @@ def join() -> None:
 
 def device() -> str:
     """Where this worker computes if it is not told: a GPU of its own, if there is one."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def number() -> int:

@@ -55,7 +55,7 @@ def test_the_attributions_of_ig_add_up(block: str, fill: bool):
     prompt = next(read(pair, TOKENS))
     alphas = [(step + 0.5) / 400 for step in range(400)]
     total = sum(effect.sum(0) for _, effect in effects.of_a_gradient(pair, prompt, COLUMNS, alphas))
-    ends = torch.stack([pair.base.expand(12, -1), pair.up.decode(prompt.z)])
+    ends = torch.stack([pair.base(prompt), pair.up.decode(prompt.z)])
     before, after = pair.pre_acts(ends, prompt).relu()
     torch.testing.assert_close(total, after - before, atol=0.02, rtol=0.01)
 
@@ -66,7 +66,7 @@ def test_the_values_of_shapley_add_up(block: str, fill: bool):
     pair = tiny_pair(block, fill=fill)
     prompt = next(read(pair, TOKENS))
     _, effect = effects.of_random_orders(pair, prompt, COLUMNS, 3, torch.Generator().manual_seed(0))
-    ends = torch.stack([pair.base.expand(12, -1), pair.up.decode(prompt.z)])
+    ends = torch.stack([pair.base(prompt), pair.up.decode(prompt.z)])
     before, after = pair.down.activation.select(pair.pre_acts(ends, prompt))
     torch.testing.assert_close(effect.sum(0), after - before, atol=1e-5, rtol=1e-4)
 
@@ -78,7 +78,8 @@ def test_shapley_is_the_mean_over_all_orders():
     assert prompt.slots.used.all()
     _, effect = effects.of_random_orders(pair, prompt, COLUMNS, 4000, torch.Generator().manual_seed(0))
     adds = effects.Players.of(pair, prompt).adds(pair)
-    x = torch.stack([pair.base.expand(1, -1), pair.base + adds[0], pair.base + adds[1], pair.base + adds.sum(0)])
+    base = pair.base(prompt)
+    x = torch.stack([base, base + adds[0], base + adds[1], base + adds.sum(0)])
     none, first, second, both = pair.down.activation.select(pair.pre_acts(x, prompt))
     expected = torch.stack([first - none + both - second, second - none + both - first]) / 2
     torch.testing.assert_close(effect, expected, atol=0.06, rtol=0.0)

@@ -16,6 +16,7 @@ from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import score
 from scalar_sae.errors import UserError
 from scalar_sae.results import Curves, Record
+from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from tests.helpers import tiny_pair
 
@@ -106,7 +107,7 @@ def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):
     assert set(kept) == {"number", *Curves.__annotations__}
     again = scored(pair, partial=tmp_path)
     assert again.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})
-    assert not tmp_path.exists()
+    assert folder.is_dir()  # until the caller has written the record
 
 
 def test_another_config_does_not_go_on_from_it(tmp_path: Path):
@@ -115,7 +116,14 @@ def test_another_config_does_not_go_on_from_it(tmp_path: Path):
         with pytest.raises(KeyboardInterrupt):
             score(pair, TEXTS, "m", "ablation", CONFIG.model_copy(update={"seed": seed}), stopping_at(4), tmp_path)
         assert len(list(tmp_path.iterdir())) == seed + 1
-        scored(pair, "random", CONFIG, tmp_path)
+    scored(pair, "random", CONFIG, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_saes_that_differ_in_their_rule_alone_do_not_share_unfinished_work(tmp_path: Path):
+    pair = tiny_pair("ff_block.0", k=3)
+    scored(pair, partial=tmp_path)
+    scored(replace(pair, down=replace(pair.down, activation=TopK(2))), partial=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -23,6 +23,8 @@ BLOCKS = [
     "transformer_block.0",
     "resid_pre.0->resid_post.1",
     "mlp_in.0->resid_post.0",
+    "attn_out.0->mlp_out.0",
+    "attn_out.1->resid_post.1",
     "mlp_in.0->resid_mid.1",
     "resid_mid.0->mlp_out.0",
     "resid_mid.0->attn_out.1",

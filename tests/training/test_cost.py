@@ -37,6 +37,13 @@ def test_bytes_grow_as_predicted_and_nothing_is_changed(method: dict):
     assert max(used.history) == pytest.approx(predicted, rel=0.1)
 
 
+def test_a_topk_sae_costs_the_encoders_product():
+    (learner,) = learners(
+        TrainConfig(saes=[{"method": "topk", "sites": ["resid_mid.0"], "expansion": 4}], **SMALL), Shape(D, 1)
+    )
+    assert costs.cost(learner.trainee, D, 100).flop_per_token == 2 * D * D_SAE  # the rest goes by the selected latents
+
+
 def test_trainees_take_turns():
     one, two = costs.Cost(1000, 1, 9000), costs.Cost(500, 1, 4000)
     assert costs.memory([one, two], kept=False) == {"weights and moments": 3 * 4 * 1500, "one step": 9000}

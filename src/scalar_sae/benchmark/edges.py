@@ -82,6 +82,7 @@ class LocalEdges:
         """
         flat = effect.masked_fill(~prompt.slots.used.unsqueeze(-1), -1.0).flatten(1)
         rank = flat.sort(dim=1, descending=True, stable=True).indices.argsort(1)  # 0 is the first to be kept
+        self._last = torch.tensor(len(counts) - 1, dtype=torch.uint8, device=effect.device)
         level = torch.searchsorted(counts, rank, right=True)
         level = level.masked_fill(level == len(counts), NEVER).byte().view(effect.shape)
         self._level = level.masked_fill(~prompt.slots.used.unsqueeze(-1), NEVER).transpose(1, 2).contiguous()
@@ -90,7 +91,8 @@ class LocalEdges:
         """The edges of some tokens and downstream latents."""
         level = self._level[rows, columns]
         n_used = prompt.slots.used[rows].sum(1)
-        return Tokens(rows, columns, self._level.shape[1], level, level.amin(-1), n_used)
+        first = torch.where(n_used.unsqueeze(1) > 0, level.amin(-1), self._last)  # a silent token: with all edges
+        return Tokens(rows, columns, self._level.shape[1], level, first, n_used)
 
     def levels_at(self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]) -> UInt8[Tensor, "n slot"]:
         """Levels of the edges from a token's slots to a downstream latent."""

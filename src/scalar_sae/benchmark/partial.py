@@ -4,8 +4,6 @@ it.
 
 import hashlib
 import json
-import shutil
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,10 +62,3 @@ class Partial:
         entry = {name: values.tolist() for name, values in asdict(curve).items()}
         with (self._folder / f"prompts.{workers.number()}.jsonl").open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps({"number": number, **entry}) + "\n")
-
-    def clear(self) -> None:
-        """The record is safe elsewhere."""
-        if self._folder is not None and workers.number() == 0:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            with suppress(OSError):  # other unfinished records are beside it
-                self._folder.parent.rmdir()

@@ -118,7 +118,8 @@ def _last_feed_forward(pair: Pair) -> tuple[FeedForward | None, Site]:
     up, down = pair.block.up, pair.block.down
     start = Site("mlp_in" if up.kind == "mlp_in" and up.layer == down.layer else "resid_mid", down.layer)
     ends_so = down.kind in ("mlp_out", "resid_post") and up.depth <= start.depth and pair.down.norm is None
-    if not ends_so or (start.kind == "mlp_in" and down.kind == "resid_post"):
+    beside = not pair.block.mixes_tokens and not up.same_place(start)  # the stream is added first (attn_out -> ...)
+    if not ends_so or beside or (start.kind == "mlp_in" and down.kind == "resid_post"):
         return None, up
     try:
         ff = pair.lm.feed_forward(down.layer).to(pair.device)

@@ -68,7 +68,10 @@ def score(
     counts = counts_of(config.edges, pair.n_edges)
     rank_text = texts.ranking[: config.rankings[ranking]]
     hashes = {"lm": _hash(pair.lm.parameters()), "up": _hash(_tensors(pair.up)), "down": _hash(_tensors(pair.down))}
-    identity = {"ranking": ranking, "n": len(rank_text), "block": str(pair.block), "hashes": hashes, "data": texts.data}
+    identity: dict[str, Any] = {"ranking": ranking, "n": len(rank_text), "block": str(pair.block), "hashes": hashes}
+    identity |= {"data": texts.data, "saes": [_rules(sae) for sae in (pair.up, pair.down)]}
+    if ranking not in RANKINGS and ranking != LOCAL:
+        identity["scores"] = _hash([saved_scores(Path(ranking), pair)])
     kept = Partial(partial, identity | config.model_dump(mode="json", exclude={"rankings", "controls", "memory"}))
     if config.ablation == "mean":
         pair = mean_ablated(pair, rank_text)
@@ -92,7 +95,6 @@ def score(
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),
     )
-    kept.clear()
     return record
 
 
@@ -248,8 +250,14 @@ def _n_live(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> int:
     return int((live_up > 0).sum() * (live_down > 0).sum())
 
 
+def _rules(sae: SAE) -> list[str]:
+    """What an SAE does beside its weights, in words."""
+    return [str(sae.activation), str(sae.norm), str(sae.writes)]
+
+
 def _tensors(sae: SAE) -> list[Tensor]:
-    return [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, *([] if sae.W_skip is None else [sae.W_skip])]
+    more = (sae.W_skip, getattr(sae.activation, "threshold", None))
+    return [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, *(tensor for tensor in more if tensor is not None)]
 
 
 def _hash(tensors: Any) -> str:

@@ -1,6 +1,7 @@
 """The verbs that score: `score`, `circuit`, `compare`."""
 
 import functools
+import shutil
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,6 +95,8 @@ def score(
 
     if out and out.exists():
         raise UserError(f"{out}: exists already; choose another --out")
+    if published and ablation != "zero":
+        raise UserError(f"--ablation {ablation}: the authors' code knows zero ablation alone; leave out --published")
     workers.join()
     place = Block.parse(block)
     model, chosen = _subjects(lm, saes, method, device)
@@ -118,6 +121,7 @@ def score(
         return
     if out:
         results.write(out)
+        shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
     print_records(results.records)
 
 

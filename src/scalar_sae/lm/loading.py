@@ -30,7 +30,8 @@ def load_hf(source: str | Path, device: str | torch.device | None = None, **opti
     name = str(source)
     folder = WEIGHTS / name if name in shipped() else Path(source)
     if gpt_circuits.is_checkpoint(folder):
-        return gpt_circuits.load(folder)
+        hf: Any = gpt_circuits.load(folder)
+        return hf if device is None else hf.to(device)
     local = folder.is_dir()
     if local and not (folder / "config.json").is_file():
         raise UserError(f"{name}: no config.json there; expected a folder with config.json and model.safetensors")

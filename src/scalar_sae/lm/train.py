@@ -136,7 +136,9 @@ def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     if corpus.remark:
         say(corpus.remark)
     state = _start(recipe, out / "checkpoint.pt", corpus)
-    if isinstance(tokenizer, Pretrained) and not (state.step and (out / TOKENIZER).is_dir()):
+    if not isinstance(tokenizer, Pretrained):
+        shutil.rmtree(out / TOKENIZER, ignore_errors=True)  # of another recipe, stopped before its first checkpoint
+    elif not (state.step and (out / TOKENIZER).is_dir()):
         with whole(out / TOKENIZER) as temporary:
             tokenizer.save(temporary)
     events = Events(out / "events.jsonl")

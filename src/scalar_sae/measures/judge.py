@@ -17,6 +17,7 @@ import os
 import re
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,14 @@ def endpoint(url: str, model: str) -> Ask:
 
     def ask(question: str) -> str:
         body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
-        request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=SECONDS) as reply:
-                return str(json.load(reply)["choices"][0]["message"]["content"])
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                said = json.load(reply)["choices"][0]["message"]["content"]
+                if not isinstance(said, str):
+                    raise ValueError("an empty message")
+                return said
+        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
             raise UserError(f"{url}: no answer from {model} ({error}); the same command goes on from here") from error
 
     return ask

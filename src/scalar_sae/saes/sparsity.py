@@ -41,7 +41,7 @@ class SparsityWeight(nn.Module):
     def at(self, progress: Progress, l0: Tensor) -> Tensor:
         """The weight for this step; `l0` is the batch's mean number of active latents."""
         config = self._config
-        if config.target_l0 is not None:
+        if config.target_l0 is not None and self.training:
             error = (workers.mean(l0).clamp_min(1e-3) / config.target_l0).log().clamp(-1, 1)
             self.log_correction.add_(config.gain * error).clamp_(-math.log(1e4), math.log(1e4))
         return config.weight * progress.ramp(config.warmup) * self.log_correction.exp()

@@ -96,7 +96,7 @@ class Stairs(nn.Module):
     def weights(self, i: int) -> Weights:
         """What the i-th site reads, its b_dec taken in as a pre-encoder bias."""
         end, matrix = self.ends[i], i if self._own else 0
-        W_enc, W_dec, b_dec = self.W_enc[matrix][:, :end], self.W_dec[matrix][:end], self.b_dec[i]
+        W_enc, W_dec, b_dec = self.W_enc[matrix].T[:end].T, self.W_dec[matrix][:end], self.b_dec[i]
         if self._sharing == "detached" and i > 0:
             old = self.ends[i - 1]
             W_enc = torch.cat([W_enc[:, :old].detach(), W_enc[:, old:]], 1)

@@ -77,7 +77,7 @@ class TemporalTrainee(Dictionary):
 
     def kept(self, progress: Progress) -> Float[Tensor, " d_sae"]:
         """1 for latents of this step, 0 for masked ones; depends on seed, site and step."""
-        if progress.fraction < self._config.warmup or self._config.rate == 0:
+        if not self.training or progress.fraction < self._config.warmup or self._config.rate == 0:
             return torch.ones_like(self.means[0])
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + progress.step)
         chance = torch.rand(self.d_sae, generator=generator).to(self.means.device)

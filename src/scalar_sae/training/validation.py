@@ -81,11 +81,16 @@ class Validation:
         """The trainee's own loss, summed over its sites, with all schedules at their end; nothing is counted."""
         counted = {name: buffer.clone() for name, buffer in trainee.named_buffers()}
         total = 0.0
+        trainee.eval()  # nothing is steered or masked
         for part in self._parts:
+            if not part.kept.any():
+                continue
             acts: Acts = {read: part.rows(read) for read in trainee.reads}
-            total += float(sum(trainee.losses(acts, Progress(1, 1)).values())) / len(self._parts)
+            share = int(part.kept.sum()) / self._n
+            total += share * float(sum(trainee.losses(acts, Progress(1, 1)).values()))
             for name, buffer in trainee.named_buffers():
                 buffer.copy_(counted[name])
+        trainee.train()
         return total
 
     @torch.no_grad()
@@ -182,11 +187,11 @@ def _count(logits: Float[Tensor, "prompt token d_vocab"], clean: Tensor, part: _
 
 
 def _ce(sums: _Sums) -> float:
-    return sums["ce"] / sums["targets"]
+    return sums["ce"] / max(1, sums["targets"])
 
 
 def _kl(sums: _Sums) -> float:
-    return sums["kl"] / sums["tokens"]
+    return sums["kl"] / max(1, sums["tokens"])
 
 
 def rounded(value: Any) -> Any:

@@ -148,6 +148,10 @@ class Found:
     recipe: dict[str, Any] = field(default_factory=dict[str, Any])
     """Its config, as it was found."""
 
+    def __post_init__(self) -> None:
+        if self.group in (".", "..") or set(self.group) & set("/\\"):
+            raise UserError(f"the name {self.group!r} would lead out of its folder; rename these SAEs")
+
 
 class Format(NamedTuple):
     """One way of keeping SAEs in files."""
