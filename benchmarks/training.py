@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from scalar_sae.lm.model import LanguageModel
 from scalar_sae.runs import keep_freed_memory
 from scalar_sae.saes.dictionary import Place
+from scalar_sae.saes.jacobian import JacobianConfig
 from scalar_sae.saes.topk import TopKConfig, TopKTrainee
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig
@@ -192,10 +194,40 @@ def table(shape: Shape, dead: bool) -> Table:
     return rows
 
 
+def jacobian_pairs() -> Table:
+    """What a pair of Jacobian SAEs costs against a pair of TopK SAEs, on the shipped model's layer 1."""
+    torch.set_num_threads(THREADS)
+    keep_freed_memory()
+    lm, shape, rows = (
+        LanguageModel.load("python-stdlib"),
+        SHAPES[-1],
+        Table(title="64 x 512: a pair of SAEs, ms a step"),
+    )
+    for column in ("around", "TopK", "Jacobian", "ratio"):
+        rows.add_column(column, justify="right")
+    for along, names in (("ff_blocks", ["resid_mid.1", "resid_post.1"]), ("ff_layers", ["mlp_in.1", "mlp_out.1"])):
+        ends = [Site.parse(name) for name in names]
+        acts = {site: sparse_mixture(shape, shape.batch, seed) for seed, site in enumerate(ends)}
+        both: list[float] = []
+        for method in (TopKConfig(sites=names, k=shape.k), JacobianConfig(along=along, k=shape.k)):
+            config = TrainConfig(saes=[method], tokens=10**9, batch_tokens=shape.batch, lr=LR)
+            pair = [Learner(method, one, config) for one in method.trainees(lm, 0) if one.sites[0] in ends]
+            seconds: list[float] = []
+            for step in range(25):
+                start = time.perf_counter()
+                for learner in pair:
+                    learner.step(acts, step)
+                seconds.append(time.perf_counter() - start)
+            both.append(1000 * torch.tensor(seconds[2:]).median().item())
+        rows.add_row(along, f"{both[0]:.0f}", f"{both[1]:.0f}", f"{both[1] / both[0]:.1f}")
+    return rows
+
+
 def main() -> None:
     for shape in SHAPES:
         for dead in (False, True):
             Console(width=110).print(table(shape, dead))
+    Console(width=110).print(jacobian_pairs())
 
 
 if __name__ == "__main__":

@@ -32,12 +32,12 @@ def device() -> str:
 
 def number() -> int:
     """Which worker this is; 0 writes the results."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _together() else 0
 
 
 def count() -> int:
     """How many workers there are."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _together() else 1
 
 
 def mine(n: int) -> list[int]:
@@ -52,13 +52,13 @@ def share(batch: Tensor) -> Tensor:
 
 def add_up(total: Tensor) -> None:
     """Replace a tensor by its sum over the workers."""
-    if dist.is_initialized():
+    if _together():
         dist.all_reduce(total)
 
 
 def average(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by their means over the workers."""
-    if dist.is_initialized():
+    if _together():
         started = [(tensor, dist.all_reduce(tensor, async_op=True)) for tensor in tensors]
         for tensor, work in started:
             assert work is not None
@@ -68,7 +68,7 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 def mean(x: Tensor) -> Tensor:
     """The mean over the workers of each entry; its gradient is x's own, which `average` makes that of the mean."""
-    if not dist.is_initialized():
+    if not _together():
         return x
     found = x.detach().clone()
     average([found])
@@ -77,17 +77,17 @@ def mean(x: Tensor) -> Tensor:
 
 def smallest(x: Tensor) -> Tensor:
     """The smallest value that any worker has, of each entry."""
-    return _reduced(x, dist.ReduceOp.MIN) if dist.is_initialized() else x
+    return _reduced(x, dist.ReduceOp.MIN) if _together() else x
 
 
 def anywhere(mask: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     """Where any worker's mask is true."""
-    return _reduced(mask.to(torch.uint8), dist.ReduceOp.MAX).bool() if dist.is_initialized() else mask
+    return _reduced(mask.to(torch.uint8), dist.ReduceOp.MAX).bool() if _together() else mask
 
 
 def gather(rows: Tensor) -> Tensor:
     """Everybody's rows, in the order of the workers; as many from each. No gradient."""
-    if not dist.is_initialized():
+    if not _together():
         return rows.detach()
     parts = [torch.empty_like(rows) for _ in range(count())]
     dist.all_gather(parts, rows.detach().contiguous())
@@ -96,12 +96,12 @@ def gather(rows: Tensor) -> Tensor:
 
 def most(values: list[int]) -> list[int]:
     """The largest of everybody's values, for decisions that all must take alike."""
-    return _reduced(torch.tensor(values), dist.ReduceOp.MAX).tolist() if dist.is_initialized() else values
+    return _reduced(torch.tensor(values), dist.ReduceOp.MAX).tolist() if _together() else values
 
 
 def collect(found: dict[int, Any]) -> dict[int, Any]:
     """Everybody's results, by prompt."""
-    if not dist.is_initialized():
+    if not _together():
         return found
     parts: list[dict[int, Any]] = [{}] * count()
     dist.all_gather_object(parts, found)
@@ -110,7 +110,7 @@ def collect(found: dict[int, Any]) -> dict[int, Any]:
 
 def meet() -> None:
     """Wait for the others."""
-    if dist.is_initialized():
+    if _together():
         dist.barrier()
 
 
@@ -122,6 +122,24 @@ def one_first() -> Generator[None]:
     yield
     if number() == 0:
         meet()
+
+
+_apart = False
+
+
+@contextmanager
+def apart() -> Generator[None]:
+    """Every worker does the block by itself, as if there were no others: on the same data, with the same result."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def _together() -> bool:
+    return dist.is_initialized() and not _apart
 
 
 def _reduced(x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:

@@ -102,7 +102,7 @@ class _Run:
             say(f"{name}: {saes} SAEs, {parameters:,} parameters, {flop / 1e6:,.2f} MFLOP a token to train")
         parts = memory([self.costs[learner.method.name] for learner in self.group], self.validation is not None) | fixed
         listed = ", ".join(f"{n / 2**20:,.0f} {what}" for what, n in parts.items())
-        say(f"memory: {sum(parts.values()) / 2**20:,.0f} MiB at the most ({listed})")
+        say(f"memory: {sum(parts.values()) / 2**20:,.0f} MiB ({listed}), and what the language model fills")
         self.events("start", memory=parts, cost={name: one._asdict() for name, one in self.costs.items()})
 
     def go(self) -> None:

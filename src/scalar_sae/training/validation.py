@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from scalar_sae import workers
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.activations.stream import read_all
 from scalar_sae.errors import UserError
@@ -87,7 +88,8 @@ class Validation:
                 continue
             acts: Acts = {read: part.rows(read) for read in trainee.reads}
             share = int(part.kept.sum()) / self._n
-            total += share * float(sum(trainee.losses(acts, Progress(1, 1)).values()))
+            with workers.apart():  # all hold the same rows
+                total += share * float(sum(trainee.losses(acts, Progress(1, 1)).values()))
             for name, buffer in trainee.named_buffers():
                 buffer.copy_(counted[name])
         trainee.train()
