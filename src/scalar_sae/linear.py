@@ -1,5 +1,5 @@
-"""Linear maps outside any graph, by oneDNN on CPUs: as fast as torch's own product or faster (twice on AMD's), and with
-a GELU in the same kernel. torch has these kernels but gives them no public name.
+"""Linear maps outside any graph, by oneDNN on CPUs: as fast as torch's own product or faster, and with a GELU in
+the same kernel. torch has these kernels but gives them no public name.
 """
 
 import math

@@ -168,11 +168,13 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
             step = partial(_step, bar, _weight(pair), note)
             record = score(pair, texts, name, ranking, config.score, step, out / "partial", control)
             results.records.append(record)
-            if workers.number() != 0:
-                continue
-            results.write(path)
-            shutil.rmtree(out / "partial", ignore_errors=True)
-            events("score", block=record.block, method=name, ranking=ranking, control=control, seconds=record.seconds)
+            if workers.number() == 0:
+                results.write(path)
+                shutil.rmtree(out / "partial", ignore_errors=True)
+                events(
+                    "score", block=record.block, method=name, ranking=ranking, control=control, seconds=record.seconds
+                )
+            workers.meet()  # nobody writes to `partial` while it goes
     return results
 
 

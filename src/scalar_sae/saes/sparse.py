@@ -53,8 +53,8 @@ def pre_acts(weights: Weights, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, 
 def largest(u: Float[Tensor, "batch d_sae"], k: int, ordered: bool = False) -> Int[Tensor, "batch k"]:
     """Indices of the k largest of each row; which of equal ones is open.
 
-    They lie in the k of many small groups whose maxima are largest, which leaves `torch.topk` less to search: it takes
-    half of the time of a whole training step at small widths.
+    They lie in the k of many small groups whose maxima are largest, which leaves `torch.topk` less to search: at
+    small widths it takes more of a training step than anything else.
     """
     n_groups = u.shape[1] // GROUP
     if u.shape[1] % GROUP or n_groups < 2 * k:
