@@ -82,3 +82,21 @@ def published_attribution(pair: Pair, prompt: Prompt) -> torch.Tensor:
             gradient += torch.autograd.grad(acts[..., j].sum(), path)[0]
         total[:, j] = (z.norm(dim=-1, keepdim=True) / 5 * gradient).square().sum(0)
     return total
+
+
+def costs(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
+    """How much further from the full circuit each kept edge's removal takes its latent: squared, summed over tokens."""
+    rule, changes = pair.down.activation, pair.changes(prompt.z, prompt.x_up)
+    full = pair.pre_acts(pair.reconstruct(prompt.z, prompt).unsqueeze(0), prompt)[0]
+    bar, acts = rule.bar(full), rule.select(full)
+
+    def error(latents: torch.Tensor, j: int) -> torch.Tensor:
+        x = pair.base(prompt) + (changes * latents) @ pair.up.W_dec
+        return (rule.alone(pair.pre_acts(x.unsqueeze(0), prompt)[0], bar) - acts)[:, j].square().sum()
+
+    found = torch.zeros(kept.shape, dtype=torch.float64)
+    for i, j in kept.nonzero().tolist():
+        without = kept[:, j].clone()
+        without[i] = False
+        found[i, j] = error(without, j) - error(kept[:, j], j)
+    return found

@@ -66,13 +66,31 @@ def of_a_change(
 
     Only the latent's own pre-activation moves: the others stay what they are at `start`.
     """
-    rule, W, b = pair.down.activation, pair.down.W_enc[:, columns], pair.down.b_enc[columns]
+    rule = pair.down.activation
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
     bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
+    for some, changed in _changed(pair, prompt, start, sign, columns):
+        yield some, rule.alone(changed, bar).sub_(acts)
+
+
+@torch.no_grad()
+def on_pre_acts(
+    pair: Pair, prompt: Prompt, start: Float[Tensor, "token d_model"], sign: float, columns: slice
+) -> Iterator[tuple[Players, Float[Tensor, "player token n_col"]]]:
+    """The same for pre-activations, which move whether or not the latent is selected."""
+    pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0, :, columns]
+    for some, changed in _changed(pair, prompt, start, sign, columns):
+        yield some, changed.sub_(pre_acts)
+
+
+def _changed(
+    pair: Pair, prompt: Prompt, start: Float[Tensor, "token d_model"], sign: float, columns: slice
+) -> Iterator[tuple[Players, Float[Tensor, "player token n_col"]]]:
+    """Pre-activations after each change."""
+    W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
     for some in Players.of(pair, prompt).batches(W.shape[1]):
         y = pair.down.seen(pair.compute(start + sign * some.adds(pair), prompt.up_skip))
-        changed = torch.addmm(b, y.flatten(0, 1), W).view(*y.shape[:2], -1)
-        yield some, rule.alone(changed, bar).sub_(acts)
+        yield some, torch.addmm(b, y.flatten(0, 1), W).view(*y.shape[:2], -1)
 
 
 @torch.no_grad()

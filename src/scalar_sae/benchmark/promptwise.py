@@ -7,7 +7,7 @@ share one pass, all that keep every one share another. The rest run in batches, 
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae.benchmark.edges import Edges, Tokens
@@ -40,7 +40,8 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
         between = (n_kept > 0) & (n_kept < n_all)
         for c, j in zip(count[between].split(batch), column[between].split(batch), strict=True):
             if len(c):
-                yield _update(some, c, j, _evaluated(readout, adds, prompt, some, c, j))
+                kept = some.level[:, j] <= c.view(-1, 1)
+                yield _update(some, c, j, evaluated(readout, adds, prompt, start + j, kept))
 
 
 def _changes(
@@ -68,21 +69,18 @@ def _update(
     return Updates(count.repeat_interleave(n_token).byte(), place, value.flatten())
 
 
-def _evaluated(
+def evaluated(
     readout: Readout,
     adds: Float[Tensor, "token slot d_model"],
     prompt: Prompt,
-    some: Tokens,
-    count: Int[Tensor, " row"],
-    column: Int[Tensor, " row"],
+    latent: Int[Tensor, " row"],
+    kept: Bool[Tensor, "token row slot"],
 ) -> Float[Tensor, "row token"]:
-    """Pre-activation of a latent in each row, under the edges that a count keeps."""
+    """Pre-activation of a downstream latent in each row, under the edges that the row keeps."""
     pair = readout.pair
-    kept = (some.level[:, column] <= count.view(-1, 1)).to(adds.dtype)  # token, row, slot
-    x = (kept @ adds).transpose(0, 1) + pair.base(prompt)
+    x = (kept.to(adds.dtype) @ adds).transpose(0, 1) + pair.base(prompt)
     if readout.start != pair.block.up:
         x = pair.run_to(readout.start, x, prompt.up_skip)
-    latent = column + some.columns.start
     features = readout.features(x, prompt.up_skip)
     value = (features @ readout.weights[latent].unsqueeze(-1)).squeeze(-1) + readout.constant[latent].unsqueeze(1)
     if readout.skip is None:

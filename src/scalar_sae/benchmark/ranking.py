@@ -8,6 +8,8 @@
 | `shapley`   | the mean of that change as latents enter in random orders                                           |
 | `ig`        | i's change times the mean gradient of relu(p_j) on the path from the ablated input, midpoint rule   |
 | `gradient`  | i's change times that gradient at the input                                                         |
+| `expected`  | `ablation`; edges without an effect there follow, by the change of p_j and how often j is active     |
+| `pruned`    | what removing i costs j in the circuit that is left as edges go, half of them a time (pruning.py)    |
 | `published` | the SCALAR authors' arc-length path gradient (published.py)                                         |
 | `random`    | nothing: a seeded permutation, the control                                                          |
 
@@ -17,18 +19,26 @@ misses: so the attributions of `ig` add up to relu(p_j) at the input less relu(p
 """
 
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae import workers
 from scalar_sae.benchmark import effects, published
+from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, read
+from scalar_sae.benchmark.pruning import add_costs
+from scalar_sae.benchmark.readout import Readout
 
 Scores = Float[Tensor, "n_up n_down"]
 Total = Float[Tensor, "n_up n_col"]
 """Squared effects summed over tokens, float64, for some downstream latents (`columns`)."""
+
+Rule = Callable[[Pair, Prompt, slice, Total, torch.Generator], None]
+"""Adds a prompt's squared effects to the total."""
 
 IG_STEPS = 8
 SHAPLEY_ORDERS = 8
@@ -53,7 +63,18 @@ def rank(
         done: called with the share of a prompt's work that is finished.
         room: bytes for the float64 sums; downstream latents are ranked as many at a time as fit.
     """
-    rule = RANKINGS[name]
+    return RANKINGS[name](pair, tokens, seed, done, room)
+
+
+def summed(
+    rule: Rule,
+    pair: Pair,
+    tokens: Int[Tensor, "prompt token"],
+    seed: int,
+    done: Callable[[float], None],
+    room: int,
+) -> Scores:
+    """Root mean square over tokens of what a rule finds prompt by prompt."""
     scores = pair.up.W_dec.new_empty(pair.up.d_sae, pair.down.d_sae)
     width = max(1, min(pair.down.d_sae, room // (8 * pair.up.d_sae)))
     for start in range(0, pair.down.d_sae, width):
@@ -65,8 +86,78 @@ def rank(
                 rule(pair, prompt, columns, total, generator)
             done((columns.stop - start) / pair.down.d_sae)
         workers.add_up(total)
-        scores[:, columns] = (total / tokens.numel()).sqrt().float()
+        scores[:, columns] = (total / tokens.numel()).clamp_(min=0.0).sqrt().float()
     return scores
+
+
+def expected(
+    pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
+) -> Scores:
+    """`ablation`, and behind it the edges that had no effect, in the order of what they may have on other text."""
+    effect, likely = _shown_and_likely(pair, tokens, seed, done, room)
+    least = min((float(row[row > 0].min()) for row in effect if bool((row > 0).any())), default=1.0)
+    return effect.add_(likely.mul_(least / 2))
+
+
+def pruned(
+    pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
+) -> Scores:
+    """Edges in the order in which they are left: the score is the round in which an edge goes, and within a round its
+    cost as a share of the least cost among those that stay. Those without an effect go first, as in `expected`.
+    """
+    readout = Readout.of(pair)
+    cost, scores = _shown_and_likely(pair, tokens, seed, lambda share: None, room)
+    kept = cost > 0
+    scores.masked_fill_(kept, 1.0)
+    n_kept, number = int(kept.sum()), 0
+    while n_kept > 1:
+        n_kept, number = n_kept // 2, number + 1
+        stays = levels(cost.masked_fill(~kept, -1.0), np.array([0, n_kept]), seed) == 1
+        share = (cost / cost[stays].min()).nan_to_num_(0.0).clamp_(max=1.0)
+        scores += torch.where(kept, torch.where(stays, 1.0, share), 0.0)
+        kept = stays
+        cost = summed(_rest(readout, kept), pair, tokens, seed, lambda part, n=number: done(part * 0.5**n), room)
+    done(len(tokens) * 0.5**number)
+    return scores
+
+
+def _shown_and_likely(
+    pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
+) -> tuple[Scores, Scores]:
+    """The effect of each edge by `ablation`, and in (0, 1], where it is zero, how likely it has one on other text.
+
+    Most edges have none on any short text, because the downstream latent is not selected where the upstream one is
+    active. What they lack is chance: so the root mean square of the change of the latent's pre-activation, times the
+    root of the share of tokens at which it is active.
+    """
+    effect = summed(ablation, pair, tokens, seed, lambda share: done(share / 2), room)
+    likely = summed(drive, pair, tokens, seed, lambda share: done(share / 2), room)
+    likely.mul_(_density(pair, tokens).sqrt())
+    return effect, likely.mul_(1.0 / likely.max().clamp(min=1e-30)).masked_fill_(effect > 0, 0.0)
+
+
+def drive(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
+    """The change of pre-activations under `ablation`."""
+    for players, effect in effects.on_pre_acts(pair, prompt, pair.reconstruct(prompt.z, prompt), -1.0, columns):
+        players.add_squares(total, effect, pair.block.mixes_tokens)
+
+
+@torch.no_grad()
+def _density(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Float[Tensor, " n_down"]:
+    """Share of tokens at which each downstream latent is active in the full circuit; a millionth is added, so
+    that those that never are come last, in the order of the rest.
+    """
+    active = pair.up.W_dec.new_full((pair.down.d_sae,), 1e-6 * tokens.numel() / workers.count())
+    for number in workers.mine(len(tokens)):
+        for prompt in read(pair, tokens[number : number + 1], number):
+            active += (pair.full_circuit(prompt) > 0).sum(0)
+    workers.add_up(active)
+    return active / tokens.numel()
+
+
+def _rest(readout: Readout, kept: Bool[Tensor, "n_up n_down"]) -> Rule:
+    """The costs of the edges that are left."""
+    return lambda pair, prompt, columns, total, generator: add_costs(pair, readout, kept, prompt, columns, total)
 
 
 def ablation(
@@ -122,13 +213,15 @@ def random(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: 
     """Every edge ties with every other: the seeded permutation decides."""
 
 
-RANKINGS: dict[str, Callable[[Pair, Prompt, slice, Total, torch.Generator], None]] = {
-    "ablation": ablation,
-    "output": output,
-    "insertion": insertion,
-    "shapley": shapley,
-    "ig": ig,
-    "gradient": gradient,
-    "published": published.attribution,
-    "random": random,
+RANKINGS: dict[str, Callable[[Pair, Tensor, int, Callable[[float], None], int], Scores]] = {
+    "ablation": partial(summed, ablation),
+    "output": partial(summed, output),
+    "insertion": partial(summed, insertion),
+    "expected": expected,
+    "shapley": partial(summed, shapley),
+    "pruned": pruned,
+    "ig": partial(summed, ig),
+    "gradient": partial(summed, gradient),
+    "published": partial(summed, published.attribution),
+    "random": partial(summed, random),
 }

@@ -6,7 +6,7 @@ features; each then costs one dot product, taken for exactly the pairs that are 
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
     """Every change of a downstream pre-activation along the sweep, some tokens and latents at a time."""
     ends = torch.stack([pair.base(prompt), pair.reconstruct(prompt.z, prompt)])
     without, with_all = pair.pre_acts(ends, prompt)
-    for some, shares in _pieces(pair, readout, prompt, edges):
+    for some, shares in pieces(readout, prompt, edges, slice(0, pair.down.d_sae)):
         yield _entering(some, without, n_counts)
         level, order = some.level.sort(dim=-1)
         following = torch.cat([level[..., 1:], torch.full_like(level[..., :1], NEVER)], -1)
@@ -70,20 +70,20 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
         token, column, slot = (steps & is_all).nonzero(as_tuple=True)
         everything = with_all[some.rows, some.columns][token, column]
         yield Updates(level[token, column, slot], some.place(token, column), everything)
-        yield from _evaluated(readout, prompt, some, shares, level, order, steps & ~is_all)
+        yield _between(readout, prompt, some, shares, level, order, steps & ~is_all)
 
 
-def _pieces(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges) -> Iterator[tuple[Tokens, Shares]]:
+def pieces(readout: Readout, prompt: Prompt, edges: Edges, columns: slice) -> Iterator[tuple[Tokens, Shares]]:
     """A prompt cut so that the weights of a piece's latents, and its levels, stay in the cache."""
     n_token, n_slot = prompt.slots.latent.shape
     n_columns = max(64, CACHE_BYTES // (4 * readout.weights.shape[1]))
-    n_tokens = max(1, CACHE_BYTES // (4 * n_slot * min(n_columns, pair.down.d_sae)))
+    n_tokens = max(1, CACHE_BYTES // (4 * n_slot * min(n_columns, columns.stop - columns.start)))
     n_tokens = min(128, n_tokens, max(1, SHARE_BYTES // (4 * (n_slot + 1) * readout.width)))
     for start in range(0, n_token, n_tokens):
         rows = slice(start, min(start + n_tokens, n_token))
         shares = Shares.of(readout, prompt, rows)
-        for column in range(0, pair.down.d_sae, n_columns):
-            yield edges.here(prompt, rows, slice(column, min(column + n_columns, pair.down.d_sae))), shares
+        for column in range(columns.start, columns.stop, n_columns):
+            yield edges.here(prompt, rows, slice(column, min(column + n_columns, columns.stop))), shares
 
 
 def _entering(some: Tokens, without: Float[Tensor, "_ n_down"], n_counts: int) -> Updates:
@@ -93,7 +93,7 @@ def _entering(some: Tokens, without: Float[Tensor, "_ n_down"], n_counts: int) -
     return Updates(some.first[token, column], some.place(token, column), value)
 
 
-def _evaluated(
+def _between(
     readout: Readout,
     prompt: Prompt,
     some: Tokens,
@@ -101,40 +101,70 @@ def _evaluated(
     level: UInt8[Tensor, "token n_col slot"],
     order: Int64[Tensor, "token n_col slot"],
     steps: Bool[Tensor, "token n_col slot"],
-) -> Iterator[Updates]:
-    """Pre-activations under kept sets that are neither empty nor full: one evaluation a distinct (token, set)."""
+) -> Updates:
+    """Pre-activations where a step's kept set is neither empty nor full."""
     step = steps.flatten().nonzero()[:, 0]
-    if not len(step):
-        return
-    row = step // level.shape[-1]  # of [token, n_col]
-    code = _codes(level.shape[-1]).to(order.device)[order].cumsum(-1).flatten()[step]
-    token = row // level.shape[1]
-    key, by_set = ((token << 56) + (code & (2**56 - 1))).sort()  # grouped by token, and by set within a token
-    row, count = row[by_set], level.flatten()[step[by_set]]
+    row, count = step // level.shape[-1], level.flatten()[step]  # row of [token, n_col]
     token, column = row // level.shape[1], row % level.shape[1]
+    code = codes(level.shape[-1], order.device)[order].cumsum(-1).flatten()[step]
+    kept = some.level.flatten(0, 1)
+    value = evaluated(
+        readout, prompt, some, shares, token, column, code, lambda at: kept[row[at]] <= count[at].unsqueeze(1)
+    )
+    return Updates(count, some.place(token, column), value)
+
+
+def evaluated(
+    readout: Readout,
+    prompt: Prompt,
+    some: Tokens,
+    shares: Shares,
+    token: Int[Tensor, " entry"],
+    column: Int[Tensor, " entry"],
+    code: Int64[Tensor, " entry"],
+    kept_of: Callable[[Int[Tensor, " row"]], Bool[Tensor, "row slot"]],
+) -> Float[Tensor, " entry"]:
+    """Pre-activations of latents at tokens, each under a kept set: one evaluation a distinct (token, set).
+
+    Args:
+        readout: the pair's.
+        prompt: the prompt.
+        some: the tokens and latents that `token` and `column` number.
+        shares: of the same tokens.
+        token: where.
+        column: which latent.
+        code: sum of the `codes` of the kept slots.
+        kept_of: the kept slots of some of the entries.
+    """
+    value = shares.x.new_empty(len(token))
+    if not len(token):
+        return value
+    key, by_set = ((token << 56) + (code & (2**56 - 1))).sort()  # grouped by token, and by set within a token
+    token, column = token[by_set], column[by_set]
     starts = pad(key[1:] != key[:-1], (1, 0), value=True).nonzero()[:, 0]
     bounds = pad(starts, (0, 1), value=len(key))
-    kept = some.level.flatten(0, 1)[row[starts]] <= count[starts].unsqueeze(1)
-    value = shares.x.new_empty(len(key))
-    kept = pad(kept.float(), (0, 1), value=1.0)  # the base is always there
+    kept = pad(kept_of(by_set[starts]).float(), (0, 1), value=1.0)  # the base is always there
+    found = torch.empty_like(value)
     for rows in torch.arange(len(starts), device=key.device).split(max(64, CACHE_BYTES // (4 * readout.width))):
         entries = slice(int(bounds[rows[0]]), int(bounds[rows[-1] + 1]))
         x, features = _features(readout, prompt, some, shares, token[starts[rows]], kept[rows])
         crow = bounds[rows[0] : rows[-1] + 2] - bounds[rows[0]]
-        value[entries] = _sampled(crow, column[entries], features, readout.weights[some.columns])
+        found[entries] = _sampled(crow, column[entries], features, readout.weights[some.columns])
         if readout.skip is not None:
-            value[entries] += _sampled(crow, column[entries], x, readout.skip[some.columns])
-    yield Updates(count, some.place(token, column), value + readout.constant[some.columns][column])
+            found[entries] += _sampled(crow, column[entries], x, readout.skip[some.columns])
+    value[by_set] = found + readout.constant[some.columns][column]
+    return value
 
 
-def _codes(n_slot: int) -> Int64[Tensor, " slot"]:
+def codes(n_slot: int, device: torch.device) -> Int64[Tensor, " slot"]:
     """Numbers whose sums tell sets of slots apart: powers of two while they fit 56 bits, else random ones.
 
     Of a million random sums two are equal with probability 10^-5.
     """
     if n_slot <= 56:
-        return 1 << torch.arange(n_slot, device="cpu")
-    return torch.randint(2**56, (n_slot,), generator=torch.Generator().manual_seed(0), device="cpu")
+        return 1 << torch.arange(n_slot, device=device)
+    numbers = torch.randint(2**56, (n_slot,), generator=torch.Generator().manual_seed(0), device="cpu")
+    return numbers.to(device)
 
 
 def _features(
