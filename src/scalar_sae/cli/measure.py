@@ -91,7 +91,7 @@ def judge(
 ) -> None:
     """Have a language model explain features, and test it on its explanations: detection and fuzzing.
 
-    Three questions a latent; answers are on disk at once, and the same command goes on.
+    Three questions a latent; answers are on disk at once, beside those of other judges, and the same command goes on.
 
     Example: **scalar judge runs/quickstart/features/topk/resid_post.0 --url http://127.0.0.1:8000/v1 --model m**
     """

@@ -43,7 +43,7 @@ def write_page(folder: Path, title: str) -> Path:
         raise UserError(f"{folder}: no feature tables here; make them with scalar features")
     latents = pq.read_table(folder / "latents.parquet")
     edges = folder / "edges.parquet"
-    judged = {row["latent"]: row for row in read_judged(folder)}
+    judged = read_judged(folder)
     index = {
         "title": title,
         "chunk": CHUNK,
@@ -66,10 +66,9 @@ def write_page(folder: Path, title: str) -> Path:
             strict=True,
         )
         for number, (rows, examples, links) in enumerate(chunks):
-            some = {row["latent"]: _plain(row) | {"examples": [], "edges": []} for row in rows}
-            for latent in some.keys() & judged.keys():
-                some[latent]["judged"] = judged[latent]
-            for kind, more in (("examples", examples), ("edges", links)):
+            some = {row["latent"]: _plain(row) | {"examples": [], "edges": [], "judged": []} for row in rows}
+            mine = [dict(row) for row in judged if row["latent"] in some]
+            for kind, more in (("examples", examples), ("edges", links), ("judged", mine)):
                 for row in more:
                     some[row.pop("latent")][kind].append(row)
             _write(temporary / "data" / f"{number}.js", "chunk", some)
