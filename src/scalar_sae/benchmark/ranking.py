@@ -16,7 +16,7 @@ of a sub-circuit is. `ig` and `gradient` follow relu(p_j) and not the selected a
 misses: so the attributions of `ig` add up to relu(p_j) at the input less relu(p_j) at the ablated input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -53,20 +53,33 @@ def rank(
         done: called with the share of a prompt's work that is finished.
         room: bytes for the float64 sums; downstream latents are ranked as many at a time as fit.
     """
-    rule = RANKINGS[name]
     scores = pair.up.W_dec.new_empty(pair.up.d_sae, pair.down.d_sae)
+    for columns, some in ranked(pair, tokens, name, seed, done, room):
+        scores[:, columns] = some
+    return scores
+
+
+def ranked(
+    pair: Pair,
+    tokens: Int[Tensor, "prompt token"],
+    name: str,
+    seed: int,
+    done: Callable[[float], None] = lambda share: None,
+    room: int = 2**30,
+) -> Iterator[tuple[slice, Float[Tensor, "n_up n_col"]]]:
+    """The same for some downstream latents at a time, none of which is kept."""
+    rule = RANKINGS[name]
     width = max(1, min(pair.down.d_sae, room // (8 * pair.up.d_sae)))
     for start in range(0, pair.down.d_sae, width):
         columns = slice(start, min(start + width, pair.down.d_sae))
-        total = scores.new_zeros(pair.up.d_sae, columns.stop - start, dtype=torch.float64)
+        total = pair.up.W_dec.new_zeros(pair.up.d_sae, columns.stop - start, dtype=torch.float64)
         for number in workers.mine(len(tokens)):
             generator = torch.Generator().manual_seed(1_000_003 * seed + number)
             for prompt in read(pair, tokens[number : number + 1], number):
                 rule(pair, prompt, columns, total, generator)
             done((columns.stop - start) / pair.down.d_sae)
         workers.add_up(total)
-        scores[:, columns] = (total / tokens.numel()).sqrt().float()
-    return scores
+        yield columns, (total / tokens.numel()).sqrt().float()
 
 
 def ablation(

@@ -10,7 +10,6 @@ Scripts and not JSON, since a page from disk may load scripts but not read files
 import json
 import math
 from collections.abc import Iterator
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from scalar_sae.measures.edges import SCHEMA
 from scalar_sae.measures.features import OCTAVES, read_vocabulary
 from scalar_sae.measures.judge import read_judged
 from scalar_sae.measures.rules import LENGTHS
+from scalar_sae.report.environment import environment
 from scalar_sae.runs import whole
 
 CHUNK = 100
@@ -54,10 +54,10 @@ def write_page(folder: Path, title: str) -> Path:
         "f1": [_number(scores[-1]) for scores in latents["rule_f1"].to_pylist()],
         "vocabulary": read_vocabulary(folder),
     }
-    page = resources.files("scalar_sae.report") / "templates" / "features.html"
+    page = environment().get_template("features.html.j2").render()
     with whole(folder / "page") as temporary:
         (temporary / "data").mkdir(parents=True)
-        (temporary / "index.html").write_bytes(page.read_bytes())
+        (temporary / "index.html").write_text(page, encoding="utf-8")
         _write(temporary / "index.js", "index", index)
         chunks = zip(
             _chunks(latents, latents.num_rows),
