@@ -25,7 +25,7 @@ SITE = Site("resid_mid", 1)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=1024)
+    parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--latents", type=int, default=24_576)
     given = parser.parse_args()
     torch.set_num_threads(1)
