@@ -24,7 +24,7 @@ from scalar_sae.training.learner import learners
 
 SEEDS = range(5)
 K = 3
-STEPS, BATCH = 1000, 512
+STEPS, BATCH = 2000, 512
 PLACE, LATER = Site("resid_mid", 0), Site("resid_post", 0)
 STEERED = {"weight": 0.1, "target_l0": K}
 HERE = {"sites": [str(PLACE)], "expansion": 2}
@@ -108,9 +108,12 @@ def of_organism(steps: int) -> None:
 def of_run(run: Path) -> None:
     results = Results.read(run / "results.json")
     saes = {(sae.method, sae.site): sae for sae in results.saes}
+    sites = set.intersection(*({one.site for one in results.seeds if one.method == name} for name, _ in saes))
     print("| method | site | L0 | FVU | dead | PW-MCC | rescaled | shared | by chance |")
     print("|---|---|---|---|---|---|---|---|---|")
     for seeds in results.seeds:
+        if seeds.site not in sites:
+            continue
         sae = saes[seeds.method, seeds.site]
         print(
             f"| {seeds.method} | {seeds.site} | {sae.l0:.2f} | {sae.fvu:.3f} | {100 * sae.dead:.0f} % | {both(seeds)} |"

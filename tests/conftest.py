@@ -1,8 +1,15 @@
-"""Tests that need the network run only when asked for."""
+"""Tests that need the network run only when asked for; one Chromium set-up for all that need a browser."""
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -11,3 +18,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     return True if collection_path.name == "network" and not config.getoption("--network") else None
+
+
+@pytest.fixture
+def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chrome]":
+    """A headless Chromium, whose console must be empty at the end; without one, skipped here and failed in CI."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium and chromedriver")
+        pytest.skip("no chromium here")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    flags = ["headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run"]
+    flags += ["disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}"]
+    for flag in flags:
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    running = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        yield running
+        assert running.get_log("browser") == []
+    finally:
+        running.quit()

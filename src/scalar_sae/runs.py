@@ -88,6 +88,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Names of the fields in which two nested configs differ, in order."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return sorted(
+            name
+            for key in {*a, *b}
+            for name in differences(a.get(key), b.get(key), f"{where}.{key}" if where else str(key))
+        )
+    return [] if a == b else [where]
+
+
 class Events:
     """Appends one JSON object per line to `events.jsonl`, each with the time and a `kind`; tells `listeners` too."""
 

@@ -28,7 +28,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.fidelity import fidelity
 from scalar_sae.results import Control, Results
-from scalar_sae.runs import Bar, Events, say, whole, write_text
+from scalar_sae.runs import Bar, Events, differences, say, whole, write_text
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
 from scalar_sae.sites import Site
@@ -76,7 +76,7 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
     path = out / "config.yaml"
     if path.is_file():
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = sorted(_differences(there, resolved))
+        differing = differences(there, resolved)
         if differing:
             raise UserError(f"{out}: already holds another run ({', '.join(differing)} differ); choose another --out")
     elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
@@ -208,14 +208,3 @@ def _step(bar: Bar, weight: int, note: str, n: int | float) -> None:
 def _weight(pair: Pair) -> int:
     """Roughly what a prompt of a pair costs, for the estimate of the time left."""
     return pair.down.d_sae // 64 * (2 if pair.block.mixes_tokens else 1)
-
-
-def _differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Names of the fields in which two nested configs differ."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            name
-            for key in {*a, *b}
-            for name in _differences(a.get(key), b.get(key), f"{where}.{key}" if where else str(key))
-        ]
-    return [] if a == b else [where]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalar_sae.benchmark import effects
-from scalar_sae.benchmark.edges import GlobalEdges, LocalEdges
+from scalar_sae.benchmark.edges import ORDER_BYTES, GlobalEdges, LocalEdges
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.benchmark.subcircuits import sweep
@@ -71,6 +71,9 @@ def test_local_sub_circuits_are_the_obvious_ones(block: str, kind: str):
     effect = effects.at_every_token(pair, prompt)
     assert (effect > 0).any()
     counts = torch.tensor([0, 1, 2, 5, 20, 10**6])
+    level = LocalEdges(effect, counts, prompt)._level
+    for room in (0, 3 * ORDER_BYTES * effect[0].numel()):  # a token at a time, three at a time
+        assert torch.equal(LocalEdges(effect, counts, prompt, room)._level, level)
     for n, sub in zip(counts, sweep(pair, prompt, LocalEdges(effect, counts, prompt), len(counts)), strict=True):
         kept = torch.zeros(10, 24, 20, dtype=torch.bool)
         for t in range(10):

@@ -1,12 +1,11 @@
 """Blind comparison: pairs of equal density, answers that survive, the summary by hand, the page under keys."""
 
 import json
-import os
-import shutil
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,53 +150,37 @@ def test_the_server_refuses_what_is_no_answer(tmp_path: Path):
 
 
 @pytest.mark.browser
-def test_the_page_under_the_arrow_keys(tmp_path: Path):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        if os.environ.get("CI"):
-            pytest.fail("CI needs chromium and chromedriver")
-        pytest.skip("no chromium here")
-    from selenium import webdriver
+def test_the_page_under_the_arrow_keys(tmp_path: Path, browser: Any):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.wait import WebDriverWait
 
     comparison(tmp_path)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", f"user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
-        with serve(Comparison(tmp_path, "ann"), 0) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            browser.get(f"http://127.0.0.1:{server.server_port}")
+    with serve(Comparison(tmp_path, "ann"), 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser.get(f"http://127.0.0.1:{server.server_port}")
 
-            def shows(pair: str) -> None:
-                WebDriverWait(browser, 10).until(
-                    lambda b: b.find_element(By.TAG_NAME, "body").get_attribute("data-pair") == pair
-                )
+        def shows(pair: str) -> None:
+            WebDriverWait(browser, 10).until(
+                lambda b: b.find_element(By.TAG_NAME, "body").get_attribute("data-pair") == pair
+            )
 
-            shows("0")
-            assert len(browser.find_elements(By.CSS_SELECTOR, "#left pre")) >= 10
-            assert "runs/" not in browser.page_source
-            for number, key in enumerate((Keys.ARROW_LEFT, Keys.ARROW_DOWN)):
-                ActionChains(browser).send_keys(key).perform()
-                shows(str(number + 1))
-            browser.refresh()
-            shows("2")
-            assert browser.find_element(By.ID, "progress").text == "2 of 4"
-            browser.find_element(By.CSS_SELECTOR, "[data-choice=right]").click()
-            shows("3")
-            ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
-            shows("null")
-            assert browser.find_element(By.ID, "end").is_displayed()
-            assert browser.get_log("browser") == []
-            server.shutdown()
-    finally:
-        browser.quit()
+        shows("0")
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#left pre")) >= 10
+        assert "runs/" not in browser.page_source
+        for number, key in enumerate((Keys.ARROW_LEFT, Keys.ARROW_DOWN)):
+            ActionChains(browser).send_keys(key).perform()
+            shows(str(number + 1))
+        browser.refresh()
+        shows("2")
+        assert browser.find_element(By.ID, "progress").text == "2 of 4"
+        browser.find_element(By.CSS_SELECTOR, "[data-choice=right]").click()
+        shows("3")
+        ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+        shows("null")
+        assert browser.find_element(By.ID, "end").is_displayed()
+        server.shutdown()
     lines = [line for line in (tmp_path / "answers" / "ann.jsonl").read_text().splitlines() if line]
     assert [json.loads(line)["choice"] for line in lines] == ["left", "neither", "right", "right"]
     done = scalar("blind", "--out", tmp_path, "--summary")

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.errors import UserError
 from scalar_sae.measures.features import read_vocabulary
-from scalar_sae.measures.judge import endpoint, judge_features, judged, local, read_judged
+from scalar_sae.measures.judge import TRIES, Judge, endpoint, judge_features, judged, local, read_judged
 from scalar_sae.tokenizer import byte_pairs
 from tests.test_study import scalar
 
@@ -60,16 +62,19 @@ def test_who_knows_scores_one_and_who_guesses_a_half():
 
 
 @contextmanager
-def server(answer) -> Iterator[tuple[str, list[dict]]]:
-    """A stand-in for an OpenAI-compatible server: its address, and what it was sent."""
+def server(answer, busy: tuple[tuple[int, Mapping[str, str]], ...] = ()) -> Iterator[tuple[str, list[dict]]]:
+    """A stand-in for an OpenAI-compatible server: its address, and what it was sent; first it replies `busy`."""
     sent: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             sent.append({"path": self.path, "key": self.headers["Authorization"], **body})
-            content = json.dumps(answer(body["messages"][0]["content"])).encode()
-            self.send_response(200)
+            status, headers = busy[len(sent) - 1] if len(sent) <= len(busy) else (200, {})
+            content = json.dumps(answer(body["messages"][0]["content"]) if status == 200 else {}).encode()
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -86,7 +91,7 @@ def server(answer) -> Iterator[tuple[str, list[dict]]]:
 def test_an_endpoint_is_asked_as_openais_is(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with server(lambda question: {"choices": [{"message": {"content": question.upper()}}]}) as (url, sent):
-        assert endpoint(url, "some-model")("hello") == "HELLO"
+        assert endpoint(url, "some-model").ask("hello") == "HELLO"
     [request] = sent
     assert (request["path"], request["key"], request["model"]) == (
         "/v1/chat/completions",
@@ -94,7 +99,31 @@ def test_an_endpoint_is_asked_as_openais_is(monkeypatch: pytest.MonkeyPatch):
         "some-model",
     )
     with server(lambda _: {"error": "busy"}) as (url, _), pytest.raises(UserError, match="no answer from some-model"):
-        endpoint(url, "some-model")("hello")
+        endpoint(url, "some-model").ask("hello")
+
+
+def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+    monkeypatch.setattr("scalar_sae.measures.judge.time.sleep", waits.append)
+
+    def answer(_: str) -> dict:
+        return {"choices": [{"message": {"content": "yes"}}]}
+
+    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    busy = ((429, {"Retry-After": "7"}), (503, {}), (503, {"Retry-After": in_a_minute}), (429, {"Retry-After": "soon"}))
+    with server(answer, busy) as (url, sent):
+        assert endpoint(url, "m").ask("hello") == "yes"
+    assert len(sent) == 5
+    assert (waits[0], waits[1], waits[3]) == (7, 2, 8)
+    assert 50 < waits[2] <= 60
+    waits.clear()
+    with server(answer, ((503, {}),) * TRIES) as (url, sent), pytest.raises(UserError, match=r"no answer from m.*503"):
+        endpoint(url, "m").ask("hello")
+    assert (len(sent), waits) == (TRIES, [1, 2, 4, 8, 16])
+    for status, headers, complaint in ((429, {"Retry-After": "3600"}, "wait 3,600 s"), (500, {}, "500")):
+        with server(answer, ((status, headers),)) as (url, sent), pytest.raises(UserError, match=complaint):
+            endpoint(url, "m").ask("hello")
+        assert len(sent) == 1
 
 
 @pytest.fixture
@@ -117,15 +146,19 @@ def test_the_command_judges_and_goes_on(tables: Path):
         assert (len(sent), len(read_judged(tables))) == (18, 6)
         scalar("judge", tables, "--url", url, "--model", "m", "--latents", 8)
         assert (len(sent), len(read_judged(tables))) == (24, 8)
+        scalar("judge", tables, "--url", url, "--model", "another", "--latents", 2)
+        assert (len(sent), len(read_judged(tables))) == (30, 10)
+        scalar("judge", tables, "--url", f"{url}/", "--model", "m", "--latents", 8)
+        assert len(sent) == 30
     assert {row["latent"] for row in read_judged(tables)} < set(range(10))
     assert {row["detection"] for row in read_judged(tables)} == {1.0}
     pages = "".join(path.read_text() for path in (tables / "page" / "data").iterdir())
-    assert pages.count("the letter x") == 8
+    assert (pages.count('"model":"m"'), pages.count('"model":"another"')) == (8, 2)
     done = scalar("judge", tables, check=False)
     assert done.returncode == 2
     assert "--url" in done.stderr
     with pytest.raises(UserError, match="no feature tables here"):
-        judge_features(tables.parent, lambda _: "", 1)
+        judge_features(tables.parent, Judge(lambda _: "", "m"), 1)
 
 
 def test_a_local_model_can_be_asked(tmp_path: Path):
@@ -133,6 +166,6 @@ def test_a_local_model_can_be_asked(tmp_path: Path):
     config = GPT2Config(vocab_size=280, n_positions=256, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "lm")
     tokenizer.save(tmp_path / "lm")
-    assert isinstance(local(str(tmp_path / "lm"))("some words"), str)
+    assert isinstance(local(str(tmp_path / "lm")).ask("some words"), str)
     with pytest.raises(UserError, match="cannot judge"):
         local("python-stdlib")

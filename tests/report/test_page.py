@@ -1,8 +1,7 @@
 """The report: its arithmetic, and the page in a real browser."""
 
-import os
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,43 +97,25 @@ def test_text_from_files_cannot_inject_markup(results: Results):
 
 
 @pytest.mark.browser
-def test_the_page_in_a_browser(results: Results, tmp_path: Path):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        if os.environ.get("CI"):
-            pytest.fail("CI needs chromium and chromedriver")
-        pytest.skip("no chromium here")
-    from selenium import webdriver
+def test_the_page_in_a_browser(results: Results, tmp_path: Path, browser: Any):
     from selenium.webdriver.common.by import By
 
     page = tmp_path / "report.html"
     page.write_text(render(results, {"train": {"lm": "toy", "tokens": 5}}, "run"), encoding="utf-8")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    flags = ["headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run"]
-    flags += ["disable-component-update", "disable-sync", f"user-data-dir={tmp_path / 'profile'}"]
-    for flag in flags:
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
-        browser.set_window_size(1280, 1000)
-        browser.get(page.as_uri())
-        rows = browser.find_elements(By.CSS_SELECTOR, "#headline tbody tr")
-        assert len(rows) == 6
-        assert "ff_block.0" in rows[0].text
-        assert "1,000" in rows[0].text
-        published = browser.find_element(By.CSS_SELECTOR, "#published table").text
-        assert "+60.0 %" in published
-        assert "+50.0 %" in published
-        assert len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= 6
-        linear = browser.find_elements(By.CSS_SELECTOR, "#curves .updatemenu-button")[1]
-        kind = "return document.querySelector('#curves .js-plotly-plot').layout.xaxis.type"
-        assert browser.execute_script(kind) == "log"
-        linear.click()
-        assert browser.execute_script(kind) == "linear"
-        too_wide = "return document.documentElement.scrollWidth > window.innerWidth"
-        assert not browser.execute_script(too_wide)
-        assert browser.get_log("browser") == []
-    finally:
-        browser.quit()
+    browser.set_window_size(1280, 1000)
+    browser.get(page.as_uri())
+    rows = browser.find_elements(By.CSS_SELECTOR, "#headline tbody tr")
+    assert len(rows) == 6
+    assert "ff_block.0" in rows[0].text
+    assert "1,000" in rows[0].text
+    published = browser.find_element(By.CSS_SELECTOR, "#published table").text
+    assert "+60.0 %" in published
+    assert "+50.0 %" in published
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= 6
+    linear = browser.find_elements(By.CSS_SELECTOR, "#curves .updatemenu-button")[1]
+    kind = "return document.querySelector('#curves .js-plotly-plot').layout.xaxis.type"
+    assert browser.execute_script(kind) == "log"
+    linear.click()
+    assert browser.execute_script(kind) == "linear"
+    too_wide = "return document.documentElement.scrollWidth > window.innerWidth"
+    assert not browser.execute_script(too_wide)

@@ -14,6 +14,9 @@ from torch import Tensor
 from scalar_sae.benchmark.order import NEVER
 from scalar_sae.benchmark.pair import Prompt
 
+ORDER_BYTES = 40
+"""What ordering an edge takes while it lasts: its effect twice, its place, and as much again for the sort."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
@@ -71,7 +74,11 @@ class LocalEdges:
     """A circuit for every token: the edges from its slots in the order of their effect."""
 
     def __init__(
-        self, effect: Float[Tensor, "token slot n_down"], counts: Int[Tensor, " n_counts"], prompt: Prompt
+        self,
+        effect: Float[Tensor, "token slot n_down"],
+        counts: Int[Tensor, " n_counts"],
+        prompt: Prompt,
+        room: int = 2**28,
     ) -> None:
         """Order the edges of every token.
 
@@ -79,13 +86,21 @@ class LocalEdges:
             effect: size of an edge's effect; ties are taken in the order of the latents.
             counts: edges kept per token, ascending.
             prompt: whose slots the effects belong to.
+            room: bytes for ordering; tokens are ordered as many at a time as fit.
         """
-        flat = effect.masked_fill(~prompt.slots.used.unsqueeze(-1), -1.0).flatten(1)
-        rank = flat.sort(dim=1, descending=True, stable=True).indices.argsort(1)  # 0 is the first to be kept
+        n_token, n_slot, n_down = effect.shape
         self._last = torch.tensor(len(counts) - 1, dtype=torch.uint8, device=effect.device)
-        level = torch.searchsorted(counts, rank, right=True)
-        level = level.masked_fill(level == len(counts), NEVER).byte().view(effect.shape)
-        self._level = level.masked_fill(~prompt.slots.used.unsqueeze(-1), NEVER).transpose(1, 2).contiguous()
+        by_rank = torch.searchsorted(counts, torch.arange(n_slot * n_down, device=effect.device), right=True)
+        by_rank = by_rank.masked_fill(by_rank == len(counts), NEVER).byte()
+        self._level = torch.empty(n_token, n_down, n_slot, dtype=torch.uint8, device=effect.device)
+        padding = ~prompt.slots.used.unsqueeze(-1)
+        width = max(1, room // (ORDER_BYTES * n_slot * n_down))
+        for start in range(0, n_token, width):
+            rows = slice(start, start + width)
+            flat = effect[rows].masked_fill(padding[rows], -1.0).flatten(1)
+            order = flat.sort(dim=1, descending=True, stable=True).indices
+            level = torch.empty_like(flat, dtype=torch.uint8).scatter_(1, order, by_rank.expand_as(order))
+            self._level[rows] = level.view(-1, n_slot, n_down).masked_fill(padding[rows], NEVER).transpose(1, 2)
 
     def here(self, prompt: Prompt, rows: slice, columns: slice) -> Tokens:
         """The edges of some tokens and downstream latents."""

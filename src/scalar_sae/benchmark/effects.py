@@ -166,11 +166,14 @@ def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_do
 
     At a block with attention a removal is felt at later positions too: root of the sum of squares over them.
     """
-    everything = slice(0, pair.down.d_sae)
     start = pair.reconstruct(prompt.z, prompt)
     if not pair.block.mixes_tokens:
-        parts = [effect for _, effect in of_a_change(pair, prompt, start, -1.0, everything)]
-        return torch.cat(parts).abs().transpose(0, 1)
+        (n_token, n_slot), done = prompt.slots.latent.shape, 0
+        by_slot = start.new_empty(n_slot, n_token, pair.down.d_sae)
+        for _, effect in of_a_change(pair, prompt, start, -1.0, slice(0, pair.down.d_sae)):
+            torch.abs(effect, out=by_slot[done : done + len(effect)])
+            done += len(effect)
+        return by_slot.transpose(0, 1)
     rule = pair.down.activation
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
     bar, acts = rule.bar(pre_acts), rule.select(pre_acts)

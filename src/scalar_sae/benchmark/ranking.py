@@ -18,7 +18,7 @@ of a sub-circuit is. `ig` and `gradient` follow relu(p_j) and not the selected a
 misses: so the attributions of `ig` add up to relu(p_j) at the input less relu(p_j) at the ablated input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -66,28 +66,31 @@ def rank(
     return RANKINGS[name](pair, tokens, seed, done, room)
 
 
-def summed(
-    rule: Rule,
-    pair: Pair,
-    tokens: Int[Tensor, "prompt token"],
-    seed: int,
-    done: Callable[[float], None],
-    room: int,
+def whole(
+    rule: Rule, pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
 ) -> Scores:
-    """Root mean square over tokens of what a rule finds prompt by prompt."""
+    """What a rule finds, for all downstream latents."""
     scores = pair.up.W_dec.new_empty(pair.up.d_sae, pair.down.d_sae)
+    for columns, some in summed(rule, pair, tokens, seed, done, room):
+        scores[:, columns] = some
+    return scores
+
+
+def summed(
+    rule: Rule, pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
+) -> Iterator[tuple[slice, Float[Tensor, "n_up n_col"]]]:
+    """Root mean square over tokens of what a rule finds, some downstream latents at a time, none of which is kept."""
     width = max(1, min(pair.down.d_sae, room // (8 * pair.up.d_sae)))
     for start in range(0, pair.down.d_sae, width):
         columns = slice(start, min(start + width, pair.down.d_sae))
-        total = scores.new_zeros(pair.up.d_sae, columns.stop - start, dtype=torch.float64)
+        total = pair.up.W_dec.new_zeros(pair.up.d_sae, columns.stop - start, dtype=torch.float64)
         for number in workers.mine(len(tokens)):
             generator = torch.Generator().manual_seed(1_000_003 * seed + number)
             for prompt in read(pair, tokens[number : number + 1], number):
                 rule(pair, prompt, columns, total, generator)
             done((columns.stop - start) / pair.down.d_sae)
         workers.add_up(total)
-        scores[:, columns] = (total / tokens.numel()).clamp_(min=0.0).sqrt().float()
-    return scores
+        yield columns, (total / tokens.numel()).clamp_(min=0.0).sqrt().float()
 
 
 def expected(
@@ -116,7 +119,7 @@ def pruned(
         share = (cost / cost[stays].min()).nan_to_num_(0.0).clamp_(max=1.0)
         scores += torch.where(kept, torch.where(stays, 1.0, share), 0.0)
         kept = stays
-        cost = summed(_rest(readout, kept), pair, tokens, seed, lambda part, n=number: done(part * 0.5**n), room)
+        cost = whole(_rest(readout, kept), pair, tokens, seed, lambda part, n=number: done(part * 0.5**n), room)
     done(len(tokens) * 0.5**number)
     return scores
 
@@ -130,8 +133,8 @@ def _shown_and_likely(
     active. What they lack is chance: so the root mean square of the change of the latent's pre-activation, times the
     root of the share of tokens at which it is active.
     """
-    effect = summed(ablation, pair, tokens, seed, lambda share: done(share / 2), room)
-    likely = summed(drive, pair, tokens, seed, lambda share: done(share / 2), room)
+    effect = whole(ablation, pair, tokens, seed, lambda share: done(share / 2), room)
+    likely = whole(drive, pair, tokens, seed, lambda share: done(share / 2), room)
     likely.mul_(_density(pair, tokens).sqrt())
     return effect, likely.mul_(1.0 / likely.max().clamp(min=1e-30)).masked_fill_(effect > 0, 0.0)
 
@@ -213,15 +216,23 @@ def random(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: 
     """Every edge ties with every other: the seeded permutation decides."""
 
 
-RANKINGS: dict[str, Callable[[Pair, Tensor, int, Callable[[float], None], int], Scores]] = {
-    "ablation": partial(summed, ablation),
-    "output": partial(summed, output),
-    "insertion": partial(summed, insertion),
-    "expected": expected,
-    "shapley": partial(summed, shapley),
-    "pruned": pruned,
-    "ig": partial(summed, ig),
-    "gradient": partial(summed, gradient),
-    "published": partial(summed, published.attribution),
-    "random": partial(summed, random),
+RULES: dict[str, Rule] = {
+    "ablation": ablation,
+    "output": output,
+    "insertion": insertion,
+    "shapley": shapley,
+    "ig": ig,
+    "gradient": gradient,
+    "published": published.attribution,
+    "random": random,
 }
+"""Rankings that score an edge by itself."""
+
+RANKINGS: dict[str, Callable[[Pair, Tensor, int, Callable[[float], None], int], Scores]] = {
+    **{name: partial(whole, rule) for name, rule in RULES.items()},
+    "expected": expected,
+    "pruned": pruned,
+}
+
+EDGE_BYTES = {**dict.fromkeys(RULES, 4), "expected": 12, "pruned": 24}
+"""Bytes that a ranking holds for every edge while it works, beside its sums."""

@@ -20,11 +20,11 @@ from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.curve import CONVENTIONS, measure
 from scalar_sae.benchmark.edges import Edges, GlobalEdges, LocalEdges
-from scalar_sae.benchmark.memory import ranking_bytes
+from scalar_sae.benchmark.memory import local_bytes, ranking_bytes
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.benchmark.partial import Partial
-from scalar_sae.benchmark.ranking import RANKINGS, rank
+from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, Scores, rank
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import QUANTILES, Counts
 from scalar_sae.errors import unknown
@@ -67,15 +67,20 @@ def score(
     pair = CONTROLS[control](pair, config.seed) if control else pair
     counts = counts_of(config.edges, pair.n_edges)
     rank_text = texts.ranking[: config.rankings[ranking]]
-    hashes = {"lm": _hash(pair.lm.parameters()), "up": _hash(_tensors(pair.up)), "down": _hash(_tensors(pair.down))}
+    hashes = {"lm": _hash(pair.lm.parameters()), "up": digest(pair.up), "down": digest(pair.down)}
     identity: dict[str, Any] = {"ranking": ranking, "n": len(rank_text), "block": str(pair.block), "hashes": hashes}
-    identity |= {"data": texts.data, "saes": [_rules(sae) for sae in (pair.up, pair.down)]}
-    if ranking not in RANKINGS and ranking != LOCAL:
-        identity["scores"] = _hash([saved_scores(Path(ranking), pair)])
+    identity |= {"data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
+    saved = None if ranking in (*RANKINGS, LOCAL) else saved_scores(Path(ranking), pair)
+    if saved is not None:
+        identity["scores"] = _hash([saved])
     kept = Partial(partial, identity | config.model_dump(mode="json", exclude={"rankings", "controls", "memory"}))
     if config.ablation == "mean":
         pair = mean_ablated(pair, rank_text)
-    edges_of, n_live = _edges(pair, texts, rank_text, ranking, counts, config, kept, done)
+    if ranking == LOCAL:
+        edges_of, n_live = _local_edges(pair, texts.scoring, counts, config)
+        done(len(rank_text))
+    else:
+        edges_of, n_live = _global_edges(pair, rank_text, ranking, saved, counts, config, kept, done)
     curves = _sweep(pair, texts.scoring, edges_of, counts, config, kept, done)
     record = _record(
         curves,
@@ -183,32 +188,38 @@ def _record(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig, 
     )
 
 
-def _edges(
+def _local_edges(
+    pair: Pair, tokens: Int[Tensor, "prompt token"], counts: Counts, config: ScoreConfig
+) -> tuple[Callable[[Prompt], Edges], int]:
+    """Which edges each count keeps, given a prompt, and how many a token has at the most."""
+    n_slot = max((prompt.slots.latent.shape[1] for prompt in read(pair, tokens)), default=1)
+    room = local_bytes(pair, config.memory, tokens.shape[1], n_slot)
+    grid = torch.from_numpy(counts).to(pair.device)
+
+    def of(prompt: Prompt) -> Edges:
+        return LocalEdges(effects.at_every_token(pair, prompt), grid, prompt, room)
+
+    return of, n_slot * pair.down.d_sae
+
+
+def _global_edges(
     pair: Pair,
-    texts: Texts,
     rank_text: Int[Tensor, "prompt token"],
     ranking: str,
+    saved: Scores | None,
     counts: Counts,
     config: ScoreConfig,
     kept: Partial,
     done: Done,
 ) -> tuple[Callable[[Prompt], Edges], int]:
-    """Which edges each count keeps, given a prompt, and how many edges there are to speak of."""
-    if ranking == LOCAL:
-        most = max((prompt.slots.latent.shape[1] for prompt in read(pair, texts.scoring)), default=1)
-        done(len(rank_text))
-        grid = torch.from_numpy(counts).to(pair.device)
-        return lambda prompt: LocalEdges(effects.at_every_token(pair, prompt), grid, prompt), most * pair.down.d_sae
-    room = ranking_bytes(pair, config.memory, rank_text.shape[1])
-    edge_scores = kept.ranking()
+    """Which edges each count keeps, whatever the prompt, and how many have two live latents."""
+    room = ranking_bytes(pair, config.memory, rank_text.shape[1], EDGE_BYTES.get(ranking, 4))
+    edge_scores = kept.ranking() if saved is None else saved
     if edge_scores is not None:
         done(len(rank_text))
-    elif ranking in RANKINGS:
+    else:
         edge_scores = rank(pair, rank_text, ranking, config.seed, done, room)
         kept.keep_ranking(edge_scores)
-    else:
-        edge_scores = saved_scores(Path(ranking), pair)
-        done(len(rank_text))
     edges = GlobalEdges(levels(edge_scores, counts, config.seed))
     return lambda prompt: edges, _n_live(pair, rank_text)
 
@@ -250,14 +261,15 @@ def _n_live(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> int:
     return int((live_up > 0).sum() * (live_down > 0).sum())
 
 
-def _rules(sae: SAE) -> list[str]:
+def rules(sae: SAE) -> list[str]:
     """What an SAE does beside its weights, in words."""
     return [str(sae.activation), str(sae.norm), str(sae.writes)]
 
 
-def _tensors(sae: SAE) -> list[Tensor]:
+def digest(sae: SAE) -> str:
+    """What tells an SAE's weights apart."""
     more = (sae.W_skip, getattr(sae.activation, "threshold", None))
-    return [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, *(tensor for tensor in more if tensor is not None)]
+    return _hash([sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, *(tensor for tensor in more if tensor is not None)])
 
 
 def _hash(tensors: Any) -> str:

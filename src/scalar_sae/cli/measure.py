@@ -64,10 +64,11 @@ def features(
     ] = None,
     edges: Annotated[str, typer.Option(help="Ranking of the edges between neighbouring SAEs, or `none`.")] = "ablation",
     edge_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 4,
+    memory: Annotated[float, typer.Option(help="Gigabytes that ranking edges may take.")] = 8.0,
 ) -> None:
     """Write a page of every SAE's features: examples, histogram, effect on the logits, edges, a rule; docs/measures.md.
 
-    The same command goes on where it stopped.
+    The same command goes on where it stopped; tables that were made otherwise are refused.
 
     Example: **scalar features runs/quickstart --method topk**
     """
@@ -75,7 +76,8 @@ def features(
     from scalar_sae.report.features import write_page
 
     ranking = None if edges == "none" else edges
-    folders = read_run(run, out or run / "features", lm, method, tokens, prompts, context, ranking, edge_prompts)
+    where = out or run / "features"
+    folders = read_run(run, where, lm, method, tokens, prompts, context, ranking, edge_prompts, memory)
     for folder in folders:
         typer.echo(f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
 
@@ -91,7 +93,7 @@ def judge(
 ) -> None:
     """Have a language model explain features, and test it on its explanations: detection and fuzzing.
 
-    Three questions a latent; answers are on disk at once, and the same command goes on.
+    Three questions a latent; answers are on disk at once, beside those of other judges, and the same command goes on.
 
     Example: **scalar judge runs/quickstart/features/topk/resid_post.0 --url http://127.0.0.1:8000/v1 --model m**
     """

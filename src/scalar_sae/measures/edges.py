@@ -2,19 +2,23 @@
 
     tables = strongest_edges(lm, {site: sae, ...}, tokens)    # one a site: latent, side, site, other, score
 
-Sites are taken in the order of the forward pass, and each SAE is paired with the next.
+Sites are taken in the order of the forward pass, and each SAE is paired with the next. The matrix of all edges is never
+there: as many downstream latents are ranked at a time as a memory budget leaves room for.
 """
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scalar_sae.benchmark.memory import columns_bytes
 from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.ranking import rank
+from scalar_sae.benchmark.ranking import RULES, summed
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.runs import Bar
 from scalar_sae.saes.sae import SAE
@@ -31,6 +35,7 @@ def strongest_edges(
     ranking: str = "ablation",
     n: int = 10,
     seed: int = 0,
+    memory: int | float = 8.0,
 ) -> dict[Site, pa.Table]:
     """The n strongest edges of every latent on either side (`up`, `down`), strongest first; edges of 0 left out.
 
@@ -38,29 +43,58 @@ def strongest_edges(
         lm: the model the SAEs read.
         saes: by site; those that a block cannot begin or end at have no edges.
         tokens: the ranking text.
-        ranking: one of the benchmark's.
+        ranking: one of the benchmark's RULES.
         n: edges a latent and side.
         seed: of what a ranking samples.
+        memory: gigabytes that all may take.
+
+    Raises:
+        UserError: too little memory.
     """
     found: dict[Site, list[pa.Table]] = {site: [] for site in saes}
     plain = [site for site in sorted(saes) if saes[site].writes is None and not saes[site].decodes_from_input]
     with Bar("rank edges", max(0, len(plain) - 1) * len(tokens)) as bar:
         for up, down in pairwise(plain):
             pair = Pair(lm, Block(up, down), saes[up], saes[down])
-            scores = rank(pair, tokens, ranking, seed, bar.step)
-            found[up].append(_table(scores, "down", down, n))
-            found[down].append(_table(scores.T, "up", up, n))
+            room = columns_bytes(pair, memory)
+            of_up = _Best.none(pair.up.d_sae, n)
+            for columns, scores in summed(RULES[ranking], pair, tokens, seed, bar.step, room):
+                of_up = of_up.merge(_Best.of(scores, columns.start, n))
+                found[down].append(_table(_Best.of(scores.T, 0, n), columns.start, "up", up))
+            found[up].append(_table(of_up, 0, "down", down))
     return {site: pa.concat_tables(tables) if tables else SCHEMA.empty_table() for site, tables in found.items()}
 
 
-def _table(scores: Float[Tensor, "n_mine n_other"], side: str, site: Site, n: int) -> pa.Table:
-    best = scores.topk(min(n, scores.shape[1]), dim=1)
-    latent, place = (best.values > 0).nonzero(as_tuple=True)
+class _Best(NamedTuple):
+    """The strongest edges of some latents so far, strongest first; a score of 0 is none."""
+
+    score: Float[Tensor, "latent n"]
+    other: Int[Tensor, "latent n"]
+
+    @classmethod
+    def none(cls, n_latents: int, n: int) -> "_Best":
+        return cls(torch.zeros(n_latents, n), torch.zeros(n_latents, n, dtype=torch.long))
+
+    @classmethod
+    def of(cls, scores: Float[Tensor, "latent other"], first: int, n: int) -> "_Best":
+        """Among these edges, whose others are numbered from `first`."""
+        best = scores.topk(min(n, scores.shape[1]), dim=1)
+        return cls(best.values, best.indices + first)
+
+    def merge(self, more: "_Best") -> "_Best":
+        """As many of both."""
+        best = torch.cat([self.score, more.score], 1).topk(self.score.shape[1], dim=1)
+        return _Best(best.values, torch.cat([self.other, more.other], 1).gather(1, best.indices))
+
+
+def _table(best: _Best, first: int, side: str, site: Site) -> pa.Table:
+    """The edges of latents numbered from `first`."""
+    latent, place = (best.score > 0).nonzero(as_tuple=True)
     columns = {
-        "latent": latent.numpy().astype(np.int32),
+        "latent": (latent + first).numpy().astype(np.int32),
         "side": [side] * len(latent),
         "site": [str(site)] * len(latent),
-        "other": best.indices[latent, place].numpy().astype(np.int32),
-        "score": best.values[latent, place].numpy(),
+        "other": best.other[latent, place].numpy().astype(np.int32),
+        "score": best.score[latent, place].numpy(),
     }
     return pa.table(columns, schema=SCHEMA)

@@ -41,25 +41,24 @@ RULE_TOKENS = 2**17
 """Most tokens that rules are made from and tried on."""
 
 
-class _Best(NamedTuple):
-    """The tokens with the largest keys so far, n a latent."""
+class _Firings(NamedTuple):
+    """Where latents fire: an entry a token and latent, in any order."""
 
-    key: Float[Tensor, "n d_sae"]
-    token: Int[Tensor, "n d_sae"]
-    """Place in the text, counted over all prompts; -1 for none."""
+    latent: Int[Tensor, " n"]
+    token: Int[Tensor, " n"]
+    """Place in the text, counted over all prompts."""
+    key: Float[Tensor, " n"]
+    """What they are ranked by."""
 
-    @classmethod
-    def none(cls, n: int, d_sae: int) -> "_Best":
-        return cls(torch.full((n, d_sae), -1.0), torch.full((n, d_sae), -1))
-
-    def merge(self, key: Float[Tensor, "some d_sae"], start: int) -> "_Best":
-        """With the tokens that follow `start`; a key of 0 or less is no example."""
-        n = min(self.key.shape[0], key.shape[0])
-        found = key.topk(n, dim=0)
-        token = torch.where(found.values > 0, found.indices + start, -1)
-        keys = torch.cat([self.key, torch.where(found.values > 0, found.values, -1.0)])
-        best = keys.topk(self.key.shape[0], dim=0)
-        return _Best(best.values, torch.cat([self.token, token]).gather(0, best.indices))
+    def best(self, n: int, more: "_Firings") -> "_Firings":
+        """Of both, the n entries of each latent with the largest keys: by latent, the largest first."""
+        both = _Firings(*(torch.cat(parts) for parts in zip(self, more, strict=True)))
+        order = both.key.argsort(descending=True, stable=True)
+        order = order[both.latent[order].argsort(stable=True)]
+        latent = both.latent[order]
+        rank = torch.arange(len(latent)) - torch.searchsorted(latent, latent)
+        kept = order[rank < n]
+        return _Firings(*(part[kept] for part in both))
 
 
 @torch.no_grad()
@@ -86,34 +85,38 @@ def read_features(
         seed: of the random examples.
     """
     g = torch.Generator().manual_seed(seed)
-    best = {"top": _Best.none(n_examples, sae.d_sae), "random": _Best.none(n_examples, sae.d_sae)}
-    count, total = torch.zeros(sae.d_sae), torch.zeros(sae.d_sae).double()
-    octaves = torch.zeros(len(OCTAVES), sae.d_sae, dtype=torch.long)
+    none = _Firings(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    best = {"top": none, "random": none}
+    count, total = torch.zeros(sae.d_sae, dtype=torch.long), torch.zeros(sae.d_sae).double()
+    octaves = torch.zeros(sae.d_sae, len(OCTAVES), dtype=torch.long)
     fired: list[Sparse] = []
     with Bar("read features", 2 * tokens.shape[0]) as bar:
         for start, acts in _activations(lm, site, sae, tokens, batch):
-            live = acts > 0
-            keys = {"top": acts, "random": torch.rand(acts.shape, generator=g).clamp_min(1e-7) * live}
-            best = {kind: best[kind].merge(key, start) for kind, key in keys.items()}
-            count += live.sum(0)
-            total += acts.double().sum(0)
-            octave = acts.clamp_min(1e-30).log2().floor().clamp(OCTAVES[0], OCTAVES[-1]).long() - OCTAVES[0]
-            octaves.scatter_add_(0, octave, live.long())
+            row, latent = (acts > 0).nonzero(as_tuple=True)
+            value = acts[row, latent]
+            keys = {"top": value, "random": torch.rand(len(value), generator=g)}
+            best = {kind: best[kind].best(n_examples, _Firings(latent, row + start, key)) for kind, key in keys.items()}
+            count += latent.bincount(minlength=sae.d_sae)
+            total.index_add_(0, latent, value.double())
+            octave = value.log2().floor().clamp(OCTAVES[0], OCTAVES[-1]).long() - OCTAVES[0]
+            octaves += (latent * len(OCTAVES) + octave).bincount(minlength=octaves.numel()).view_as(octaves)
             if start < RULE_TOKENS:
-                fired.append(csr_array(live.numpy()))
+                ends = np.searchsorted(row.numpy(), np.arange(len(acts) + 1))
+                fired.append(csr_array((np.ones(len(row), dtype=bool), latent.numpy(), ends), shape=acts.shape))
             bar.step(acts.shape[0] // tokens.shape[1])
-        places = {kind: found.token for kind, found in best.items()}
-        places["silent"] = torch.randint(tokens.numel(), (n_examples, sae.d_sae), generator=g)
-        contexts = _contexts(lm, site, sae, tokens, batch, places, bar)
+        latent = torch.arange(sae.d_sae).repeat(n_examples)
+        silent = torch.randint(tokens.numel(), latent.shape, generator=g)
+        examples = best | {"silent": _Firings(latent, silent, torch.zeros(len(latent)))}
+        contexts = _contexts(lm, site, sae, tokens, batch, examples, bar)
     firings: Sparse = vstack(fired, format="csr")
     rules = rule_scores(tokens[: firings.shape[0] // tokens.shape[1]], firings)
     effects = logit_effects(lm, site, sae, tokens)
     latents = {
         "latent": np.arange(sae.d_sae, dtype=np.int32),
         "density": (count / tokens.numel()).numpy(),
-        "maximum": best["top"].key[0].clamp_min(0).numpy(),
+        "maximum": torch.zeros(sae.d_sae).scatter_reduce(0, best["top"].latent, best["top"].key, "amax").numpy(),
         "mean": (total / count.clamp_min(1)).float().numpy(),
-        "octaves": list(octaves.T.numpy()),
+        "octaves": list(octaves.numpy()),
         "rule_f1": list(rules.f1),
         "rule_accuracy": list(rules.accuracy),
         "rule_tokens": rules.tokens,
@@ -150,18 +153,13 @@ def _contexts(
     sae: SAE,
     tokens: Int[Tensor, "prompt token"],
     batch: int,
-    places: dict[str, Int[Tensor, "n d_sae"]],
+    examples: dict[str, _Firings],
     bar: Bar,
 ) -> pa.Table:
     """The examples with the tokens around them: the second pass."""
     length = tokens.shape[1]
-    kinds, latents, found = [], [], []
-    for kind, place in places.items():
-        rank, latent = (place >= 0).nonzero(as_tuple=True)
-        kinds += [kind] * len(rank)
-        latents.append(latent)
-        found.append(place[rank, latent])
-    latent, place = torch.cat(latents), torch.cat(found)
+    kind = np.repeat(list(examples), [len(some.latent) for some in examples.values()])
+    latent, place = (torch.cat([some[part] for some in examples.values()]) for part in (0, 1))
     prompt, position = place // length, place % length
     first = (position - BEFORE).clamp_min(0)
     column = first.unsqueeze(1) + torch.arange(BEFORE + 1 + AFTER)
@@ -173,7 +171,6 @@ def _contexts(
         rows = (prompt[here] * length - start).unsqueeze(1) + column[here]
         windows[here] = acts[rows, latent[here].unsqueeze(1)]
         bar.step(acts.shape[0] // length)
-    kind = np.array(kinds)
     keep = torch.from_numpy(kind != "silent") | ~(inside & (windows > 0)).any(1)
     ends = torch.cat([torch.zeros(1, dtype=torch.long), inside[keep].sum(1).cumsum(0)]).int().numpy()
     around = tokens[prompt.unsqueeze(1), column][keep][inside[keep]].int().numpy()

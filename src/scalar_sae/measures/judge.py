@@ -1,25 +1,31 @@
 """Can a language model tell where a latent fires, once it has put its examples into words? (arXiv 2410.13928)
 
-    ask = endpoint("http://127.0.0.1:8000/v1", "some-model")    # any OpenAI-compatible server; or local("a-folder")
-    judge_features(folder, ask, 100)                            # a line a latent in folder/judged.jsonl
+    judge = endpoint("http://127.0.0.1:8000/v1", "some-model")    # any OpenAI-compatible server; or local("a-folder")
+    judge_features(folder, judge, 100)                            # a line a latent in folder/judged.jsonl
 
 The judge is shown strongest examples, the tokens where the latent fires between << and >>, and says what they have in
 common. Then, with that sentence alone,
 
-    detection   which of these texts does the latent fire in?                half of them are silent
-    fuzzing     in which of these texts are the right tokens marked?         half have as many other tokens marked
+    detection   which of these texts does the latent fire in?                in some of them it never does
+    fuzzing     in which of these texts are the right tokens marked?         every other one has other tokens marked
 
-Scores are balanced accuracies: 0.5 is guessing. No text is both shown and asked about.
+Scores are balanced accuracies, so that guessing is 0.5 whatever there is more of. No text is both shown and asked
+about. Every line says who judged, so that another judge is asked anew and its answers lie beside the first one's.
 """
 
+import hashlib
 import json
 import os
 import re
+import time
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.error import HTTPError
 
 import numpy as np
 import pyarrow as pa
@@ -36,11 +42,24 @@ from scalar_sae.tokenizer import Pretrained
 Ask = Callable[[str], str]
 """From a question to the judge's answer."""
 
+
+class Judge(NamedTuple):
+    """Who is asked."""
+
+    ask: Ask
+    model: str
+    url: str | None = None
+    """Its server; None for a model in this process."""
+
+
 SHOWN = 5
 """Examples that the judge explains."""
 FEWEST = 4
 """Texts of either kind that a latent needs to be asked about."""
 SECONDS = 120.0
+"""How long an answer may take, and how long a busy server may ask to wait."""
+BUSY = (429, 503)
+TRIES = 6
 
 EXPLAIN = """Some texts, in which a feature is active at the tokens between << and >>:
 
@@ -63,28 +82,61 @@ In which of these {n} texts are the marked tokens those where the feature is act
 separated by commas: 1 for yes, 0 for no, in the order of the texts."""
 
 
-def endpoint(url: str, model: str) -> Ask:
-    """A judge behind an OpenAI-compatible address (`.../v1`); the key is taken from OPENAI_API_KEY if that is set."""
+def endpoint(url: str, model: str) -> Judge:
+    """A judge behind an OpenAI-compatible address (`.../v1`); the key is taken from OPENAI_API_KEY if that is set.
+
+    A server that is too busy (429, 503) is asked again, TRIES times in all.
+    """
+    url = url.rstrip("/")
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
 
     def ask(question: str) -> str:
         body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
-        request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as reply:
-                said = json.load(reply)["choices"][0]["message"]["content"]
-                if not isinstance(said, str):
-                    raise ValueError("an empty message")
-                return said
+            said = _reply(request)["choices"][0]["message"]["content"]
+            if not isinstance(said, str):
+                raise ValueError("an empty message")
+            return said
         except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
             raise UserError(f"{url}: no answer from {model} ({error}); the same command goes on from here") from error
 
-    return ask
+    return Judge(ask, model, url)
 
 
-def local(source: str) -> Ask:
+def _reply(request: urllib.request.Request) -> Any:
+    """The server's JSON, after as many waits as it takes."""
+    attempt = 0
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS) as reply:
+                return json.load(reply)
+        except HTTPError as error:
+            attempt += 1
+            if error.code not in BUSY or attempt == TRIES:
+                raise
+            with error:
+                wait = _wait(error.headers["Retry-After"], 2.0 ** (attempt - 1))
+            if wait > SECONDS:
+                raise OSError(f"{error}; it asks to wait {wait:,.0f} s") from error
+            time.sleep(wait)
+
+
+def _wait(asked: str | None, otherwise: float) -> float:
+    """Seconds that a Retry-After header asks for, as a number or a date (RFC 9110, section 10.2.3)."""
+    if asked is None:
+        return otherwise
+    if asked.strip().isdecimal():
+        return float(asked)
+    try:
+        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return otherwise
+
+
+def local(source: str) -> Judge:
     """A judge of `transformers`, in this process.
 
     Raises:
@@ -104,11 +156,11 @@ def local(source: str) -> Ask:
         said = lm.hf.generate(**given, max_new_tokens=100, do_sample=False, pad_token_id=0)
         return inner.decode(said[0, length:], skip_special_tokens=True)
 
-    return ask
+    return Judge(ask, source)
 
 
-def judge_features(folder: Path, ask: Ask, n_latents: int, seed: int = 0) -> Path:
-    """Judge a random sample of the latents with enough examples; those judged before are not asked about again.
+def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) -> Path:
+    """Judge a random sample of the latents with enough examples; those that this judge has answered for are left out.
 
     Raises:
         UserError: there are no feature tables, too few examples in them, or the judge does not answer.
@@ -117,7 +169,9 @@ def judge_features(folder: Path, ask: Ask, n_latents: int, seed: int = 0) -> Pat
         raise UserError(f"{folder}: no feature tables here; make them with scalar features")
     table = pq.read_table(folder / "contexts.parquet")
     out, vocabulary = folder / "judged.jsonl", read_vocabulary(folder)
-    done = {row["latent"] for row in read_judged(folder)}
+    questions = hashlib.sha256(json.dumps([SHOWN, EXPLAIN, DETECT, FUZZ]).encode()).hexdigest()[:12]
+    who = {"model": judge.model, "url": judge.url, "questions": questions, "seed": seed}
+    done = {row["latent"] for row in read_judged(folder) if row["judge"] == who}
     candidates = _askable(table)
     if not len(candidates):
         raise UserError(
@@ -128,9 +182,9 @@ def judge_features(folder: Path, ask: Ask, n_latents: int, seed: int = 0) -> Pat
         for latent in chosen:
             if latent not in done:
                 rows = table.filter(pc.field("latent") == latent).to_pylist()
-                record = judged(rows, vocabulary, ask, np.random.default_rng([seed, latent]))
+                record = judged(rows, vocabulary, judge.ask, np.random.default_rng([seed, latent]))
                 with out.open("a", encoding="utf-8") as file:
-                    file.write("\n" + json.dumps({"latent": latent, **record}) + "\n")
+                    file.write("\n" + json.dumps({"latent": latent, **record, "judge": who}) + "\n")
             bar.step()
     return out
 
@@ -143,7 +197,7 @@ def _askable(table: pa.Table) -> Int[np.ndarray, " n"]:
 
 
 def read_judged(folder: Path) -> list[dict[str, Any]]:
-    """What the judge said so far; a line that was cut off is left out."""
+    """What judges said so far; a line that was cut off is left out."""
     found: list[dict[str, Any]] = []
     path = folder / "judged.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:

@@ -1,12 +1,17 @@
 """What `scalar measure`, `scalar features` and `scalar blind` do with the SAEs of a run."""
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from jaxtyping import Int
 from torch import Tensor
 
-from scalar_sae.benchmark.ranking import RANKINGS
+from scalar_sae.activations.cache import fingerprint
+from scalar_sae.benchmark.ranking import RULES
+from scalar_sae.benchmark.score import digest, rules
 from scalar_sae.corpora import load_held_out, windows
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.loading import model_in
@@ -22,7 +27,7 @@ from scalar_sae.measures.overlap import THRESHOLD
 from scalar_sae.measures.seeds import seed_agreement
 from scalar_sae.measures.spelling import WORDS, first_letters
 from scalar_sae.results import Results
-from scalar_sae.runs import say, whole
+from scalar_sae.runs import differences, say, whole, write_json
 from scalar_sae.saes.store import load_sae, load_saes
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Ascii
@@ -130,10 +135,11 @@ def read_run(
     context: int | None = None,
     ranking: str | None = "ablation",
     rank_prompts: int = 4,
+    memory: int | float = 8.0,
 ) -> list[Path]:
     """Write feature tables of a run's SAEs into `out/METHOD/SITE`, and the edges between neighbouring ones.
 
-    Tables that are there already stay as they are.
+    Tables that are there already stay as they are; `out/METHOD/settings.json` says how they were made.
 
     Args:
         run: a run, its `saes` folder, or one group of SAEs.
@@ -145,39 +151,60 @@ def read_run(
         context: tokens per prompt.
         ranking: of the edges; None: no edges.
         rank_prompts: of them, prompts to rank edges on.
+        memory: gigabytes that ranking edges may take.
 
     Returns:
         The folders of the SAEs.
 
     Raises:
-        UserError: no SAEs or no model there, too little text, an unknown method or ranking, SAEs of another width.
+        UserError: no SAEs or no model there, too little text, an unknown method or ranking, SAEs of another width, too
+            little memory, tables that were made otherwise.
     """
-    if ranking is not None and ranking not in RANKINGS:
-        raise unknown("ranking", ranking, RANKINGS)
+    if ranking is not None and ranking not in RULES:
+        raise unknown("ranking", ranking, RULES)
     model = _model(run, lm)
     groups = load_saes(run)
     if method is not None and method not in groups:
         raise unknown("method", method, groups)
     tokens = spread_prompts(text, model, context, prompts)
+    settings = {"lm": fingerprint(model), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
+    settings |= {"prompts": prompts, "context": tokens.shape[1], "edges": ranking, "edge_prompts": rank_prompts}
     folders: list[Path] = []
     for name, group in groups.items():
         if method not in (None, name):
             continue
+        for site, sae in group.items():
+            if sae.d_model != model.d_model:
+                raise UserError(f"{name} {site}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
+        _claim(out / name, settings | {"saes": {str(site): [digest(sae), *rules(sae)] for site, sae in group.items()}})
         places = {site: out / name / str(site) for site in sorted(group)}
         for site, folder in places.items():
-            if group[site].d_model != model.d_model:
-                raise UserError(
-                    f"{name} {site}: reads {group[site].d_model} dimensions, {model.name} has {model.d_model}"
-                )
             if not (folder / "latents.parquet").is_file():
                 read_features(model, site, group[site], tokens, folder)
         if ranking is not None and not all((folder / "edges.parquet").is_file() for folder in places.values()):
-            edges = strongest_edges(model, group, tokens[:: -(-prompts // rank_prompts)], ranking)
+            edges = strongest_edges(model, group, tokens[:: -(-prompts // rank_prompts)], ranking, memory=memory)
             for site, folder in places.items():
                 with whole(folder / "edges.parquet") as temporary:
                     pq.write_table(edges[site], temporary)
         folders += places.values()
     return folders
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Claim a folder for tables made in one way, or go on in the one that was claimed so.
+
+    Raises:
+        UserError: the folder holds tables that were made otherwise.
+    """
+    path = folder / "settings.json"
+    if path.is_file():
+        differing = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+        if differing:
+            raise UserError(f"{folder}: holds other tables ({', '.join(differing)} differ); choose another --out")
+    elif folder.exists():
+        raise UserError(f"{folder}: exists and does not say how its tables were made; choose another --out")
+    else:
+        write_json(path, settings)
 
 
 def prepare_blind(out: Path, a: Path, b: Path, lm: str, text: str, pairs: int, prompts: int) -> None:

@@ -47,7 +47,7 @@ def first_letters(lm: LanguageModel, n_words: int = WORDS, seed: int = 0) -> Tas
     """
     tokenizer = lm.tokenizer
     if not isinstance(tokenizer, Pretrained):
-        raise UserError(f"{lm.name}: its tokens are characters, which it need not spell; take --labels characters")
+        raise UserError(f"{lm.name}: its tokens are characters and none is a word; take --labels characters")
     words = words_of(tokenizer)
     if len(words) < 2 * EXAMPLES:
         raise UserError(f"{lm.name}: only {len(words)} tokens of its vocabulary are words")

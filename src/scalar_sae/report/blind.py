@@ -3,12 +3,12 @@
 import json
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from scalar_sae.errors import UserError
 from scalar_sae.measures.blind import CHOICES, Answers, Examples, Pairs
+from scalar_sae.report.environment import environment
 
 
 class Comparison:
@@ -53,7 +53,7 @@ def serve(comparison: Comparison, port: int) -> ThreadingHTTPServer:
     Raises:
         UserError: the port is taken.
     """
-    page = (resources.files("scalar_sae.report") / "templates" / "blind.html").read_bytes()
+    page = environment().get_template("blind.html.j2").render().encode()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

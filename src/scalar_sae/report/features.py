@@ -10,7 +10,6 @@ Scripts and not JSON, since a page from disk may load scripts but not read files
 import json
 import math
 from collections.abc import Iterator
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from scalar_sae.measures.edges import SCHEMA
 from scalar_sae.measures.features import OCTAVES, read_vocabulary
 from scalar_sae.measures.judge import read_judged
 from scalar_sae.measures.rules import LENGTHS
+from scalar_sae.report.environment import environment
 from scalar_sae.runs import whole
 
 CHUNK = 100
@@ -43,7 +43,7 @@ def write_page(folder: Path, title: str) -> Path:
         raise UserError(f"{folder}: no feature tables here; make them with scalar features")
     latents = pq.read_table(folder / "latents.parquet")
     edges = folder / "edges.parquet"
-    judged = {row["latent"]: row for row in read_judged(folder)}
+    judged = read_judged(folder)
     index = {
         "title": title,
         "chunk": CHUNK,
@@ -54,10 +54,10 @@ def write_page(folder: Path, title: str) -> Path:
         "f1": [_number(scores[-1]) for scores in latents["rule_f1"].to_pylist()],
         "vocabulary": read_vocabulary(folder),
     }
-    page = resources.files("scalar_sae.report") / "templates" / "features.html"
+    page = environment().get_template("features.html.j2").render()
     with whole(folder / "page") as temporary:
         (temporary / "data").mkdir(parents=True)
-        (temporary / "index.html").write_bytes(page.read_bytes())
+        (temporary / "index.html").write_text(page, encoding="utf-8")
         _write(temporary / "index.js", "index", index)
         chunks = zip(
             _chunks(latents, latents.num_rows),
@@ -66,10 +66,9 @@ def write_page(folder: Path, title: str) -> Path:
             strict=True,
         )
         for number, (rows, examples, links) in enumerate(chunks):
-            some = {row["latent"]: _plain(row) | {"examples": [], "edges": []} for row in rows}
-            for latent in some.keys() & judged.keys():
-                some[latent]["judged"] = judged[latent]
-            for kind, more in (("examples", examples), ("edges", links)):
+            some = {row["latent"]: _plain(row) | {"examples": [], "edges": [], "judged": []} for row in rows}
+            mine = [dict(row) for row in judged if row["latent"] in some]
+            for kind, more in (("examples", examples), ("edges", links), ("judged", mine)):
                 for row in more:
                     some[row.pop("latent")][kind].append(row)
             _write(temporary / "data" / f"{number}.js", "chunk", some)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 import plotly.io
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from scalar_sae.report import figures, measures
+from scalar_sae.report.environment import environment
 from scalar_sae.results import Record, Results, SaeFidelity
 from scalar_sae.runs import write_text
 
@@ -52,9 +52,9 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
     colours = figures.method_colours(methods)
     exact = results.under("ablation")
     published = results.under("published")
-    environment = Environment(loader=PackageLoader("scalar_sae.report"), autoescape=True, undefined=StrictUndefined)
-    environment.filters.update(number=_number, interval=_interval, percent=_percent)
-    return environment.get_template("page.html.j2").render(
+    templates = environment()
+    templates.filters.update(number=_number, interval=_interval, percent=_percent)
+    return templates.get_template("page.html.j2").render(
         title=title,
         plotly_js=get_plotlyjs(),
         colours=colours,
