@@ -1,11 +1,14 @@
-"""`python -m benchmarks.memory`: the most memory that training was predicted to hold, against what the process held.
+"""`python -m benchmarks.memory`: the most memory that training was predicted to hold, against what the process took.
 
-Width 768, 12,288 latents, batches of 1,024, a random two-layer model; a process a method. Held is the peak of resident
-memory less what torch and the package take by themselves.
+Every method of the zoo, on a random two-layer model; a process each, and each twice. *Taken* is the peak of resident
+memory less what torch and the package take by themselves, with freed memory handed back; *kept* is the same with freed
+memory kept, as `scalar train` does for speed (runs.keep_freed_memory): what glibc cannot use again comes on top.
 """
 
+import ctypes
 import json
 import multiprocessing
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,18 +21,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scalar_sae.corpora import load_corpus
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.runs import Events, keep_freed_memory
-from scalar_sae.training.config import TrainConfig
+from scalar_sae.training.config import TrainConfig, read_preset
 from scalar_sae.training.loop import train
 
-WIDTH, EXPANSION, BATCH = 768, 16, 1024
-METHODS: list[dict[str, Any]] = [
-    {"method": "topk", "sites": ["resid_mid.0"], "k": 32},
-    {"method": "topk", "sites": ["ff_blocks"], "k": 32},
-    {"method": "relu", "sites": ["resid_mid.0"]},
-    {"method": "batch_topk", "sites": ["resid_mid.0"], "k": 32},
-    {"method": "staircase", "along": "ff_blocks", "k": 32},
-    {"method": "jacobian", "along": "ff_blocks", "k": 16},
-]
+SHAPES = {"toy": (64, 8, 4096), "large": (768, 16, 1024)}
+"""Width, latents per dimension, tokens of a batch."""
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def resident(what: str) -> float:
@@ -38,35 +35,56 @@ def resident(what: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(what))
 
 
-def measured(method: dict[str, Any]) -> tuple[float, float]:
-    """MiB predicted and held."""
+def measured(method: dict[str, Any], shape: tuple[int, int, int], keep: bool) -> tuple[float, float]:
+    """MiB predicted and taken."""
     torch.set_num_threads(1)
-    keep_freed_memory()
+    if keep:
+        keep_freed_memory()
+    else:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
+    width, expansion, batch = shape
     torch.nn.Linear(8, 8)(torch.randn(8, 8)).sum().backward()
-    base = resident("VmRSS")
-    shape = GPT2Config(vocab_size=128, n_positions=128, n_embd=WIDTH, n_layer=2, n_head=12, use_cache=False)
-    lm = LanguageModel(GPT2LMHeadModel(shape), "random")
-    config = TrainConfig(
-        saes=[{**method, "expansion": EXPANSION}], tokens=4 * BATCH, batch_tokens=BATCH, buffer_tokens=8 * BATCH,
-        validations=1,
+    gpt = GPT2Config(
+        vocab_size=128, n_positions=128, n_embd=width, n_layer=2, n_head=width // 64, use_cache=False,
+        bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        events = Events(Path(folder) / "events.jsonl")
-        train(config, lm, load_corpus("python-stdlib"), Path(folder), events)
-        start = json.loads((Path(folder) / "events.jsonl").read_text().splitlines()[0])
+        text, log = Path(folder) / "text.txt", Path(folder) / "events.jsonl"
+        text.write_text("".join(chr(32 + (7 * i * i + i // 9) % 90) for i in range(1_000_000)))
+        corpus = load_corpus(str(text))
+        corpus_bytes = corpus.train.nbytes + corpus.val.nbytes
+        base = resident("VmRSS") - corpus_bytes / 2**20
+        lm = LanguageModel(GPT2LMHeadModel(gpt), "random")
+        config = TrainConfig(
+            saes=[{**method, "expansion": expansion}], tokens=12 * batch, batch_tokens=batch, buffer_tokens=8 * batch,
+            validations=2,
+        )  # fmt: skip
+        train(config, lm, corpus, Path(folder), Events(log))
+        start = json.loads(log.read_text().splitlines()[0])
     return sum(start["memory"].values()) / 2**20, resident("VmHWM") - base
 
 
 def main() -> None:
-    table = Table(title=f"width {WIDTH}, {WIDTH * EXPANSION:,} latents, batches of {BATCH:,}")
-    for column in ("method", "predicted (MiB)", "held (MiB)", "held / predicted"):
-        table.add_column(column, justify="right")
-    for method in METHODS:
-        with multiprocessing.get_context("spawn").Pool(1) as alone:
-            predicted, held = alone.apply(measured, (method,))
-        name = f"{method['method']} {method.get('along') or ','.join(method['sites'])}"
-        table.add_row(name, f"{predicted:,.0f}", f"{held:,.0f}", f"{held / predicted:.2f}")
-    Console().print(table)
+    """All methods at both shapes, or those named on the command line (`large topk`)."""
+    for shape in [name for name in SHAPES if name in sys.argv] or SHAPES:
+        width, expansion, batch = SHAPES[shape]
+        table = Table(title=f"width {width}, {width * expansion:,} latents, batches of {batch:,}")
+        for column in ("method", "predicted (MiB)", "taken", "taken / predicted", "kept / predicted"):
+            table.add_column(column, justify="right")
+        for method in read_preset("zoo")["train"]["saes"]:
+            name = method.get("name", method["method"])
+            if "sites" in method:
+                method["sites"] = ["resid_mid.0"]
+            if {*sys.argv[1:]} - {*SHAPES} and name not in sys.argv:
+                continue
+            found: list[tuple[float, float]] = []
+            for keep in (False, True):
+                with multiprocessing.get_context("spawn").Pool(1) as alone:
+                    found.append(alone.apply(measured, (method, SHAPES[shape], keep)))
+            (predicted, taken), (_, kept) = found
+            ratios = f"{taken / predicted:.2f}", f"{kept / predicted:.2f}"
+            table.add_row(name, f"{predicted:,.0f}", f"{taken:,.0f}", *ratios)
+        Console().print(table)
 
 
 if __name__ == "__main__":

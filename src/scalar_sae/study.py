@@ -32,9 +32,9 @@ from scalar_sae.runs import Bar, Events, differences, say, whole, write_text
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
 from scalar_sae.sites import Site
+from scalar_sae.training import trackers
 from scalar_sae.training.config import TrainConfig, read_preset, validated
 from scalar_sae.training.loop import train
-from scalar_sae.training.trackers import Tracker
 
 FIDELITY_PROMPTS = 64
 
@@ -98,6 +98,8 @@ def train_run(config: StudyConfig, out: Path, cache: Path | None = None, log: Se
     Raises:
         UserError: before anything is written, whatever in the config cannot be trained or scored.
     """
+    for name in log:
+        trackers.check(name)
     lm = LanguageModel.load(config.train.lm)
     corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
     check(config, lm, corpus)
@@ -109,7 +111,7 @@ def train_run(config: StudyConfig, out: Path, cache: Path | None = None, log: Se
     if corpus.remark:
         say(corpus.remark)
     if workers.number() == 0:
-        events.listeners += [Tracker(name, out) for name in log]
+        events.listeners += [trackers.Tracker(name, out) for name in log]
     lm = LanguageModel.load(out / "lm")
     train(config.train, lm, corpus, out, events, cache)
     return lm
@@ -151,9 +153,10 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     events = Events(out / "events.jsonl")
     path = out / "results.json"
     results = Results.read(path) if path.is_file() else Results()
+    workers.meet()  # all have read it before it grows
     corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
     saes = load_saes(out)
-    if not results.saes:
+    if not results.saes and workers.number() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)
         prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
         results.saes, results.spliced = fidelity(lm, saes, prompts)

@@ -1,14 +1,19 @@
 """Predicted parameters, arithmetic and memory, against what is known and what is used."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from scalar_sae.runs import Events
 from scalar_sae.saes.trainee import Progress
 from scalar_sae.training import cost as costs
+from scalar_sae.training import memory
 from scalar_sae.training.config import TrainConfig
 from scalar_sae.training.learner import learners
 from tests.helpers import Shape
-from tests.training.runs import SMALL
+from tests.training.runs import SMALL, TOPK, trained
 from tests.training.test_workers import METHODS
 
 D, D_SAE = 16, 64
@@ -31,7 +36,7 @@ def test_bytes_grow_as_predicted_and_nothing_is_changed(method: dict):
     torch.testing.assert_close(dict(trainee.state_dict()), before, atol=0, rtol=0, equal_nan=True)
     assert all(parameter.grad is None for parameter in trainee.parameters())
     acts = {read: torch.randn(1000, D) for read in trainee.reads}
-    with costs._Bytes() as used:
+    with memory.Bytes() as used:
         torch.stack(list(trainee.losses(acts, Progress(1, 1)).values())).sum().backward()
         trainee.after_backward()
     assert max(used.history) == pytest.approx(predicted, rel=0.1)
@@ -44,7 +49,20 @@ def test_a_topk_sae_costs_the_encoders_product():
     assert costs.cost(learner.trainee, D, 100).flop_per_token == 2 * D * D_SAE  # the rest goes by the selected latents
 
 
-def test_trainees_take_turns():
-    one, two = costs.Cost(1000, 1, 9000), costs.Cost(500, 1, 4000)
-    assert costs.memory([one, two], kept=False) == {"weights and moments": 3 * 4 * 1500, "one step": 9000}
-    assert costs.memory([one, two], kept=True)["best weights"] == 4 * 1500
+def test_what_is_foreseen_is_what_a_run_fills(tmp_path: Path, text: Path):
+    """Every tensor of a whole run is counted, and the largest sum compared."""
+    events = Events(tmp_path / "events.jsonl")
+    with memory.Bytes() as used:
+        trained(tmp_path, text, "run", METHODS, events, validations=3)
+    start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])
+    assert max(used.history) == pytest.approx(sum(start["memory"].values()), rel=0.1)
+
+
+def test_the_largest_phase_is_named(tmp_path: Path, text: Path):
+    """With a vocabulary much larger than everything else, a validation's logits."""
+    log = tmp_path / "events.jsonl"
+    trained(tmp_path, text, "run", [TOPK], Events(log), validations=1)
+    parts = json.loads(log.read_text().splitlines()[0])["memory"]
+    assert set(parts) - {"a validation"} == {
+        "text", "language model", "weights and moments", "best weights", "buffer", "validation text",
+    }  # fmt: skip

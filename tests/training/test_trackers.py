@@ -11,6 +11,7 @@ import pytest
 from scalar_sae.errors import UserError
 from scalar_sae.runs import Events
 from scalar_sae.training.trackers import Tracker
+from tests.test_study import scalar
 from tests.training.runs import STAIRS, trained
 
 
@@ -58,6 +59,8 @@ def test_an_extra_that_is_not_there_is_named(name: str, tmp_path: Path, monkeypa
         Tracker(name, tmp_path)
 
 
-def test_a_tracker_that_does_not_exist(tmp_path: Path):
-    with pytest.raises(UserError, match="did you mean 'tensorboard'"):
-        Tracker("tensorbord", tmp_path)
+def test_a_tracker_that_does_not_exist_claims_no_directory(tmp_path: Path):
+    done = scalar("train", "quickstart", "--out", tmp_path / "run", "--log", "tensorbord", check=False)
+    assert done.returncode == 2
+    assert "did you mean 'tensorboard'" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -47,14 +47,20 @@ def quickstart(
 ) -> None:
     """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
 
+    Under `torchrun --no-python --nproc-per-node 2 scalar quickstart ...` the work is shared out, with the same result.
+
     Example: **scalar quickstart --out runs/quickstart**
     """
+    from scalar_sae import workers
     from scalar_sae.report.page import write_report
     from scalar_sae.study import StudyConfig, score_run, train_run
 
+    workers.join()
     config = StudyConfig.from_preset(preset, _changes(change))
     lm = train_run(config, out)
     results = score_run(config, lm, out)
+    if workers.number() != 0:
+        return
     page = write_report(out)
     print_records(results.records)
     typer.echo(f"\nReport: {page}")

@@ -19,10 +19,9 @@ from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.firing import revival_loss
+from scalar_sae.saes.sparse import largest_values
 from scalar_sae.saes.topk import check_k
-from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, Weights
-
-CALIBRATION_TOKENS = 4096
+from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Scale, Trainee, Weights
 
 
 class BatchSelection(DictionaryMethod, frozen=True):
@@ -111,12 +110,12 @@ class BatchTopKTrainee(Dictionary):
     @torch.no_grad()
     def calibrate(self, acts: Acts) -> None:
         """The threshold of the final weights: the mean, over parts of the buffer, of the smallest activation kept."""
-        x = acts[self.sites[0]] * self.scale[0]
+        x = acts[self.sites[0]]
         weights = self.weights()
         smallest = [
-            torch.where(kept > 0, kept, torch.inf).amin()
+            acts.masked_fill_((acts < last_kept(acts, self.k)) | (acts <= 0), torch.inf).amin()
             for part in x.split(CALIBRATION_TOKENS)
-            for kept in [batch_top_k(weights.pre_acts(part).relu(), self.k)]
+            for acts in [weights.pre_acts(part * self.scale[0]).relu_()]
         ]
         self.threshold.copy_(torch.stack(smallest).mean())
 
@@ -127,7 +126,12 @@ class BatchTopKTrainee(Dictionary):
 
 def batch_top_k(acts: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor, "batch d_sae"]:
     """Keep the `batch` times `k` largest of all workers' entries, and what equals the last of them."""
+    return torch.where(acts >= last_kept(acts, k), acts, 0.0)
+
+
+def last_kept(acts: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor, ""]:
+    """The smallest of the `batch` times `k` largest of all workers' entries."""
     flat = acts.detach().flatten()
     n = min(k * acts.shape[0], flat.numel()) * workers.count()
-    candidates = workers.gather(flat.topk(min(n, flat.numel()), sorted=False).values)
-    return torch.where(acts >= candidates.topk(n, sorted=False).values.amin(), acts, 0.0)
+    candidates = workers.gather(largest_values(flat, min(n, flat.numel())))
+    return candidates.topk(n, sorted=False).values.amin()

@@ -128,7 +128,7 @@ class Dictionary(Trainee):
             elif self.config_scale == "sqrt_d":
                 self.scale[i] = self.d_model**0.5 / x.norm(dim=-1).mean()
         y = ends[1] * self.scale[1]
-        self.variance.copy_((y - y.mean(0)).square().sum(-1).mean())
+        self.variance.copy_(y.sub_(y.mean(0)).square_().sum(-1).mean())
 
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Float[Tensor, ""]]:
         """The loss, in the trained scale."""

@@ -55,7 +55,7 @@ class GatedTrainee(Dictionary):
         f = torch.where(gate > 0, projected * self.r_mag.exp() + self.b_enc, 0.0).relu()
         self.firing.record(f)
         opened = gate.relu()
-        weight = self.sparsity.at(progress, (f > 0).sum(1).float().mean())
+        weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
         frozen = torch.addmm(self.b_dec.detach(), opened, self.W_dec.detach())
         y_hat = torch.addmm(self.b_dec, f, self.W_dec)
         return squared_error(y, y_hat) + weight * opened.sum(1).mean() + squared_error(y, frozen)

@@ -95,7 +95,7 @@ class JumpReluTrainee(Dictionary):
         u, threshold = weights.pre_acts(x), self.log_threshold.exp()
         f = jump_relu(u, threshold, config.bandwidth)
         self.firing.record(f)
-        l0 = (f > 0).sum(1).float().mean()
+        l0 = (f > 0).float().sum(1).mean()
         weight = self.sparsity.at(progress, l0)
         if config.loss == "tanh":
             norms = weights.norms()

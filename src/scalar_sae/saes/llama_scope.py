@@ -20,12 +20,13 @@ from scalar_sae import workers
 from scalar_sae.saes.activation import Activation, JumpReLU, TopK
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.sae import SAE
-from scalar_sae.saes.sparse import Coded, chosen, largest, pre_acts
+from scalar_sae.saes.sparse import Coded, chosen, largest, largest_values, pre_acts
 from scalar_sae.saes.topk import check_k
-from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee
+from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Scale, Trainee
 from scalar_sae.sites import Site
 
-CALIBRATION_TOKENS = 32_768
+FROM_TOKENS = 32_768
+"""Tokens that the threshold of inference is found on, at most."""
 
 
 class LlamaScopeConfig(DictionaryMethod, frozen=True):
@@ -84,10 +85,14 @@ class LlamaScopeTrainee(Dictionary):
     @torch.no_grad()
     def calibrate(self, acts: Acts) -> None:
         """The threshold that gives k latents a token on at most 32,768 tokens."""
-        x = acts[self.sites[0]][:CALIBRATION_TOKENS] * self.scale[0]
-        weights = self.weights()
-        strengths = (weights.pre_acts(x) * weights.norms()).relu().flatten()
-        self.threshold.copy_(strengths.kthvalue(strengths.numel() - len(x) * self._config.k + 1).values)
+        x = acts[self.sites[0]][:FROM_TOKENS]
+        weights, wanted = self.weights(), len(x) * self._config.k
+        best = [
+            largest_values(strengths, min(wanted, len(strengths)))
+            for part in x.split(CALIBRATION_TOKENS)
+            for strengths in [weights.pre_acts(part * self.scale[0]).mul_(weights.norms()).relu_().flatten()]
+        ]
+        self.threshold.copy_(largest_values(torch.cat(best), wanted).amin())
 
     def activation(self) -> Activation:
         """One threshold for all latents once there is one, TopK before."""

@@ -47,7 +47,7 @@ class ReluTrainee(Dictionary):
         weights = self.weights()
         f = weights.pre_acts(x).relu()
         self.firing.record(f)
-        weight = self.sparsity.at(progress, (f > 0).sum(1).float().mean())
+        weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
         return squared_error(y, weights.decode(f)) + weight * (f @ weights.norms()).mean()
 
     def activation(self) -> ReLU:

@@ -15,6 +15,7 @@ from scalar_sae.linear import linear
 from scalar_sae.saes.trainee import Weights
 
 GROUP = 8
+PARTS = 16
 
 
 class Coded(NamedTuple):
@@ -63,6 +64,12 @@ def largest(u: Float[Tensor, "batch d_sae"], k: int, ordered: bool = False) -> I
     best = groups.amax(1).topk(k, sorted=False).indices
     few = groups.gather(2, best.unsqueeze(1).expand(-1, GROUP, -1)).flatten(1).topk(k, sorted=ordered).indices
     return best.gather(1, few % k) + few // k * n_groups
+
+
+def largest_values(flat: Float[Tensor, " n"], k: int) -> Float[Tensor, " k"]:
+    """The k largest entries in any order, looked for in parts first: `torch.topk` fills 16 bytes for every entry."""
+    best = [part.topk(min(k, len(part)), sorted=False).values for part in flat.chunk(PARTS)]
+    return torch.cat(best).topk(k, sorted=False).values
 
 
 def chosen(

@@ -72,7 +72,7 @@ class TemporalTrainee(Dictionary):
         residual = y - weights.decode(f)
         self.firing.record(raw)
         self._follow(weights, raw, residual)
-        weight = self.sparsity.at(progress, (f > 0).sum(1).float().mean())
+        weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
         return residual.square().sum(1).mean() + weight * (f @ weights.norms()).mean()
 
     def kept(self, progress: Progress) -> Float[Tensor, " d_sae"]:

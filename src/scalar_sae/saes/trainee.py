@@ -30,6 +30,9 @@ from scalar_sae.sites import Block, Site
 Acts = Mapping[Site | Gradient, Float[Tensor, "_ d_model"]]
 """What was read at each place, the same tokens in the same order everywhere."""
 
+CALIBRATION_TOKENS = 4096
+"""Tokens that `calibrate` encodes at once."""
+
 Scale = Literal["none", "unit", "sqrt_d"]
 """The one frozen number that activations are multiplied by: none, so that E‖x‖² = 1, or so that E‖x‖ = √d_model."""
 
@@ -159,7 +162,8 @@ class Weights(NamedTuple):
         if isinstance(activation, JumpReLU):
             activation = JumpReLU(activation.threshold / s_in)
         W_dec = self.W_dec * (s_in / s_out)
-        return SAE(self.W_enc.contiguous(), self.bias() / s_in, W_dec, self.b_dec / s_out, activation, chunks).detach()
+        W_enc = self.W_enc.clone(memory_format=torch.contiguous_format)
+        return SAE(W_enc, self.bias() / s_in, W_dec, self.b_dec / s_out, activation, chunks)
 
 
 def encoder_and_decoder(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scalar_sae.saes.trainee import Trainee
@@ -37,8 +38,16 @@ class Best:
         now = loss(trainee)
         if now <= self.loss:
             self.step, self.loss = step, now
-            self._state = {name: tensor.detach().clone() for name, tensor in trainee.state_dict().items()}
+            self._keep(trainee)
         return now
+
+    def _keep(self, trainee: Trainee) -> None:
+        """Copy the present weights over those kept before."""
+        present = trainee.state_dict()
+        if self._state is None:
+            self._state = {name: torch.empty_like(tensor) for name, tensor in present.items()}
+        for name, tensor in present.items():
+            self._state[name].copy_(tensor)
 
     def restore(self, trainee: Trainee) -> None:
         """Put the kept weights and what was counted with them into the trainee."""

@@ -21,10 +21,12 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.runs import Bar, Events, say, versions
 from scalar_sae.saes.store import SaeCard, save_sae
+from scalar_sae.saes.trainee import Trainee
 from scalar_sae.sites import Site
+from scalar_sae.training import memory
 from scalar_sae.training.checkpoint import Position, noted, resume, save
 from scalar_sae.training.config import TrainConfig
-from scalar_sae.training.cost import cost, memory
+from scalar_sae.training.cost import cost
 from scalar_sae.training.learner import Learner, learners
 from scalar_sae.training.validation import Validation, rounded
 
@@ -81,28 +83,45 @@ class _Run:
         stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, exclude=exclude)
         self.stream = CachedStream(stream, cache) if cache else stream
         held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
-        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)]
+        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone()  # the rest is let go
         self.validation = Validation(lm, held_out, reads, exclude) if config.validations else None
         self.n_layers = lm.n_layers
         rows = config.batch_tokens // workers.count()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
         self.costs = {name: cost(trainee, lm.d_model, rows) for name, trainee in reversed(one_each.items())}
-        fixed = {"language model": sum(p.nbytes for p in lm.parameters())}
-        fixed["buffer"] = 4 * lm.d_model * stream.tokens_per_buffer * len(reads)
-        if self.validation:
-            fixed["validation text"] = 4 * lm.d_model * held_out.numel() * len(reads)
-        self._announce(fixed)
+        self._announce(self._memory(stream, held_out, list(one_each.values())))
 
-    def _announce(self, fixed: dict[str, int]) -> None:
+    def _memory(self, stream: ActivationStream, held_out: Tensor, trainees: list[Trainee]) -> dict[str, int]:
+        """The most bytes that the run will hold: what stays, and the largest of what its phases fill in turn."""
+        lm, weights = stream.lm, sum(p.nbytes for learner in self.group for p in learner.trainee.parameters())
+        text = (self.corpus.train, self.corpus.val, stream.prompts, held_out)
+        stays = {
+            "text": sum(tokens.nbytes for tokens in text),
+            "language model": sum(p.nbytes for p in lm.parameters()),
+            "weights and moments": 3 * weights,
+            "buffer": 4 * lm.d_model * stream.tokens_per_buffer * len(stream.reads),
+        }
+        phases = {
+            "a step": max(one.step_bytes for one in self.costs.values()),
+            "reading activations": memory.reading(stream),
+            "calibration": memory.calibrating(trainees, lm.d_model, stream.tokens_per_buffer),
+        }
+        if self.validation:
+            few, many = (Validation(lm, held_out[:n], stream.reads, stream.exclude) for n in (1, 2))
+            stays |= {"best weights": weights, "validation text": self.validation.nbytes}
+            phases["a validation"] = memory.validating(trainees, few, many, *held_out.shape)
+        largest = max(phases, key=lambda phase: phases[phase])
+        return stays | {largest: phases[largest]}
+
+    def _announce(self, parts: dict[str, int]) -> None:
         """What the run will cost: parameters, arithmetic, and the most memory it will hold."""
         for name, each in self.costs.items():
             mine = [learner.trainee for learner in self.group if learner.method.name == name]
             parameters, flop = len(mine) * each.parameters, len(mine) * each.flop_per_token
             saes = sum(len(trainee.sites) for trainee in mine)
             say(f"{name}: {saes} SAEs, {parameters:,} parameters, {flop / 1e6:,.2f} MFLOP a token to train")
-        parts = memory([self.costs[learner.method.name] for learner in self.group], self.validation is not None) | fixed
         listed = ", ".join(f"{n / 2**20:,.0f} {what}" for what, n in parts.items())
-        say(f"memory: {sum(parts.values()) / 2**20:,.0f} MiB ({listed}), and what the language model fills")
+        say(f"memory: {sum(parts.values()) / 2**20:,.0f} MiB ({listed})")
         self.events("start", memory=parts, cost={name: one._asdict() for name, one in self.costs.items()})
 
     def go(self) -> None:
@@ -220,7 +239,7 @@ def _batches(buffer: Buffer, batch_tokens: int) -> list[Buffer]:
 
 def _check_finite(buffer: Buffer, step: int) -> None:
     for read, acts in buffer.items():
-        if not bool(torch.isfinite(acts).all()):
+        if not all(math.isfinite(end) for end in torch.aminmax(acts)):  # NaN is an end too; no copy is made
             raise UserError(f"{read}: activations are not finite at step {step}; check the language model's weights")
 
 

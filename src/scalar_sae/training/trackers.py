@@ -12,6 +12,16 @@ Write = Callable[[dict[str, float], int], None]
 """Takes some values by name, and the step that they belong to."""
 
 
+def check(name: str) -> None:
+    """Raise a UserError if there is no such tracker, or its extra is not installed."""
+    if name not in TRACKERS:
+        raise unknown("--log", name, list(TRACKERS))
+    try:
+        import_module(MODULES[name])
+    except ImportError as error:
+        raise UserError(f"--log {name}: not installed; pip install 'scalar-sae[{name}]'") from error
+
+
 class Tracker:
     """A listener of events.
 
@@ -20,12 +30,8 @@ class Tracker:
     """
 
     def __init__(self, name: str, out: Path) -> None:
-        if name not in TRACKERS:
-            raise unknown("--log", name, list(TRACKERS))
-        try:
-            self._write = TRACKERS[name](out)
-        except ImportError as error:
-            raise UserError(f"--log {name}: not installed; pip install 'scalar-sae[{name}]'") from error
+        check(name)
+        self._write = TRACKERS[name](out)
 
     def __call__(self, kind: str, fields: dict[str, Any]) -> None:
         """Pass on the numbers of an event that belongs to a step."""
@@ -46,7 +52,7 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
 
 def _tensorboard(out: Path) -> Write:
     """Event files in `out/tensorboard`."""
-    writer = import_module("torch.utils.tensorboard").SummaryWriter(str(out / "tensorboard"))
+    writer = import_module(MODULES["tensorboard"]).SummaryWriter(str(out / "tensorboard"))
 
     def write(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -59,8 +65,9 @@ def _tensorboard(out: Path) -> Write:
 def _wandb(out: Path) -> Write:
     """A run with the directory's name; the same one when training goes on. Its project is W&B's to know."""
     number = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
-    run = import_module("wandb").init(name=out.name, id=number, resume="allow", dir=str(out))
+    run = import_module(MODULES["wandb"]).init(name=out.name, id=number, resume="allow", dir=str(out))
     return lambda values, step: run.log(values, step=step)
 
 
+MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 TRACKERS: dict[str, Callable[[Path], Write]] = {"tensorboard": _tensorboard, "wandb": _wandb}

@@ -22,10 +22,14 @@ from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.ff_jacobian import mean_jacobian
+from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.trainee import Acts, Progress, Trainee
 from scalar_sae.sites import Block, Site
 
 BATCH_TOKENS = 2048
+PIECES = 8
+"""A part of the text is encoded in as many pieces."""
+
 JACOBIAN_TOKENS = 256
 
 
@@ -77,6 +81,12 @@ class Validation:
             for rows in [torch.cat([part.rows(site) for part in self._parts])]
         }
 
+    @property
+    def nbytes(self) -> int:
+        """Of the activations that are kept."""
+        kept = [x for part in self._parts for x in (*part.acts.values(), *part.skips.values())]
+        return sum(x.nbytes for x in kept if x is not None)
+
     @torch.no_grad()
     def loss(self, trainee: Trainee) -> float:
         """The trainee's own loss, summed over its sites, with all schedules at their end; nothing is counted."""
@@ -120,13 +130,13 @@ class Validation:
 
     def _splice(self, part: _Part, clean: Tensor, trainee: Trainee, site: Site, sums: "_Sums") -> None:
         """One SAE alone, and what it makes of its input."""
-        sae, target = trainee.sae(site), trainee.target(site)
-        acts = sae.encode(part.rows(site))
-        y, y_hat = part.rows(target), sae.decode(acts)
-        _count(self._lm.logits_from(target, part.put(part.acts[target], y_hat), part.skips[target]), clean, part, sums)
+        target = trainee.target(site)
+        y_hat, fired = _through(trainee.sae(site), part.rows(site))
+        y = part.rows(target)
+        sums["fired"] += fired
         sums["error"] += (y - y_hat).square().sum().item()
         sums["cosine"] += cosine_similarity(y, y_hat).sum().item()
-        sums["fired"] += (acts > 0).sum(0)
+        _count(self._lm.logits_from(target, part.put(part.acts[target], y_hat), part.skips[target]), clean, part, sums)
 
     def _splice_all(self, part: _Part, clean: Tensor, ends: list[tuple[Site, Trainee]], sums: "_Sums") -> None:
         """All at once, each reading what the earlier ones left."""
@@ -134,8 +144,7 @@ class Validation:
         x = part.acts[here]
         for site, trainee in ends:
             x = x if site == here else self._lm.run(here, site, x)
-            sae, here = trainee.sae(site), site
-            x = part.put(x, sae.decode(sae.encode(x[part.kept])))
+            x, here = part.put(x, _through(trainee.sae(site), x[part.kept])[0]), site
         _count(self._lm.logits_from(here, x), clean, part, sums)
 
     def _scores(self, sums: "_Sums", trainee: Trainee, site: Site) -> dict[str, Any]:
@@ -177,14 +186,26 @@ class Validation:
 _Sums = defaultdict[str, Any]
 
 
+def _through(sae: SAE, x: Float[Tensor, "row d_model"]) -> tuple[Float[Tensor, "row d_out"], Int[Tensor, " d_sae"]]:
+    """What an SAE makes of its input, and on how many rows each latent fires."""
+    y_hat, fired = [], torch.zeros(sae.d_sae, dtype=torch.long)
+    for rows in x.chunk(PIECES):
+        acts = sae.encode(rows)
+        y_hat.append(sae.decode(acts))
+        fired += (acts > 0).sum(0)
+    return torch.cat(y_hat), fired
+
+
 def _count(logits: Float[Tensor, "prompt token d_vocab"], clean: Tensor, part: _Part, sums: _Sums) -> None:
     """Add a part's cross-entropy above the clean model's, and its KL from the clean model."""
-    log_p, kept = logits.log_softmax(-1), part.kept
+    kept = part.kept
     target = part.tokens[:, 1:].long().unsqueeze(-1)
-    more = (clean - log_p)[:, :-1].gather(-1, target).squeeze(-1)
-    sums["ce"] += more[kept[:, 1:]].sum().item()
+    more = logits.log_softmax(-1).neg_().add_(clean)  # in place: with a real vocabulary these tensors are large
+    del logits
+    ce = more[:, :-1].gather(-1, target).squeeze(-1)
+    sums["ce"] += ce[kept[:, 1:]].sum().item()
     sums["targets"] += int(kept[:, 1:].sum())
-    sums["kl"] += (clean.exp() * (clean - log_p)).sum(-1)[kept].sum().item()
+    sums["kl"] += more.mul_(clean.exp()).sum(-1)[kept].sum().item()
     sums["tokens"] += int(kept.sum())
 
 

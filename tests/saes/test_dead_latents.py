@@ -1,0 +1,49 @@
+"""Which latents are dead, and the losses that revive them."""
+
+import torch
+
+from scalar_sae.saes.firing import Firing, revival_loss
+from scalar_sae.saes.topk import TopKConfig
+from scalar_sae.saes.zipf import Densities, Zipf
+from tests.saes.dictionaries import HERE, data, prepared
+
+
+def test_the_auxiliary_loss_reaches_dead_latents_and_no_others():
+    x = data()
+    trainee = prepared(TopKConfig(sites=HERE, k=3), x)
+    dead = torch.zeros(64, dtype=torch.bool)
+    dead[5:15] = True
+    residual = data(seed=4).requires_grad_()
+    revival_loss(trainee.weights(), x, residual, dead, 4).backward()
+    assert residual.grad is None
+    for grad in (trainee.W_enc.grad.T, trainee.W_dec.grad):
+        assert grad[dead].any()
+        assert not grad[~dead].any()
+    none = torch.zeros(64, dtype=torch.bool)
+    assert revival_loss(trainee.weights(), x, residual, none, 4) == 0
+
+
+def test_the_auxiliary_loss_is_its_equation():
+    x, residual = data(), data(seed=4)
+    weights = prepared(TopKConfig(sites=HERE, k=3), x).weights()
+    dead = torch.arange(64) % 3 == 0
+    u = torch.where(dead, weights.pre_acts(x), -torch.inf)
+    z = torch.where(u >= u.topk(4).values[:, -1:], u, 0.0).relu()
+    expected = (residual - z @ weights.W_dec).square().mean() / residual.var(0, correction=0).mean()
+    torch.testing.assert_close(revival_loss(weights, x, residual, dead, 4), expected)
+
+
+def test_dead_is_counted_in_tokens():
+    firing = Firing(3)
+    firing.record(torch.tensor([[1.0, 0.0, 0.0]] * 5))
+    firing.record(torch.tensor([[0.0], [2.0]]), torch.tensor([[2], [1]]))
+    assert firing.idle.tolist() == [2, 0, 7]
+    assert firing.dead(7).tolist() == [False, False, True]
+
+
+def test_zipf_dying_latents_are_the_dead_ones_when_tau_is_one():
+    densities = Densities(Zipf(tau=0.999), 4)
+    densities.record(torch.tensor([[1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]]))
+    assert densities.rank.tolist() == [0, 3, 2, 1]
+    assert densities.dying(2).tolist() == [False, True, False, False]
+    torch.testing.assert_close(Zipf().shares(100).sum(), torch.tensor(1.0))

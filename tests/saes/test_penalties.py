@@ -1,0 +1,127 @@
+"""Methods with a penalty in place of a k: identities, straight-through gradients, steering."""
+
+import pytest
+import torch
+
+from scalar_sae.saes.gated import GatedConfig
+from scalar_sae.saes.jumprelu import JumpReluConfig, jump_relu, step
+from scalar_sae.saes.relu import ReluConfig
+from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
+from scalar_sae.saes.temporal import TemporalConfig, TemporalTrainee
+from scalar_sae.saes.trainee import Progress
+from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
+
+
+def test_temporal_masking_without_masks_is_relu():
+    x = data()
+    assert_same(
+        losses_and_grads(ReluConfig(sites=HERE), x),
+        losses_and_grads(TemporalConfig(sites=HERE, rate=0.0), x),
+    )
+
+
+def test_temporal_masks_hit_unimportant_latents_only():
+    x = data()
+    trainee = prepared(TemporalConfig(sites=HERE, rate=50.0, threshold_stds=0.0, decay=0.0), x)
+    assert isinstance(trainee, TemporalTrainee)
+    with torch.no_grad():
+        trainee.b_enc[:10] = -100.0
+    trainee.losses({SITE: x}, Progress(0, 100))
+    probability = trainee.mask_probability()
+    assert (probability[:10] > 0.99).all()
+    assert (probability == 0).any()
+    assert torch.equal(trainee.kept(LATE), trainee.kept(LATE))
+    assert trainee.kept(LATE)[:10].sum() == 0
+
+
+def test_jumprelu_with_a_vanishing_threshold_is_relu():
+    u = torch.randn(50, 6)
+    assert torch.equal(jump_relu(u, torch.full((6,), 1e-9), 1e-3), u.relu())
+
+
+@pytest.mark.parametrize("bandwidth", [0.05, 0.3])
+def test_straight_through_gradients_are_those_of_the_smoothed_jumps(bandwidth: float):
+    """The rectangle kernel belongs to a linear ramp of width eps around the threshold: differentiate that one."""
+    g = torch.Generator().manual_seed(0)
+    u = torch.randn(200_000, 1, generator=g, dtype=torch.float64)
+    weight = 1 + u.square()
+    threshold = torch.tensor([0.4], dtype=torch.float64)
+
+    def smooth(theta: torch.Tensor, height: torch.Tensor) -> torch.Tensor:
+        return (weight * height * ((u - theta) / bandwidth + 0.5).clamp(0, 1)).sum()
+
+    for ours, height in ((step, torch.ones_like(u)), (jump_relu, threshold.expand_as(u))):
+        theta = threshold.clone().requires_grad_()
+        (weight * ours(u, theta, bandwidth)).sum().backward()
+        h = 1e-4
+        slope = (smooth(threshold + h, height) - smooth(threshold - h, height)) / (2 * h)
+        torch.testing.assert_close(theta.grad, slope.reshape(1), rtol=2e-3, atol=0)
+
+
+def test_jumprelu_passes_values_and_no_gradient_through_its_jump():
+    u = torch.tensor([[0.2, 0.6]], requires_grad=True)
+    jump_relu(u, torch.tensor([0.4, 0.4]), 0.5).sum().backward()
+    assert u.grad.tolist() == [[0.0, 1.0]]
+    again = torch.tensor([[0.2, 0.6]], requires_grad=True)
+    threshold = torch.tensor([0.4, 0.4], requires_grad=True)
+    step(again, threshold, 0.5).sum().backward()
+    assert again.grad is None
+    assert threshold.grad.tolist() == [-2.0, -2.0]
+
+
+@pytest.mark.parametrize("loss", ["step", "target_l0", "tanh"])
+def test_jumprelu_losses_add_what_they_say(loss: str):
+    x = data()
+    sparsity = Sparsity(weight=2.0, warmup=0.0, target_l0=5.0 if loss == "target_l0" else None)
+    trainee = prepared(JumpReluConfig(sites=HERE, loss=loss, sparsity=sparsity, threshold=0.1), x)
+    total = trainee.losses({SITE: x}, LATE)[SITE]
+    y, weights, norms = x * trainee.scale[0], trainee.weights(), trainee.W_dec.norm(dim=1)
+    u = weights.pre_acts(y)
+    f = torch.where(u > 0.1, u, 0.0)
+    l0 = (f > 0).sum(1).float().mean()
+    added = {
+        "step": 2 * l0,
+        "target_l0": 2 * (l0 / 5 - 1) ** 2,
+        "tanh": 2 * torch.tanh(4 * f * norms).sum(1).mean() + 3e-6 * ((0.1 - u).relu() * norms).sum(1).mean(),
+    }[loss]
+    torch.testing.assert_close(total, (y - weights.decode(f)).square().sum(1).mean() + added)
+
+
+def test_a_narrow_kernel_in_a_large_scale_is_refused():
+    with pytest.raises(ValueError, match=r"bandwidth = 0.001 is too narrow for scale sqrt_d"):
+        JumpReluConfig(sites=HERE, scale="sqrt_d")
+
+
+def test_a_gated_sae_is_a_jumprelu_sae():
+    x = data()
+    trainee = prepared(GatedConfig(sites=HERE), x)
+    with torch.no_grad():
+        for parameter, spread in (
+            (trainee.r_mag, 0.5),
+            (trainee.b_gate, 0.5),
+            (trainee.b_enc, 0.5),
+            (trainee.b_dec, 1),
+        ):
+            parameter.copy_(spread * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    y = (x * trainee.scale[0] - trainee.b_dec) @ trainee.W_enc
+    f = ((y + trainee.b_gate > 0) * (y * trainee.r_mag.exp() + trainee.b_enc).relu()).detach()
+    torch.testing.assert_close(trainee.sae(SITE).encode(x) * trainee.scale[0], f, atol=1e-5, rtol=1e-4)
+
+
+def test_the_gated_auxiliary_term_leaves_the_decoder_alone():
+    x = data()
+    trainee = prepared(GatedConfig(sites=HERE), x)
+    with torch.no_grad():
+        trainee.b_enc.fill_(-1e3)  # nothing fires: only the auxiliary terms are left
+    trainee.losses({SITE: x}, LATE)[SITE].backward()
+    assert trainee.b_gate.grad.any()
+    assert not trainee.W_dec.grad.any()
+
+
+def test_the_sparsity_weight_warms_up_and_steers():
+    fixed = SparsityWeight(Sparsity(weight=4.0, warmup=0.5))
+    assert [fixed.at(Progress(i, 8), torch.tensor(9.0)).item() for i in (0, 1, 3, 7)] == [1.0, 2.0, 4.0, 4.0]
+    steered = SparsityWeight(Sparsity(weight=1.0, warmup=0.0, target_l0=10.0, gain=0.1))
+    above = steered.at(LATE, torch.tensor(1e4)).item()
+    assert above == pytest.approx(torch.tensor(0.1).exp().item())
+    assert steered.at(LATE, torch.tensor(0.0)).item() == pytest.approx(1.0)

@@ -1,0 +1,135 @@
+"""Methods that choose how many latents stay: the identities that tie them to one another."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalar_sae.activations.reading import Gradient
+from scalar_sae.saes.batch_topk import BatchTopKConfig, batch_top_k
+from scalar_sae.saes.feature_choice import FeatureChoiceConfig, feature_choice
+from scalar_sae.saes.gradient import GradientConfig
+from scalar_sae.saes.llama_scope import LlamaScopeConfig
+from scalar_sae.saes.matryoshka import MatryoshkaConfig
+from scalar_sae.saes.mutual_choice import MutualChoiceConfig
+from scalar_sae.saes.topk import TopKConfig
+from scalar_sae.saes.trainee import Progress
+from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
+
+
+def test_batch_topk_of_one_token_is_topk():
+    x = data(1)
+    plain = prepared(TopKConfig(sites=HERE, k=3, unit_norm=True, expansion=4), x)
+    one = TopKConfig(sites=HERE, k=3, unit_norm=True, expansion=4)
+    batch = BatchTopKConfig(sites=HERE, k=3, scale="none", expansion=4)
+    assert_same(losses_and_grads(one, x, plain), losses_and_grads(batch, x, plain))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 6))
+@settings(deadline=None, max_examples=30)
+def test_batch_selection_keeps_the_largest_of_the_batch(seed: int, k: int, batch: int):
+    acts = torch.rand(batch, 6, generator=torch.Generator().manual_seed(seed))
+    kept = batch_top_k(acts, k)
+    expected = acts.flatten().sort(descending=True).values[: batch * k]
+    torch.testing.assert_close(kept.flatten().sort(descending=True).values[: len(expected)], expected)
+    assert int((kept > 0).sum()) == len(expected)
+
+
+def test_mutual_choice_selects_as_batch_topk():
+    x = data()
+    assert_same(
+        losses_and_grads(BatchTopKConfig(sites=HERE, k=3, auxk=0), x),
+        losses_and_grads(MutualChoiceConfig(sites=HERE, k=3, auxk=0), x),
+    )
+
+
+def test_gradient_sae_with_beta_zero_is_topk_to_the_bit():
+    x, g = data(), data(seed=1)
+    plain = losses_and_grads(TopKConfig(sites=HERE, k=3), x)
+    trainee = prepared(GradientConfig(sites=HERE, k=3, beta=0.0), x)
+    loss = trainee.losses({SITE: x, Gradient(SITE): g}, LATE)[SITE]
+    loss.backward()
+    ours = [loss.detach(), *(getattr(trainee, name).grad for name in ("W_enc", "b_enc", "W_dec", "b_dec"))]
+    assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+
+
+def test_gradient_sae_prefers_what_the_loss_depends_on():
+    x = data()
+    trainee = prepared(GradientConfig(sites=HERE, k=1, beta=1e6), x)
+    with torch.no_grad():
+        trainee.W_dec.zero_()
+        trainee.W_dec[5, 0] = 1.0
+    trainee.losses({SITE: x, Gradient(SITE): torch.eye(8)[0].expand(64, 8)}, LATE)
+    positive = (trainee.weights().pre_acts(x)[:, 5] > 0).any()
+    assert positive
+    assert trainee.firing.idle[5] == 0
+
+
+def test_llama_scope_with_unit_columns_selects_as_topk():
+    x = data()
+    config = LlamaScopeConfig(sites=HERE, k=3, annealing=0.0, scale="none", decoder_norm=1.0)
+    trainee, plain = prepared(config, x), prepared(TopKConfig(sites=HERE, k=3), x)
+    with torch.no_grad():
+        plain.W_enc.copy_(trainee.W_enc)
+        plain.W_dec.copy_(trainee.W_dec)
+    torch.testing.assert_close(trainee.sae(SITE).encode(x), plain.sae(SITE).encode(x))
+
+
+def test_llama_scope_anneals_k_and_ends_with_a_threshold_at_k():
+    x = data(400)
+    trainee = prepared(LlamaScopeConfig(sites=HERE, k=2, annealing=0.1), x)
+    assert [trainee.k_at(Progress(step, 100)) for step in (0, 5, 10, 99)] == [4, 3, 2, 2]
+    trainee.calibrate({SITE: x})
+    sae = trainee.sae(SITE)
+    assert abs((sae.encode(x) > 0).sum().item() - 2 * 400) <= 1
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+
+
+def test_feature_choice_with_the_whole_batch_as_budget_is_relu():
+    acts = data().relu()
+    assert torch.equal(feature_choice(acts, torch.full((8,), 64)), acts)
+
+
+@given(st.integers(0, 10**6))
+@settings(deadline=None, max_examples=20)
+def test_feature_choice_gives_every_latent_its_budget(seed: int):
+    g = torch.Generator().manual_seed(seed)
+    acts, budgets = torch.rand(20, 6, generator=g), torch.randint(1, 21, (6,), generator=g)
+    kept = feature_choice(acts, budgets)
+    assert torch.equal((kept > 0).sum(0), budgets)
+    for column, all_of_it, m in zip(kept.T, acts.T, budgets.tolist(), strict=True):
+        torch.testing.assert_close(column[column > 0].sort().values, all_of_it.sort().values[-m:])
+
+
+def test_feature_choice_ends_with_a_threshold_for_each_latent():
+    x = data(200)
+    trainee = prepared(FeatureChoiceConfig(sites=HERE, k=3, mutual=0.0), x)
+    trainee.losses({SITE: x}, LATE)
+    rule = trainee.activation()
+    u = trainee.weights().pre_acts(x * trainee.scale[0])
+    kept = feature_choice(u.relu(), trainee.budgets(200))
+    smallest = torch.where(kept > 0, kept, torch.inf).amin(0)
+    torch.testing.assert_close(rule.threshold[smallest < torch.inf], smallest[smallest < torch.inf])
+
+
+def test_matryoshka_with_one_group_is_batch_topk():
+    x = data()
+    one = MatryoshkaConfig(sites=HERE, k=3, fractions=[1.0])
+    assert_same(losses_and_grads(BatchTopKConfig(sites=HERE, k=3), x), losses_and_grads(one, x))
+
+
+def test_matryoshka_levels_are_decoded_from_prefixes():
+    x = data()
+    trainee = prepared(MatryoshkaConfig(sites=HERE, k=3, fractions=[0.25, 0.75], level_weights=[3.0, 1.0], auxk=0), x)
+    loss = trainee.losses({SITE: x}, LATE)[SITE]
+    y, weights = x * trainee.scale[0], trainee.weights()
+    f = batch_top_k(weights.pre_acts(y).relu(), 3)
+    errors = [(y - f[:, :end] @ weights.W_dec[:end] - weights.b_dec).square().sum(1).mean() for end in (16, 64)]
+    torch.testing.assert_close(loss, 3 * errors[0] + errors[1])
+
+
+def test_multi_topk_adds_an_eighth_of_the_wider_loss():
+    x = data()
+    narrow, wide, both = (
+        losses_and_grads(TopKConfig(sites=HERE, **options), x) for options in ({"k": 2}, {"k": 8}, {"k": 2, "multi": 4})
+    )
+    assert_same(both, [a + b / 8 for a, b in zip(narrow, wide, strict=True)])

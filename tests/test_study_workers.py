@@ -1,0 +1,42 @@
+"""Two workers under `torchrun` make the study that one process makes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scalar_sae.results import Results
+from tests.test_study import scalar
+
+PRESET = {
+    "train": {
+        "tokens": 1024,
+        "batch_tokens": 256,
+        "buffer_tokens": 1024,
+        "warmup_steps": 1,
+        "saes": [{"method": "topk", "sites": ["resid_mid.0", "resid_post.0"], "expansion": 1}],
+    },
+    "score": {"rankings": {"ablation": 2}, "prompts": 2, "context": 16, "edges": "0,1,16,256,4096", "controls": []},
+}
+
+
+def test_two_workers_make_what_one_makes(tmp_path: Path):
+    preset = tmp_path / "small.yaml"
+    preset.write_text(yaml.safe_dump(PRESET))
+    script = tmp_path / "work.py"
+    script.write_text("import torch; torch.set_num_threads(1)\nfrom scalar_sae.cli import main\nmain()\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    two = [*torchrun, "quickstart", "--preset", str(preset), "--out", str(tmp_path / "two")]
+    done = subprocess.run(two, capture_output=True, text=True, check=True)
+    assert done.stdout.count("Report:") == 1, "the first worker alone reports"
+    scalar("quickstart", "--preset", preset, "--out", tmp_path / "one")
+    names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("one", "two")]
+    assert names[0] == names[1]
+    one, other = (Results.read(tmp_path / run / "results.json") for run in ("one", "two"))
+    assert [record.key for record in one.records] == [record.key for record in other.records] == [
+        ("ff_block.0", "topk", "ablation", None)
+    ]  # fmt: skip
+    assert one.records[0].absolute == pytest.approx(other.records[0].absolute, rel=1e-2)
+    assert [sae.fvu for sae in one.saes] == [pytest.approx(sae.fvu, rel=1e-3) for sae in other.saes]
