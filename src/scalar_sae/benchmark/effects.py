@@ -74,13 +74,17 @@ def of_a_change(
 
 
 @torch.no_grad()
-def on_pre_acts(
-    pair: Pair, prompt: Prompt, start: Float[Tensor, "token d_model"], sign: float, columns: slice
-) -> Iterator[tuple[Players, Float[Tensor, "player token n_col"]]]:
-    """The same for pre-activations, which move whether or not the latent is selected."""
-    pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0, :, columns]
-    for some, changed in _changed(pair, prompt, start, sign, columns):
-        yield some, changed.sub_(pre_acts)
+def of_removal(
+    pair: Pair, prompt: Prompt, columns: slice
+) -> Iterator[tuple[Players, Float[Tensor, "player token n_col"], Float[Tensor, "player token n_col"]]]:
+    """The same when a player is removed from the full circuit, and the change of the latent's pre-activation, which
+    moves whether or not the latent is selected.
+    """
+    rule, start = pair.down.activation, pair.reconstruct(prompt.z, prompt)
+    pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
+    bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
+    for some, changed in _changed(pair, prompt, start, -1.0, columns):
+        yield some, rule.alone(changed, bar).sub_(acts), changed.sub_(pre_acts[:, columns])
 
 
 def _changed(

@@ -77,13 +77,23 @@ def whole(
 
 
 def summed(
-    rule: Rule, pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
-) -> Iterator[tuple[slice, Float[Tensor, "n_up n_col"]]]:
-    """Root mean square over tokens of what a rule finds, some downstream latents at a time, none of which is kept."""
-    width = max(1, min(pair.down.d_sae, room // (8 * pair.up.d_sae)))
+    rule: Rule,
+    pair: Pair,
+    tokens: Int[Tensor, "prompt token"],
+    seed: int,
+    done: Callable[[float], None],
+    room: int,
+    parts: int = 1,
+) -> Iterator[tuple[slice, Float[Tensor, "n_up n_total"]]]:
+    """Root mean square over tokens of what a rule finds, some downstream latents at a time, none of which is kept.
+
+    A rule may find several numbers an edge, in `parts` side by side.
+    """
+    width = max(1, min(pair.down.d_sae, room // (8 * parts * pair.up.d_sae)))
     for start in range(0, pair.down.d_sae, width):
         columns = slice(start, min(start + width, pair.down.d_sae))
-        total = pair.up.W_dec.new_zeros(pair.up.d_sae, columns.stop - start, dtype=torch.float64)
+        n_total = parts * (columns.stop - start)
+        total = pair.up.W_dec.new_zeros(pair.up.d_sae, n_total, dtype=torch.float64)
         for number in workers.mine(len(tokens)):
             generator = torch.Generator().manual_seed(1_000_003 * seed + number)
             for prompt in read(pair, tokens[number : number + 1], number):
@@ -133,16 +143,19 @@ def _shown_and_likely(
     active. What they lack is chance: so the root mean square of the change of the latent's pre-activation, times the
     root of the share of tokens at which it is active.
     """
-    effect = whole(ablation, pair, tokens, seed, lambda share: done(share / 2), room)
-    likely = whole(drive, pair, tokens, seed, lambda share: done(share / 2), room)
+    effect, likely = pair.up.W_dec.new_empty(2, pair.up.d_sae, pair.down.d_sae)
+    for columns, both in summed(_removal, pair, tokens, seed, done, room, parts=2):
+        effect[:, columns], likely[:, columns] = both.chunk(2, 1)
     likely.mul_(_density(pair, tokens).sqrt())
     return effect, likely.mul_(1.0 / likely.max().clamp(min=1e-30)).masked_fill_(effect > 0, 0.0)
 
 
-def drive(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
-    """The change of pre-activations under `ablation`."""
-    for players, effect in effects.on_pre_acts(pair, prompt, pair.reconstruct(prompt.z, prompt), -1.0, columns):
-        players.add_squares(total, effect, pair.block.mixes_tokens)
+def _removal(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
+    """`ablation`, and beside it the same change of pre-activations."""
+    for_effect, for_drive = total.chunk(2, 1)
+    for players, effect, drive in effects.of_removal(pair, prompt, columns):
+        players.add_squares(for_effect, effect, pair.block.mixes_tokens)
+        players.add_squares(for_drive, drive, pair.block.mixes_tokens)
 
 
 @torch.no_grad()
