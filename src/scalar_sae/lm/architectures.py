@@ -51,9 +51,10 @@ class Architecture:
         return lacking + [name for name in self.final if not hasattr(decoder, name)]
 
 
-HOOKED = {"layers": "blocks", "attn": "attn", "mlp": "mlp", "final": ("ln_final",)} | {
-    "attn_inputs": ("query_input", "key_input", "value_input")
-}
+HOOKED: dict[str, Any] = {
+    "layers": "blocks", "attn": "attn", "mlp": "mlp", "final": ("ln_final",),
+    "attn_inputs": ("query_input", "key_input", "value_input"),
+}  # fmt: skip
 """What is common to TransformerLens' own models (hooked.py)."""
 
 ARCHITECTURES = (

@@ -35,12 +35,13 @@ class Hooked(nn.Module):
             )
         self.name_or_path = ""  # nothing lies beside its weights
         cap: float | None = cfg.output_logits_soft_cap
-        self.config = PretrainedConfig(
-            hidden_size=cfg.d_model,
-            vocab_size=cfg.d_vocab,
-            max_position_embeddings=cfg.n_ctx,
-            final_logit_softcapping=cap if cap and cap > 0 else None,
-        )
+        sizes: dict[str, Any] = {
+            "hidden_size": cfg.d_model,
+            "vocab_size": cfg.d_vocab,
+            "max_position_embeddings": cfg.n_ctx,
+            "final_logit_softcapping": cap if cap and cap > 0 else None,
+        }
+        self.config: Any = PretrainedConfig(**sizes)
         self.config.model_type = type(inner).__name__
 
     @property
