@@ -220,7 +220,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a UTF-8 text file (byte {error.start} cannot be read)") from error
+        raise UserError(f"{path}: not a UTF-8 text file (byte {error.start}); save it as UTF-8") from error
 
 
 def _from_hub(spec: str) -> Texts:

@@ -1,6 +1,7 @@
 """Language-model training: the recipe, and going on after a kill."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from scalar_sae.corpora import load_corpus
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
-from scalar_sae.lm.train import RECIPES, LmRecipe, batch_of, learning_rate, train_lm
+from scalar_sae.lm.train import RECIPES, LmRecipe, batch_of, learning_rate, train_lm, validation_loss
 
 SMALL = {"steps": 12, "batch_size": 2, "context": 16, "warmup_steps": 2, "eval_every": 3}
 
@@ -84,11 +85,14 @@ def test_another_recipes_checkpoint_is_refused(text: Path, tmp_path: Path):
     recipe = LmRecipe(corpus=str(text), **SMALL)
     from scalar_sae.lm import train as module
 
-    state = module._State(recipe)
+    state = module._State(recipe, load_corpus(str(text)).describe())
     (tmp_path / "lm").mkdir()
     state.save(tmp_path / "lm" / "checkpoint.pt")
     with pytest.raises(UserError, match="differs in lr, seed"):
         train_lm(recipe.model_copy(update={"lr": 0.5, "seed": 1}), tmp_path / "lm")
+    text.write_text("another text under the same name. " * 200)
+    with pytest.raises(UserError, match="differs in --data"):
+        train_lm(recipe, tmp_path / "lm")
 
 
 def test_a_short_text_is_refused(tmp_path: Path):
@@ -106,7 +110,11 @@ def test_a_medium_model_learns_its_own_vocabulary(text: Path, tmp_path: Path):
     ids, _ = lm.tokenizer.encode("the quick brown fox")
     assert len(ids) < 10
     assert lm.tokenizer.decode(ids.tolist()) == "the quick brown fox"
-    assert load_corpus(str(text), tokenizer=lm.tokenizer).fingerprint == record["data"]["fingerprint"]
+    corpus = load_corpus(str(text), tokenizer=lm.tokenizer)
+    assert corpus.fingerprint == record["data"]["fingerprint"]
+    n_bytes = len(lm.tokenizer.decode(corpus.val.tolist()).encode())
+    total = validation_loss(lm.hf, corpus.val, 160) * len(corpus.val)
+    assert record["val_bits_per_byte"] == pytest.approx(total / math.log(2) / n_bytes, abs=1e-4)
 
 
 def test_a_stopped_run_goes_on_with_its_own_vocabulary(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -93,7 +93,8 @@ def train_lm(
         raise unknown("recipe", recipe, RECIPES)
     record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, *data or ())
     typer.echo(
-        f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per token; {out}"
+        f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per token, "
+        f"{record['val_bits_per_byte']:.4f} bits per byte; {out}"
     )
 
 

@@ -38,6 +38,8 @@ class Architecture:
     mlp_post_norm: str | None = None
     parallel: bool = False
     """Attention and MLP read the residual stream side by side."""
+    attn_inputs: tuple[str, ...] = ("hidden_states",)
+    """The arguments of the attention's forward that are the activation."""
 
     def missing(self, decoder: nn.Module) -> list[str]:
         """The modules that a decoder lacks to be of this architecture."""
@@ -48,6 +50,12 @@ class Architecture:
         lacking = [f"{self.layers}.0.{name}" for name in names if name and not hasattr(first, name)]
         return lacking + [name for name in self.final if not hasattr(decoder, name)]
 
+
+HOOKED: dict[str, Any] = {
+    "layers": "blocks", "attn": "attn", "mlp": "mlp", "final": ("ln_final",),
+    "attn_inputs": ("query_input", "key_input", "value_input"),
+}  # fmt: skip
+"""What is common to TransformerLens' own models (hooked.py)."""
 
 ARCHITECTURES = (
     Architecture("gpt2", "h", "ln_1", "attn", "ln_2", "mlp", ("ln_f",)),
@@ -75,6 +83,14 @@ ARCHITECTURES = (
     Architecture(
         "phi", "layers", "input_layernorm", "self_attn", "input_layernorm", "mlp", ("final_layernorm",), parallel=True,
     ),
+    Architecture(
+        "hooked-gemma2", **HOOKED, attn_norm="ln1", mlp_norm="ln2", attn_post_norm="ln1_post", mlp_post_norm="ln2_post",
+    ),
+    Architecture(
+        "hooked-olmo2", **HOOKED, attn_norm=None, mlp_norm=None, attn_post_norm="ln1", mlp_post_norm="ln2",
+    ),
+    Architecture("hooked", **HOOKED, attn_norm="ln1", mlp_norm="ln2"),
+    Architecture("hooked-parallel", **HOOKED, attn_norm="ln1", mlp_norm="ln2", parallel=True),
 )  # fmt: skip
 
 
@@ -87,7 +103,7 @@ class Anatomy:
         decoder = hf.get_decoder()
         self._modules = list(getattr(decoder, architecture.layers))
         attentions = [getattr(module, architecture.attn) for module in self._modules]
-        inputs = AttentionInputs(self._forward, attentions)
+        inputs = AttentionInputs(self._forward, attentions, architecture.attn_inputs)
         self.layers = [
             self._layer(module, Attention(attention, number, inputs))
             for number, (module, attention) in enumerate(zip(self._modules, attentions, strict=True))

@@ -120,31 +120,38 @@ class Layer:
 
 
 class AttentionInputs:
-    """What the model hands its attention modules beside the activation: mask, rotary positions.
+    """What the model hands its attention modules: the activation, and beside it mask and rotary positions.
 
-    Recorded from the model's own forward on one prompt (they broadcast over the batch), once for every prompt length.
+    These are recorded from the model's own forward on one prompt (they broadcast over the batch), once for every prompt
+    length.
+
+    Args:
+        forward: the model's own forward on some prompt of this length.
+        modules: each layer's attention.
+        activation: the arguments that are the activation.
     """
 
-    def __init__(self, forward: Callable[[int], object], modules: list[nn.Module]) -> None:
+    def __init__(self, forward: Callable[[int], object], modules: list[nn.Module], activation: tuple[str, ...]) -> None:
         self._forward = forward
         self._modules = modules
+        self._activation = activation
         self._recorded: dict[Any, list[dict[str, Any]]] = {}
 
     def of(self, layer: int, x: Float[Tensor, "batch token d_model"]) -> dict[str, Any]:
-        """The keyword arguments of a layer's attention for activations of this length, device and precision."""
+        """The keyword arguments of a layer's attention for an activation."""
         key = (x.shape[1], x.device, x.dtype)
         if key not in self._recorded:
             if len(self._recorded) == LENGTHS_KEPT:
                 del self._recorded[next(iter(self._recorded))]
             self._recorded[key] = self._record(x.shape[1])
-        return self._recorded[key][layer]
+        return self._recorded[key][layer] | dict.fromkeys(self._activation, x)
 
     @torch.no_grad()
     def _record(self, n_tokens: int) -> list[dict[str, Any]]:
         calls: list[dict[str, Any]] = []
 
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append({name: value for name, value in kwargs.items() if name != "hidden_states"})
+            calls.append({name: value for name, value in kwargs.items() if name not in self._activation})
 
         hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in self._modules]
         try:
@@ -165,7 +172,8 @@ class Attention:
 
     def __call__(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
         """The module's output, which `transformers` returns first in a tuple."""
-        return self.module(x, **self.inputs.of(self.layer, x))[0]
+        output = self.module(**self.inputs.of(self.layer, x))
+        return output if isinstance(output, Tensor) else output[0]
 
 
 def branch(name: str, norm: Function, sublayer: Function, post_norm: Function | None) -> Branch:

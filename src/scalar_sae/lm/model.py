@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from scalar_sae.errors import UserError
 from scalar_sae.lm.architectures import dissect
 from scalar_sae.lm.feedforward import FeedForward
+from scalar_sae.lm.hooked import as_hf
 from scalar_sae.lm.layers import At
 from scalar_sae.lm.loading import load_hf, load_tokenizer
 from scalar_sae.sites import Site
@@ -54,8 +55,8 @@ class LanguageModel(nn.Module):
 
         Args:
             source: a shipped model's name, a local folder, a Hub id, or a model that is loaded already (which is
-                frozen and put into evaluation mode).
-            tokenizer: a `transformers` tokenizer, if not the one that lies beside the weights.
+                frozen and put into evaluation mode), also TransformerLens' HookedTransformer or bridge.
+            tokenizer: a `transformers` tokenizer, if not the model's own.
             options: passed on to `transformers`' `from_pretrained`: `dtype`, `device_map`, `revision`; and `device`, to
                 which the model is moved.
 
@@ -63,7 +64,8 @@ class LanguageModel(nn.Module):
             UserError: there is no such model, its files are damaged, or its architecture is not understood.
         """
         if isinstance(source, nn.Module):
-            hf, name = source, getattr(source, "name_or_path", "") or type(source).__name__
+            hf, name, own = as_hf(source)
+            tokenizer = own if tokenizer is None else tokenizer
         else:
             hf, name = load_hf(source, **options), str(source)
         return cls(hf, name, None if tokenizer is None else Pretrained(tokenizer, name))

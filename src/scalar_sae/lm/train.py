@@ -72,8 +72,8 @@ RECIPES = {
     "python-stdlib": LmRecipe(corpus="python-stdlib", steps=2_000, lr=2e-3, min_lr=2e-5, warmup_steps=200),
     "tiny-shakespeare": LmRecipe(corpus="tiny-shakespeare"),
     "medium": LmRecipe(
-        corpus="python-docs", steps=800, batch_size=32, context=256, d_vocab=4096, d_model=256, n_layers=5,
-        warmup_steps=80, eval_every=50,
+        corpus="python-docs", steps=2_000, batch_size=16, context=256, d_vocab=4096, d_model=256, n_layers=5,
+        warmup_steps=200, eval_every=100,
     ),
 }  # fmt: skip
 """How the shipped weights were made: a short recipe for the default corpus, the authors' own for theirs. `medium` is
@@ -117,13 +117,13 @@ def validation_loss(lm: GPT2LMHeadModel, val: Integer[Tensor, " n"], context: in
 def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     """Train a small GPT-2 and write it to `out` as a Hugging Face folder with `training.json` beside it.
 
-    Continues bit-exactly from `out/checkpoint.pt` where that is left from a run of the same recipe.
+    Continues bit-exactly from `out/checkpoint.pt` where that is left from a run of the same recipe on the same text.
 
     Returns:
         What `training.json` holds: recipe, data, loss curve, final validation loss in nats and bits, versions.
 
     Raises:
-        UserError: `out` holds another model or another recipe's checkpoint, or the text is too short.
+        UserError: `out` holds another model or another run's checkpoint, or the text is too short.
     """
     if (out / "training.json").exists():
         raise UserError(f"{out}: already holds a trained model; choose another --out or remove it")
@@ -145,13 +145,14 @@ def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     with Bar("train-lm", recipe.steps, done=state.step) as bar:
         while state.step < recipe.steps:
             loss = state.advance(corpus.train)
-            bar.step(note=f"loss {loss:.3f}" if state.step % 10 == 0 else None)
+            bar.step(note=f"loss {loss:.3f}, {state.speed:,.0f} tokens/s" if state.step % 10 == 0 else None)
             if state.step % recipe.eval_every == 0 or state.step == recipe.steps:
                 val = validation_loss(state.lm, corpus.val, recipe.context, most=256)
                 state.curve.append({"step": state.step, "train": round(loss, 4), "val": round(val, 4)})
                 events("train-lm", **state.curve[-1])
                 state.save(out / "checkpoint.pt")
-    return _finish(state, corpus, out)
+                say(state.progress())
+    return _finish(state, corpus, sum(len(text.encode()) for text in texts.val), out)
 
 
 def _vocabulary(recipe: LmRecipe, texts: Texts, out: Path) -> Tokenizer:
@@ -166,12 +167,14 @@ def _vocabulary(recipe: LmRecipe, texts: Texts, out: Path) -> Tokenizer:
 class _State:
     """Everything that a run needs to go on."""
 
-    def __init__(self, recipe: LmRecipe) -> None:
+    def __init__(self, recipe: LmRecipe, data: dict[str, str | int]) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
+        self.data = data
         sizes = recipe.model_dump(include={"d_vocab", "d_model", "n_layers", "n_heads"})
-        # eager: a tenth faster than sdpa at the toy's size on a CPU
-        self.lm = toy_gpt(attention="eager", context=max(128, recipe.context), **sizes)
+        # on a CPU eager is a tenth faster than sdpa at the toy's context of 128, and a third slower at 256
+        attention = "eager" if recipe.context <= 128 else "sdpa"
+        self.lm = toy_gpt(attention=attention, context=max(128, recipe.context), **sizes)
         torch.nn.Module.to(self.lm, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         groups = [
             {"params": [p for p in self.lm.parameters() if p.dim() >= 2], "weight_decay": recipe.weight_decay},
@@ -196,11 +199,25 @@ class _State:
         self.seconds += time.perf_counter() - start
         return loss.item()
 
+    @property
+    def speed(self) -> float:
+        """Training tokens per second, over all sittings."""
+        return self.step * self.recipe.batch_size * self.recipe.context / self.seconds
+
+    def progress(self) -> str:
+        """One line: how far, how good, how fast."""
+        now, left = self.curve[-1], (self.recipe.steps - self.step) * self.seconds / self.step / 60
+        return (
+            f"step {self.step:,}: train {now['train']:.3f}, val {now['val']:.3f} nats; "
+            f"{self.speed:,.0f} tokens/s, {left:.0f} min left"
+        )
+
     def save(self, path: Path) -> None:
         with whole(path) as temporary:
             torch.save(
                 {
                     "recipe": self.recipe.model_dump(),
+                    "data": self.data,
                     "lm": self.lm.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "step": self.step,
@@ -214,6 +231,7 @@ class _State:
         saved = torch.load(path, weights_only=True)
         there = saved.get("recipe", {})
         differing = [key for key, value in self.recipe.model_dump().items() if there.get(key) != value]
+        differing = differing or ["--data"] * (saved.get("data") != self.data)
         if differing:
             raise UserError(f"{path}: left by a run that differs in {', '.join(differing)}; choose another --out")
         self.lm.load_state_dict(saved["lm"])
@@ -225,13 +243,13 @@ def _start(recipe: LmRecipe, checkpoint: Path, corpus: Corpus) -> _State:
     if corpus.train.numel() <= recipe.context:
         raise UserError(f"{recipe.corpus}: {corpus.train.numel()} training tokens are fewer than one context and one")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    state = _State(recipe)
+    state = _State(recipe, corpus.describe())
     if checkpoint.exists():
         state.load(checkpoint)
     return state
 
 
-def _finish(state: _State, corpus: Corpus, out: Path) -> dict[str, Any]:
+def _finish(state: _State, corpus: Corpus, val_bytes: int, out: Path) -> dict[str, Any]:
     nats = validation_loss(state.lm, corpus.val, state.recipe.context)
     record = {
         "recipe": state.recipe.model_dump(),
@@ -239,6 +257,7 @@ def _finish(state: _State, corpus: Corpus, out: Path) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in state.lm.parameters()),
         "val_loss_nats": round(nats, 5),
         "val_loss_bits": round(nats / math.log(2), 5),
+        "val_bits_per_byte": round(nats / math.log(2) * corpus.val.numel() / val_bytes, 5),
         "train_seconds": round(state.seconds),
         "threads": torch.get_num_threads(),
         "versions": versions(),

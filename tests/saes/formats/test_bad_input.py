@@ -65,6 +65,15 @@ def test_a_config_that_contradicts_its_tensors(topk: Path):
     refused(topk, "expected two axes; crosscoders and cross-layer transcoders are not supported")
 
 
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_enc", "b_dec"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_diverged(topk: Path, name: str, value: float):
+    tensors = load_file(topk / "sae_weights.safetensors")
+    tensors[name].view(-1)[1] = value
+    save_file(tensors, topk / "sae_weights.safetensors")
+    refused(topk, f"{name} holds NaN or infinity: .*earlier checkpoint")
+
+
 def test_damaged_files(topk: Path, tmp_path: Path):
     weights = topk / "sae_weights.safetensors"
     whole = weights.read_bytes()

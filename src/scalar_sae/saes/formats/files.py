@@ -188,7 +188,7 @@ def build(
     """An SAE from tensors in row-vector convention, the bias that is subtracted before the encoder folded.
 
     Raises:
-        UserError: the tensors do not fit together.
+        UserError: the tensors do not fit together, or hold NaN or infinity.
     """
     if W_enc.dim() != 2 or W_dec.dim() != 2:
         shapes = f"W_enc {tuple(W_enc.shape)}, W_dec {tuple(W_dec.shape)}"
@@ -205,6 +205,9 @@ def build(
     for name, (tensor, shape) in needed.items():
         if tuple(tensor.shape) != shape:
             raise UserError(f"{name} has shape {tuple(tensor.shape)}; W_enc {d_model, d_sae} needs {shape}")
+    for name, tensor in (("W_enc", W_enc), *((name, tensor) for name, (tensor, _) in needed.items())):
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} holds NaN or infinity: the training diverged; take an earlier checkpoint")
     if b_pre is not None:
         b_enc = without_pre_bias(b_enc, b_pre, W_enc)
     return SAE(W_enc, b_enc, W_dec, b_dec, activation, chunks, norm, W_skip)
