@@ -30,7 +30,7 @@ def table(results: Results) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     local = {record.key[:2]: record for record in results.under("local")}
-    for record in results.under("ablation"):
+    for record in results.under("expected"):
         here = local[record.key[:2]]
         cells = [
             record.block,

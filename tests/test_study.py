@@ -38,7 +38,7 @@ SMALL = {
             {"method": "staircase", "along": "residual_stream", "expansion": 1},
         ],
     },
-    "score": {"rankings": {"ablation": 1, "published": 1}, "prompts": 2, "context": 16, "edges": "0,1,16,256,4096"},
+    "score": {"rankings": {"expected": 1, "published": 1}, "prompts": 2, "context": 16, "edges": "0,1,16,256,4096"},
 }
 
 
@@ -102,11 +102,11 @@ def test_every_block_method_and_ranking_has_a_record(run: Path):
             ("transformer_block", "staircase"),
         )
         for layer in range(4)
-        for ranking in ("ablation", "published")
+        for ranking in ("expected", "published")
     } | {
-        ("ff_block.0", "topk", "ablation", "padded"),
-        ("ff_block.0", "staircase-pair", "ablation", "padded"),
-        ("transformer_block.0", "staircase", "ablation", "padded"),
+        ("ff_block.0", "topk", "expected", "padded"),
+        ("ff_block.0", "staircase-pair", "expected", "padded"),
+        ("transformer_block.0", "staircase", "expected", "padded"),
     }
     for record in results.records:
         assert record.edges == sorted({0, 1, 16, 256, 4096, min(2**18, record.n_edges), record.n_edges})
@@ -170,7 +170,7 @@ def test_one_pair_can_be_scored_by_itself(run: Path, tmp_path: Path):
     assert "ff_block.0" in done.stdout
     (mine,) = Results.read(out).records
     theirs = next(
-        r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "ablation", None)
+        r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "expected", None)
     )
     assert mine.kl_circuit == pytest.approx(theirs.kl_circuit, rel=1e-5)
 
@@ -179,12 +179,12 @@ def test_the_five_lines_of_the_readme_give_the_same_score(run: Path):
     readme = (DOCS.parent / "README.md").read_text()
     code = readme.split("```python")[1].split("```")[0]
     code = code.replace("runs/quickstart", str(run)).replace(
-        "prompts=50", "rankings={'ablation': 1}, prompts=2, context=16"
+        "prompts=50", "rankings={'expected': 1}, prompts=2, context=16"
     )
     names: dict = {}
     exec(code, names)
     theirs = next(
-        r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "ablation", None)
+        r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "expected", None)
     )
     assert names["record"].floor.kl == pytest.approx(theirs.floor.kl, rel=1e-4)
 

@@ -32,7 +32,7 @@ class ScoreConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rankings: dict[str, PositiveInt] = Field(
-        default={"ablation": 64, "published": 64, "local": 1, "random": 64}, min_length=1
+        default={"expected": 64, "published": 64, "local": 1, "random": 64}, min_length=1
     )
     """Orders in which edges are kept, by name or path to a saved score matrix, each with the number of prompts that
     edges are ranked on; none of them is scored."""

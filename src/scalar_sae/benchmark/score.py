@@ -1,6 +1,6 @@
 """The benchmark from end to end: rank edges on one text, sweep sub-circuits on another, score the curve.
 
-record = score(pair, texts, method="topk", ranking="ablation", config=ScoreConfig())
+record = score(pair, texts, method="topk", ranking="expected", config=ScoreConfig())
 """
 
 import hashlib

@@ -58,8 +58,8 @@ def score(
     ranking: Annotated[
         str | None,
         typer.Option(
-            help="`ablation` (the default), `output`, `insertion`, `shapley`, `ig`, `gradient`, `published`, `random`; "
-            "`local`: edges chosen at every token; or a saved matrix (.npy, .safetensors)."
+            help="`expected` (the default), `ablation`, `pruned`, `output`, `insertion`, `shapley`, `ig`, `gradient`, "
+            "`published`, `random`; `local`: edges chosen at every token; or a saved matrix (.npy, .safetensors)."
         ),
     ] = None,
     edges: Annotated[
@@ -102,7 +102,7 @@ def score(
     model, chosen = _subjects(lm, saes, method, device)
     complete = {name: group for name, group in chosen.items() if _at_both_ends(group, place)}
     pairs = {name: Pair.between(model, place, group) for name, group in (complete or chosen).items()}
-    usual = ("published", "published", "published") if published else ("ablation", "full", "exact")
+    usual = ("published", "published", "published") if published else ("expected", "full", "exact")
     settings: dict[str, Any] = {"rankings": {ranking or usual[0]: rank_prompts}, "prompts": prompts}
     settings |= {"edges": edges or usual[1], "conventions": usual[2]}
     settings |= {"context": context or min(model.context, 128), "ablation": ablation, "overlap": published}
@@ -183,7 +183,7 @@ def compare(
     score: Annotated[
         str, typer.Option(help="`edges_at.90`, `live_edges_at.90`, `log_area`, `absolute`, `relative`, `pure`, ...")
     ] = "edges_at.90",
-    ranking: Annotated[str, typer.Option(help="Records of this ranking.")] = "ablation",
+    ranking: Annotated[str, typer.Option(help="Records of this ranking.")] = "expected",
     matched: Annotated[
         bool, typer.Option("--matched", help="Compare families such as topk-k5, topk-k10 at the baseline's fidelity.")
     ] = False,
