@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
-from make_results import picture
+from make_picture import picture
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 

@@ -53,7 +53,7 @@ def test_what_is_foreseen_is_what_a_run_fills(tmp_path: Path, text: Path):
     """Every tensor of a whole run is counted, and the largest sum compared."""
     events = Events(tmp_path / "events.jsonl")
     with memory.Bytes() as used:
-        trained(tmp_path, text, "run", METHODS, events, validations=3)
+        trained(tmp_path, text, "run", METHODS[::4], events, validations=3)
     start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])
     assert max(used.history) == pytest.approx(sum(start["memory"].values()), rel=0.1)
 
