@@ -20,8 +20,8 @@ SCORES = ("edges_at.90", "edges_at.99", "log_area", "absolute", "relative", "flo
 def summary(results: Results) -> str:
     """One row a method: fidelity as the mean over its SAEs, scores as the mean over the layers (edges: geometric)."""
     lines = [
-        "| SAEs | L0 | FVU | CE + (one) | CE + (all) | dead | FF block: edges@90 | log area | published "
-        "| transformer block: edges@90 | log area | published |",
+        "| SAEs | L0 | FVU | CE + (one) | CE + (all) | dead | FF block: edges@90 | log area | relative "
+        "| transformer block: edges@90 | log area | relative |",
         "|---|" + "---|" * 11,
     ]
     spliced = {one.method: one.ce_increase for one in results.spliced}

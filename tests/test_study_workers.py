@@ -18,7 +18,7 @@ PRESET = {
         "warmup_steps": 1,
         "saes": [{"method": "topk", "sites": ["resid_mid.0", "resid_post.0"], "expansion": 1}],
     },
-    "score": {"rankings": {"ablation": 2}, "prompts": 2, "context": 16, "edges": "0,1,16,256,4096", "controls": []},
+    "score": {"rankings": {"expected": 2}, "prompts": 2, "context": 16, "edges": "0,1,16,256,4096", "controls": []},
 }
 
 
@@ -36,7 +36,7 @@ def test_two_workers_make_what_one_makes(tmp_path: Path):
     assert names[0] == names[1]
     one, other = (Results.read(tmp_path / run / "results.json") for run in ("one", "two"))
     assert [record.key for record in one.records] == [record.key for record in other.records] == [
-        ("ff_block.0", "topk", "ablation", None)
+        ("ff_block.0", "topk", "expected", None)
     ]  # fmt: skip
     assert one.records[0].absolute == pytest.approx(other.records[0].absolute, rel=1e-2)
     assert [sae.fvu for sae in one.saes] == [pytest.approx(sae.fvu, rel=1e-3) for sae in other.saes]

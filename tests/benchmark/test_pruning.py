@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scalar_sae.benchmark import promptwise, tokenwise
+from scalar_sae.benchmark.edges import GlobalEdges
 from scalar_sae.benchmark.pair import Pair, read
 from scalar_sae.benchmark.pruning import add_costs
 from scalar_sae.benchmark.ranking import rank
@@ -24,7 +25,7 @@ def found(pair: Pair, kept: torch.Tensor, *columns: slice) -> torch.Tensor:
     for some in columns:
         total = torch.zeros(pair.up.d_sae, some.stop - some.start, dtype=torch.float64)
         for prompt in read(pair, TOKENS):
-            add_costs(pair, Readout.of(pair), kept, prompt, some, total)
+            add_costs(pair, Readout.of(pair), kept, GlobalEdges((~kept).byte()), prompt, some, total)
         parts.append(total)
     return torch.cat(parts, 1)
 

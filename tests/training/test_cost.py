@@ -59,10 +59,10 @@ def test_what_is_foreseen_is_what_a_run_fills(tmp_path: Path, text: Path):
 
 
 def test_the_largest_phase_is_named(tmp_path: Path, text: Path):
-    """With a vocabulary much larger than everything else, a validation's logits."""
+    """Beside what stays there is one phase; here a validation, with its logits and spliced copies."""
     log = tmp_path / "events.jsonl"
     trained(tmp_path, text, "run", [TOPK], Events(log), validations=1)
     parts = json.loads(log.read_text().splitlines()[0])["memory"]
-    assert set(parts) - {"a validation"} == {
-        "text", "language model", "weights and moments", "best weights", "buffer", "validation text",
+    assert set(parts) == {
+        "a validation", "text", "language model", "weights and moments", "best weights", "buffer", "validation text",
     }  # fmt: skip

@@ -5,7 +5,7 @@
 | `padded`   | the pair, with as many dead latents more at each end | stay; the published `relative` falls         |
 | `shuffled` | the same SAEs on a model whose weights are shuffled  | be worse than those of the real model        |
 
-Under `padded` an edge without any effect on the ranking text ties with four times as many: a count that is reached
+Under `padded` an edge whose score is zero ties with four times as many: a count that is reached
 among them (`edges@99`, often) does move.
 
 The third control is an order of edges, the ranking `random`.

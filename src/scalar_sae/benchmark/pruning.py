@@ -9,6 +9,8 @@ upstream latents S,
 
 a_j is j's activation in the full circuit and a_j(.) its activation, after selection, when it alone is recomputed. The
 cost is negative where a circuit is better without the edge. In the first round S is everything and this is `ablation`.
+A latent whose last edge goes is taken for what it is without any input: that a sub-circuit then leaves it out is not
+part of the cost.
 """
 
 from collections.abc import Iterator
@@ -29,15 +31,22 @@ def add_costs(
     pair: Pair,
     readout: Readout,
     kept: Bool[Tensor, "n_up n_down"],
+    edges: GlobalEdges,
     prompt: Prompt,
     columns: slice,
     total: Float[Tensor, "n_up n_col"],
 ) -> None:
-    """Add a prompt's costs of the kept edges to some downstream latents to `total`, float64."""
+    """Add a prompt's costs of the kept edges to some downstream latents to `total`, float64.
+
+    `edges` are the kept ones, at level 0.
+    """
     full = pair.pre_acts(pair.reconstruct(prompt.z, prompt).unsqueeze(0), prompt)[0]
     error = _Error(pair, pair.down.activation.bar(full), pair.down.activation.select(full))
-    costs = _promptwise if pair.block.mixes_tokens else _tokenwise
-    for latent, column, cost in costs(pair, readout, kept, prompt, columns, error):
+    if pair.block.mixes_tokens:
+        costs = _over_prompt(pair, readout, kept, prompt, columns, error)
+    else:
+        costs = _at_tokens(readout, edges, prompt, columns, error)
+    for latent, column, cost in costs:
         total.view(-1).index_add_(0, latent * total.shape[1] + column - columns.start, cost.double())
 
 
@@ -58,11 +67,9 @@ _Costs = Iterator[tuple[Int[Tensor, " edge"], Int[Tensor, " edge"], Float[Tensor
 """(upstream latent, downstream latent, cost), an edge as often as it is met."""
 
 
-def _tokenwise(
-    pair: Pair, readout: Readout, kept: Bool[Tensor, "n_up n_down"], prompt: Prompt, columns: slice, error: _Error
-) -> _Costs:
+def _at_tokens(readout: Readout, edges: GlobalEdges, prompt: Prompt, columns: slice, error: _Error) -> _Costs:
     """Where tokens do not interact: the cost at every token at which the upstream latent is used."""
-    for some, shares in tokenwise.pieces(readout, prompt, GlobalEdges((~kept).byte()), columns):
+    for some, shares in tokenwise.pieces(readout, prompt, edges, columns):
         sets = _Sets.of(some.level == 0)
         value = tokenwise.evaluated(
             readout, prompt, some, shares, sets.token, sets.column, sets.codes(), sets.kept_slots
@@ -109,7 +116,7 @@ class _Sets:
         return n_whole, error[n_whole:] - whole[self.token[n_whole:], self.column[n_whole:]]
 
 
-def _promptwise(
+def _over_prompt(
     pair: Pair, readout: Readout, kept: Bool[Tensor, "n_up n_down"], prompt: Prompt, columns: slice, error: _Error
 ) -> _Costs:
     """Where they do: the cost over the whole prompt, from which the latent is gone at every token."""

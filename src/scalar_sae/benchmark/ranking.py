@@ -28,6 +28,7 @@ from torch import Tensor
 
 from scalar_sae import workers
 from scalar_sae.benchmark import effects, published
+from scalar_sae.benchmark.edges import GlobalEdges
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, read
 from scalar_sae.benchmark.pruning import add_costs
@@ -100,28 +101,32 @@ def summed(
                 rule(pair, prompt, columns, total, generator)
             done((columns.stop - start) / pair.down.d_sae)
         workers.add_up(total)
-        yield columns, (total / tokens.numel()).clamp_(min=0.0).sqrt().float()
+        yield columns, total.div_(tokens.numel()).clamp_(min=0.0).sqrt_().float()
 
 
 def expected(
     pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
 ) -> Scores:
     """`ablation`, and behind it the edges that had no effect, in the order of what they may have on other text."""
-    effect, likely = _shown_and_likely(pair, tokens, seed, done, room)
-    least = min((float(row[row > 0].min()) for row in effect if bool((row > 0).any())), default=1.0)
-    return effect.add_(likely.mul_(least / 2))
+    scores = _shown_or_likely(pair, tokens, seed, done, room)
+    least = min((float(row[row > 0].min()) for row in scores if bool((row > 0).any())), default=1.0)
+    most = max(-float(scores.min()), 1e-30)
+    for row in scores:  # in place: there may be billions
+        row[row < 0] *= -least / (2 * most)
+    return scores
 
 
 def pruned(
     pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
 ) -> Scores:
     """Edges in the order in which they are left: the score is the round in which an edge goes, and within a round its
-    cost as a share of the least cost among those that stay. Those without an effect go first, as in `expected`.
+    cost as a share of the least cost among those that stay (costs below zero count as zero). Those without an effect go
+    first, as in `expected`.
     """
     readout = Readout.of(pair)
-    cost, scores = _shown_and_likely(pair, tokens, seed, lambda share: None, room)
+    cost = _shown_or_likely(pair, tokens, seed, lambda share: None, room)
     kept = cost > 0
-    scores.masked_fill_(kept, 1.0)
+    scores = torch.where(kept, 1.0, cost / (2 * cost.min().clamp(max=-1e-30)))
     n_kept, number = int(kept.sum()), 0
     while n_kept > 1:
         n_kept, number = n_kept // 2, number + 1
@@ -134,20 +139,21 @@ def pruned(
     return scores
 
 
-def _shown_and_likely(
+def _shown_or_likely(
     pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
-) -> tuple[Scores, Scores]:
-    """The effect of each edge by `ablation`, and in (0, 1], where it is zero, how likely it has one on other text.
+) -> Scores:
+    """The effect of each edge by `ablation`; where it is zero, below zero: how likely it has one on other text.
 
-    Most edges have none on any short text, because the downstream latent is not selected where the upstream one is
+    Most edges have none on a short text, because the downstream latent is not selected where the upstream one is
     active. What they lack is chance: so the root mean square of the change of the latent's pre-activation, times the
     root of the share of tokens at which it is active.
     """
-    effect, likely = pair.up.W_dec.new_empty(2, pair.up.d_sae, pair.down.d_sae)
+    density = _density(pair, tokens).sqrt()
+    scores = pair.up.W_dec.new_empty(pair.up.d_sae, pair.down.d_sae)
     for columns, both in summed(_removal, pair, tokens, seed, done, room, parts=2):
-        effect[:, columns], likely[:, columns] = both.chunk(2, 1)
-    likely.mul_(_density(pair, tokens).sqrt())
-    return effect, likely.mul_(1.0 / likely.max().clamp(min=1e-30)).masked_fill_(effect > 0, 0.0)
+        effect, drive = both.chunk(2, 1)
+        scores[:, columns] = torch.where(effect > 0, effect, -drive * density[columns])
+    return scores
 
 
 def _removal(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
@@ -163,17 +169,18 @@ def _density(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Float[Tensor, "
     """Share of tokens at which each downstream latent is active in the full circuit; a millionth is added, so
     that those that never are come last, in the order of the rest.
     """
-    active = pair.up.W_dec.new_full((pair.down.d_sae,), 1e-6 * tokens.numel() / workers.count())
+    active = pair.up.W_dec.new_zeros(pair.down.d_sae)
     for number in workers.mine(len(tokens)):
         for prompt in read(pair, tokens[number : number + 1], number):
             active += (pair.full_circuit(prompt) > 0).sum(0)
     workers.add_up(active)
-    return active / tokens.numel()
+    return active / tokens.numel() + 1e-6
 
 
 def _rest(readout: Readout, kept: Bool[Tensor, "n_up n_down"]) -> Rule:
     """The costs of the edges that are left."""
-    return lambda pair, prompt, columns, total, generator: add_costs(pair, readout, kept, prompt, columns, total)
+    edges = GlobalEdges((~kept).byte())
+    return lambda pair, prompt, columns, total, generator: add_costs(pair, readout, kept, edges, prompt, columns, total)
 
 
 def ablation(
@@ -247,5 +254,5 @@ RANKINGS: dict[str, Callable[[Pair, Tensor, int, Callable[[float], None], int], 
     "pruned": pruned,
 }
 
-EDGE_BYTES = {**dict.fromkeys(RULES, 4), "expected": 12, "pruned": 24}
+EDGE_BYTES = {**dict.fromkeys(RANKINGS, 4), "pruned": 32}
 """Bytes that a ranking holds for every edge while it works, beside its sums."""

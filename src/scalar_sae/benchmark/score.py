@@ -24,10 +24,10 @@ from scalar_sae.benchmark.memory import local_bytes, ranking_bytes
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.benchmark.partial import Partial
-from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, Scores, rank
+from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, RULES, Scores, rank
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import QUANTILES, Counts
-from scalar_sae.errors import unknown
+from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.results import Control, Curves, Floor, Interval, PromptCurves, Record
 from scalar_sae.runs import versions
@@ -134,6 +134,8 @@ def score_chain(
     check_ranking(ranking)
     if ranking not in RANKINGS:
         raise unknown("ranking of a circuit", ranking, RANKINGS)
+    if one_order and ranking not in RULES:
+        raise UserError(f"one order for all pairs: {ranking} compares the edges of one pair; take {', '.join(RULES)}")
     sizes = [pair.n_edges for pair in pairs]
     counts = counts_of(config.edges, sum(sizes) if one_order else max(sizes))
     rank_text = texts.ranking[: config.rankings[ranking]]
@@ -220,7 +222,7 @@ def _global_edges(
     else:
         edge_scores = rank(pair, rank_text, ranking, config.seed, done, room)
         kept.keep_ranking(edge_scores)
-    edges = GlobalEdges(levels(edge_scores, counts, config.seed))
+    edges = GlobalEdges(levels(edge_scores.to(pair.device), counts, config.seed))
     return lambda prompt: edges, _n_live(pair, rank_text)
 
 

@@ -143,11 +143,11 @@ def evaluated(
     token, column = token[by_set], column[by_set]
     starts = pad(key[1:] != key[:-1], (1, 0), value=True).nonzero()[:, 0]
     bounds = pad(starts, (0, 1), value=len(key))
-    kept = pad(kept_of(by_set[starts]).float(), (0, 1), value=1.0)  # the base is always there
     found = torch.empty_like(value)
     for rows in torch.arange(len(starts), device=key.device).split(max(64, CACHE_BYTES // (4 * readout.width))):
         entries = slice(int(bounds[rows[0]]), int(bounds[rows[-1] + 1]))
-        x, features = _features(readout, prompt, some, shares, token[starts[rows]], kept[rows])
+        kept = pad(kept_of(by_set[starts[rows]]).float(), (0, 1), value=1.0)  # the base is always there
+        x, features = _features(readout, prompt, some, shares, token[starts[rows]], kept)
         crow = bounds[rows[0] : rows[-1] + 2] - bounds[rows[0]]
         found[entries] = _sampled(crow, column[entries], features, readout.weights[some.columns])
         if readout.skip is not None:

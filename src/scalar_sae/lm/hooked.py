@@ -41,6 +41,8 @@ class Hooked(nn.Module):
             "max_position_embeddings": cfg.n_ctx,
             "final_logit_softcapping": cap if cap and cap > 0 else None,
         }
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            sizes[token] = getattr(inner.tokenizer, token, None)
         self.config: Any = PretrainedConfig(**sizes)
         self.config.model_type = type(inner).__name__
 

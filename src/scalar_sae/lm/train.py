@@ -152,7 +152,7 @@ def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
                 events("train-lm", **state.curve[-1])
                 state.save(out / "checkpoint.pt")
                 say(state.progress())
-    return _finish(state, corpus, sum(len(text.encode()) for text in texts.val), out)
+    return _finish(state, corpus, len(tokenizer.decode(corpus.val.tolist()).encode()), out)
 
 
 def _vocabulary(recipe: LmRecipe, texts: Texts, out: Path) -> Tokenizer:

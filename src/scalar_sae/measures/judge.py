@@ -171,7 +171,7 @@ def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) ->
     out, vocabulary = folder / "judged.jsonl", read_vocabulary(folder)
     questions = hashlib.sha256(json.dumps([SHOWN, EXPLAIN, DETECT, FUZZ]).encode()).hexdigest()[:12]
     who = {"model": judge.model, "url": judge.url, "questions": questions, "seed": seed}
-    done = {row["latent"] for row in read_judged(folder) if row["judge"] == who}
+    done = {row["latent"] for row in read_judged(folder) if row.get("judge") == who}
     candidates = _askable(table)
     if not len(candidates):
         raise UserError(

@@ -74,7 +74,7 @@ class Validation:
             kept = ~torch.isin(some, torch.tensor(exclude, dtype=some.dtype))
             skips = {site: state.skip for site, state in lm.states(some, sites).items()}
             self._parts.append(_Part(some, kept, read_all(lm, some, reads), skips))
-        self._n = sum(int(part.kept.sum()) for part in self._parts)
+        self._n = max(1, sum(int(part.kept.sum()) for part in self._parts))
         self._spread = {
             site: (rows - rows.mean(0)).square().sum().item()
             for site in sites
@@ -153,7 +153,7 @@ class Validation:
         found: dict[str, Any] = {
             "l0": fired.sum().item() / self._n,
             "loss": sums["error"] / self._n,
-            "fvu": sums["error"] / self._spread[trainee.target(site)],
+            "fvu": sums["error"] / max(self._spread[trainee.target(site)], 1e-30),
             "cosine": sums["cosine"] / self._n,
             "ce_increase": _ce(sums),
             "kl": _kl(sums),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.runs import whole
-from scalar_sae.saes.activation import Activation
+from scalar_sae.saes.activation import Activation, JumpReLU
 from scalar_sae.saes.folds import without_pre_bias
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
@@ -208,6 +208,8 @@ def build(
     for name, tensor in (("W_enc", W_enc), *((name, tensor) for name, (tensor, _) in needed.items())):
         if not tensor.isfinite().all():
             raise UserError(f"{name} holds NaN or infinity: the training diverged; take an earlier checkpoint")
+    if isinstance(activation, JumpReLU) and activation.threshold.isnan().any():
+        raise UserError("threshold holds NaN: the training diverged; take an earlier checkpoint")
     if b_pre is not None:
         b_enc = without_pre_bias(b_enc, b_pre, W_enc)
     return SAE(W_enc, b_enc, W_dec, b_dec, activation, chunks, norm, W_skip)
