@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,27 @@ def keep_freed_memory() -> None:
     """Ask glibc not to hand freed buffers back to the system: getting them anew, zeroed, costs up to a third of the
     time of training and scoring on a CPU. Elsewhere nothing happens.
     """
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            libc = ctypes.CDLL(None)
-            libc.mallopt(_M_MMAP_THRESHOLD, 2**28)  # larger ones still go back
-            libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    if libc := _glibc():
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**28)  # larger ones still go back
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def freed_memory_handed_back() -> Generator[None]:
+    """In the block buffers go back as soon as they are freed; before it, those that were kept; after it they are kept.
+
+    For work whose buffers have other sizes than those before it: they would not fit into what is kept.
+    """
+    if libc := _glibc():
+        libc.malloc_trim(0)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+    yield
+    keep_freed_memory()
+
+
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "malloc_trim") else None
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.corpora import Corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import Bar, Events, say, versions
+from scalar_sae.runs import Bar, Events, freed_memory_handed_back, say, versions
 from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.saes.trainee import Trainee
 from scalar_sae.sites import Site
@@ -139,7 +139,8 @@ class _Run:
                     at = Position(at.step + 1, at.buffer, number + 1)
                     last = at.step == self.config.steps
                     bar.step(note=self._report(losses, at.step) if last or at.step % 50 == 0 else None)
-                    self._validate(at.step)
+                    if self._due(at.step):
+                        self._validate(at.step)
                     if last:
                         self._finish(at.step, buffer)
                         return
@@ -176,10 +177,15 @@ class _Run:
         self.events("train", step=step, loss={name: round(value, 5) for name, value in values.items()})
         return f"loss {sum(values.values()) / len(values):.3f}"
 
+    def _due(self, step: int) -> bool:
+        """Whether to validate now: at evenly spaced steps, the last among them."""
+        n = self.config.validations
+        return self.validation is not None and step * n % self.config.steps < n
+
+    @freed_memory_handed_back()
     def _validate(self, step: int) -> None:
-        """Judge all trainees at evenly spaced steps, the last among them, and before that one measure their SAEs."""
-        if self.validation is None or step * self.config.validations % self.config.steps >= self.config.validations:
-            return
+        """Judge all trainees, and before the last step measure their SAEs."""
+        assert self.validation is not None
         found = [learner.best.judge(learner.trainee, step, self.validation.loss) for learner in self.group]
         if step < self.config.steps:
             self._measure(step, dict(zip(self.group, found, strict=True)))
@@ -196,6 +202,7 @@ class _Run:
                     found["saes"][str(site)] |= {"val_loss": val_loss[learner], "kept_step": learner.best.step}
             self.events("validate", step=step, name=name, **rounded(found))
 
+    @freed_memory_handed_back()
     def _finish(self, step: int, buffer: Buffer) -> None:
         """Measure and write the best weights of every trainee, or the last ones where nothing was judged."""
         for learner in self.group:
