@@ -15,8 +15,9 @@ from scalar_sae.measures.consistency import mcc
 from scalar_sae.measures.matching import Dictionary
 from scalar_sae.measures.organism import Organism
 from scalar_sae.measures.seeds import seed_agreement
-from scalar_sae.results import Results, SeedAgreement
+from scalar_sae.results import Results
 from scalar_sae.runs import Bar
+from scalar_sae.sae_results import SeedAgreement
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig

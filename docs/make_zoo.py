@@ -11,7 +11,8 @@ import numpy as np
 from make_rankings import cell
 
 from scalar_sae.benchmark.compare import ratios
-from scalar_sae.results import Record, Results, SaeFidelity
+from scalar_sae.results import Record, Results
+from scalar_sae.sae_results import SaeFidelity
 
 BASE = "topk"
 SCORES = ("edges_at.90", "edges_at.99", "log_area", "absolute", "relative", "floor.kl")

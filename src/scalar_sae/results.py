@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scalar_sae.errors import UserError
 from scalar_sae.label_results import SaeAbsorption, SaeProbes
 from scalar_sae.runs import write_json
+from scalar_sae.sae_results import Duplicates, Interval, SaeFidelity, SeedAgreement, SplicedFidelity
 
 SCHEMA_VERSION = 1
 
-Interval = tuple[float, float]
 Control = Literal["padded", "shuffled"]
 """A pair with dead latents added, or on a model with shuffled weights (see benchmark/controls.py)."""
 
@@ -150,163 +150,6 @@ class Record(BaseModel):
     def key(self) -> tuple[str, str, str, str | None]:
         """What tells records of a run apart."""
         return self.block, self.method, self.ranking, self.control
-
-
-Ablation = Literal["zero", "mean"]
-"""What stands in for an activation as the worst replacement: zeros, or its mean over the text."""
-
-
-class SaeFidelity(BaseModel):
-    """How well one SAE stands in for the activation it reads (see measures/fidelity.py and docs/measures.md)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    method: str
-    site: str
-    d_sae: int
-    activation: str
-    """The activation rule, such as `TopK 10`."""
-    l0: float
-    """Live latents per token."""
-    loss: float
-    """Squared error summed over d_model, mean over tokens."""
-    fvu: float
-    """Fraction of variance unexplained: ratio of sums."""
-    fvu_token_mean: float
-    """The same as a mean of ratios, one a token (Llama Scope's "legacy" definition)."""
-    fvu_residual_variance: float
-    """The same with the variance of the error above the line (dictionary_learning): blind to a constant bias."""
-    cosine: float
-    """Mean cosine between activation and reconstruction."""
-    shrinkage: float | None
-    """Relative reconstruction bias, E|x_hat|^2 / E<x, x_hat>: below 1 where reconstructions are too short; null where
-    they are zero."""
-    ce_increase: float
-    """Increase of next-token cross-entropy with the reconstruction spliced in alone, nats."""
-    kl: float
-    """KL(model || model with the reconstruction spliced in alone), nats, mean over positions."""
-    ce_recovered: dict[Ablation, float | None]
-    """1 - ce_increase / that of the ablation; null where the ablation does no harm."""
-    kl_recovered: dict[Ablation, float | None]
-    """1 - kl / that of the ablation."""
-    dead: float
-    """Share of latents that never fired on the tokens measured."""
-    rarest: float
-    """Firing rate that is seen on so many tokens with a probability of 95 %; rarer latents may count as dead."""
-    density: list[int]
-    """Live latents by firing rate: half decades from 1e-6 to 1 (measures.fidelity.DENSITY_EDGES)."""
-    dense: dict[Literal["0.01", "0.1", "0.5"], float]
-    """Share of latents that fire on more than this fraction of the tokens."""
-    l0_per_chunk: list[float]
-    """For a staircase: live latents per token in each chunk, oldest first."""
-    n_tokens: int
-    n_prompts: int
-    ci: dict[str, Interval | None]
-    """95 % bootstrap intervals over prompts; shares of latents have none (resampled text cannot revive a latent)."""
-
-
-class SplicedFidelity(BaseModel):
-    """What the model loses with all SAEs of a method spliced in at once."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    method: str
-    sites: list[str]
-    ce_increase: float
-    """Increase of next-token cross-entropy, nats."""
-    kl: float
-    """KL(model || spliced model), nats, mean over positions."""
-    ce_recovered: dict[Ablation, float | None]
-    """1 - ce_increase / that of ablating all the sites."""
-    kl_recovered: dict[Ablation, float | None]
-    n_tokens: int
-    n_prompts: int
-    ci: dict[str, Interval | None]
-
-
-class FrequencyBin(BaseModel):
-    """Latents that fire on `low` to `high` of the tokens, and how well they are matched."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    low: float
-    high: float
-    n: int
-    mcc: float
-
-
-class Mcc(BaseModel):
-    """Agreement of two dictionaries under the best one-to-one matching (see measures/consistency.py)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    absolute: bool
-    """Whether signs were ignored."""
-    n_a: int
-    n_b: int
-    mcc: float
-    """Mean matched cosine over min(n_a, n_b) pairs."""
-    short: float
-    """How much that can be too low: 0 where the matching is exact."""
-    null: float
-    """The same for isotropic random dictionaries of the same shape."""
-    rescaled: float
-    """(mcc - null) / (1 - null)."""
-    max_cosine: float
-    """Mean largest cosine, not one to one, mean of both directions."""
-    max_cosine_null: float
-    max_cosine_rescaled: float
-    by_frequency: list[FrequencyBin]
-    """By firing frequency of the first dictionary's latents; empty where that was not measured."""
-
-
-class SeedAgreement(BaseModel):
-    """SAEs of one method and site from several seeds: consistency and overlap."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    method: str
-    site: str
-    runs: list[str]
-    """Where the SAEs come from."""
-    pw_mcc: float
-    """Mean over pairs of runs, signed."""
-    null: float
-    rescaled: float
-    pairs: list[Mcc]
-    """One a pair of runs, (0, 1), (0, 2), ..., signed."""
-    absolute_pairs: list[Mcc]
-    """The same with signs ignored."""
-    threshold: float
-    """Overlap: the cosine that encoder and decoder must reach."""
-    same_partner: bool
-    """Overlap: whether both matchings must agree."""
-    shared: float
-    """Share of latents that another run has too, mean over ordered pairs of runs."""
-    shared_null: float
-    """The same for random encoders and decoders of the same shapes."""
-    appearances: list[int]
-    """Latents of all runs by the number of other runs that have them: none, one, ..."""
-    n_tokens: int | None
-    """Tokens on which firing was measured: latents that never fired there are left out. Null where it was not: then
-    all latents are in, and nothing is known by frequency."""
-
-
-class Duplicates(BaseModel):
-    """Decoder directions of one site that an earlier site has too (see measures/layers.py)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    method: str
-    first: str
-    later: str
-    n: int
-    """Directions of the later site that were looked at."""
-    threshold: float
-    share: float
-    """Of them, those with a cosine of the threshold or more to some direction of the first site."""
-    mean_nearest: float
-    """Mean largest cosine."""
 
 
 class Results(BaseModel):

@@ -12,7 +12,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.fidelity import fidelity
 from scalar_sae.measures.sums import DENSITY_EDGES
-from scalar_sae.results import SaeFidelity
+from scalar_sae.sae_results import SaeFidelity
 from scalar_sae.saes.activation import ReLU, TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site

@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from scalar_sae.benchmark import scores
 from scalar_sae.errors import UserError, unknown
-from scalar_sae.results import Interval, Record
+from scalar_sae.results import Record
+from scalar_sae.sae_results import Interval
 
 FAMILY = re.compile(r"(.+?)-(?:k|lambda|l0-?)([0-9.e+-]+)$")
 """Names of SAEs of one method at several sparsities: `topk-k10`, `jacobian-lambda0.01`."""

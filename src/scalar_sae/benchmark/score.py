@@ -29,8 +29,9 @@ from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import QUANTILES, Counts
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.results import Control, Curves, Floor, Interval, PromptCurves, Record
+from scalar_sae.results import Control, Curves, Floor, PromptCurves, Record
 from scalar_sae.runs import versions
+from scalar_sae.sae_results import Interval
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 

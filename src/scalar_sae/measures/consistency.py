@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scalar_sae.measures.matching import CANDIDATES, EXACT, Dictionary, Matching, match, nearest
-from scalar_sae.results import FrequencyBin, Mcc
+from scalar_sae.sae_results import FrequencyBin, Mcc
 
 NULL_EXACT = 2048
 """Random dictionaries beyond this are matched on candidates: within 0.001, at a fraction of the time."""

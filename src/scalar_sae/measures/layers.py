@@ -10,7 +10,7 @@ from itertools import combinations
 
 from scalar_sae.errors import UserError
 from scalar_sae.measures.matching import nearest
-from scalar_sae.results import Duplicates
+from scalar_sae.sae_results import Duplicates
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 

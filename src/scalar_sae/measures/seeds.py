@@ -12,8 +12,8 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.consistency import mcc
 from scalar_sae.measures.matching import Dictionary
 from scalar_sae.measures.overlap import THRESHOLD, appearances, overlap
-from scalar_sae.results import SeedAgreement
 from scalar_sae.runs import Bar
+from scalar_sae.sae_results import SeedAgreement
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import find_sae
 from scalar_sae.sites import Site

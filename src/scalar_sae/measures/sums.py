@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scalar_sae.benchmark.scores import interval
-from scalar_sae.results import Ablation, Interval, SaeFidelity, SplicedFidelity
+from scalar_sae.sae_results import Ablation, Interval, SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from scalar_sae.results import Results, SaeFidelity
+from scalar_sae.results import Results
+from scalar_sae.sae_results import SaeFidelity
 from scalar_sae.saes.formats.detect import Located
 
 _RECIPE_CHARACTERS = 4000
