@@ -19,6 +19,7 @@ from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.corpora import Corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import special_tokens
 from scalar_sae.runs import Bar, Events, freed_memory_handed_back, say, versions
 from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.saes.trainee import Trainee
@@ -227,12 +228,6 @@ class _Run:
             sae = sae if target == site else replace(sae, writes=target)
             card = SaeCard.of(sae, learner.method.method, learner.method.name, site, recipe)
             save_sae(sae, card, _folder(self.out, learner, site))
-
-
-def special_tokens(lm: LanguageModel) -> tuple[int, ...]:
-    """Ids that mark beginnings and ends of text or padding: no SAE is trained on them."""
-    named = (getattr(lm.hf.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id"))
-    return tuple(sorted({token for token in named if isinstance(token, int)}))
 
 
 def _batches(buffer: Buffer, batch_tokens: int) -> list[Buffer]:
