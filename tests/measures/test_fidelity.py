@@ -14,6 +14,7 @@ from scalar_sae.measures.fidelity import fidelity
 from scalar_sae.measures.sums import DENSITY_EDGES
 from scalar_sae.sae_results import SaeFidelity
 from scalar_sae.saes.activation import ReLU, TopK
+from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 from tests.helpers import PLAIN_KINDS, random_sae, tiny_lm
@@ -78,6 +79,21 @@ def test_one_sae_at_any_site(kind: str):
         assert count == ((rate >= DENSITY_EDGES[i]) & (rate < top)).sum()
     assert found.dense["0.1"] == pytest.approx((rate > 0.1).double().mean().item())
     assert (found.n_tokens, found.n_prompts) == (60, 5)
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "constant_norm"])
+def test_an_sae_that_normalises_its_input_is_that_sae_between_two_lines_of_its_own(kind: str):
+    """By hand: normalise, encode and decode with the plain weights, undo; alone and spliced in."""
+    lm, plain, site = tiny_lm(), random_sae(16, 24, 4, 0), Site("resid_mid", 1)
+    sae = replace(plain, norm=InputNorm(kind, 1e-5), W_skip=0.1 * torch.eye(16))
+    x = lm.activations(TOKENS, [site])[site]
+    shift = x.mean(-1, keepdim=True) if kind == "layer_norm" else 0
+    scale = x.std(-1, keepdim=True) if kind == "layer_norm" else x.norm(dim=-1, keepdim=True) / 4
+    x_hat = plain.decode(plain.encode((x - shift) / (scale + 1e-5))) * scale + shift + 0.1 * x
+    found = fidelity(lm, {"mine": {site: sae}}, TOKENS)
+    assert found.saes[0].loss == pytest.approx((x - x_hat).square().sum(-1).mean().item(), rel=1e-5)
+    rise = ce(lm.logits_from(site, x_hat)) - ce(lm.logits(TOKENS))
+    assert (found.saes[0].ce_increase, found.spliced[0].ce_increase) == pytest.approx((rise, rise), abs=1e-5)
 
 
 def hooked(lm: LanguageModel, saes: dict[Site, SAE]) -> Tensor:
@@ -216,6 +232,8 @@ def test_bad_input():
         one(random_sae(16, 24, 4, 0), Site("resid_mid", 0), TOKENS[:, :1])
     with pytest.raises(UserError, match="has 2 layers"):
         one(random_sae(16, 24, 4, 0), Site("resid_mid", 5))
+    with pytest.raises(UserError, match="transcoders alone"):
+        one(replace(random_sae(16, 24, 4, 0), writes=Site("mlp_out", 0)), Site("mlp_in", 0))
     lm = tiny_lm()
     lm.hf.transformer.wte.weight[3] = torch.nan
     with pytest.raises(UserError, match="not finite"):

@@ -63,10 +63,10 @@ def fidelity(
         seed: of the bootstrap.
 
     Raises:
-        UserError: an SAE of another width, a site that the model lacks, activations that are not finite, or nothing to
-            predict.
+        UserError: transcoders alone, an SAE of another width, a site that the model lacks, activations that are not
+            finite, or nothing to predict.
     """
-    saes = _standing_in(saes)
+    saes = standing_in(saes)
     _check(lm, saes, tokens)
     sites = sorted({site for group in saes.values() for site in group})
     means = _means(lm, sites, tokens, ignore, batch)
@@ -101,12 +101,15 @@ def fidelity(
     )
 
 
-def _standing_in(saes: SAEs) -> SAEs:
+def standing_in(saes: SAEs) -> SAEs:
+    """The SAEs that reconstruct what they read: all but transcoders."""
     plain = {name: {site: sae for site, sae in group.items() if sae.writes is None} for name, group in saes.items()}
     return {name: group for name, group in plain.items() if group}
 
 
 def _check(lm: LanguageModel, saes: SAEs, tokens: Int[Tensor, "prompt token"]) -> None:
+    if not saes:
+        raise UserError("fidelity: transcoders alone, which do not reconstruct what they read; measure SAEs")
     if tokens.shape[0] == 0 or tokens.shape[1] < 2:
         raise UserError(f"fidelity: {tokens.shape[0]} prompts of {tokens.shape[1]} tokens leave nothing to predict")
     for method, group in saes.items():
@@ -174,7 +177,7 @@ def _splice(lm: LanguageModel, site: Site, sae: SAE, mean: Tensor, part: _Batch,
     """The SAE's own sums, and the losses with its reconstruction in place of the activation."""
     x, skip = part.states[site]
     acts = sae.encode(x)
-    x_hat = sae.decode(acts)
+    x_hat = sae.decode(acts, x)
     ce, kl = _losses(lm.logits_from(site, _replaced(x, x_hat, part), skip).log_softmax(-1), model, part)
     error, spread = (x - x_hat).square().sum(-1), (x - mean).square().sum(-1)
     sums = {
@@ -206,7 +209,7 @@ def _stand_in(name: str, sae: SAE, mean: Float[Tensor, " d_model"], part: _Batch
 
     def put(x: Tensor) -> Tensor:
         if name == "":
-            return _replaced(x, sae.decode(sae.encode(x)), part)
+            return _replaced(x, sae.decode(sae.encode(x), x), part)
         return _replaced(x, torch.zeros_like(x) if name == "_zero" else mean.expand_as(x), part)
 
     return put
