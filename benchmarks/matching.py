@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from scalar_sae.measures.matching import match
+from scalar_sae.measures.matching import EXACT, match
 
 D_MODEL = 64
 
@@ -25,7 +25,7 @@ if __name__ == "__main__":
         A = torch.randn(n, D_MODEL, generator=g)
         copy = A[torch.randperm(n, generator=g)] + torch.randn(n, D_MODEL, generator=g)
         for name, B in (("random", torch.randn(n, D_MODEL, generator=g)), ("noisy copy", copy)):
-            pruned = timed(A, B, exact=min(n // 4, 2048))
+            pruned = timed(A, B, exact=min(n // 4, EXACT))  # beyond EXACT what the package does by itself
             best = None if n > 4096 else timed(A, B, exact=n)
             cells = [f"{n:,}", name, *(["", ""] if best is None else [f"{best[0]:.4f}", f"{best[2]:.1f}"])]
             cells += [f"{pruned[0]:.4f}", f"{pruned[1]:.4f}", f"{pruned[2]:.1f}"]

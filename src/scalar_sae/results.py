@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scalar_sae.errors import UserError
 from scalar_sae.label_results import SaeAbsorption, SaeProbes
 from scalar_sae.runs import write_json
-from scalar_sae.sae_results import Duplicates, Interval, SaeFidelity, SeedAgreement, SplicedFidelity
+from scalar_sae.sae_results import Duplicates, Interval, SaeFidelity, SaeReading, SeedAgreement, SplicedFidelity
 
 SCHEMA_VERSION = 1
 
@@ -165,6 +165,7 @@ class Results(BaseModel):
     duplicates: list[Duplicates] = Field(default_factory=list[Duplicates])
     absorption: list[SaeAbsorption] = Field(default_factory=list[SaeAbsorption])
     probes: list[SaeProbes] = Field(default_factory=list[SaeProbes])
+    reading: list[SaeReading] = Field(default_factory=list[SaeReading])
 
     def under(self, ranking: str) -> list[Record]:
         """The pairs' records under one ranking, controls left out."""

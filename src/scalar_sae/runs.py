@@ -104,6 +104,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Claim a folder for tables made in one way, or go on in the one that was claimed so: `settings.json` in it.
+
+    Raises:
+        UserError: the folder holds tables that were made otherwise.
+    """
+    path = folder / "settings.json"
+    if path.is_file():
+        differing = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+        if differing:
+            raise UserError(f"{folder}: holds other tables ({', '.join(differing)} differ); choose another --out")
+    elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise UserError(f"{folder}: exists and does not say how its tables were made; choose another --out")
+    else:
+        write_json(path, settings)
+
+
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
     """Names of the fields in which two nested configs differ, in order."""
     if isinstance(a, dict) and isinstance(b, dict):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Interval = tuple[float, float]
 Ablation = Literal["zero", "mean"]
@@ -55,7 +55,8 @@ class SaeFidelity(BaseModel):
     n_tokens: int
     n_prompts: int
     ci: dict[str, Interval | None]
-    """95 % bootstrap intervals over prompts; shares of latents have none (resampled text cannot revive a latent)."""
+    """95 % bootstrap intervals over prompts, or over 64 groups of them (`fvu_residual_variance`, `dense`); `dead` and
+    `density` have none, since resampled text cannot revive a latent."""
 
 
 class SplicedFidelity(BaseModel):
@@ -86,6 +87,8 @@ class FrequencyBin(BaseModel):
     high: float
     n: int
     mcc: float
+    null: float | None = None
+    """The same for random dictionaries, whose latents are all alike: that of the whole pair."""
 
 
 class Mcc(BaseModel):
@@ -140,6 +143,8 @@ class SeedAgreement(BaseModel):
     """The same for random encoders and decoders of the same shapes."""
     appearances: list[int]
     """Latents of all runs by the number of other runs that have them: none, one, ..."""
+    in_others: list[list[int | None]] = Field(default_factory=list[list[int | None]])
+    """For each run its latents in their order: how many other runs have it; null for one that never fired."""
     n_tokens: int | None
     """Tokens on which firing was measured: latents that never fired there are left out. Null where it was not: then
     all latents are in, and nothing is known by frequency."""
@@ -160,3 +165,47 @@ class Duplicates(BaseModel):
     """Of them, those with a cosine of the threshold or more to some direction of the first site."""
     mean_nearest: float
     """Mean largest cosine."""
+    n_new: int | None = None
+    """Of a staircase: directions that the later site added; null for other SAEs, where all are its own."""
+    share_new: float | None = None
+    """Of those, the share that the first site has too."""
+
+
+class MeanScore(BaseModel):
+    """A score of latents, mean over them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mean: float | None
+    ci: Interval | None
+    """95 % bootstrap over latents; null with fewer than two."""
+    n: int
+    """Latents that have the score."""
+    n_null: int
+    """Latents that have none: they did not fire where rules were tried, or the judge gave no answer."""
+
+
+class JudgedBy(BaseModel):
+    """What one judge made of a sample of latents (see measures/judge.py)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    judge: dict[str, str | int | None]
+    """Who: `model`, `url`, a hash of the `questions`, and the `seed` of the sample."""
+    detection: MeanScore
+    """Balanced accuracy at telling texts where a latent fires from others: 0.5 is chance."""
+    fuzzing: MeanScore
+    """Balanced accuracy at telling right marks from wrong ones."""
+
+
+class SaeReading(BaseModel):
+    """How well one SAE's latents can be read (see measures/reading.py)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    site: str
+    rule_f1: dict[int, MeanScore]
+    """F1 of a rule of the last n tokens, by n (see measures/rules.py)."""
+    judged: list[JudgedBy]
+    """One a judge."""

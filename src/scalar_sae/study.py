@@ -26,6 +26,7 @@ from scalar_sae.benchmark.score import score
 from scalar_sae.corpora import Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import special_tokens
 from scalar_sae.measures.fidelity import fidelity, standing_in
 from scalar_sae.results import Control, Results
 from scalar_sae.runs import Bar, Events, differences, say, whole, write_text
@@ -159,7 +160,7 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     if not results.saes and standing_in(saes) and workers.number() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)
         prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
-        results.saes, results.spliced = fidelity(lm, saes, prompts)
+        results.saes, results.spliced = fidelity(lm, saes, prompts, special_tokens(lm))
         results.write(path)
     texts = held_out(corpus, config.score)
     done = {record.key for record in results.records}

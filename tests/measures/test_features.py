@@ -66,6 +66,39 @@ def test_examples_are_the_strongest_and_a_sample(tables: tuple[list[dict], list[
                 assert values == pytest.approx(sorted(mine[mine > 0].tolist(), reverse=True)[:5], rel=1e-5)
 
 
+def test_every_band_that_a_latent_reaches_has_one_example(tables: tuple[list[dict], list[dict], np.ndarray]):
+    latents, contexts, acts = tables
+    for row in latents:
+        mine = [some for some in contexts if some["latent"] == row["latent"] and some["kind"] == "band"]
+        values = [acts[some["prompt"], some["position"], row["latent"]] for some in mine]
+        reached = [2.0**octave for octave, n in zip(OCTAVES, row["octaves"], strict=True) if n]
+        assert len(values) == len(reached)
+        assert all(low <= value < 2 * low for low, value in zip(reached, values, strict=True))
+    assert max(len([n for n in row["octaves"] if n]) for row in latents) > 2
+
+
+def test_tokens_to_ignore_are_context_and_nothing_else(tmp_path: Path):
+    lm, sae = tiny_lm(), random_sae(16, 24, 4, 0)
+    tokens = torch.cat([torch.full((9, 1), 3), TOKENS[:, 1:].where(TOKENS[:, 1:] != 3, 4)], 1)
+    read_features(lm, SITE, sae, tokens, tmp_path / "sae", n_examples=200, ignore=[3])
+    latents, contexts = (
+        pq.read_table(tmp_path / "sae" / f"{name}.parquet").to_pylist() for name in ("latents", "contexts")
+    )
+    fired = sae.encode(lm.activations(tokens, [SITE])[SITE])[:, 1:] > 0
+    assert [row["density"] for row in latents] == pytest.approx(fired.flatten(0, 1).float().mean(0).tolist())
+    assert min(row["position"] for row in contexts) == 1
+    assert all(row["acts"][0] == 0 for row in contexts if row["start"] == 0)
+    assert sum(row["kind"] == "random" for row in contexts) == fired.sum()
+
+
+def test_rules_are_not_tried_on_tokens_to_ignore():
+    tokens = torch.tensor([[0, 1, 2, 1], [0, 1, 1, 2], [0, 2, 1, 2], [0, 2, 2, 1]])
+    fired = tokens == 1
+    fired[1, 2] = False
+    found = rule_scores(tokens, csr_array(fired.reshape(-1, 1).numpy()), ignore=[0])
+    assert found.accuracy[0, 0] == pytest.approx((1 + 3 / 4) / 2)  # both 1s found; of the four others one is wrong
+
+
 def test_each_example_has_its_window(tables: tuple[list[dict], list[dict], np.ndarray]):
     _, contexts, acts = tables
     assert contexts
@@ -227,8 +260,12 @@ def test_the_page_in_a_browser(features_run: Path, browser: Any):
     shows(1)
     Select(browser.find_element(By.ID, "order")).select_by_value("density")
     shows(busiest)
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#latent pre")) == 20
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#latent pre .at")) == 20
+    bands = sum(n > 0 for n in pq.read_table(folder / "latents.parquet")["octaves"].to_pylist()[busiest])
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#latent pre")) == 20 + bands
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#latent pre .at")) == 20 + bands
+    ActionChains(browser).key_down(Keys.ALT).send_keys(Keys.ARROW_DOWN).key_up(Keys.ALT).perform()
+    ActionChains(browser).key_down(Keys.CONTROL).send_keys(Keys.ARROW_RIGHT).key_up(Keys.CONTROL).perform()
+    shows(busiest)
     assert "balanced accuracy" in browser.find_element(By.ID, "rule").text
     edge = browser.find_element(By.CSS_SELECTOR, "#latent a")
     assert edge.text.startswith("resid_post.0 ")

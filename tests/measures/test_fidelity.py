@@ -215,7 +215,29 @@ def test_intervals_are_those_of_a_bootstrap_over_prompts():
     expected = np.quantile(loss[draws].mean(1), [0.025, 0.975], method="nearest")
     assert found.ci["loss"] == pytest.approx(tuple(expected), rel=1e-5)
     assert found.ci["fvu"][0] < found.fvu < found.ci["fvu"][1]
+    acts = sae.encode(x)
+    error, again = x - sae.decode(acts), [draw for draw in draws]
+    variance = [error[d].flatten(0, 1).var(0, correction=0).sum() for d in again]
+    spread = (x - x.flatten(0, 1).mean(0)).square().sum((1, 2))
+    ratio = np.array([60 * v.item() / spread[d].sum().item() for v, d in zip(variance, again, strict=True)])
+    dense = np.array([((acts[d] > 0).flatten(0, 1).double().mean(0) > 0.1).double().mean().item() for d in again])
+    for name, values in (("fvu_residual_variance", ratio), ("dense.0.1", dense)):
+        assert found.ci[name] == pytest.approx(tuple(np.quantile(values, [0.025, 0.975], method="nearest")), rel=1e-5)
+    assert found.ci["l0_per_chunk.0"] == found.ci["l0"]
     assert set(one(sae, site, TOKENS[:1], lm).ci.values()) == {None}
+
+
+def test_more_prompts_than_groups_are_drawn_in_groups(monkeypatch: pytest.MonkeyPatch):
+    """Groups of identical prompts: those are one draw, so the interval is that of the text without the copies."""
+    sae, site = replace(random_sae(16, 24, 4, 0), chunks=(10, 24)), Site("resid_mid", 1)
+    monkeypatch.setattr("scalar_sae.measures.sums.GROUPS", 5)
+    once, thrice = one(sae, site), one(sae, site, TOKENS.repeat(3, 1), batch=4)
+    for name in ("fvu_residual_variance", "dense.0.01", "dense.0.1"):
+        assert thrice.ci[name] == pytest.approx(once.ci[name], rel=1e-5)
+    assert thrice.fvu_residual_variance == pytest.approx(once.fvu_residual_variance)
+    assert thrice.l0_per_chunk == pytest.approx(once.l0_per_chunk)
+    width, narrow = (found.ci["l0_per_chunk.1"] for found in (once, thrice))
+    assert narrow[1] - narrow[0] < width[1] - width[0]
 
 
 def test_an_sae_that_never_fires_is_dead_and_its_shrinkage_unknown():

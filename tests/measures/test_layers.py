@@ -23,6 +23,7 @@ def test_relearned_directions_are_counted():
         ("resid_mid.0", "resid_post.0"), ("resid_mid.0", "resid_post.1"), ("resid_post.0", "resid_post.1"),
     ]  # fmt: skip
     assert [d.share for d in found] == pytest.approx([0, 5 / 20, 15 / 20])
+    assert {d.share_new for d in found} == {None}
 
 
 def test_a_staircase_shares_its_rows_and_only_its_own_chunk_is_new():
@@ -30,9 +31,12 @@ def test_a_staircase_shares_its_rows_and_only_its_own_chunk_is_new():
     first = replace(random_sae(64, 10, 4, 1), W_dec=whole.W_dec[:10], chunks=(10,))
     later = replace(whole, chunks=(10, 30))
     saes = {SITES[0]: first, SITES[1]: later}
-    assert duplicates("staircase", saes)[0].share == pytest.approx(1 / 3)
-    (new,) = duplicates("staircase", saes, new_only=True)
-    assert (new.n, new.share) == (20, 0)
+    (found,) = duplicates("staircase", saes)
+    assert (found.n, found.share) == (30, pytest.approx(1 / 3))
+    assert (found.n_new, found.share_new) == (20, 0)
+    relearned = replace(later, W_dec=torch.cat([whole.W_dec[:10], 2 * whole.W_dec[:5], whole.W_dec[15:]]))
+    (found,) = duplicates("staircase", {SITES[0]: first, SITES[1]: relearned})
+    assert (found.share, found.share_new) == pytest.approx((15 / 30, 5 / 20))
     with pytest.raises(UserError, match="cosines lie between"):
         duplicates("staircase", saes, threshold=1.5)
 
@@ -50,6 +54,7 @@ def test_labels_by_hand():
     assert marked["bracket"] == "()"
     assert marked["word"] == "defFoox2returnif"
     assert marked["keyword"] == "defreturnif"
+    assert marked["identifier"] == "Foox2"
     assert marked["indentation"] == "    "
     for child, parent in PARENTS.items():
         assert all(labels[parent][i] for i, yes in enumerate(labels[child]) if yes)

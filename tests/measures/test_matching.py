@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.measures.consistency import mcc
 from scalar_sae.measures.matching import Dictionary, match, nearest
-from scalar_sae.measures.overlap import appearances, overlap
+from scalar_sae.measures.overlap import appearances, overlap, overlaps
 from tests.helpers import random_sae
 
 
@@ -81,6 +82,26 @@ def test_pruned_is_near_exact_in_the_worst_case_of_random_dictionaries():
     assert pruned.short < 0.002
 
 
+def test_no_more_rows_than_it_says_are_matched_exactly_in_the_end(monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    monkeypatch.setattr("scalar_sae.measures.matching.LEFTOVER", 30)
+    monkeypatch.setattr("scalar_sae.measures.matching.linear_sum_assignment", watched(sizes))
+    found = match(rows(400, 8, 0), rows(400, 8, 1), exact=200, candidates=4)
+    assert sizes
+    assert max(sizes) <= 30
+    assert (found.partner >= 0).all()
+
+
+def watched(sizes: list[int]):
+    """The assignment, which notes how many columns it was given."""
+
+    def assign(cosines: np.ndarray, maximize: bool):
+        sizes.append(cosines.shape[1])
+        return linear_sum_assignment(cosines, maximize=maximize)
+
+    return assign
+
+
 def test_rows_that_are_all_alike_end():
     A = torch.ones(30, 3)
     assert match(A, A, exact=2, candidates=4).mean == pytest.approx(1)
@@ -139,6 +160,7 @@ def test_dead_latents_are_left_out_and_frequencies_kept_apart():
     found = mcc(a.alive(), b.alive())
     assert (found.n_a, found.n_b) == (5, 5)
     assert [(f.low, f.n) for f in found.by_frequency] == [(1e-4, 2), (1e-2, 2), (1e-1, 1)]
+    assert {f.null for f in found.by_frequency} == {found.null}
     total = sum(f.n * f.mcc for f in found.by_frequency) / 5
     assert total == pytest.approx(found.mcc)
 
@@ -183,7 +205,11 @@ def test_the_threshold_only_takes_away():
 def test_in_how_many_other_seeds_a_latent_appears():
     eye = torch.eye(8)
     seeds = [Dictionary(W, W) for W in (eye[:4], eye[[0, 1, 2, 7]], eye[[1, 0, 6, 5]])]
-    assert [times.tolist() for times in appearances(seeds)] == [[2, 2, 1, 0], [2, 2, 1, 0], [2, 2, 0, 0]]
+    assert [times.tolist() for times in appearances(seeds, overlaps(seeds))] == [
+        [2, 2, 1, 0],
+        [2, 2, 1, 0],
+        [2, 2, 0, 0],
+    ]
 
 
 def test_bad_input():
@@ -197,4 +223,4 @@ def test_bad_input():
     with pytest.raises(UserError, match="cosines lie between"):
         overlap(good, good, threshold=7.0)
     with pytest.raises(UserError, match="two seeds"):
-        appearances([good])
+        overlaps([good])

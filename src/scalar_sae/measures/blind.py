@@ -4,10 +4,11 @@
     pairs, answers = Pairs.read(out), Answers(out, "rater")  answers are on disk one by one
     summary(out)                                             preference with an interval, agreement of raters
 
-In `out`: a/ and b/ (feature tables), pairs.json (which latents, which side is which: not shown to raters) and
-answers/<rater>.jsonl, a line an answer.
+In `out`: settings.json, a/ and b/ (feature tables), pairs.json (which latents, which side is which: not shown to
+raters) and answers/<rater>.jsonl, a line an answer.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -21,12 +22,16 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import binomtest
 from torch import Tensor
 
+from scalar_sae.activations.cache import fingerprint
+from scalar_sae.benchmark.score import digest, rules
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import special_tokens
 from scalar_sae.measures.features import read_features, read_vocabulary
-from scalar_sae.runs import write_json
+from scalar_sae.runs import claim, write_json
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
@@ -80,28 +85,29 @@ def prepare(
     n_pairs: int,
     seed: int = 0,
 ) -> Pairs:
-    """Read both SAEs' features and draw pairs; does nothing if that was done before.
+    """Read both SAEs' features and draw pairs; does nothing if that was done before with the same settings.
 
     Raises:
         UserError: another comparison is in the folder, or too few latents fire often enough.
     """
+    settings: dict[str, Any] = {side: [digest(sae), *rules(sae)] for side, sae in saes.items()}
+    settings |= {"lm": fingerprint(lm), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
+    claim(out, settings | {"site": str(site), "pairs": n_pairs, "seed": seed})
     if (out / "pairs.json").is_file():
-        there = Pairs.read(out)
-        if there.names != names:
-            raise UserError(f"{out}: compares {there.names['a']} with {there.names['b']}; choose another --out")
-        return there
+        return Pairs.read(out)
     for side, sae in saes.items():
-        read_features(lm, site, sae, tokens, out / side, n_examples=EXAMPLES, seed=seed)
-    density = {side: _density(out / side, tokens.numel()) for side in saes}
+        read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, ignore=special_tokens(lm))
+    density = {side: _density(out / side) for side in saes}
     pairs = Pairs(names=names, pairs=draw(density["a"], density["b"], n_pairs, seed))
     write_json(out / "pairs.json", pairs.model_dump())
     return pairs
 
 
-def _density(folder: Path, n_tokens: int) -> Float[np.ndarray, " n"]:
+def _density(folder: Path) -> Float[np.ndarray, " n"]:
     """Firing rates; 0 for latents with fewer than EXAMPLES tokens to show."""
-    density = pq.read_table(folder / "latents.parquet")["density"].to_numpy()
-    return np.where(density * n_tokens >= EXAMPLES - 0.5, density, 0)
+    latents = pq.read_table(folder / "latents.parquet")
+    times = np.stack(latents["octaves"].to_pylist()).sum(1)
+    return np.where(times >= EXAMPLES, latents["density"].to_numpy(), 0)
 
 
 def draw(a: Float[np.ndarray, " n_a"], b: Float[np.ndarray, " n_b"], n_pairs: int, seed: int) -> list[FeaturePair]:
@@ -203,7 +209,8 @@ class Summary(BaseModel):
     share_b: float | None
     """Of the decided answers, those for b, all raters together; 0.5 is no preference."""
     interval: tuple[float, float] | None
-    """95 % bootstrap over pairs, so that several raters of one pair count as one draw."""
+    """95 % bootstrap over pairs, so that several raters of one pair count as one draw; Wilson's over the decided pairs
+    where all their answers are the same, since a bootstrap sees no others; null without any."""
     agreement: dict[str, tuple[int, float, float | None]]
     """Two raters -> pairs both saw, share answered alike, Cohen's kappa (None where chance agreement is certain)."""
 
@@ -225,10 +232,7 @@ def summary(out: Path, seed: int = 0) -> Summary:
             if choice != "neither":
                 votes[pair, int(choice == "b")] += 1
     seen = votes[[any(pair in answers for answers in raters.values()) for pair in range(len(pairs.pairs))]]
-    draws = seen[np.random.default_rng(seed).integers(len(seen), size=(1000, len(seen)))].sum(1)
-    drawn = draws[:, 1] / np.maximum(draws.sum(1), 1)
     decided = votes.sum()
-    low, high = np.quantile(drawn, [0.025, 0.975])
     return Summary(
         names=pairs.names,
         counts={
@@ -236,9 +240,21 @@ def summary(out: Path, seed: int = 0) -> Summary:
             for name, answers in raters.items()
         },
         share_b=float(votes[:, 1].sum() / decided) if decided else None,
-        interval=(float(low), float(high)) if decided else None,
+        interval=_interval(seen, seed) if decided else None,
         agreement={f"{one}, {two}": _agreement(raters[one], raters[two]) for one, two in combinations(raters, 2)},
     )
+
+
+def _interval(votes: Float[np.ndarray, "pair 2"], seed: int) -> tuple[float, float]:
+    """Of the share of b among the votes for a and b of some pairs, not all without any."""
+    for_a, for_b = (votes > 0).sum(0)
+    if not for_a or not for_b:
+        wilson = binomtest(int(for_b), int(for_a + for_b)).proportion_ci(method="wilson")
+        return float(wilson.low), float(wilson.high)
+    draws = votes[np.random.default_rng(seed).integers(len(votes), size=(1000, len(votes)))].sum(1)
+    draws = draws[draws.sum(1) > 0]  # without a decided answer there is no share
+    low, high = np.quantile(draws[:, 1] / draws.sum(1), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _by_sae(answers: dict[int, Choice], pairs: list[FeaturePair]) -> dict[int, str]:

@@ -27,6 +27,7 @@ def mcc(
     seed: int = 0,
     exact: int = EXACT,
     candidates: int = CANDIDATES,
+    found: Matching | None = None,
 ) -> Mcc:
     """Mean correlation coefficient of two dictionaries, with its null and by firing frequency of a's latents.
 
@@ -37,11 +38,12 @@ def mcc(
         seed: of the random dictionaries.
         exact: see `matching.match`, as are candidates.
         candidates: partners a latent competes for when there are more.
+        found: the matching of the decoders, if that was made before.
 
     Raises:
         UserError: different widths, no latents, or values that are not finite.
     """
-    found = match(a.W_dec, b.W_dec, absolute, exact, candidates)
+    found = found or match(a.W_dec, b.W_dec, absolute, exact, candidates)
     g = torch.Generator().manual_seed(seed)
     A, B = (Dictionary.random(*side.W_dec.shape, generator=g).W_dec for side in (a, b))
     null = match(A, B, absolute, min(exact, NULL_EXACT), candidates).mean
@@ -58,19 +60,23 @@ def mcc(
         max_cosine=nearest_cosine,
         max_cosine_null=nearest_null,
         max_cosine_rescaled=_rescaled(nearest_cosine, nearest_null),
-        by_frequency=[] if a.density is None else by_frequency(found, a.density),
+        by_frequency=[] if a.density is None else by_frequency(found, a.density, null),
     )
 
 
-def by_frequency(found: Matching, density: Float[Tensor, " n"]) -> list[FrequencyBin]:
-    """Mean matched cosine of the latents that fire on 1e-6 to 1e-5 of the tokens, 1e-5 to 1e-4, ... : decades."""
+def by_frequency(found: Matching, density: Float[Tensor, " n"], null: float) -> list[FrequencyBin]:
+    """Mean matched cosine of the latents that fire on 1e-6 to 1e-5 of the tokens, 1e-5 to 1e-4, ... : decades.
+
+    Random directions know nothing of frequencies: the null of all latents is that of any of them.
+    """
     rate, paired = density.numpy(), ~np.isnan(found.cosine)
     bins: list[FrequencyBin] = []
     for decade in range(-7, 0):
         low, high = 10.0**decade, 10.0 ** (decade + 1)
         some = paired & (rate >= low) & ((rate < high) | (decade == -1))
         if some.any():
-            bins.append(FrequencyBin(low=low, high=high, n=int(some.sum()), mcc=float(found.cosine[some].mean())))
+            mean = float(found.cosine[some].mean())
+            bins.append(FrequencyBin(low=low, high=high, n=int(some.sum()), mcc=mean, null=null))
     return bins
 
 

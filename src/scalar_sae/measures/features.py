@@ -10,11 +10,11 @@
 | `vocabulary.parquet` | a token that occurs in the other two: its text                                              |
 
 Examples are the strongest (`top`), a uniform sample of all tokens where the latent fires (`random`), which shows what
-the strongest hide, and stretches of text where it does not fire at all (`silent`), for a judge. Memory: a few numbers
-an example, whatever the length of the text.
+the strongest hide, one at random of each power of two that its activation reaches (`band`), and stretches of text where
+it does not fire at all (`silent`), for a judge. Memory: a few numbers an example, whatever the length of the text.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import counted
 from scalar_sae.measures.logits import logit_effects
 from scalar_sae.measures.rules import Sparse, rule_scores
 from scalar_sae.runs import Bar, whole
@@ -71,6 +72,7 @@ def read_features(
     n_examples: int = 10,
     batch: int = 8,
     seed: int = 0,
+    ignore: Collection[int] = (),
 ) -> None:
     """Write the three tables of an SAE into a folder, whole or not at all.
 
@@ -80,18 +82,20 @@ def read_features(
         sae: the SAE.
         tokens: prompts.
         out: folder to write.
-        n_examples: examples of each kind a latent.
+        n_examples: examples of each kind a latent; one of each band.
         batch: prompts per forward pass.
         seed: of the random examples.
+        ignore: tokens (a BOS, say) at which no latent counts as firing; they are context of those that follow.
     """
     g = torch.Generator().manual_seed(seed)
     none = _Firings(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0))
-    best = {"top": none, "random": none}
+    best, bands = {"top": none, "random": none}, none
+    there = counted(tokens, ignore).flatten()
     count, total = torch.zeros(sae.d_sae, dtype=torch.long), torch.zeros(sae.d_sae).double()
     octaves = torch.zeros(sae.d_sae, len(OCTAVES), dtype=torch.long)
     fired: list[Sparse] = []
     with Bar("read features", 2 * tokens.shape[0]) as bar:
-        for start, acts in _activations(lm, site, sae, tokens, batch):
+        for start, acts in _activations(lm, site, sae, tokens, there, batch):
             row, latent = (acts > 0).nonzero(as_tuple=True)
             value = acts[row, latent]
             keys = {"top": value, "random": torch.rand(len(value), generator=g)}
@@ -99,21 +103,26 @@ def read_features(
             count += latent.bincount(minlength=sae.d_sae)
             total.index_add_(0, latent, value.double())
             octave = value.log2().floor().clamp(OCTAVES[0], OCTAVES[-1]).long() - OCTAVES[0]
-            octaves += (latent * len(OCTAVES) + octave).bincount(minlength=octaves.numel()).view_as(octaves)
+            band = latent * len(OCTAVES) + octave
+            octaves += band.bincount(minlength=octaves.numel()).view_as(octaves)
+            bands = bands.best(1, _Firings(band, row + start, keys["random"]))
             if start < RULE_TOKENS:
                 ends = np.searchsorted(row.numpy(), np.arange(len(acts) + 1))
                 fired.append(csr_array((np.ones(len(row), dtype=bool), latent.numpy(), ends), shape=acts.shape))
             bar.step(acts.shape[0] // tokens.shape[1])
         latent = torch.arange(sae.d_sae).repeat(n_examples)
-        silent = torch.randint(tokens.numel(), latent.shape, generator=g)
-        examples = best | {"silent": _Firings(latent, silent, torch.zeros(len(latent)))}
-        contexts = _contexts(lm, site, sae, tokens, batch, examples, bar)
+        silent = there.nonzero().squeeze(1)[torch.randint(int(there.sum()), latent.shape, generator=g)]
+        examples = best | {
+            "band": bands._replace(latent=bands.latent // len(OCTAVES)),
+            "silent": _Firings(latent, silent, torch.zeros(len(latent))),
+        }
+        contexts = _contexts(lm, site, sae, tokens, there, batch, examples, bar)
     firings: Sparse = vstack(fired, format="csr")
-    rules = rule_scores(tokens[: firings.shape[0] // tokens.shape[1]], firings)
+    rules = rule_scores(tokens[: firings.shape[0] // tokens.shape[1]], firings, ignore)
     effects = logit_effects(lm, site, sae, tokens)
     latents = {
         "latent": np.arange(sae.d_sae, dtype=np.int32),
-        "density": (count / tokens.numel()).numpy(),
+        "density": (count / there.sum()).numpy(),
         "maximum": torch.zeros(sae.d_sae).scatter_reduce(0, best["top"].latent, best["top"].key, "amax").numpy(),
         "mean": (total / count.clamp_min(1)).float().numpy(),
         "octaves": list(octaves.numpy()),
@@ -139,12 +148,19 @@ def read_vocabulary(folder: Path) -> dict[int, str]:
 
 
 def _activations(
-    lm: LanguageModel, site: Site, sae: SAE, tokens: Int[Tensor, "prompt token"], batch: int
+    lm: LanguageModel,
+    site: Site,
+    sae: SAE,
+    tokens: Int[Tensor, "prompt token"],
+    there: Bool[Tensor, " place"],
+    batch: int,
 ) -> Iterator[tuple[int, Float[Tensor, "n d_sae"]]]:
-    """Batches of activations over the text in order, each with the number of its first token."""
+    """Batches of activations over the text in order, each with the number of its first token; 0 where not `there`."""
     for number, some in enumerate(tokens.split(batch)):
         acts = sae.encode(lm.activations(some, [site])[site]).flatten(0, 1)
-        yield number * batch * tokens.shape[1], acts
+        start = number * batch * tokens.shape[1]
+        acts[~there[start : start + len(acts)]] = 0
+        yield start, acts
 
 
 def _contexts(
@@ -152,6 +168,7 @@ def _contexts(
     site: Site,
     sae: SAE,
     tokens: Int[Tensor, "prompt token"],
+    there: Bool[Tensor, " place"],
     batch: int,
     examples: dict[str, _Firings],
     bar: Bar,
@@ -166,7 +183,7 @@ def _contexts(
     inside = column < (position + AFTER + 1).clamp_max(length).unsqueeze(1)
     column = column.clamp_max(length - 1)
     windows = torch.zeros(column.shape)
-    for start, acts in _activations(lm, site, sae, tokens, batch):
+    for start, acts in _activations(lm, site, sae, tokens, there, batch):
         here = ((place >= start) & (place < start + acts.shape[0])).nonzero().squeeze(1)
         rows = (prompt[here] * length - start).unsqueeze(1) + column[here]
         windows[here] = acts[rows, latent[here].unsqueeze(1)]

@@ -4,12 +4,14 @@
     found.saes, found.spliced
 
 Every score is a function of sums over tokens. They are kept per prompt, and prompts are what the bootstrap draws, since
-tokens of one prompt are not independent. Memory does not grow with the text: a few numbers a prompt, a count a latent.
+tokens of one prompt are not independent. Memory does not grow with the text: a few numbers a prompt, and for each of
+sums.GROUPS groups of prompts, which are drawn in the same way, a count a latent.
 
 The text is read twice: for the mean activation at each site, and for everything else. Definitions: docs/measures.md.
 """
 
 from collections.abc import Collection, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from scalar_sae.benchmark.scores import resamples
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import At, LanguageModel, Replacement
+from scalar_sae.lm.special import counted
 from scalar_sae.measures.sums import OfSae, PerPrompt, Tally, sae_record, spliced_record
 from scalar_sae.runs import Bar
 from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
@@ -41,6 +44,8 @@ class _Batch(NamedTuple):
     keep: Bool[Tensor, "prompt token"]
     """False at the tokens to ignore."""
     states: dict[Site, At]
+    first: int
+    """Number of the first prompt."""
 
 
 @torch.no_grad()
@@ -72,7 +77,7 @@ def fidelity(
     means = _means(lm, sites, tokens, ignore, batch)
     clean, ablated = Tally(), {site: Tally() for site in sites}
     alone = {
-        (method, site): OfSae(Tally(), torch.zeros(sae.d_sae, dtype=torch.long), torch.zeros(lm.d_model).double())
+        (method, site): OfSae.empty(sae, tokens.shape[0])
         for method, group in saes.items()
         for site, sae in sorted(group.items())
     }
@@ -94,7 +99,7 @@ def fidelity(
     draws = resamples(n_prompts, seed) if n_prompts > 1 else None
     return Fidelity(
         [
-            sae_record(method, site, saes[method][site], of_sae, [clean, ablated[site], of_sae.tally], draws)
+            sae_record(method, site, saes[method][site], of_sae, [clean, ablated[site], of_sae.tally], draws, seed)
             for (method, site), of_sae in alone.items()
         ],
         [spliced_record(method, sorted(saes[method]), [clean, tally], draws) for method, tally in together.items()],
@@ -121,7 +126,6 @@ def _check(lm: LanguageModel, saes: SAEs, tokens: Int[Tensor, "prompt token"]) -
 def _batches(
     lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], ignore: Collection[int], size: int
 ) -> Iterator[_Batch]:
-    ignored = torch.tensor(sorted(ignore), dtype=tokens.dtype)
     for number, some in enumerate(tokens.split(size)):
         states = lm.states(some, sites)
         for site, state in states.items():
@@ -130,7 +134,7 @@ def _batches(
                 raise UserError(
                     f"{site}: activations of prompt {number * size + int(bad.int().argmax())} are not finite"
                 )
-        yield _Batch(some, ~torch.isin(some, ignored), states)
+        yield _Batch(some, counted(some, ignore), states, number * size)
 
 
 def _means(
@@ -189,9 +193,13 @@ def _splice(lm: LanguageModel, site: Site, sae: SAE, mean: Tensor, part: _Batch,
         "x_hat_x_hat": x_hat.square().sum(-1),
         "x_x_hat": (x * x_hat).sum(-1),
     }
+    fired = (acts > 0) & part.keep.unsqueeze(-1)
+    for number, (start, end) in enumerate(pairwise((0, *(sae.chunks or (sae.d_sae,))))):
+        sums[f"l0_per_chunk.{number}"] = fired[..., start:end].sum(-1)
     into.tally.add(ce=ce, kl=kl, **{name: (value.double() * part.keep).sum(1) for name, value in sums.items()})
-    into.fired += (acts[part.keep] > 0).sum(0)
-    into.error += (x - x_hat)[part.keep].double().sum(0)
+    groups = (part.first + torch.arange(len(x))) % len(into.fired)
+    into.fired.index_add_(0, groups, fired.sum(1).int())
+    into.error.index_add_(0, groups, ((x - x_hat).double() * part.keep.unsqueeze(-1)).sum(1))
 
 
 def _splice_all(

@@ -2,8 +2,8 @@
 
     task = characters(tokens)       # tokens, the rows to look at, labels of those rows by name
 
-Each label is a parent of some other: a vowel is a letter, a letter is not a space, a keyword is a word. `spelling.py`
-has the labels of models with a tokenizer of words.
+Most labels have a parent: a vowel is a letter, a letter is not a space, indentation is space, a word is a keyword or
+an identifier. `spelling.py` has the labels of models with a tokenizer of words.
 """
 
 import keyword
@@ -33,7 +33,7 @@ CHARACTERS: dict[str, Callable[[str], bool]] = {
 }
 """Classes of one character, by name."""
 PARENTS = {"letter": "not_space", "vowel": "letter", "upper": "letter", "digit": "not_space", "bracket": "not_space",
-           "keyword": "word"}  # fmt: skip
+           "indentation": "space", "keyword": "word", "identifier": "word"}  # fmt: skip
 """Child -> parent: wherever the child is true, so is the parent."""
 CLASSES = ("space", "letter", "digit", "bracket")
 """Labels of which a token has one at most."""
@@ -108,19 +108,19 @@ def characters(tokens: Int[Tensor, "prompt token"], most: int = ROWS) -> Task:
 
 
 def character_labels(tokens: Int[Tensor, "prompt token"]) -> dict[str, Bool[Tensor, "prompt token"]]:
-    """Labels of ASCII tokens: character classes, words and Python keywords (their characters), indentation.
+    """Labels of ASCII tokens: character classes, words, Python keywords or identifiers (their characters), indentation.
 
     A word that a prompt's end cuts off is labelled as it stands.
     """
     tables = {name: torch.tensor([test(chr(i)) for i in range(Ascii().d_vocab)]) for name, test in CHARACTERS.items()}
     found = {name: table[tokens] for name, table in tables.items()}
-    for name in ("word", "keyword", "indentation"):
+    for name in ("word", "keyword", "identifier", "indentation"):
         found[name] = torch.zeros(tokens.shape, dtype=torch.bool)
     for row, prompt in enumerate(tokens.tolist()):
         text = Ascii().decode(prompt)
         for match in _WORD.finditer(text):
-            found["word"][row, match.start() : match.end()] = True
-            found["keyword"][row, match.start() : match.end()] = keyword.iskeyword(match[0])
+            for name in ("word", "keyword" if keyword.iskeyword(match[0]) else "identifier"):
+                found[name][row, match.start() : match.end()] = True
         for match in _INDENTATION.finditer(text):
             found["indentation"][row, match.start() : match.end()] = True
     return found

@@ -2,7 +2,7 @@
 
 A decoder direction at one site whose nearest direction at an earlier site has a cosine of `NEAR` or more is a
 near-duplicate. In a staircase the later SAE holds the earlier one's rows, so its duplicates are by design and stand in
-one shared parameter; compare it with `new_only`, which looks at the later SAE's own chunk alone.
+one shared parameter; compare it by the share among those that the later site added, its last chunk.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,13 @@ from scalar_sae.sites import Site
 NEAR = 0.9
 
 
-def duplicates(
-    method: str, saes: Mapping[Site, SAE], threshold: float = NEAR, new_only: bool = False
-) -> list[Duplicates]:
+def duplicates(method: str, saes: Mapping[Site, SAE], threshold: float = NEAR) -> list[Duplicates]:
     """For every two sites, the share of the later SAE's decoder directions that the earlier one has too.
 
     Args:
         method: name of the SAEs, for the records.
         saes: by site.
         threshold: cosine from which two directions are the same.
-        new_only: of a staircase's later SAE, only the chunk that its site added.
 
     Raises:
         UserError: a threshold that is no cosine.
@@ -36,8 +33,8 @@ def duplicates(
     found: list[Duplicates] = []
     for first, later in combinations(sorted(saes), 2):
         a, b = saes[first], saes[later]
-        start = b.chunks[-2] if new_only and len(b.chunks) > 1 else 0
-        cosine = nearest(b.W_dec[start:], a.W_dec)
+        cosine = nearest(b.W_dec, a.W_dec)
+        new = cosine[b.chunks[-2] :] if len(b.chunks) > 1 else None
         found.append(
             Duplicates(
                 method=method,
@@ -47,6 +44,8 @@ def duplicates(
                 threshold=threshold,
                 share=(cosine >= threshold).float().mean().item(),
                 mean_nearest=cosine.mean().item(),
+                n_new=None if new is None else len(new),
+                share_new=None if new is None else (new >= threshold).float().mean().item(),
             )
         )
     return found

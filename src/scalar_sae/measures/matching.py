@@ -6,8 +6,8 @@
 The matching has the largest sum of cosines over min(n_a, n_b) pairs. Up to EXACT rows it is scipy's exact assignment.
 Beyond, a row competes only for its CANDIDATES best partners; a pair outside them is credited with the row's worst
 candidate, more than it can be worth, so the credited sum bounds the best possible one. Rows left without a candidate
-are matched again among themselves. `found.short` is that bound less the sum found, a pair: the mean is at most so much
-too low.
+are matched again among themselves, exactly once LEFTOVER or fewer are left. `found.short` is that bound less the sum
+found, a pair: the mean is at most so much too low.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ from scalar_sae.saes.sae import SAE
 
 EXACT = 16_384
 CANDIDATES = 32
+LEFTOVER = 2048
+"""Rows without a candidate that are matched exactly: more would take the memory that pruning saves."""
 _CELLS = 2**25
 """Cosines held at once when there are too many for one matrix: 128 MB."""
 
@@ -127,7 +129,7 @@ def _pruned(a: Tensor, b: Tensor, absolute: bool, exact: int, candidates: int) -
     rows, columns = np.arange(n_a), np.arange(n_b)
     bound = None
     while len(rows):
-        if len(columns) <= exact:
+        if len(columns) <= min(exact, LEFTOVER):
             last = match(a[rows], b[columns], absolute, exact)
             partner[rows], cosine[rows] = columns[last.partner], last.cosine
             break

@@ -7,6 +7,7 @@ do, whoever the partners are: `require_same_partner=False`. The threshold 0.7 is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -60,31 +61,39 @@ def overlap(
     Raises:
         UserError: different widths, no latents, values that are not finite, or a threshold that is no cosine.
     """
-    if not -1 <= threshold <= 1:
-        raise UserError(f"threshold {threshold}: cosines lie between -1 and 1")
+    check_threshold(threshold)
     encoder = match(a.W_enc, b.W_enc, exact=exact, candidates=candidates)
     decoder = match(a.W_dec, b.W_dec, exact=exact, candidates=candidates)
     return Overlap(encoder, decoder, threshold, require_same_partner)
 
 
-def appearances(
+def overlaps(
     seeds: Sequence[Dictionary],
     threshold: float = THRESHOLD,
     require_same_partner: bool = True,
     exact: int = EXACT,
     candidates: int = CANDIDATES,
-) -> list[Int[np.ndarray, " _"]]:
-    """For each of several seeds, in how many of the others each of its latents is shared.
+) -> list[Overlap]:
+    """The overlap of every two of several seeds: (0, 1), (0, 2), ..., (1, 2), ...
 
     Raises:
         UserError: fewer than two seeds, and as `overlap`.
     """
     if len(seeds) < 2:
         raise UserError("overlap needs the SAEs of two seeds at one site, there is one; train another seed")
+    return [overlap(a, b, threshold, require_same_partner, exact, candidates) for a, b in combinations(seeds, 2)]
+
+
+def appearances(seeds: Sequence[Dictionary], pairs: Sequence[Overlap]) -> list[Int[np.ndarray, " _"]]:
+    """For each of several seeds, in how many of the others each of its latents is shared; `pairs` from `overlaps`."""
     found = [np.zeros(seed.W_dec.shape[0], dtype=np.int64) for seed in seeds]
-    for i, first in enumerate(seeds):
-        for j in range(i + 1, len(seeds)):
-            pair = overlap(first, seeds[j], threshold, require_same_partner, exact, candidates)
-            found[i] += pair.shared
-            found[j] += pair.turned(len(found[j])).shared
+    for (i, j), pair in zip(combinations(range(len(seeds)), 2), pairs, strict=True):
+        found[i] += pair.shared
+        found[j] += pair.turned(len(found[j])).shared
     return found
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise a UserError for a threshold that is no cosine."""
+    if not -1 <= threshold <= 1:
+        raise UserError(f"threshold {threshold}: cosines lie between -1 and 1")

@@ -7,12 +7,15 @@ Rules are tried on the odd prompts. The rule of one token is a list of tokens, w
     scores = rule_scores(tokens, fired)     # fired: sparse booleans, a row a token, a column a latent
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
+
+from scalar_sae.lm.special import counted
 
 Sparse = Any
 """A csr_array, of which scipy's stubs know too little."""
@@ -33,22 +36,25 @@ class RuleScores(NamedTuple):
     """The rule of one token: those behind which the latent fires, the most frequent first."""
 
 
-def rule_scores(tokens: Int[Tensor, "prompt token"], fired: Sparse) -> RuleScores:
+def rule_scores(tokens: Int[Tensor, "prompt token"], fired: Sparse, ignore: Collection[int] = ()) -> RuleScores:
     """Make a rule for every latent and length from even prompts, and try them on odd ones.
 
     Args:
         tokens: prompts.
         fired: [prompts * tokens, d_sae], where each latent fires.
+        ignore: tokens at which nothing is learned or tried; they are context of those that follow.
     """
     even = np.repeat(np.arange(len(tokens)) % 2 == 0, tokens.shape[1])
-    truth = fired[~even].astype(np.int64)
+    there = counted(tokens, ignore).flatten().numpy()
+    made, tried = even & there, ~even & there
+    truth = fired[tried].astype(np.int64)
     f1, accuracy = (np.empty((fired.shape[1], len(LENGTHS))) for _ in range(2))
     said: Sparse = csr_array(truth.shape, dtype=np.int64)
     one_token: list[list[int]] = []
     for number, context in enumerate(_contexts(tokens)):
-        counts, rule = _learned(context[even], int(context.max()) + 1, fired[even])
-        known = np.isin(context[~even], context[even])
-        seen = _one_hot(context[~even], known, rule.shape[0]) @ rule
+        counts, rule = _learned(context[made], int(context.max()) + 1, fired[made])
+        known = np.isin(context[tried], context[made])
+        seen = _one_hot(context[tried], known, rule.shape[0]) @ rule
         said = seen + _rows(~known) @ said
         f1[:, number], accuracy[:, number] = _scores(said, truth)
         one_token = one_token or _listed(rule.multiply(counts))

@@ -1,9 +1,8 @@
 """What `scalar measure`, `scalar features` and `scalar blind` do with the SAEs of a run."""
 
 import hashlib
-import json
+import math
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 from jaxtyping import Int
@@ -16,6 +15,7 @@ from scalar_sae.corpora import load_held_out, windows
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import counted, special_tokens
 from scalar_sae.measures.blind import prepare
 from scalar_sae.measures.edges import strongest_edges
 from scalar_sae.measures.features import read_features
@@ -24,10 +24,10 @@ from scalar_sae.measures.labelled import labelled
 from scalar_sae.measures.labels import Task, characters
 from scalar_sae.measures.layers import duplicates
 from scalar_sae.measures.overlap import THRESHOLD
-from scalar_sae.measures.seeds import seed_agreement
+from scalar_sae.measures.seeds import in_common, seed_agreement
 from scalar_sae.measures.spelling import WORDS, first_letters
 from scalar_sae.results import Results
-from scalar_sae.runs import differences, say, whole, write_json
+from scalar_sae.runs import claim, say, whole
 from scalar_sae.saes.store import load_sae, load_saes
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Ascii
@@ -64,6 +64,8 @@ def measure_run(
         labels: one of LABELS, to measure absorption and probes on; by default neither is measured.
         words: of `first-letters`.
 
+    Results are written after each of fidelity, seeds and labels.
+
     Raises:
         UserError: no SAEs or no model there, too little text, labels that do not fit the model, or other seeds with
             nothing in common.
@@ -77,22 +79,32 @@ def measure_run(
     saes = {str(folder): load_saes(folder) for folder in (run, *against)}
     tokens = spread_prompts(text, model, context, prompts)
     task = None if labels is None else _task(model, labels, tokens, words)
-    n = tokens.numel()
-    if n < 3 / RARE:
-        say(
-            f"{n:,} tokens: latents that fire on fewer than {3 / n:.1e} of them may look dead; "
-            f"to see those of {RARE:g}, measure on {3 / RARE:,.0f} (--prompts {3 / RARE / tokens.shape[1]:,.0f})"
-        )
+    if against:
+        in_common(saes, threshold, model)  # what cannot be compared is said before anything is measured
+    ignore = special_tokens(model)
+    _warn_of_rare(int(counted(tokens, ignore).sum()), len(tokens))
     path = run / "results.json"
     results = Results.read(path) if path.is_file() else Results()
-    results.saes, results.spliced = fidelity(model, saes[str(run)], tokens)
+    results.saes, results.spliced = fidelity(model, saes[str(run)], tokens, ignore)
     results.duplicates = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
+    results.write(path)
     if against:
-        results.seeds = seed_agreement(saes, model, tokens, threshold, require_same_partner)
+        results.seeds = seed_agreement(saes, model, tokens, threshold, require_same_partner, ignore)
+        results.write(path)
     if task is not None:
         results.absorption, results.probes = labelled(model, saes[str(run)], task)
-    results.write(path)
+        results.write(path)
     return results
+
+
+def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
+    """Say how many prompts it takes to see latents that fire on RARE of the tokens, if these are too few."""
+    wanted = 3 / RARE
+    if n_tokens < wanted:
+        say(
+            f"{n_tokens:,} tokens: latents that fire on fewer than {3 / n_tokens:.1e} of them may look dead; "
+            f"to see those of {RARE:g}, measure on {wanted:,.0f} (--prompts {math.ceil(wanted * n_prompts / n_tokens)})"
+        )
 
 
 def _model(run: Path, lm: str | None) -> LanguageModel:
@@ -176,11 +188,11 @@ def read_run(
         for site, sae in group.items():
             if sae.d_model != model.d_model:
                 raise UserError(f"{name} {site}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
-        _claim(out / name, settings | {"saes": {str(site): [digest(sae), *rules(sae)] for site, sae in group.items()}})
+        claim(out / name, settings | {"saes": {str(site): [digest(sae), *rules(sae)] for site, sae in group.items()}})
         places = {site: out / name / str(site) for site in sorted(group)}
         for site, folder in places.items():
             if not (folder / "latents.parquet").is_file():
-                read_features(model, site, group[site], tokens, folder)
+                read_features(model, site, group[site], tokens, folder, ignore=special_tokens(model))
         if ranking is not None and not all((folder / "edges.parquet").is_file() for folder in places.values()):
             edges = strongest_edges(model, group, tokens[:: -(-prompts // rank_prompts)], ranking, memory=memory)
             for site, folder in places.items():
@@ -190,33 +202,23 @@ def read_run(
     return folders
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Claim a folder for tables made in one way, or go on in the one that was claimed so.
-
-    Raises:
-        UserError: the folder holds tables that were made otherwise.
-    """
-    path = folder / "settings.json"
-    if path.is_file():
-        differing = differences(json.loads(path.read_text(encoding="utf-8")), settings)
-        if differing:
-            raise UserError(f"{folder}: holds other tables ({', '.join(differing)} differ); choose another --out")
-    elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-        raise UserError(f"{folder}: exists and does not say how its tables were made; choose another --out")
-    else:
-        write_json(path, settings)
-
-
-def prepare_blind(out: Path, a: Path, b: Path, lm: str, text: str, pairs: int, prompts: int) -> None:
+def prepare_blind(out: Path, a: Path, b: Path, lm: str | None, text: str, pairs: int, prompts: int) -> None:
     """Draw the pairs of a blind comparison of two SAEs at one site, unless that was done before.
 
     Raises:
-        UserError: not SAEs, different sites, or too few latents that fire.
+        UserError: not SAEs, different sites, no model in a folder above them, SAEs of another width, too few latents
+            that fire, or a comparison made otherwise.
     """
     (first, first_card), (second, second_card) = load_sae(a), load_sae(b)
     site = Site.parse(first_card.site)
     if not site.same_place(Site.parse(second_card.site)):
         raise UserError(f"{a} reads {first_card.site}, {b} reads {second_card.site}: compare SAEs of one site")
-    model = LanguageModel.load(lm)
+    source = lm or next((found for above in (*a.parents, *b.parents) if (found := model_in(above))), None)
+    if source is None:
+        raise UserError(f"{a}, {b}: no language model in a folder above; name the one that they read with --lm")
+    model = LanguageModel.load(source)
+    for folder, sae in ((a, first), (b, second)):
+        if sae.d_model != model.d_model:
+            raise UserError(f"{folder}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
     tokens = spread_prompts(text, model, None, prompts)
     prepare(out, model, site, {"a": first, "b": second}, {"a": str(a), "b": str(b)}, tokens, pairs)

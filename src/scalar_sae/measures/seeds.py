@@ -1,5 +1,6 @@
 """SAEs of one method from several seeds: consistency and overlap on the same SAEs, one record a method and site."""
 
+from collections.abc import Collection
 from itertools import combinations
 
 import numpy as np
@@ -9,11 +10,13 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import counted
 from scalar_sae.measures.consistency import mcc
 from scalar_sae.measures.matching import Dictionary
-from scalar_sae.measures.overlap import THRESHOLD, appearances, overlap
+from scalar_sae.measures.overlap import THRESHOLD, appearances, check_threshold, overlap, overlaps
 from scalar_sae.runs import Bar
 from scalar_sae.sae_results import SeedAgreement
+from scalar_sae.saes.formats.files import about
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import find_sae
 from scalar_sae.sites import Site
@@ -27,6 +30,7 @@ def seed_agreement(
     tokens: Int[Tensor, "prompt token"] | None = None,
     threshold: float = THRESHOLD,
     require_same_partner: bool = True,
+    ignore: Collection[int] = (),
 ) -> list[SeedAgreement]:
     """Compare the SAEs that several runs have in common: same method, same site.
 
@@ -36,10 +40,39 @@ def seed_agreement(
         tokens: prompts for that.
         threshold: of the overlap.
         require_same_partner: of the overlap.
+        ignore: tokens (a BOS, say) at which firing is not counted.
 
     Raises:
-        UserError: fewer than two runs, nothing in common, or SAEs of different widths.
+        UserError: as `in_common`, or no latent of an SAE fires.
     """
+    found: list[SeedAgreement] = []
+    common = in_common(runs, threshold, lm)
+    with Bar("compare seeds", len(common)) as bar:
+        for method, site in common:
+            saes = _at(runs, method, site)
+            rates: list[Float[Tensor, " _"] | None] = [None] * len(saes)
+            n_tokens = None
+            if lm and tokens is not None:
+                rates = [*densities(lm, site, list(saes.values()), tokens, ignore)]
+                n_tokens = int(counted(tokens, ignore).sum())
+            seeds = {run: Dictionary.of(sae, rate) for (run, sae), rate in zip(saes.items(), rates, strict=True)}
+            for run, seed in seeds.items():
+                if len(seed.alive().W_dec) == 0:
+                    raise UserError(f"{run} {method} {site}: no latent fires on the {n_tokens:,} tokens; leave it out")
+            with about(f"{', '.join(runs)}: {method} {site}"):
+                found.append(_compare(method, site, seeds, threshold, require_same_partner, n_tokens))
+            bar.step(note=f"{method} {site}")
+    return found
+
+
+def in_common(runs: dict[str, Run], threshold: float, lm: LanguageModel | None = None) -> list[tuple[str, Site]]:
+    """The methods and sites that all runs have.
+
+    Raises:
+        UserError: fewer than two runs, nothing in common, SAEs of another width than the model's or one another's, or
+            a threshold that is no cosine.
+    """
+    check_threshold(threshold)
     if len(runs) < 2:
         raise UserError("consistency needs the SAEs of two seeds, there is one run; train another with --set seed=1")
     first, *others = runs.values()
@@ -51,48 +84,56 @@ def seed_agreement(
     ]
     if not common:
         raise UserError(f"{', '.join(runs)}: no method and site in common")
-    found: list[SeedAgreement] = []
-    with Bar("compare seeds", len(common)) as bar:
-        for method, site in common:
-            saes = [sae for run in runs.values() if (sae := find_sae(run[method], site))]
-            rates = densities(lm, site, saes, tokens) if lm and tokens is not None else [None] * len(saes)
-            seeds = [Dictionary.of(sae, rate).alive() for sae, rate in zip(saes, rates, strict=True)]
-            n_tokens = tokens.numel() if lm and tokens is not None else None
-            found.append(_compare(method, site, list(runs), seeds, threshold, require_same_partner, n_tokens))
-            bar.step(note=f"{method} {site}")
-    return found
+    for method, site in common:
+        saes = _at(runs, method, site)
+        name, width = (lm.name, lm.d_model) if lm else next((run, sae.d_model) for run, sae in saes.items())
+        for run, sae in saes.items():
+            if sae.d_model != width:
+                raise UserError(f"{run} {method} {site}: reads {sae.d_model} dimensions, {name} has {width}")
+    return common
+
+
+def _at(runs: dict[str, Run], method: str, site: Site) -> dict[str, SAE]:
+    """The SAE of each run at a place that all have."""
+    return {name: sae for name, run in runs.items() if (sae := find_sae(run[method], site))}
 
 
 @torch.no_grad()
 def densities(
-    lm: LanguageModel, site: Site, saes: list[SAE], tokens: Int[Tensor, "prompt token"], batch: int = 8
+    lm: LanguageModel,
+    site: Site,
+    saes: list[SAE],
+    tokens: Int[Tensor, "prompt token"],
+    ignore: Collection[int] = (),
+    batch: int = 8,
 ) -> list[Float[Tensor, " _"]]:
-    """Share of the tokens on which each latent fires, for several SAEs of one site."""
+    """Share of the tokens, but for those to ignore, on which each latent fires, for several SAEs of one site."""
     counts = [torch.zeros(sae.d_sae) for sae in saes]
     for some in tokens.split(batch):
-        x = lm.activations(some, [site])[site]
+        x = lm.activations(some, [site])[site][counted(some, ignore)]
         for count, sae in zip(counts, saes, strict=True):
-            count += (sae.encode(x) > 0).flatten(0, 1).sum(0)
-    return [count / tokens.numel() for count in counts]
+            count += (sae.encode(x) > 0).sum(0)
+    return [count / counted(tokens, ignore).sum() for count in counts]
 
 
 def _compare(
     method: str,
     site: Site,
-    runs: list[str],
-    seeds: list[Dictionary],
+    runs: dict[str, Dictionary],
     threshold: float,
     require_same_partner: bool,
     n_tokens: int | None,
 ) -> SeedAgreement:
-    pairs = [mcc(a, b) for a, b in combinations(seeds, 2)]
-    times = appearances(seeds, threshold, require_same_partner)
+    seeds = [seed.alive() for seed in runs.values()]
+    both = overlaps(seeds, threshold, require_same_partner)
+    pairs = [mcc(a, b, found=pair.decoder) for (a, b), pair in zip(combinations(seeds, 2), both, strict=True)]
+    times = appearances(seeds, both)
     counts = np.bincount(np.concatenate(times), minlength=len(seeds))
     pw_mcc, null = (float(np.mean([getattr(pair, name) for pair in pairs])) for name in ("mcc", "null"))
     return SeedAgreement(
         method=method,
         site=str(site),
-        runs=runs,
+        runs=list(runs),
         pw_mcc=pw_mcc,
         null=null,
         rescaled=(pw_mcc - null) / (1 - null),
@@ -103,8 +144,17 @@ def _compare(
         shared=float(np.mean([time.mean() for time in times])) / (len(seeds) - 1),
         shared_null=_shared_null(seeds[0], seeds[1], threshold, require_same_partner),
         appearances=counts.tolist(),
+        in_others=[_by_latent(seed, time) for seed, time in zip(runs.values(), times, strict=True)],
         n_tokens=n_tokens,
     )
+
+
+def _by_latent(seed: Dictionary, times: Int[np.ndarray, " alive"]) -> list[int | None]:
+    """What is known of the latents that fire, at their places among all."""
+    if seed.density is None:
+        return times.tolist()
+    of_alive = iter(times.tolist())
+    return [next(of_alive) if rate > 0 else None for rate in seed.density.tolist()]
 
 
 def _shared_null(a: Dictionary, b: Dictionary, threshold: float, require_same_partner: bool) -> float:

@@ -11,13 +11,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scalar_sae.benchmark.scores import interval
+from scalar_sae.benchmark.scores import interval, resamples
 from scalar_sae.sae_results import Ablation, Interval, SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
 DENSITY_EDGES = 10.0 ** np.arange(-6, 0.5, 0.5)
 """Firing rates between which live latents are counted; the ends include everything beyond them."""
+GROUPS = 64
+"""Prompts are dealt into so many groups for what is too wide to keep for each: their numbers modulo this."""
+DENSE = ("0.01", "0.1", "0.5")
+"""Firing rates above which latents are counted as dense."""
+_LATENTS = 4096
+"""Latents whose resampled firing rates are held at once."""
 ABLATIONS: tuple[Ablation, ...] = ("zero", "mean")
 
 Sums = dict[str, Any]
@@ -39,11 +45,17 @@ class Tally:
 
 @dataclass
 class OfSae:
-    """One SAE's tally, and what is summed over all prompts at once: too wide to keep one a prompt."""
+    """One SAE's tally, and what is too wide to keep for each prompt: kept for each group of them."""
 
     tally: Tally
-    fired: Int[Tensor, " d_sae"]
-    error: Float[Tensor, " d_model"]
+    fired: Int[Tensor, "group d_sae"]
+    error: Float[Tensor, "group d_model"]
+
+    @classmethod
+    def empty(cls, sae: SAE, n_prompts: int) -> "OfSae":
+        """Nothing summed yet."""
+        n = min(GROUPS, n_prompts)
+        return cls(Tally(), torch.zeros(n, sae.d_sae, dtype=torch.int32), torch.zeros(n, sae.d_model).double())
 
 
 def _loss_scores(s: Sums) -> Sums:
@@ -68,6 +80,7 @@ def _sae_scores(s: Sums) -> Sums:
         "fvu_token_mean": s["ratio"] / s["n"],
         "cosine": s["cosine"] / s["n"],
         "shrinkage": s["x_hat_x_hat"] / np.where(s["x_x_hat"] == 0, np.nan, s["x_x_hat"]),
+        **{name: value / s["n"] for name, value in s.items() if name.startswith("l0_per_chunk.")},
         **_loss_scores(s),
     }
 
@@ -92,13 +105,15 @@ def sae_record(
     of_sae: OfSae,
     tallies: list[Tally],
     draws: Int[np.ndarray, "resample prompt"] | None,
+    seed: int,
 ) -> SaeFidelity:
     """The scores of one SAE; `tallies` together hold every sum, the clean model's first."""
     values, ci = _with_intervals(_sae_scores, tallies, draws)
-    counts = of_sae.fired.numpy()
+    counts = of_sae.fired.sum(0).numpy()
     n_tokens, n_prompts = _size(tallies[0])
     rate = counts / n_tokens
     spread, error = (torch.cat(of_sae.tally.rows[name]).sum().item() for name in ("spread", "error"))
+    bias = of_sae.error.sum(0).square().sum().item() / n_tokens
     return SaeFidelity(
         method=method,
         site=str(site),
@@ -106,21 +121,37 @@ def sae_record(
         activation=str(sae.activation),
         **{name: float(values[name]) for name in ("l0", "loss", "fvu", "fvu_token_mean", "cosine")},
         shrinkage=_finite(values["shrinkage"]),
-        fvu_residual_variance=(error - of_sae.error.square().sum().item() / n_tokens) / spread,
+        fvu_residual_variance=(error - bias) / spread,
         **_loss_fields(values),
         dead=float((counts == 0).mean()),
         rarest=min(1.0, 3 / n_tokens),
         density=np.histogram(rate[rate > 0].clip(DENSITY_EDGES[0], 1), DENSITY_EDGES)[0].tolist(),
-        dense={
-            "0.01": float((rate > 0.01).mean()),
-            "0.1": float((rate > 0.1).mean()),
-            "0.5": float((rate > 0.5).mean()),
-        },
+        dense={name: float((rate > float(name)).mean()) for name in DENSE},
         l0_per_chunk=[float(counts[a:b].sum() / n_tokens) for a, b in pairwise((0, *(sae.chunks or (sae.d_sae,))))],
         n_tokens=n_tokens,
         n_prompts=n_prompts,
-        ci=ci,
+        ci=ci | (_of_groups(of_sae, tallies, seed) if n_prompts > 1 else {}),
     )
+
+
+def _of_groups(of_sae: OfSae, tallies: list[Tally], seed: int) -> dict[str, Interval | None]:
+    """Intervals of what is kept for groups of prompts: groups are drawn in place of prompts."""
+    n_groups, d_sae = of_sae.fired.shape
+    rows = {name: torch.cat(parts).numpy() for tally in tallies for name, parts in tally.rows.items()}
+    times = np.stack([np.bincount(draw, minlength=n_groups) for draw in resamples(n_groups, seed)])
+    n, error, spread = (times @ _by_group(rows[name], n_groups) for name in ("n", "error", "spread"))
+    bias = np.square(times @ of_sae.error.numpy()).sum(1) / n
+    above = {name: np.zeros(len(times)) for name in DENSE}
+    for some in of_sae.fired.split(_LATENTS, dim=1):
+        rate = times @ some.numpy() / n[:, None]
+        for name in DENSE:
+            above[name] += (rate > float(name)).sum(1)
+    found = {f"dense.{name}": interval(count / d_sae) for name, count in above.items()}
+    return {"fvu_residual_variance": interval((error - bias) / spread), **found}
+
+
+def _by_group(row: Float[np.ndarray, " prompt"], n_groups: int) -> Float[np.ndarray, " group"]:
+    return np.bincount(np.arange(len(row)) % n_groups, row, n_groups)
 
 
 def spliced_record(

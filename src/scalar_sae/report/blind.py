@@ -1,7 +1,9 @@
 """The page of a blind comparison, served to a browser on this machine; answers go to disk one by one."""
 
 import json
+import re
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,19 @@ class Comparison:
         self._examples = {"a": Examples.read(out / "a"), "b": Examples.read(out / "b")}
         self._asked = time.monotonic()
 
-    def question(self) -> dict[str, Any]:
-        """The next pair without names; `number` is None when all are answered."""
-        number = self.answers.next(len(self.pairs))
+    def question(self, number: int | None = None) -> dict[str, Any]:
+        """A pair without names, by default the next one; `number` is None when all are answered.
+
+        Raises:
+            UserError: there is no such pair.
+        """
+        if number is None:
+            number = self.answers.next(len(self.pairs))
         found: dict[str, Any] = {"number": number, "done": len(self.answers.choices), "total": len(self.pairs)}
         if number is None:
             return found
+        self._check(number)
+        found["answer"] = self.answers.choices.get(number)
         pair = self.pairs[number]
         sides = {"left": pair.left, "right": "b" if pair.left == "a" else "a"}
         self._asked = time.monotonic()
@@ -40,11 +49,14 @@ class Comparison:
             UserError: not an answer to one of the pairs.
         """
         pair, choice = content.get("pair"), content.get("choice")
-        if choice not in CHOICES or not isinstance(pair, int) or not 0 <= pair < len(self.pairs):
-            raise UserError(
-                f"answer {content}: expected a pair below {len(self.pairs)} and one of {', '.join(CHOICES)}"
-            )
+        if choice not in CHOICES:
+            raise UserError(f"answer {choice!r}: expected one of {', '.join(CHOICES)}")
+        self._check(pair)
         self.answers.add(pair, choice, time.monotonic() - self._asked)
+
+    def _check(self, pair: Any) -> None:
+        if not isinstance(pair, int) or not 0 <= pair < len(self.pairs):
+            raise UserError(f"pair {pair!r}: expected a pair below {len(self.pairs)}")
 
 
 def serve(comparison: Comparison, port: int) -> ThreadingHTTPServer:
@@ -61,16 +73,26 @@ def serve(comparison: Comparison, port: int) -> ThreadingHTTPServer:
                 self._send(200, page, "text/html; charset=utf-8")
             elif self.path == "/question":
                 self._send_json(200, comparison.question())
+            elif number := re.fullmatch(r"/question/(\d+)", self.path):
+                self._try(lambda: comparison.question(int(number[1])))
             else:
                 self._send_json(404, {"error": "no such page"})
 
         def do_POST(self) -> None:
+            self._try(self._answered)
+
+        def _answered(self) -> dict[str, Any]:
+            comparison.answer(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
+            return comparison.question()
+
+        def _try(self, reply: Callable[[], dict[str, Any]]) -> None:
+            """Send a reply, or why there is none."""
             try:
-                comparison.answer(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
+                found = reply()
             except (UserError, ValueError, AttributeError) as error:
                 self._send_json(400, {"error": str(error)})
             else:
-                self._send_json(200, comparison.question())
+                self._send_json(200, found)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing on the terminal for each request."""

@@ -80,7 +80,7 @@ def _examples(folder: Path) -> pa.Table:
     table = pq.read_table(
         folder / "contexts.parquet",
         columns=["latent", "kind", "position", "start", "tokens", "acts"],
-        filters=pc.field("kind").isin(["top", "random"]),
+        filters=pc.field("kind") != "silent",
     ).combine_chunks()
     acts = table["acts"].combine_chunks()
     digits = np.round(acts.values.to_numpy().astype(float), 3)
