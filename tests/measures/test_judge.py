@@ -20,6 +20,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scalar_sae.errors import UserError
 from scalar_sae.measures.features import read_vocabulary
 from scalar_sae.measures.judge import TRIES, Judge, endpoint, judge_features, judged, local, read_judged
+from scalar_sae.measures.reading import keep_reading, reading
+from scalar_sae.report.page import render
+from scalar_sae.results import Results
 from scalar_sae.tokenizer import byte_pairs
 from tests.test_study import scalar
 
@@ -144,8 +147,9 @@ def test_the_command_judges_and_goes_on(tables: Path):
     with server(answer) as (url, sent):
         scalar("judge", tables, "--url", url, "--model", "m", "--latents", 6)
         assert (len(sent), len(read_judged(tables))) == (18, 6)
-        scalar("judge", tables, "--url", url, "--model", "m", "--latents", 8)
+        said = scalar("judge", tables, "--url", url, "--model", "m", "--latents", 8).stdout
         assert (len(sent), len(read_judged(tables))) == (24, 8)
+        assert re.search(r"detection, m .* 1\.000 .* 8 \(0 without\)", said)
         scalar("judge", tables, "--url", url, "--model", "another", "--latents", 2)
         assert (len(sent), len(read_judged(tables))) == (30, 10)
         scalar("judge", tables, "--url", f"{url}/", "--model", "m", "--latents", 8)
@@ -159,6 +163,45 @@ def test_the_command_judges_and_goes_on(tables: Path):
     assert "--url" in done.stderr
     with pytest.raises(UserError, match="no feature tables here"):
         judge_features(tables.parent, Judge(lambda _: "", "m"), 1)
+
+
+def test_only_latents_that_can_be_asked_about_are_drawn(tables: Path):
+    """Every text of latent 0 is of a prompt that was shown; latent 1 has one too few that is not; the rest have all."""
+    shown = [row | {"prompt": 0} for row in ROWS]
+    few = [row for row in ROWS if row["kind"] != "random"] + [row for row in ROWS if row["kind"] == "random"][:4]
+    texts = [shown, few] + 7 * [ROWS]
+    rows = [{"latent": latent, "position": 0, "start": 0, **row} for latent, some in enumerate(texts) for row in some]
+    pq.write_table(pa.Table.from_pylist(rows), tables / "contexts.parquet")
+    judge_features(tables, Judge(knows, "m"), 7)
+    assert {row["latent"] for row in read_judged(tables)} == set(range(2, 9))
+    assert {row["detection"] for row in read_judged(tables)} == {1}
+
+
+def test_an_sae_has_one_record_of_how_it_reads(features_run: Path):
+    """Scores of all latents by hand; `judge` adds its own to those of `features`, and keeps the other SAE's."""
+    folder = features_run / "features" / "topk" / "resid_mid.0"
+    before = {one.site: one for one in Results.read(features_run / "results.json").reading}
+    assert set(before) == {"resid_mid.0", "resid_post.0"}
+    f1 = np.stack(pq.read_table(folder / "latents.parquet")["rule_f1"].to_pylist())
+    for number, n in enumerate((1, 2, 3)):
+        found = before["resid_mid.0"].rule_f1[n]
+        assert found.mean == pytest.approx(np.nanmean(f1[:, number]), rel=1e-5)
+        assert (found.n, found.n_null) == (np.isfinite(f1[:, number]).sum(), np.isnan(f1[:, number]).sum())
+        low, high = found.ci
+        error = np.nanstd(f1[:, number]) / found.n**0.5
+        assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
+        assert low < found.mean < high
+    lines = [{"latent": 0, "judge": {"model": "m"}, "detection": x, "fuzzing": None} for x in (0.5, 1.0, None)]
+    (folder / "judged.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = reading(folder)
+    keep_reading(features_run / "results.json", [found])
+    results = Results.read(features_run / "results.json")
+    assert {one.site: one for one in results.reading} == before | {"resid_mid.0": found}
+    [judged_by] = found.judged
+    assert (judged_by.detection.mean, judged_by.detection.n, judged_by.detection.n_null) == (0.75, 2, 1)
+    assert (judged_by.fuzzing.mean, judged_by.fuzzing.ci, judged_by.fuzzing.n_null) == (None, None, 3)
+    assert "detection, m" in render(results, {}, "run")
+    (folder / "judged.jsonl").unlink()
 
 
 def test_a_local_model_can_be_asked(tmp_path: Path):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from scalar_sae.cli.tables import print_measures
+from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.errors import UserError
 
 app = typer.Typer()
@@ -72,6 +72,7 @@ def features(
 
     Example: **scalar features runs/quickstart --method topk**
     """
+    from scalar_sae.measures.reading import keep_reading, reading
     from scalar_sae.measures.run import read_run
     from scalar_sae.report.features import write_page
 
@@ -80,6 +81,10 @@ def features(
     folders = read_run(run, where, lm, method, tokens, prompts, context, ranking, edge_prompts, memory)
     for folder in folders:
         typer.echo(f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
+    records = [reading(folder) for folder in folders]
+    keep_reading(run / "results.json", records)
+    print_reading(records)
+    typer.echo(f"\nRecords: {run / 'results.json'}")
 
 
 @app.command()
@@ -94,16 +99,24 @@ def judge(
     """Have a language model explain features, and test it on its explanations: detection and fuzzing.
 
     Three questions a latent; answers are on disk at once, beside those of other judges, and the same command goes on.
+    The scores go into the results.json of the run that the tables lie in, if they do.
 
     Example: **scalar judge runs/quickstart/features/topk/resid_post.0 --url http://127.0.0.1:8000/v1 --model m**
     """
     from scalar_sae.measures.judge import endpoint, judge_features, local
+    from scalar_sae.measures.reading import keep_reading, reading
     from scalar_sae.report.features import write_page
 
     if not model:
         raise UserError("scalar judge needs a judge: --url and --model, or --model FOLDER")
     answers = judge_features(folder, endpoint(url, model) if url else local(model), latents)
     typer.echo(f"Answers: {answers}\nFeatures: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
+    record = reading(folder)
+    print_reading([record])
+    results = folder.resolve().parent.parent.parent / "results.json"  # RUN/features/METHOD/SITE
+    if results.is_file():
+        keep_reading(results, [record])
+        typer.echo(f"\nRecords: {results}")
 
 
 @app.command()
@@ -111,7 +124,9 @@ def blind(
     out: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")],
     a: Annotated[Path | None, typer.Argument(help="Folder of one SAE (with sae.json).")] = None,
     b: Annotated[Path | None, typer.Argument(help="Folder of the other, at the same site.")] = None,
-    lm: Annotated[str, typer.Option(help="The language model that both read.")] = "python-stdlib",
+    lm: Annotated[
+        str | None, typer.Option(help="The language model that both read; by default that of a run they lie in.")
+    ] = None,
     tokens: Annotated[str, typer.Option(help="Text that features are shown on.")] = "python-stdlib",
     rater: Annotated[str, typer.Option(help="Your name: each rater's answers are kept apart.")] = "rater",
     pairs: Annotated[int, typer.Option(help="Pairs of features.", min=1)] = 100,
@@ -120,6 +135,8 @@ def blind(
     summary: Annotated[bool, typer.Option("--summary", help="Say what raters preferred so far.")] = False,
 ) -> None:
     """Compare two SAEs' features blindly, by keyboard, in a browser; see docs/measures.md.
+
+    The same command goes on where it stopped; a comparison that was made otherwise is refused.
 
     Example: **scalar blind runs/a/saes/topk/resid_post.0 runs/a/saes/staircase/resid_post.0 --out runs/blind**
     """
@@ -135,7 +152,7 @@ def blind(
         raise UserError("scalar blind needs the folders of two SAEs")
     prepare_blind(out, a, b, lm, tokens, pairs, prompts)
     with serve(Comparison(out, rater), port) as server:
-        typer.echo(f"Open http://127.0.0.1:{server.server_port} and use the arrow keys; Ctrl-C ends, the same goes on.")
+        typer.echo(f"Open http://127.0.0.1:{server.server_port} and answer by keyboard; Ctrl-C ends, the same goes on.")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Tables of results on the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from scalar_sae.results import Record, Results
+    from scalar_sae.sae_results import SaeReading
 
 
 def print_records(records: "list[Record]") -> None:
@@ -82,4 +84,22 @@ def print_labels(results: "Results") -> None:
         scores = [one.fraction for one in mine] + [sum(some) / len(some) if some else None for some in accuracies]
         scores.append(sae.tpp[n] if sae.tpp else None)
         table.add_row(sae.method, sae.site, *("" if score is None else f"{score:.3f}" for score in scores))
+    Console().print(table)
+
+
+def print_reading(records: "Sequence[SaeReading]") -> None:
+    """How well latents can be read, a row an SAE and score."""
+    table = Table(title="How well latents can be read: means over latents, 95 % intervals over them")
+    for column in ("SAEs", "site", "score"):
+        table.add_column(column, no_wrap=True)
+    for column in ("mean", "interval", "latents"):
+        table.add_column(column, justify="right")
+    for sae in records:
+        scores = [(f"rule of {n} token{'s' if n > 1 else ''}, F1", score) for n, score in sae.rule_f1.items()]
+        for one in sae.judged:
+            scores += [(f"{name}, {one.judge['model']}", getattr(one, name)) for name in ("detection", "fuzzing")]
+        for name, score in scores:
+            mean = "" if score.mean is None else f"{score.mean:.3f}"
+            ends = "" if score.ci is None else f"{score.ci[0]:.3f} – {score.ci[1]:.3f}"
+            table.add_row(sae.method, sae.site, name, mean, ends, f"{score.n:,} ({score.n_null:,} without)")
     Console().print(table)

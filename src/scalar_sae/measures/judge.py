@@ -160,7 +160,7 @@ def local(source: str) -> Judge:
 
 
 def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) -> Path:
-    """Judge a random sample of the latents with enough examples; those that this judge has answered for are left out.
+    """Judge a random sample of the latents that can be asked about; those this judge has answered for are left out.
 
     Raises:
         UserError: there are no feature tables, too few examples in them, or the judge does not answer.
@@ -190,9 +190,16 @@ def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) ->
 
 
 def _askable(table: pa.Table) -> Int[np.ndarray, " n"]:
-    """The latents with enough texts of either kind."""
-    latent, kind = table["latent"].to_numpy(), np.array(table["kind"].to_pylist())
-    random, silent = (np.bincount(latent[kind == name], minlength=latent.max() + 1) for name in ("random", "silent"))
+    """The latents with enough texts of either kind, of prompts that are not among the examples shown of them."""
+    latent, prompt = (table[name].to_numpy().astype(np.int64) for name in ("latent", "prompt"))
+    kind = np.array(table["kind"].to_pylist())
+    place = latent * (prompt.max(initial=0) + 1) + prompt
+    top = np.flatnonzero(kind == "top")
+    top = top[latent[top].argsort(kind="stable")]
+    rank = np.arange(len(top)) - np.searchsorted(latent[top], latent[top])
+    left = ~np.isin(place, place[top[rank < SHOWN]])
+    n = latent.max(initial=0) + 1
+    random, silent = (np.bincount(latent[left & (kind == name)], minlength=n) for name in ("random", "silent"))
     return np.flatnonzero((random >= FEWEST) & (silent >= FEWEST))
 
 

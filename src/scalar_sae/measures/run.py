@@ -100,7 +100,7 @@ def measure_run(
 def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
     """Say how many prompts it takes to see latents that fire on RARE of the tokens, if these are too few."""
     wanted = 3 / RARE
-    if n_tokens < wanted:
+    if 0 < n_tokens < wanted:
         say(
             f"{n_tokens:,} tokens: latents that fire on fewer than {3 / n_tokens:.1e} of them may look dead; "
             f"to see those of {RARE:g}, measure on {wanted:,.0f} (--prompts {math.ceil(wanted * n_prompts / n_tokens)})"

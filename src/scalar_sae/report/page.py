@@ -55,7 +55,7 @@ def headline(results: Results) -> str:
 def render(results: Results, config: dict[str, Any], title: str) -> str:
     """The page's HTML."""
     records = results.records
-    methods = [record.method for record in records] + [sae.method for sae in results.saes]
+    methods = [one.method for one in (*records, *results.saes, *results.reading)]
     colours = figures.method_colours(methods)
     exact = results.under(headline(results))
     published = results.under("published")
@@ -86,6 +86,7 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         duplicates=results.duplicates,
         absorption=results.absorption,
         probes=results.probes,
+        reading=results.reading,
         density_figures=[_html(figure) for figure in measures.density(results.saes, colours)],
         seeds_figure=_html(measures.agreement(results.seeds, colours)) if results.seeds else "",
         fidelity_figure=_html(figures.fidelity_bars(results.saes, colours)) if results.saes else "",

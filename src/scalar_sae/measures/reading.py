@@ -1,0 +1,65 @@
+"""How well can an SAE's latents be read? A record an SAE, from its feature tables and from what judges said of them.
+
+    record = reading(folder)      # FEATURES/METHOD/SITE, as `scalar features` writes it
+
+Means over latents, with a bootstrap over latents: they are what another SAE would have others of.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from scalar_sae.benchmark.scores import interval
+from scalar_sae.measures.judge import read_judged
+from scalar_sae.measures.rules import LENGTHS
+from scalar_sae.results import Results
+from scalar_sae.sae_results import JudgedBy, MeanScore, SaeReading
+
+
+def reading(folder: Path) -> SaeReading:
+    """The scores of one SAE whose feature tables are in a folder."""
+    f1 = np.stack(pq.read_table(folder / "latents.parquet")["rule_f1"].to_pylist())
+    judges: dict[str, list[dict[str, Any]]] = {}
+    for row in read_judged(folder):
+        judges.setdefault(json.dumps(row["judge"], sort_keys=True), []).append(row)
+    method, site = folder.resolve().parts[-2:]
+    return SaeReading(
+        method=method,
+        site=site,
+        rule_f1={n: _mean(f1[:, number]) for number, n in enumerate(LENGTHS)},
+        judged=[
+            JudgedBy(judge=rows[0]["judge"], detection=_of(rows, "detection"), fuzzing=_of(rows, "fuzzing"))
+            for rows in judges.values()
+        ],
+    )
+
+
+def keep_reading(path: Path, found: Sequence[SaeReading]) -> None:
+    """Write records into a results file, in place of older ones of the same SAEs."""
+    results = Results.read(path) if path.is_file() else Results()
+    new = {(record.method, record.site) for record in found}
+    results.reading = [old for old in results.reading if (old.method, old.site) not in new] + list(found)
+    results.write(path)
+
+
+def _of(rows: list[dict[str, Any]], name: str) -> MeanScore:
+    return _mean(np.array([row[name] for row in rows], dtype=float))
+
+
+def _mean(scores: Float[np.ndarray, " latent"], n_resamples: int = 1000) -> MeanScore:
+    """Mean of the scores that are there; NaN: none."""
+    there = scores[~np.isnan(scores)]
+    n = len(there)
+    rng = np.random.default_rng(0)
+    drawn = np.array([there[rng.integers(n, size=n)].mean() for _ in range(n_resamples)]) if n > 1 else None
+    return MeanScore(
+        mean=float(there.mean()) if n else None,
+        ci=None if drawn is None else interval(drawn),
+        n=n,
+        n_null=len(scores) - n,
+    )
