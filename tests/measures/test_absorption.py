@@ -85,6 +85,32 @@ def test_a_frequent_child_is_a_split_feature_and_no_absorption():
     assert found.full == 0
 
 
+def trained_on_hierarchy(penalty: float) -> SAE:
+    """600 steps from the dictionary that has not absorbed anything, under an L1 penalty that counts decoder norms."""
+    g, start = generator(), orthogonal()
+    parameters = [torch.nn.Parameter(W.clone()) for W in (start.W_enc, start.b_enc, start.W_dec, start.b_dec)]
+    W_enc, b_enc, W_dec, b_dec = parameters
+    optimizer = torch.optim.Adam(parameters, lr=5e-3)
+    for _ in range(600):
+        x = hierarchy(512, g).x
+        acts = (x @ W_enc + b_enc).relu()
+        loss = (x - acts @ W_dec - b_dec).square().sum(1).mean() + penalty * (acts @ W_dec.norm(dim=1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return SAE(*(parameter.detach() for parameter in parameters), ReLU())
+
+
+@pytest.mark.parametrize(("penalty", "share"), [(0.0, 0), (0.1, 1)])
+def test_sparsity_drives_the_toy_hierarchy_into_absorption(data: Sample, penalty: float, share: int):
+    """The claim of arXiv 2409.14507: parent and child in one latent cost less L1 than the two of them."""
+    sae = trained_on_hierarchy(penalty)
+    found = absorption(sae, data.x, data.active[:, 0], data.active[:, 1])
+    assert (found.fraction, found.full) == pytest.approx((share, share), abs=0.01)
+    child = torch.nn.functional.normalize(sae.W_dec[1], dim=0)
+    assert child[0].item() == pytest.approx(share * 0.5**0.5, abs=0.05)
+
+
 def test_bad_labels(data: Sample):
     never = torch.zeros(len(data.x), dtype=torch.bool)
     with pytest.raises(UserError, match="never occurs"):
