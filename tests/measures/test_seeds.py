@@ -116,7 +116,9 @@ def test_no_score_sees_special_tokens(run: Path, tmp_path: Path):
     assert {one.n_tokens for one in (*results.saes, *results.spliced, *results.seeds)} == {n}
 
 
-def test_what_was_measured_is_kept_when_something_later_fails(run: Path, tmp_path: Path, monkeypatch):
+def test_what_was_measured_is_kept_when_something_later_fails(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     folder = shutil.copytree(run / "0", tmp_path / "run")
     monkeypatch.setattr("scalar_sae.measures.run.seed_agreement", mock.Mock(side_effect=UserError("no")))
     with pytest.raises(UserError, match="no"):
