@@ -8,11 +8,12 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of
-from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.pair import Pair, read
 from scalar_sae.benchmark.score import score
 from scalar_sae.errors import UserError
 from scalar_sae.results import Curves, Record
@@ -92,6 +93,19 @@ def test_mean_ablation_is_another_score():
     zero, mean = (scored(pair, config=CONFIG.model_copy(update={"ablation": how})) for how in ("zero", "mean"))
     assert zero.kl_circuit[0] == pytest.approx(mean.kl_circuit[0])
     assert zero.kl_circuit[5] != pytest.approx(mean.kl_circuit[5], rel=1e-3)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_how_much_text_a_ranking_has_decides_the_order_alone(ablation: str, tmp_path: Path):
+    pair, saved = tiny_pair("ff_block.0"), str(tmp_path / "scores.npy")
+    np.save(saved, torch.rand(24, 20, generator=torch.Generator().manual_seed(0)).numpy())
+    shares = (CONFIG.model_copy(update={"rankings": {saved: n}, "ablation": ablation}) for n in (1, 3))
+    few, many = (scored(pair, saved, config) for config in shares)
+    assert few.n_live_edges == many.n_live_edges
+    assert few.prompts == many.prompts
+    full = [pair.full_circuit(prompt) for prompt in read(pair, TEXTS.ranking)]
+    live = [(torch.cat(acts) > 0).any(0).sum() for acts in ([p.z for p in read(pair, TEXTS.ranking)], full)]
+    assert many.n_live_edges == live[0] * live[1]
 
 
 def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):

@@ -58,7 +58,10 @@ class ScoreConfig(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Two held-out texts without overlap; a ranking uses the first of the ranking prompts, as many as it is given."""
+    """Two held-out texts without overlap; a ranking uses the first of the ranking prompts, as many as it is given.
+
+    What records are compared by is taken from all of them: the mean of `ablation="mean"`, the latents that live.
+    """
 
     ranking: Int[Tensor, "n_ranked token"]
     scoring: Int[Tensor, "n_scored token"]

@@ -69,19 +69,20 @@ def score(
     counts = counts_of(config.edges, pair.n_edges)
     rank_text = texts.ranking[: config.rankings[ranking]]
     hashes = {"lm": _hash(pair.lm.parameters()), "up": digest(pair.up), "down": digest(pair.down)}
-    identity: dict[str, Any] = {"ranking": ranking, "n": len(rank_text), "block": str(pair.block), "hashes": hashes}
-    identity |= {"data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
+    identity: dict[str, Any] = {"ranking": ranking, "n": [len(rank_text), len(texts.ranking)], "hashes": hashes}
+    identity |= {"block": str(pair.block), "data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
     saved = None if ranking in (*RANKINGS, LOCAL) else saved_scores(Path(ranking), pair)
     if saved is not None:
         identity["scores"] = _hash([saved])
     kept = Partial(partial, identity | config.model_dump(mode="json", exclude={"rankings", "controls", "memory"}))
     if config.ablation == "mean":
-        pair = mean_ablated(pair, rank_text)
+        pair = mean_ablated(pair, texts.ranking)
     if ranking == LOCAL:
         edges_of, n_live = _local_edges(pair, texts.scoring, counts, config)
         done(len(rank_text))
     else:
-        edges_of, n_live = _global_edges(pair, rank_text, ranking, saved, counts, config, kept, done)
+        edges_of = _global_edges(pair, rank_text, ranking, saved, counts, config, kept, done)
+        n_live = _n_live(pair, texts.ranking)
     curves = _sweep(pair, texts.scoring, edges_of, counts, config, kept, done)
     record = _record(
         curves,
@@ -146,7 +147,7 @@ def score_chain(
     return _record(
         curves,
         counts,
-        sum(_n_live(pair, rank_text) for pair in pairs) if one_order else max(_n_live(p, rank_text) for p in pairs),
+        (sum if one_order else max)(_n_live(pair, texts.ranking) for pair in pairs),
         config,
         block="->".join(map(str, sorted(sites))),
         method=method,
@@ -214,8 +215,8 @@ def _global_edges(
     config: ScoreConfig,
     kept: Partial,
     done: Done,
-) -> tuple[Callable[[Prompt], Edges], int]:
-    """Which edges each count keeps, whatever the prompt, and how many have two live latents."""
+) -> Callable[[Prompt], Edges]:
+    """Which edges each count keeps, whatever the prompt."""
     room = ranking_bytes(pair, config.memory, rank_text.shape[1], EDGE_BYTES.get(ranking, 4))
     edge_scores = kept.ranking() if saved is None else saved
     if edge_scores is not None:
@@ -224,7 +225,7 @@ def _global_edges(
         edge_scores = rank(pair, rank_text, ranking, config.seed, done, room)
         kept.keep_ranking(edge_scores)
     edges = GlobalEdges(levels(edge_scores.to(pair.device), counts, config.seed))
-    return lambda prompt: edges, _n_live(pair, rank_text)
+    return lambda prompt: edges
 
 
 def _sweep(
