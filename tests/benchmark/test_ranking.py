@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from scalar_sae import workers
 from scalar_sae.benchmark import effects
 from scalar_sae.benchmark.pair import Pair, read
 from scalar_sae.benchmark.ranking import IG_STEPS, RANKINGS, rank
@@ -137,3 +138,11 @@ def test_rankings_report_their_progress_and_do_not_depend_on_the_chunk(name: str
     monkeypatch.setattr(effects, "BATCH_BYTES", 5000)
     chunked = rank(pair, TOKENS, name, 0, room=8 * 24 * 7)
     torch.testing.assert_close(scores, chunked, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["expected", "pruned"])
+def test_a_worker_reports_its_own_share_of_the_work(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "count", lambda: 2)
+    reported: list[float] = []
+    rank(tiny_pair("ff_block.0"), TOKENS, name, 0, reported.append)
+    assert sum(reported) == pytest.approx(len(TOKENS) / 2)

@@ -12,27 +12,36 @@ from scalar_sae.errors import UserError
 WORKSPACE = 2**29
 """Activations, logits and whatever else is chunked to a fixed size."""
 MOST_RANKING = 2**30
+SUM_BYTES = 16
+"""What a float64 sum takes: itself, its root in float32, and the root of the sum before it."""
 
 
-def ranking_bytes(pair: Pair, gigabytes: float, n_token: int, an_edge: int) -> int:
+def ranking_bytes(pair: Pair, gigabytes: float, n_token: int, an_edge: int, beside: int = 0) -> int:
     """Bytes for the float64 sums of a ranking under a budget for the whole process; it holds some bytes an edge.
+
+    Args:
+        pair: whose edges are ranked.
+        gigabytes: the budget.
+        n_token: tokens of a prompt.
+        an_edge: bytes that the ranking holds for every edge.
+        beside: bytes that are held for other pairs.
 
     Raises:
         UserError: the budget is too small for a single downstream latent at a time.
     """
-    ranking = _weights(pair) + WORKSPACE + an_edge * pair.n_edges
-    least = max(ranking + 8 * pair.up.d_sae, _sweep(pair, n_token) + 5 * pair.n_edges)
-    return _left(pair, gigabytes, ranking, least)
+    ranking = beside + _weights(pair) + WORKSPACE + _slots(pair, n_token) + an_edge * pair.n_edges
+    least = max(ranking + SUM_BYTES * pair.up.d_sae, beside + _sweep(pair, n_token) + 5 * pair.n_edges)
+    return min(MOST_RANKING, _left(pair, gigabytes, ranking, least) * 8 // SUM_BYTES)
 
 
 def columns_bytes(pair: Pair, gigabytes: float) -> int:
-    """Bytes for ranking some downstream latents at a time, where no matrix of all edges is kept: 12 an edge.
+    """Bytes for ranking some downstream latents at a time, where no matrix of all edges is kept.
 
     Raises:
         UserError: the budget is too small for a single downstream latent at a time.
     """
     held = _weights(pair) + WORKSPACE
-    return _left(pair, gigabytes, held, held + 12 * pair.up.d_sae) * 8 // 12
+    return min(MOST_RANKING, _left(pair, gigabytes, held, held + SUM_BYTES * pair.up.d_sae) * 8 // SUM_BYTES)
 
 
 def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_slot: int) -> int:
@@ -43,7 +52,7 @@ def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_slot: int) -> int:
     """
     edges = n_slot * pair.down.d_sae
     held = _sweep(pair, n_token) + 5 * n_token * edges
-    return _left(pair, gigabytes, held, held + ORDER_BYTES * edges)
+    return min(MOST_RANKING, _left(pair, gigabytes, held, held + ORDER_BYTES * edges))
 
 
 def _weights(pair: Pair) -> int:
@@ -56,7 +65,17 @@ def _weights(pair: Pair) -> int:
 def _sweep(pair: Pair, n_token: int) -> int:
     """What a sweep holds beside the edges."""
     readout = 4 * pair.down.d_sae * 5 * pair.lm.d_model  # down's encoder times the MLP's output matrix
-    return _weights(pair) + WORKSPACE + readout + 40 * n_token * pair.down.d_sae
+    return _weights(pair) + WORKSPACE + readout + 40 * n_token * pair.down.d_sae + _slots(pair, n_token)
+
+
+def _slots(pair: Pair, n_token: int) -> int:
+    """Under mean ablation every upstream latent has a slot at every token: its place twice, its change and two marks;
+    where tokens interact, what it adds too, and its decoder row.
+    """
+    if pair.fill is None:
+        return 0
+    adds = 8 * pair.up.d_model if pair.block.mixes_tokens else 0
+    return n_token * pair.up.d_sae * (22 + adds)
 
 
 def _left(pair: Pair, gigabytes: float, held: int, least: int) -> int:
@@ -66,4 +85,4 @@ def _left(pair: Pair, gigabytes: float, held: int, least: int) -> int:
             f"memory {gigabytes:g} GB: {pair.up.d_sae:,} x {pair.down.d_sae:,} latents need {least / 1e9:.1f} GB at "
             "the least"
         )
-    return min(MOST_RANKING, int(gigabytes * 1e9 - held))
+    return int(gigabytes * 1e9 - held)

@@ -22,6 +22,7 @@ from scalar_sae.saes.activation import TopK
 STEPS = 5
 EPSILON = 1e-8
 GRADIENT_BYTES = 2**28
+ATTRIBUTED_BYTES = 2**27
 
 
 def attribution(
@@ -40,14 +41,15 @@ def attribution(
     if pair.up.norm is not None:
         norm = norm * pair.up.norm.gain(prompt.x_up)
     width = max(1, GRADIENT_BYTES // (4 * len(z) * pair.up.d_model))
+    some_targets = max(1, min(64, ATTRIBUTED_BYTES // (4 * z.numel())))
     for start in range(0, total.shape[1], width):
         some = slice(columns.start + start, min(columns.start + start + width, columns.stop))
         path_gradient = z.new_zeros(some.stop - some.start, len(z), pair.up.d_model)
         for alpha in torch.linspace(0, 1, STEPS, device=z.device):
             _add_gradients(pair, prompt, pair.reconstruct(alpha * z, prompt), some, path_gradient)
-        for targets in path_gradient.abs().amax((1, 2)).nonzero()[:, 0].split(64):
-            attributed = norm * (path_gradient[targets] @ pair.up.W_dec.T)
-            total[:, start + targets] += attributed.square().sum(1).double().T
+        for targets in path_gradient.abs().amax((1, 2)).nonzero()[:, 0].split(some_targets):
+            attributed = (path_gradient[targets] @ pair.up.W_dec.T).mul_(norm)
+            total[:, start + targets] += attributed.square_().sum(1).double().T
 
 
 def _add_gradients(

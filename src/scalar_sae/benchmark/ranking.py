@@ -101,7 +101,9 @@ def summed(
                 rule(pair, prompt, columns, total, generator)
             done((columns.stop - start) / pair.down.d_sae)
         workers.add_up(total)
-        yield columns, total.div_(tokens.numel()).clamp_(min=0.0).sqrt_().float()
+        found = total.div_(tokens.numel()).clamp_(min=0.0).sqrt_().float()
+        del total  # before the next one is made
+        yield columns, found
 
 
 def expected(
@@ -135,7 +137,7 @@ def pruned(
         scores += torch.where(kept, torch.where(stays, 1.0, share), 0.0)
         kept = stays
         cost = whole(_rest(readout, kept), pair, tokens, seed, lambda part, n=number: done(part * 0.5**n), room)
-    done(len(tokens) * 0.5**number)
+    done(len(tokens) / workers.count() * 0.5**number)
     return scores
 
 

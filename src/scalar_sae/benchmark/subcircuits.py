@@ -19,7 +19,9 @@ from scalar_sae.benchmark import promptwise, tokenwise
 from scalar_sae.benchmark.edges import Edges
 from scalar_sae.benchmark.pair import Pair, Prompt
 from scalar_sae.benchmark.readout import Readout
-from scalar_sae.benchmark.tokenwise import Updates
+
+LIVE_BYTES = 2**27
+"""Live downstream latents are looked at so many at a time that the levels and places of their edges fit this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,23 +57,25 @@ def sweep(
     """
     select = select or pair.down.activation.select
     how = promptwise if pair.block.mixes_tokens else tokenwise
-    nothing = prompt.z.new_zeros(0)
-    none = Updates(nothing.byte(), nothing.long(), nothing)
-    changes = [none, *how.updates(pair, readout or Readout.of(pair), prompt, edges, n_counts)]
-    count = torch.cat([change.count for change in changes])
-    place = torch.cat([change.place for change in changes])
-    value = torch.cat([change.value for change in changes])
-    order = count.sort(stable=True).indices
-    sizes = torch.bincount(count.long(), minlength=n_counts).tolist()
+    steps: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(n_counts)]  # places and values
+    for change in how.updates(pair, readout or Readout.of(pair), prompt, edges, n_counts):
+        by_count = change.count.sort(stable=True)
+        counts, sizes = (part.tolist() for part in by_count.values.unique_consecutive(return_counts=True))
+        for count, at in zip(counts, by_count.indices.split(sizes), strict=True):
+            steps[count].append((change.place[at], change.value[at]))
     pre_acts = prompt.z.new_zeros(len(prompt.z), pair.down.d_sae)
-    for index, at in enumerate(order.split(sizes)):
-        pre_acts.view(-1)[place[at]] = value[at]
+    for index, step in enumerate(steps):
+        for place, value in step:
+            pre_acts.view(-1)[place] = value
         acts = select(pre_acts)
         yield SubCircuit(pre_acts, acts, _live_edges(prompt, edges, acts, index))
 
 
 def _live_edges(prompt: Prompt, edges: Edges, acts: Float[Tensor, "token n_down"], index: int) -> Int[Tensor, " token"]:
     token, latent = (acts > 0).nonzero(as_tuple=True)
-    kept = edges.levels_at(prompt, token, latent) <= index
-    live = (kept & prompt.slots.live[token]).sum(1)
-    return live.new_zeros(len(acts)).index_add_(0, token, live)
+    width = max(1, LIVE_BYTES // (12 * prompt.slots.latent.shape[1]))
+    total = torch.zeros(len(acts), dtype=torch.long, device=acts.device)
+    for t, j in zip(token.split(width), latent.split(width), strict=True):
+        kept = edges.levels_at(prompt, t, j) <= index
+        total.index_add_(0, t, (kept & prompt.slots.live[t]).sum(1))
+    return total
