@@ -13,7 +13,7 @@ from scalar_sae.benchmark.pair import Pair
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
-from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
+from scalar_sae.saes.activation import GroupMax, JumpReLU, ReLU, TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import KINDS, Block
 from scalar_sae.tokenizer import Ascii
@@ -34,11 +34,13 @@ def shared(*parts: str) -> Path:
     return path
 
 
-def tiny_lm(seed: int = 0, n_layers: int = 2, d_model: int = 16, spread: float = 0.3) -> LanguageModel:
+def tiny_lm(
+    seed: int = 0, n_layers: int = 2, d_model: int = 16, spread: float = 0.3, d_vocab: int = 32
+) -> LanguageModel:
     """A random GPT-2 whose weights are large enough for blocks to matter."""
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=32, n_positions=16, n_embd=d_model, n_layer=n_layers, n_head=2,
+        vocab_size=d_vocab, n_positions=16, n_embd=d_model, n_layer=n_layers, n_head=2,
         activation_function="gelu_pytorch_tanh", initializer_range=spread, use_cache=False,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
@@ -63,7 +65,7 @@ def random_sae(d_model: int, d_sae: int, k: int, seed: int, kind: str = "topk") 
     b_enc, b_dec = (0.3 * torch.randn(n, generator=g) for n in (d_sae, d_model))
     W_enc = W_dec.T + 0.1 * torch.randn(d_model, d_sae, generator=g)
     threshold = torch.rand(d_sae, generator=g) - 0.2
-    rules = {"topk": TopK(k), "relu": ReLU(), "jumprelu": JumpReLU(threshold)}
+    rules = {"topk": TopK(k), "relu": ReLU(), "jumprelu": JumpReLU(threshold), "groupmax": GroupMax(k)}
     return SAE(W_enc, b_enc, W_dec, b_dec, rules[kind])
 
 

@@ -1,5 +1,7 @@
 """The sweep against the obvious scorer, and the identities of benchmark/README.md."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,10 +85,29 @@ def test_local_sub_circuits_are_the_obvious_ones(block: str, kind: str):
         torch.testing.assert_close(sub.pre_acts, scorer.pre_acts(pair, prompt, kept), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("kind", ["relu", "jumprelu"])
+@pytest.mark.parametrize("block", ["ff_layer.1", "ff_block.0", "transformer_block.0"])
+def test_live_edges_only_grow_where_no_latent_falls_silent(block: str, kind: str):
+    """An inhibitor that is joined to a live latent may silence it, and all its edges with it: here none is strong
+    enough."""
+    pair = tiny_pair(block, kind=kind)
+    pair = replace(pair, down=replace(pair.down, b_enc=pair.down.b_enc + 100))
+    prompt = one_prompt(pair)
+    counts = np.array([0, 5, 60, 200, 479, 480])
+    edges = GlobalEdges(levels(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), counts, 0))
+    live = torch.stack([sub.live_edges for sub in sweep(pair, prompt, edges, len(counts))])
+    assert (live.diff(dim=0) >= 0).all()
+    assert not live[0].any()
+    assert torch.equal(live[-1], 20 * (prompt.z > 0).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fill"),
+    [("topk", False), ("topk", True), ("relu", False), ("jumprelu", True), ("groupmax", False), ("groupmax", True)],
+)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(block: str, fill: bool):
-    pair = tiny_pair(block, fill=fill)
+def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(block: str, fill: bool, kind: str):
+    pair = tiny_pair(block, fill=fill, kind=kind)
     counts = np.array([0, 100, pair.n_edges])
     edges = GlobalEdges(levels(torch.rand(24, 20), counts, 0))
     for prompt in read(pair, TOKENS):
