@@ -74,11 +74,27 @@ def whole(path: Path) -> Generator[Path]:
         temporary.replace(path)
     except (OSError, SafetensorError, RuntimeError) as error:  # the last two: how safetensors and torch fail to write
         _remove(temporary)
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be written ({reason}); free space or choose another --out") from error
+        raise unwritable(path, error) from error
     except BaseException:
         _remove(temporary)
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Raise a UserError if a file cannot be written, before the work that it is to hold is done."""
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: Exception) -> UserError:
+    """What to tell the user of a file that could not be written."""
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{path}: cannot be written ({reason}); free space or choose another --out")
 
 
 def _remove(path: Path) -> None:
@@ -156,7 +172,7 @@ class Events:
 class Bar:
     """A progress bar with elapsed time and an estimate of what is left; silent when not at a terminal's side."""
 
-    def __init__(self, what: str, total: int, *, done: int = 0) -> None:
+    def __init__(self, what: str, total: int | float, *, done: int = 0) -> None:
         self._progress = Progress(
             TextColumn("{task.description:<28}"),
             BarColumn(bar_width=32),

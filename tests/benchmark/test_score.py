@@ -14,6 +14,7 @@ import torch
 
 from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of
 from scalar_sae.benchmark.pair import Pair, read
+from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.score import score
 from scalar_sae.errors import UserError
 from scalar_sae.results import Curves, Record
@@ -139,6 +140,19 @@ def test_saes_that_differ_in_their_rule_alone_do_not_share_unfinished_work(tmp_p
     scored(pair, partial=tmp_path)
     scored(replace(pair, down=replace(pair.down, activation=TopK(2))), partial=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    pair = tiny_pair("ff_block.0")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/\w+: cannot be written"):
+        scored(pair, partial=tmp_path / "file")
+    partial = Partial(tmp_path / "partial", {})
+    (folder,) = (tmp_path / "partial").iterdir()
+    (folder / "prompts.0.jsonl").mkdir()
+    curve = Curves(*(np.zeros((1, 1)) for _ in range(4)), np.zeros(1), np.zeros(1))
+    with pytest.raises(UserError, match=r"prompts.0.jsonl: cannot be written \(Is a directory\)"):
+        partial.keep_curve(0, curve)
 
 
 def test_two_workers_find_what_one_finds(tmp_path: Path):

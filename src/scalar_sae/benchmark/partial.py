@@ -15,16 +15,25 @@ from torch import Tensor
 
 from scalar_sae import workers
 from scalar_sae.results import Curves
-from scalar_sae.runs import whole
+from scalar_sae.runs import unwritable, whole
 
 
 class Partial:
     """The folder of one unfinished record; without a place nothing is kept."""
 
     def __init__(self, place: Path | None, identity: dict[str, Any]) -> None:
-        """`identity` is all that the record depends on: another one has another folder."""
+        """`identity` is all that the record depends on: another one has another folder, which is made here.
+
+        Raises:
+            UserError: it cannot be made.
+        """
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self._folder = place / digest if place else None
+        if self._folder is not None:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(self._folder, error) from error
 
     def ranking(self) -> Tensor | None:
         """The scores of the edges, if they were computed already."""
@@ -55,10 +64,17 @@ class Partial:
         return found
 
     def keep_curve(self, number: int, curve: Curves) -> None:
-        """Write one prompt down."""
+        """Write one prompt down.
+
+        Raises:
+            UserError: the disk is full.
+        """
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         entry = {name: values.tolist() for name, values in asdict(curve).items()}
-        with (self._folder / f"prompts.{workers.number()}.jsonl").open("a", encoding="utf-8") as file:
-            file.write("\n" + json.dumps({"number": number, **entry}) + "\n")
+        path = self._folder / f"prompts.{workers.number()}.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps({"number": number, **entry}) + "\n")
+        except OSError as error:
+            raise unwritable(path, error) from error
