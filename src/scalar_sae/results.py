@@ -137,7 +137,7 @@ class Record(BaseModel):
     """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves."""
     prompts: PromptCurves
     hashes: dict[str, str] = {}
-    """Digests of the weights: `lm`, `up`, `down`."""
+    """Digests of the weights: `lm`, `up`, `down`; of a circuit `lm` and each site."""
     config: dict[str, Any]
     """Prompts, context, edge grid: all that a rerun needs beside the SAEs."""
     versions: dict[str, str | None]

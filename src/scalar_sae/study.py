@@ -166,7 +166,7 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     done = {record.key for record in results.records}
     jobs = [job for job in _jobs(config, lm, saes) if job.key not in done]
     total = sum((config.score.prompts + config.score.rankings[job.ranking]) * _weight(job.pair) for job in jobs)
-    with Bar("score", total) as bar:
+    with Bar("score", total / workers.count()) as bar:
         for name, pair, ranking, control in jobs:
             note = f"{pair.block} {name} {control or ''} {ranking}"
             step = partial(_step, bar, _weight(pair), note)

@@ -1,12 +1,18 @@
 """Comparisons against ratios worked out by hand, on curves that are made up."""
 
+import os
+from pathlib import Path
+from unittest import mock
+
 import numpy as np
 import pytest
 
 from scalar_sae.benchmark import scores
 from scalar_sae.benchmark.compare import at_matched_fidelity, ratios
+from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError
-from scalar_sae.results import Curves, Floor, PromptCurves, Record
+from scalar_sae.results import Curves, Floor, PromptCurves, Record, Results
+from tests.test_study import scalar
 
 COUNTS = np.unique(np.floor(2.0 ** (np.arange(81) / 8)).astype(int) * (np.arange(81) > 0))
 
@@ -53,7 +59,7 @@ def test_a_method_against_a_copy_of_itself_is_exactly_1_when_prompts_are_paired(
 def test_the_relative_score_of_a_wider_copy_is_the_do_nothing_value():
     (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)], "topk", "relative")
     assert ratio.value == pytest.approx(0.5)
-    assert ratio.do_nothing == 0.5
+    assert ratio.do_nothing == pytest.approx(0.5)
     (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)], "topk", "absolute")
     assert ratio.do_nothing is None
 
@@ -73,13 +79,81 @@ def test_matched_fidelity_interpolates_along_the_family():
         at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.5), *family], "topk")
 
 
+def test_over_blocks_a_matched_family_has_its_geometric_mean_and_do_nothing_value():
+    records = [record(f"ff_block.{i}", "topk", edges, floor=0.2) for i, edges in enumerate((30, 50))]
+    records += [record(f"ff_block.{i}", f"new-k{k}", edges, n_edges, floor) for i, n_edges in enumerate((2000, 4000))
+                for k, edges, floor in ((5, 20, 0.3), (10, 80, 0.1))]  # fmt: skip
+    found = {ratio.block: ratio for ratio in at_matched_fidelity(records, "topk")}
+    assert list(found) == ["ff_block.0", "ff_block.1", "all ff_block"]
+    product = found["ff_block.0"].value * found["ff_block.1"].value
+    assert found["all ff_block"].value == pytest.approx(product**0.5)
+    assert found["all ff_block"].value == pytest.approx((20 * 80) ** 0.5 / (30 * 50) ** 0.5, rel=0.06)
+    assert found["all ff_block"].do_nothing is None
+    relative = [ratio.do_nothing for ratio in at_matched_fidelity(records, "topk", "relative")]
+    assert relative == pytest.approx([1 / 2, 1 / 4, 8**-0.5])
+
+
+def seeds(method: str, *edges: float) -> list[Record]:
+    return [record("ff_block.0", method, e).model_copy(update={"hashes": {"up": f"{e}"}}) for e in edges]
+
+
+def test_several_files_of_one_method_are_seeds():
+    """Every prompt has the same recovery, so a resample of two seeds is one of three values, the outer ones a quarter
+    each."""
+    found = ratios([*seeds("topk", 30), *seeds("new", 20, 45)], "topk")
+    by_hand = [found_edges(e) / found_edges(30) for e in (20, 45)]
+    assert found[0].value == pytest.approx((by_hand[0] * by_hand[1]) ** 0.5)
+    assert found[0].interval == pytest.approx(tuple(by_hand))
+    (ratio,) = ratios([*seeds("topk", 25, 30, 40), *seeds("new", 25, 30, 40)], "topk")
+    assert ratio.value == pytest.approx(1)
+
+
+def found_edges(edges_90: float) -> float:
+    """Where the made-up recovery crosses 90 %, between two counts in a straight line of log n."""
+    recovered = np.clip(0.9 / np.log(edges_90) * np.log(np.maximum(COUNTS, 1)), 0, 1)
+    return float(np.exp(np.interp(0.9, recovered, np.log(np.maximum(COUNTS, 1)))))
+
+
+def lost(method: str) -> Record:
+    """Recovers nothing."""
+    one = record("ff_block.0", method, 30)
+    flat = [[1.0] * len(row) for row in one.prompts.kl_circuit]
+    return one.model_copy(update={"prompts": one.prompts.model_copy(update={"kl_circuit": flat})})
+
+
 def test_a_score_that_is_never_reached_has_no_finite_ratio():
-    lost = record("ff_block.0", "lost", 30)
-    flat = [[1.0] * len(row) for row in lost.prompts.kl_circuit]
-    lost = lost.model_copy(update={"prompts": lost.prompts.model_copy(update={"kl_circuit": flat})})
-    (ratio,) = ratios([record("ff_block.0", "topk", 30), lost], "topk")
+    (ratio,) = ratios([record("ff_block.0", "topk", 30), lost("lost")], "topk")
     assert ratio.value == float("inf")
     assert ratio.interval is None
+    assert not ratio.base_never
+    (ratio,) = ratios([lost("topk"), record("ff_block.0", "b", 30)], "topk")
+    assert ratio.base_never
+    assert ratio.interval is None
+
+
+def test_the_command_says_who_never_gets_there_and_what_there_is(tmp_path: Path):
+    path = tmp_path / "results.json"
+    Results(records=[lost("topk"), record("ff_block.0", "b", 30)]).write(path)
+    assert "baseline never" in scalar("compare", path, "--ranking", "ablation").stdout
+    done = scalar("compare", path, "--ranking", "expectd", check=False)
+    assert "no records of the ranking 'expectd'; there are ablation" in done.stderr
+
+
+def test_the_table_of_records_shows_published_scores_and_deep_dips(capsys: pytest.CaptureFixture[str]):
+    records = [record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)]
+    records[0] = records[0].model_copy(update={"dip": {"50": 0.0, "90": 0.2, "99": 0.0}})
+    records = [one.model_copy(update={"ci": {"edges_at.90": None}}) for one in records]
+    with mock.patch.dict(os.environ, {"COLUMNS": "200"}):
+        print_records(records)
+        plain = capsys.readouterr().out
+        print_records([one.model_copy(update={"config": {"conventions": "published"}}) for one in records])
+    assert plain.count("dip") == 1
+    assert "dip 0.20" in plain
+    assert "pure" not in plain
+    topk, wide = (line.split() for line in capsys.readouterr().out.splitlines() if "ff_block" in line)
+    assert float(wide[-2]) == pytest.approx(0.5)
+    assert float(topk[-2]) == pytest.approx(1)
+    assert float(wide[-4]) == pytest.approx(records[1].relative, rel=1e-3)
 
 
 def test_what_cannot_be_compared_is_named():
@@ -90,3 +164,16 @@ def test_what_cannot_be_compared_is_named():
         ratios([one, record("ff_block.0", "b", 30)], "topk", "edges")
     with pytest.raises(UserError, match="several records of one block and method"):
         ratios([one, one], "topk")
+    elsewhere = one.model_copy(update={"hashes": {"lm": "another", "up": "another"}})
+    with pytest.raises(UserError, match="not SAEs of several seeds on one model"):
+        ratios([one, elsewhere, record("ff_block.0", "b", 30)], "topk")
+    with pytest.raises(UserError, match=r"no block in common with topk: it has ff_block.0, the others have ff_block.1"):
+        ratios([one, record("ff_block.1", "b", 30)], "topk")
+    for setting, mine, other in (("conventions", "exact", "published"), ("ablation", "zero", "mean")):
+        records = [
+            record("ff_block.0", method, 30).model_copy(update={"config": {setting: value}})
+            for method, value in (("topk", mine), ("b", other))
+        ]
+        for comparison in (ratios, at_matched_fidelity):
+            with pytest.raises(UserError, match=f"records with {setting} {mine} and {other} do not compare"):
+                comparison(records, "topk")

@@ -4,7 +4,7 @@ The SAEs stand at sites s_0 < s_1 < ... < s_m, a pair between each two neighbour
 its downstream site is what the next pair starts from, so errors compound; the output is read behind the last site.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from scalar_sae import workers
 from scalar_sae.benchmark.curve import Exact
 from scalar_sae.benchmark.edges import GlobalEdges
 from scalar_sae.benchmark.order import NEVER, levels
@@ -68,7 +69,7 @@ def curves(
     tokens: Int[Tensor, "prompt token"],
     done: Callable[[float], None] = lambda n: None,
 ) -> Curves:
-    """KL from the full model and from the full chain at each count, per prompt.
+    """KL from the full model and from the full chain at each count, per prompt; of several workers each takes its part.
 
     Args:
         pairs: consecutive pairs.
@@ -78,31 +79,29 @@ def curves(
         done: called with the number of prompts finished.
     """
     readouts = [Readout.of(pair) for pair in pairs]
-    rows: list[list[list[float]]] = []
-    floors: list[list[float]] = []
-    kl = Exact().kl
-    for prompt in read(pairs[0], tokens):
-        target = prompt.tokens[:, 1:].unsqueeze(-1)
-        model = pairs[0].lm.logits(prompt.tokens).log_softmax(-1)
-        everything = [torch.zeros_like(one) for one in level]
-        circuit, _, _ = _run(pairs, readouts, prompt, everything)
-        ce = [-log_probs[:, :-1].gather(-1, target).mean().item() for log_probs in (model, circuit)]
-        floors.append([kl(model, circuit).mean().item(), ce[1] - ce[0]])
-        found: list[list[float]] = []
-        for kept in _kept(level, n_counts):
-            log_probs, live, l0 = _run(pairs, readouts, prompt, kept)
-            found.append([kl(model, log_probs).mean().item(), kl(circuit, log_probs).mean().item(), live, l0])
-        rows.append(found)
+    found: dict[int, Curves] = {}
+    for number in workers.mine(len(tokens)):
+        (prompt,) = read(pairs[0], tokens[number : number + 1], number)
+        found[number] = _measure(pairs, readouts, prompt, level, n_counts)
         done(1)
-    by_curve = np.array(rows).transpose(2, 1, 0)
-    floor_kl, floor_ce = np.array(floors).T
-    return Curves(*by_curve, floor_kl=floor_kl, floor_ce=floor_ce)
+    found = workers.collect(found)
+    return Curves.side_by_side([found[number] for number in range(len(tokens))])
 
 
-def _kept(level: list[Level], n_counts: int) -> Iterator[list[Level]]:
-    """The edges of each count as a ranking of one step."""
+def _measure(pairs: list[Pair], readouts: list[Readout], prompt: Prompt, level: list[Level], n_counts: int) -> Curves:
+    """The curve of one prompt."""
+    kl = Exact().kl
+    target = prompt.tokens[:, 1:].unsqueeze(-1)
+    model = pairs[0].lm.logits(prompt.tokens).log_softmax(-1)
+    circuit, _, _ = _run(pairs, readouts, prompt, [torch.zeros_like(one) for one in level])
+    ce = [-log_probs[:, :-1].gather(-1, target).mean().item() for log_probs in (model, circuit)]
+    floors = np.array([[kl(model, circuit).mean().item()], [ce[1] - ce[0]]])
+    rows: list[list[float]] = []
     for index in range(n_counts):
-        yield [torch.where(one <= index, 0, NEVER).byte() for one in level]
+        kept = [one.gt(index).byte().mul_(NEVER) for one in level]  # a ranking of one step
+        log_probs, live, l0 = _run(pairs, readouts, prompt, kept)
+        rows.append([kl(model, log_probs).mean().item(), kl(circuit, log_probs).mean().item(), live, l0])
+    return Curves(*np.array(rows).T[..., None], *floors)
 
 
 def _run(

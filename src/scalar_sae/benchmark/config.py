@@ -24,6 +24,8 @@ from scalar_sae.results import Control
 GRIDS = ("published", "full", "coarse")
 LOCAL = "local"
 """The ranking of local edges: chosen anew at every token, from the scored text itself."""
+REMEDY = {"rank": "--rank-prompts (`rankings`) or --context", "score": "--prompts or --context"}
+"""Options of the command line, in brackets where a config has another name."""
 
 
 class ScoreConfig(BaseModel):
@@ -84,7 +86,8 @@ def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
         rows = windows(tokens, config.context, f"{corpus.name}, text to {what} on", corpus.bos)
         if rows.shape[0] < wanted:
             raise UserError(
-                f"{corpus.name}: {wanted} prompts of {config.context} tokens to {what} on, only {rows.shape[0]} there"
+                f"{corpus.name}: {wanted} prompts of {config.context} tokens to {what} on, only {rows.shape[0]} there; "
+                f"lower {REMEDY[what]}, or give a longer text"
             )
         order = torch.randperm(rows.shape[0], generator=torch.Generator().manual_seed(2 * config.seed + salt))
         chosen.append(rows[:wanted] if config.overlap else rows[order[:wanted]])

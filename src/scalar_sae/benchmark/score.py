@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from scalar_sae import workers
-from scalar_sae.benchmark import chain, effects, scores
+from scalar_sae.benchmark import effects, scores
 from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, saved_scores
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.curve import CONVENTIONS, measure
@@ -24,16 +24,13 @@ from scalar_sae.benchmark.memory import local_bytes, ranking_bytes
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.benchmark.partial import Partial
-from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, RULES, Scores, rank
+from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, Scores, rank
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import QUANTILES, Counts
-from scalar_sae.errors import UserError, unknown
-from scalar_sae.lm.model import LanguageModel
 from scalar_sae.results import Control, Curves, Floor, PromptCurves, Record
 from scalar_sae.runs import versions
 from scalar_sae.sae_results import Interval
 from scalar_sae.saes.sae import SAE
-from scalar_sae.sites import Site
 
 Done = Callable[[float], None]
 
@@ -56,7 +53,7 @@ def score(
         method: the name under which the record is filed.
         ranking: one of the config's: a name in RANKINGS, `local`, or a path to a score matrix [n_up, n_down].
         config: prompts, edge grid, seed.
-        done: called with the number of prompts finished, first of ranking, then of scoring.
+        done: called with the number of prompts that this worker finished, first of ranking, then of scoring.
         partial: folder for what is done of an unfinished record; the same call goes on from it.
         control: score this control of the pair in its place.
 
@@ -68,23 +65,23 @@ def score(
     pair = CONTROLS[control](pair, config.seed) if control else pair
     counts = counts_of(config.edges, pair.n_edges)
     rank_text = texts.ranking[: config.rankings[ranking]]
-    hashes = {"lm": _hash(pair.lm.parameters()), "up": digest(pair.up), "down": digest(pair.down)}
+    hashes = {"lm": hash_of(pair.lm.parameters()), "up": digest(pair.up), "down": digest(pair.down)}
     identity: dict[str, Any] = {"ranking": ranking, "n": [len(rank_text), len(texts.ranking)], "hashes": hashes}
     identity |= {"block": str(pair.block), "data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
     saved = None if ranking in (*RANKINGS, LOCAL) else saved_scores(Path(ranking), pair)
     if saved is not None:
-        identity["scores"] = _hash([saved])
+        identity["scores"] = hash_of([saved])
     kept = Partial(partial, identity | config.model_dump(mode="json", exclude={"rankings", "controls", "memory"}))
     if config.ablation == "mean":
         pair = mean_ablated(pair, texts.ranking)
     if ranking == LOCAL:
         edges_of, n_live = _local_edges(pair, texts.scoring, counts, config)
-        done(len(rank_text))
+        done(len(rank_text) / workers.count())
     else:
         edges_of = _global_edges(pair, rank_text, ranking, saved, counts, config, kept, done)
-        n_live = _n_live(pair, texts.ranking)
+        n_live = n_live_edges(pair, texts.ranking)
     curves = _sweep(pair, texts.scoring, edges_of, counts, config, kept, done)
-    record = _record(
+    record = record_of(
         curves,
         counts,
         n_live,
@@ -97,7 +94,7 @@ def score(
         n_up=pair.up.d_sae,
         n_down=pair.down.d_sae,
         n_edges=pair.n_edges,
-        config=_settings(config, ranking) | {"lm": pair.lm.name},
+        config=settings_of(config, ranking) | {"lm": pair.lm.name},
         hashes=hashes,
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),
@@ -105,68 +102,12 @@ def score(
     return record
 
 
-def score_chain(
-    lm: LanguageModel,
-    saes: dict[Site, SAE],
-    sites: list[Site],
-    texts: Texts,
-    method: str,
-    config: ScoreConfig,
-    one_order: bool,
-    done: Done = lambda n: None,
-) -> Record:
-    """Score a circuit through several pairs at once (chain.py), each ranked by the config's first ranking.
-
-    Args:
-        lm: the model.
-        saes: SAEs by site.
-        sites: where the circuit's SAEs stand.
-        texts: ranking and scoring prompts.
-        method: the name under which the record is filed.
-        config: prompts, edge grid, seed.
-        one_order: counts are edges of the whole circuit under one ranking; otherwise edges of each pair.
-        done: called with the number of prompts finished.
-
-    Raises:
-        UserError: sites that make no chain, or what `score` raises.
-    """
-    start = time.perf_counter()
-    pairs = chain.chain(lm, saes, sites)
-    ranking = next(iter(config.rankings))
-    check_ranking(ranking)
-    if ranking not in RANKINGS:
-        raise unknown("ranking of a circuit", ranking, RANKINGS)
-    if one_order and ranking not in RULES:
-        raise UserError(f"one order for all pairs: {ranking} compares the edges of one pair; take {', '.join(RULES)}")
-    sizes = [pair.n_edges for pair in pairs]
-    counts = counts_of(config.edges, sum(sizes) if one_order else max(sizes))
-    rank_text = texts.ranking[: config.rankings[ranking]]
-    edge_scores = [rank(pair, rank_text, ranking, config.seed, done) for pair in pairs]
-    level = (chain.one_order if one_order else chain.same_budget)(edge_scores, counts, config.seed)
-    curves = chain.curves(pairs, level, len(counts), texts.scoring, done)
-    return _record(
-        curves,
-        counts,
-        (sum if one_order else max)(_n_live(pair, texts.ranking) for pair in pairs),
-        config,
-        block="->".join(map(str, sorted(sites))),
-        method=method,
-        ranking=ranking,
-        n_up=pairs[0].up.d_sae,
-        n_down=pairs[-1].down.d_sae,
-        n_edges=int(counts[-1]),
-        config=_settings(config, ranking) | {"lm": lm.name, "budget": "one order" if one_order else "per pair"},
-        hashes={"lm": _hash(lm.parameters())},
-        data=texts.data,
-        seconds=round(time.perf_counter() - start, 2),
-    )
-
-
-def _settings(config: ScoreConfig, ranking: str) -> dict[str, Any]:
+def settings_of(config: ScoreConfig, ranking: str) -> dict[str, Any]:
+    """What a record says of how it was scored."""
     return config.model_dump(exclude={"rankings", "controls"}) | {"rank_prompts": config.rankings[ranking]}
 
 
-def _record(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig, **fields: Any) -> Record:
+def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig, **fields: Any) -> Record:
     """A record with the scores of its curves."""
     values, ci = _scores(counts, curves, n_live, fields["n_edges"], settings.seed)
     return Record(
@@ -220,7 +161,7 @@ def _global_edges(
     room = ranking_bytes(pair, config.memory, rank_text.shape[1], EDGE_BYTES.get(ranking, 4))
     edge_scores = kept.ranking() if saved is None else saved
     if edge_scores is not None:
-        done(len(rank_text))
+        done(len(rank_text) / workers.count())
     else:
         edge_scores = rank(pair, rank_text, ranking, config.seed, done, room)
         kept.keep_ranking(edge_scores)
@@ -253,7 +194,7 @@ def _sweep(
 
 
 @torch.no_grad()
-def _n_live(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> int:
+def n_live_edges(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> int:
     """Edges whose two latents are both live somewhere in the text."""
     live_up, live_down = (pair.up.W_dec.new_zeros(sae.d_sae) for sae in (pair.up, pair.down))
     for number in workers.mine(len(tokens)):
@@ -273,10 +214,10 @@ def rules(sae: SAE) -> list[str]:
 def digest(sae: SAE) -> str:
     """What tells an SAE's weights apart."""
     more = (sae.W_skip, getattr(sae.activation, "threshold", None))
-    return _hash([sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, *(tensor for tensor in more if tensor is not None)])
+    return hash_of([sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, *(tensor for tensor in more if tensor is not None)])
 
 
-def _hash(tensors: Any) -> str:
+def hash_of(tensors: Any) -> str:
     """What tells weights apart: a digest of their bytes."""
     digest = hashlib.sha256()
     for tensor in tensors:

@@ -47,8 +47,8 @@ def quickstart(
 ) -> None:
     """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
 
-    Under `torchrun --no-python --nproc-per-node 2 scalar quickstart ...` the work is shared out, with the same result
-    but for rounding.
+    Under `torchrun --no-python --nproc-per-node 2 scalar quickstart ...` every batch and the prompts of every block
+    are shared out, blocks are not, with the same result but for rounding.
 
     Example: **scalar quickstart --out runs/quickstart**
     """

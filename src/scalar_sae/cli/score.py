@@ -14,6 +14,7 @@ from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from scalar_sae.benchmark.compare import Ratio
     from scalar_sae.corpora import Corpus
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.runs import Bar
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default a GPU if there is one.")]
+Memory = Annotated[float, typer.Option(help="Gigabytes to stay within.")]
 
 
 @app.command()
@@ -51,7 +53,14 @@ def score(
         str | None, typer.Option(help="Which group of SAEs, if there are several (all by default).")
     ] = None,
     prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 50,
-    rank_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on; none of them is scored.", min=1)] = 64,
+    rank_prompts: Annotated[
+        int | None,
+        typer.Option(
+            help="Prompts to rank edges on, none of them scored; by default 64, with --ranking local 1, with "
+            "--published the authors' 576, some of them scored.",
+            min=1,
+        ),
+    ] = None,
     context: Annotated[
         int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
@@ -69,14 +78,17 @@ def score(
     published: Annotated[
         bool, typer.Option("--published", help="As the authors' code: their ranking, counts, conventions and text.")
     ] = False,
-    memory: Annotated[float, typer.Option(help="Gigabytes to stay within.")] = 8.0,
+    memory: Memory = 8.0,
     control: Annotated[
         str | None,
         typer.Option(help="Score a control instead: `padded` with dead latents, or a model with `shuffled` weights."),
     ] = None,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts, ties and bootstrap.", min=0)] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the records to this JSON file; with the same --out a stopped scoring goes on."),
+    ] = None,
 ) -> None:
     """Score the interaction of SAEs across one block.
 
@@ -85,7 +97,7 @@ def score(
     Example: **scalar score --saes runs/quickstart --block ff_block.0 --prompts 10**
     """
     from scalar_sae import workers
-    from scalar_sae.benchmark.config import ScoreConfig, held_out
+    from scalar_sae.benchmark.config import LOCAL, ScoreConfig, held_out
     from scalar_sae.benchmark.pair import Pair
     from scalar_sae.benchmark.score import score as run
     from scalar_sae.results import Results
@@ -93,8 +105,7 @@ def score(
     from scalar_sae.sites import Block
     from scalar_sae.training.config import validated
 
-    if out and out.exists():
-        raise UserError(f"{out}: exists already; choose another --out")
+    _check(out)
     if published and ablation != "zero":
         raise UserError(f"--ablation {ablation}: the authors' code knows zero ablation alone; leave out --published")
     workers.join()
@@ -103,15 +114,19 @@ def score(
     complete = {name: group for name, group in chosen.items() if _at_both_ends(group, place)}
     pairs = {name: Pair.between(model, place, group) for name, group in (complete or chosen).items()}
     usual = ("published", "published", "published") if published else ("expected", "full", "exact")
-    settings: dict[str, Any] = {"rankings": {ranking or usual[0]: rank_prompts}, "prompts": prompts}
+    used = ranking or usual[0]
+    enough = 576 if published else 64
+    if used == LOCAL and ablation == "zero":
+        enough = 1  # local edges are chosen on the scored text
+    rank_prompts = rank_prompts or enough
+    settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts}
     settings |= {"edges": edges or usual[1], "conventions": usual[2]}
     settings |= {"context": context or min(model.context, 128), "ablation": ablation, "overlap": published}
     settings |= {"memory": memory, "seed": seed, "controls": (control,) if control else ()}
     config = validated(ScoreConfig, settings, "score")
     texts = held_out(_text(tokens, model), config)
     results = Results()
-    (used,) = config.rankings
-    with Bar("score", len(pairs) * (prompts + rank_prompts)) as bar:
+    with Bar("score", len(pairs) * (prompts + rank_prompts) / workers.count()) as bar:
         for name, pair in pairs.items():
             partial = out.with_name(f"{out.name}.partial") if out else None
             done = functools.partial(_finished, bar, name)
@@ -131,45 +146,70 @@ def circuit(
     sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
     lm: Annotated[str | None, typer.Option(help="Language model, as for `scalar score`.")] = None,
     tokens: Annotated[str, typer.Option(help="Text, as for `scalar score`.")] = "python-stdlib",
-    method: Annotated[str | None, typer.Option(help="Which group of SAEs, if there are several.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Which group of SAEs; by default all that have one at every site.")
+    ] = None,
     prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 10,
     rank_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 16,
     context: Annotated[int | None, typer.Option(help="Tokens per prompt.", min=2)] = None,
-    ranking: Annotated[str, typer.Option(help="A ranking's name.")] = "output",
+    ranking: Annotated[
+        str | None,
+        typer.Option(help="A ranking's name; by default `expected`, and with --one-order `output`."),
+    ] = None,
     edges: Annotated[str, typer.Option(help="`full`, `coarse`, or counts.")] = "coarse",
     one_order: Annotated[
         bool, typer.Option("--one-order", help="One ranking of all pairs' edges, not the same budget for each pair.")
     ] = False,
+    memory: Memory = 8.0,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
 ) -> None:
     """Score a circuit through several layers at once: the top edges of every pair, errors compounding.
 
-    Example: **scalar circuit --saes runs/quickstart --method topk --sites resid_pre.0,resid_post.0,resid_post.1**
+    Under `torchrun --no-python --nproc-per-node 2 scalar circuit ...` the prompts are shared out.
+
+    Example: **scalar circuit --saes runs/quickstart --sites resid_pre.0,resid_post.0,resid_post.1**
     """
+    from scalar_sae import workers
+    from scalar_sae.benchmark.circuit import score_chain
     from scalar_sae.benchmark.config import ScoreConfig, held_out
-    from scalar_sae.benchmark.score import score_chain
     from scalar_sae.results import Results
     from scalar_sae.runs import Bar
     from scalar_sae.sites import Site
     from scalar_sae.training.config import validated
 
-    if out and out.exists():
-        raise UserError(f"{out}: exists already; choose another --out")
+    _check(out)
     places = [Site.parse(name.strip()) for name in sites.split(",")]
+    workers.join()
     model, chosen = _subjects(lm, saes, method, device)
-    settings = {"rankings": {ranking: rank_prompts}, "prompts": prompts, "edges": edges, "seed": seed}
-    config = validated(ScoreConfig, settings | {"context": context or min(model.context, 128)}, "score")
+    groups = {name: group for name, group in chosen.items() if _at_all(group, places)} or chosen
+    used = ranking or ("output" if one_order else "expected")
+    settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}
+    settings |= {"context": context or min(model.context, 128), "memory": memory, "seed": seed}
+    config = validated(ScoreConfig, settings, "score")
     texts = held_out(_text(tokens, model), config)
     results = Results()
-    with Bar("circuit", len(chosen) * (prompts + rank_prompts * (len(places) - 1))) as bar:
-        for name, group in chosen.items():
+    total = len(groups) * (prompts + rank_prompts * (len(places) - 1))
+    with Bar("circuit", total / workers.count()) as bar:
+        for name, group in groups.items():
             done = functools.partial(_finished, bar, name)
             results.records.append(score_chain(model, group, places, texts, name, config, one_order, done))
+    if workers.number() != 0:
+        return
     if out:
         results.write(out)
     print_records(results.records)
+
+
+def _check(out: Path | None) -> None:
+    """Raise a UserError if results are there already, or cannot be written there."""
+    from scalar_sae.runs import check_writable
+
+    if out and out.exists():
+        raise UserError(f"{out}: exists already; choose another --out")
+    if out:
+        check_writable(out)
 
 
 def _finished(bar: "Bar", name: str, n: int | float) -> None:
@@ -178,7 +218,9 @@ def _finished(bar: "Bar", name: str, n: int | float) -> None:
 
 @app.command()
 def compare(
-    files: Annotated[list[Path], typer.Argument(help="Results files, or runs.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Results files, or runs; several with SAEs of one name are seeds of it.")
+    ],
     base: Annotated[str, typer.Option(help="Name of the SAEs that the others are compared with.")] = "topk",
     score: Annotated[
         str, typer.Option(help="`edges_at.90`, `live_edges_at.90`, `log_area`, `absolute`, `relative`, `pure`, ...")
@@ -190,15 +232,20 @@ def compare(
 ) -> None:
     """Compare SAEs: ratios per block and over blocks (geometric mean), 95 % intervals paired over prompts.
 
+    SAEs of one name in several files are taken for seeds: the mean of their log scores, intervals over seeds too.
+
     Example: **scalar compare runs/quickstart --base topk --score edges_at.90**
     """
     from scalar_sae.benchmark.compare import at_matched_fidelity, ratios
     from scalar_sae.results import Results
 
     paths = [path / "results.json" if path.is_dir() else path for path in files]
-    records = [record for path in paths for record in Results.read(path).under(ranking)]
+    everything = [Results.read(path) for path in paths]
+    records = [record for results in everything for record in results.under(ranking)]
     if not records:
-        raise UserError(f"{', '.join(map(str, paths))}: no records of the ranking {ranking!r}")
+        there = sorted({record.ranking for results in everything for record in results.records})
+        names = ", ".join(there) or "no others"
+        raise UserError(f"{', '.join(map(str, paths))}: no records of the ranking {ranking!r}; there are {names}")
     table = Table(title=f"{score} of each over that of {base}; below 1 is less than {base}")
     for column in ("block", "SAEs", "ratio", "95 %", "do nothing", "paired"):
         table.add_column(column, no_wrap=True)
@@ -206,9 +253,15 @@ def compare(
         low_high = "" if ratio.interval is None else f"{ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"
         nothing = "" if ratio.do_nothing is None else f"{ratio.do_nothing:.3g}"
         paired = "yes" if ratio.paired else "no"
-        value = f"{ratio.value:.3g}" if isfinite(ratio.value) else "never reached"
-        table.add_row(ratio.block, ratio.method, value, low_high, nothing, paired)
+        table.add_row(ratio.block, ratio.method, _said(ratio), low_high, nothing, paired)
     Console().print(table)
+
+
+def _said(ratio: "Ratio") -> str:
+    """The value, or who never reaches the score."""
+    if isfinite(ratio.value) and not ratio.base_never:
+        return f"{ratio.value:.3g}"
+    return "baseline never" if ratio.value == 0 else "never reached"
 
 
 def _subjects(
@@ -251,6 +304,12 @@ def _at_both_ends(group: "dict[Site, SAE]", place: "Block") -> bool:
     from scalar_sae.saes.store import find_sae
 
     return upstream(group, place.up) is not None and find_sae(group, place.down) is not None
+
+
+def _at_all(group: "dict[Site, SAE]", places: "list[Site]") -> bool:
+    from scalar_sae.saes.store import find_sae
+
+    return all(find_sae(group, place) is not None for place in places)
 
 
 def _text(tokens: str, model: "LanguageModel") -> "Corpus":

@@ -12,26 +12,39 @@ if TYPE_CHECKING:
     from scalar_sae.sae_results import SaeReading
 
 
+PUBLISHED = ("absolute", "pure", "relative", "do nothing")
+DEEP = 0.01
+"""A fall of recovery below 90 % that is worth a remark."""
+
+
 def print_records(records: "list[Record]") -> None:
-    """Headline scores, a row a record."""
+    """Headline scores, a row a record; the published scores too if one was scored as the authors do."""
+    published = any(record.config.get("conventions") == "published" for record in records)
     table = Table(title="SCALAR: lower is better, 95 % intervals over prompts")
     for column in ("block", "SAEs", "ranking"):
         table.add_column(column, no_wrap=True)
-    for column in ("edges@90", "live", "log area", "floor"):
+    for column in ("edges@90", "live", "log area", "floor", *(PUBLISHED if published else ())):
         table.add_column(column, justify="right")
+    if published:
+        table.caption = "do nothing: the ratio of two relative scores, to the block's first SAEs, if curves were equal"
+    n_edges: dict[str, int] = {}  # of a block's first SAEs
     for record in records:
         edges, interval = record.edges_at["90"], record.ci["edges_at.90"]
         live = record.live_edges_at["90"]
+        do_nothing = n_edges.setdefault(record.block, record.n_edges) / record.n_edges
+        areas = (record.absolute, record.pure, record.relative, do_nothing) if published else ()
         table.add_row(
             record.block,
             record.method,
             (record.ranking if len(record.ranking) < 20 else Path(record.ranking).name)
             + (f", {record.control}" if record.control else ""),
             ("never" if edges is None else f"{edges:,.0f}")
-            + (f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else ""),
+            + (f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else "")
+            + (f", dip {record.dip['90']:.2f}" if record.dip["90"] > DEEP else ""),
             "" if live is None else f"{live:.1f}",
             f"{record.log_area:.3f}",
             f"{record.floor.kl:.3f}",
+            *(f"{value:.4g}" for value in areas),
         )
     Console().print(table)
 

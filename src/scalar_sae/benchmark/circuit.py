@@ -1,0 +1,103 @@
+"""A whole-model circuit from end to end: rank the edges of several pairs, keep some of each, score what is left.
+
+record = score_chain(lm, saes, sites, texts, method="topk", config=ScoreConfig(), one_order=False)
+"""
+
+import time
+
+from jaxtyping import Int
+from torch import Tensor
+
+from scalar_sae.benchmark import chain
+from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of
+from scalar_sae.benchmark.memory import ranking_bytes
+from scalar_sae.benchmark.pair import Pair, mean_ablated
+from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, RULES, rank
+from scalar_sae.benchmark.score import Done, digest, hash_of, n_live_edges, record_of, settings_of
+from scalar_sae.benchmark.scores import Counts
+from scalar_sae.errors import UserError, unknown
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.results import Record
+from scalar_sae.saes.sae import SAE
+from scalar_sae.sites import Site
+
+
+def score_chain(
+    lm: LanguageModel,
+    saes: dict[Site, SAE],
+    sites: list[Site],
+    texts: Texts,
+    method: str,
+    config: ScoreConfig,
+    one_order: bool,
+    done: Done = lambda n: None,
+) -> Record:
+    """Score a circuit through several pairs at once, each ranked by the config's first ranking.
+
+    Args:
+        lm: the model.
+        saes: SAEs by site.
+        sites: where the circuit's SAEs stand.
+        texts: ranking and scoring prompts.
+        method: the name under which the record is filed.
+        config: prompts, edge grid, seed, memory.
+        one_order: counts are edges of the whole circuit under one ranking; otherwise edges of each pair.
+        done: called with the number of prompts that this worker finished.
+
+    Raises:
+        UserError: sites that make no chain, the authors' conventions, or what `score` raises.
+    """
+    start = time.perf_counter()
+    if config.conventions != "exact":
+        raise UserError(f"conventions {config.conventions}: the authors score no circuits of several pairs; take exact")
+    pairs = chain.chain(lm, saes, sites)
+    ranking = next(iter(config.rankings))
+    if ranking not in RANKINGS:
+        raise unknown("ranking of a circuit", ranking, RANKINGS)
+    if one_order and ranking not in RULES:
+        raise UserError(f"one order for all pairs: {ranking} compares the edges of one pair; take {', '.join(RULES)}")
+    sizes = [pair.n_edges for pair in pairs]
+    counts = counts_of(config.edges, sum(sizes) if one_order else max(sizes))
+    if config.ablation == "mean":
+        pairs = [mean_ablated(pair, texts.ranking) for pair in pairs]
+    level = _levels(pairs, texts.ranking[: config.rankings[ranking]], ranking, counts, config, one_order, done)
+    curves = chain.curves(pairs, level, len(counts), texts.scoring, done)
+    ends = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
+    return record_of(
+        curves,
+        counts,
+        (sum if one_order else max)(n_live_edges(pair, texts.ranking) for pair in pairs),
+        config,
+        block="->".join(map(str, sorted(sites))),
+        method=method,
+        ranking=ranking,
+        n_up=pairs[0].up.d_sae,
+        n_down=pairs[-1].down.d_sae,
+        n_edges=int(counts[-1]),
+        config=settings_of(config, ranking) | {"lm": lm.name, "budget": "one order" if one_order else "per pair"},
+        hashes={"lm": hash_of(lm.parameters())} | {str(site): digest(sae) for site, sae in ends.items()},
+        data=texts.data,
+        seconds=round(time.perf_counter() - start, 2),
+    )
+
+
+def _levels(
+    pairs: list[Pair],
+    tokens: Int[Tensor, "prompt token"],
+    ranking: str,
+    counts: Counts,
+    config: ScoreConfig,
+    one_order: bool,
+    done: Done,
+) -> list[chain.Level]:
+    """Rank every pair of a circuit: the levels of their edges.
+
+    At the most nine bytes an edge are held: the scores of all pairs, their copy in one order and the levels.
+    """
+    everything = 9 * sum(pair.n_edges for pair in pairs)
+    rooms = [
+        ranking_bytes(pair, config.memory, tokens.shape[1], EDGE_BYTES[ranking], beside=everything - 4 * pair.n_edges)
+        for pair in pairs
+    ]
+    found = [rank(pair, tokens, ranking, config.seed, done, room) for pair, room in zip(pairs, rooms, strict=True)]
+    return (chain.one_order if one_order else chain.same_budget)(found, counts, config.seed)
