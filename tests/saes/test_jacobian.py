@@ -142,19 +142,25 @@ def test_the_term_is_added_after_a_warm_up_and_reaches_both_saes(config: Jacobia
     assert late == pytest.approx(half, rel=1e-3)
 
 
-def test_a_large_weight_makes_the_jacobian_small():
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_a_large_weight_makes_the_jacobian_small(unit_norm: bool):
     torch.manual_seed(0)
     found: dict[float, float] = {}
     lm = Shape(8, 1)
     x = torch.randn(256, 8)
     y = lm.feed_forward(0).mlp(x)
     for weight in (0.0, 3.0):
-        trainee = JacobianConfig(k=3, expansion=4, weight=weight, warmup=0.0).trainees(lm, 0)[0]
+        config = JacobianConfig(k=3, expansion=4, weight=weight, warmup=0.0, unit_norm=unit_norm)
+        trainee = config.trainees(lm, 0)[0]
         optimizer = torch.optim.Adam(trainee.parameters(), lr=1e-2)
         for step in range(60):
             optimizer.zero_grad()
             sum(trainee.losses(dict(zip(trainee.sites, (x, y), strict=True)), Progress(step, 60)).values()).backward()
+            trainee.after_backward()
             optimizer.step()
+            trainee.after_step()
+        norms = torch.cat([trainee.sae(site).W_dec.norm(dim=1) for site in trainee.sites])
+        assert torch.allclose(norms, torch.ones(()), atol=1e-5) == unit_norm
         weights = [
             Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
             for sae in (trainee.sae(Site("mlp_in", 0)), trainee.sae(Site("mlp_out", 0)))

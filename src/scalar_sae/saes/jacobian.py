@@ -63,6 +63,9 @@ class JacobianConfig(JacobianPenalty, frozen=True):
     """Folder of these SAEs in a run."""
     along: Literal["ff_layers", "ff_blocks"] = "ff_layers"
     """`ff_layers`: mlp_in and mlp_out of each layer; `ff_blocks`: resid_mid and resid_post."""
+    unit_norm: bool = False
+    """Hold decoder rows at norm 1, as the Jacobian SAE paper does and SCALAR does not. Otherwise an encoder can shrink
+    and its decoder grow: the reconstruction stays, the Jacobian becomes smaller and no sparser."""
 
     def trainees(self, lm: Transformer, seed: int) -> list[Trainee]:
         """One pair a layer."""
@@ -81,7 +84,8 @@ class JacobianTrainee(Trainee):
         super().__init__()
         self.sites = ends
         self._config, self._ff = config, ff
-        topk = TopKConfig(sites=[str(site) for site in ends], k=config.k, expansion=config.expansion)
+        both = [str(site) for site in ends]
+        topk = TopKConfig(sites=both, k=config.k, expansion=config.expansion, unit_norm=config.unit_norm)
         self.up, self.down = (TopKTrainee(topk, Place(site, site, d_model), seed) for site in ends)
 
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Float[Tensor, ""]]:
@@ -92,6 +96,16 @@ class JacobianTrainee(Trainee):
             self.sites[0]: squared_error(acts[self.sites[0]], up.decoded()),
             self.sites[1]: squared_error(acts[self.sites[1]], down.decoded()) + penalty,
         }
+
+    def after_backward(self) -> None:
+        """As each SAE does."""
+        self.up.after_backward()
+        self.down.after_backward()
+
+    def after_step(self) -> None:
+        """As each SAE does."""
+        self.up.after_step()
+        self.down.after_step()
 
     def sae(self, site: Site) -> SAE:
         """The present SAE at one end."""
