@@ -45,7 +45,9 @@ _MODULES = {
     "mlp": ("mlp_in", "mlp_out"),
     "ln_1": ("resid_pre", "attn_in"),
     "ln_2": ("resid_mid", "mlp_in"),
+    "input_layernorm": ("resid_pre", "attn_in"),
     "pre_feedforward_layernorm": ("resid_mid", "mlp_in"),
+    "post_feedforward_layernorm": ("mlp_raw", "mlp_out"),
 }
 """What a Hugging Face module reads and writes."""
 

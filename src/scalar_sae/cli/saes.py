@@ -25,6 +25,7 @@ def list_(path: Source) -> None:
     from scalar_sae.lm.loading import model_in
     from scalar_sae.results import Results
     from scalar_sae.saes import hub
+    from scalar_sae.saes.formats.detect import NothingFoundError
     from scalar_sae.saes.store import find_saes
 
     folder = hub.local(path)
@@ -40,8 +41,8 @@ def list_(path: Source) -> None:
             sae, site = found.sae, f"{found.reads} -> {found.writes}" if found.writes else found.reads or "?"
             chunks = " ".join(map(str, sae.chunks))
             table.add_row(found.group, site, str(sae.d_model), str(sae.d_sae), str(sae.activation), chunks, format_)
-    except UserError:
-        if table.row_count or model is None:
+    except NothingFoundError:
+        if model is None:
             raise
     if table.row_count:
         Console().print(table)

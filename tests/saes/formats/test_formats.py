@@ -179,8 +179,11 @@ def gemma_scope_1_mlp(path: Path, w: Weights) -> Reading:
 def gemma_scope_2_skip_transcoder(path: Path, w: Weights) -> Reading:
     t = {"w_enc": w(D, F), "b_enc": w(F), "w_dec": w(F, D), "b_dec": w(D), "threshold": w(F).abs()}
     t["affine_skip_connection"] = w(D, D)
-    config = {"architecture": "jump_relu", "hf_hook_point_in": "model.layers.1.pre_feedforward_layernorm.output",
-              "hf_hook_point_out": "model.layers.1.mlp.output", "affine_connection": True}  # fmt: skip
+    layer = "model.layers.1"
+    config = {
+        "architecture": "jump_relu", "hf_hook_point_in": f"{layer}.pre_feedforward_layernorm.output",
+        "hf_hook_point_out": f"{layer}.post_feedforward_layernorm.output", "affine_connection": True,
+    }  # fmt: skip
     write_json(path / "config.json", config)
     save_file(t, path / "params.safetensors")
     a = arrays(t)

@@ -40,6 +40,8 @@ def _sae(config: dict[str, Any], t: Tensors) -> SAE:
         rule = JumpReLU(threshold.flatten().expand(len(t["b_enc"])).clone())
     elif "k" in t or config.get("k"):
         rule = TopK(int(t["k"]) if "k" in t else int(config["k"]))
+    elif "jump" in str(config.get("activation", "")):
+        raise UserError(f"activation {config['activation']!r}, and no activation_function.threshold in the tensors")
     else:
         rule = ReLU()
     return build(t["W_enc"].T, t["b_enc"], t["W_dec"], t["b_dec"], rule, W_skip=None if W_skip is None else W_skip.T)

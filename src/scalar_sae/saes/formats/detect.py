@@ -48,6 +48,7 @@ def walk(path: Path, formats: tuple[Format, ...]) -> Iterator[Located]:
     if format_ is not None:
         with about(path):
             for found in format_.read(folder):
+                folder.check_read()
                 yield Located(found, format_.name, path)
     elif path.is_dir():
         for entry in sorted(path.iterdir()):
@@ -55,9 +56,13 @@ def walk(path: Path, formats: tuple[Format, ...]) -> Iterator[Located]:
                 yield from walk(entry, formats)
 
 
-def nothing(path: Path, formats: tuple[Format, ...]) -> UserError:
+class NothingFoundError(UserError):
+    """There are no SAEs where somebody looked for them."""
+
+
+def nothing(path: Path, formats: tuple[Format, ...]) -> NothingFoundError:
     """The error for a path without SAEs: what was found, what is understood."""
     folder = Folder.of(path)
     there = ", ".join(sorted(folder.names)[:8]) or "nothing"
     understood = "; ".join(f"{format_.name} ({format_.files})" for format_ in formats)
-    return UserError(f"{path}: holds no SAEs: found {there}; understood are {understood}")
+    return NothingFoundError(f"{path}: holds no SAEs: found {there}; understood are {understood}")

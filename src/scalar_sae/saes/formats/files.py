@@ -5,11 +5,13 @@ Everything raises UserError with the reason alone; `about` puts the path before 
 
 import json
 import pickle
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -26,6 +28,9 @@ from scalar_sae.saes.folds import without_pre_bias
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 
+_CHANGES_THE_RULE = re.compile(r"threshold|gate|r_mag|b_mag|skip", re.IGNORECASE)
+"""Names of tensors that make an SAE another function than one without them."""
+
 
 class Tensors:
     """The tensors of one file, in float32, by name."""
@@ -33,24 +38,38 @@ class Tensors:
     def __init__(self, values: dict[str, Any], source: str) -> None:
         self._values = values
         self._source = source
+        self._asked: set[str] = set()
+
+    def check_read(self) -> None:
+        """Raise a UserError if there is a tensor that changes what the SAE computes, and nobody asked for it."""
+        left = [name for name in self._values if name not in self._asked and _CHANGES_THE_RULE.search(name)]
+        if left:
+            raise UserError(
+                f"{self._source} holds {', '.join(left)}, which the kind of SAE that its config names does not have: "
+                "config and tensors contradict each other"
+            )
 
     def __contains__(self, name: str) -> bool:
+        self._asked.add(name)
         return name in self._values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
     def __getitem__(self, name: str) -> Float[Tensor, "..."]:
+        self._asked.add(name)
         if not isinstance(self._values.get(name), Tensor):
             raise UserError(f"{self._source} lacks the tensor {name}; it holds {', '.join(map(str, self._values))}")
         return self._values[name].float()
 
     def get(self, name: str) -> Float[Tensor, "..."] | None:
         """A tensor, if it is there."""
+        self._asked.add(name)
         return self[name] if name in self._values else None
 
     def plain(self, name: str) -> Any:
         """What is stored beside the tensors: a name or a dictionary."""
+        self._asked.add(name)
         return self._values.get(name)
 
     def inside(self, name: str) -> "Tensors":
@@ -60,6 +79,7 @@ class Tensors:
     def under(self, prefix: str) -> "Tensors":
         """The tensors whose names begin with a prefix, without it."""
         chosen = {name[len(prefix) :]: value for name, value in self._values.items() if name.startswith(prefix)}
+        self._asked.update(prefix + name for name in chosen)
         return Tensors(chosen, self._source)
 
 
@@ -69,10 +89,13 @@ class Folder:
 
     path: Path
     names: frozenset[str]
+    opened: list[Tensors] = field(default_factory=list["Tensors"], compare=False)
+    """What was read since the last check."""
 
     @classmethod
     def of(cls, path: Path) -> "Folder":
         """The files of a folder; for a file, itself alone."""
+        path = path.absolute()
         if path.is_file():
             return cls(path.parent, frozenset([path.name]))
         return cls(path, frozenset(entry.name for entry in path.iterdir()))
@@ -96,7 +119,7 @@ class Folder:
             text = (self.path / name).read_text(encoding="utf-8")
             content = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{name} cannot be read ({error})") from error
+            raise UserError(f"{name} cannot be read ({' '.join(str(error).split())})") from error
         if not isinstance(content, dict):
             raise UserError(f"{name} does not hold an object")
         return content
@@ -109,14 +132,22 @@ class Folder:
         """
         path = self.path / name
         try:
-            return Tensors(_READERS.get(path.suffix, _torch)(path), name)
+            found = Tensors(_READERS.get(path.suffix, _torch)(path), name)
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{name} holds more than tensors and plain values; refused, for it could run code"
             ) from error
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, BadZipFile) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{name} cannot be read: damaged or truncated ({reason})") from error
+        self.opened.append(found)
+        return found
+
+    def check_read(self) -> None:
+        """Raise a UserError if what was read holds tensors that change the SAE and were not asked for."""
+        for tensors in self.opened:
+            tensors.check_read()
+        self.opened.clear()
 
 
 def _npz(path: Path) -> dict[str, Tensor]:
@@ -166,11 +197,14 @@ class Format(NamedTuple):
 
 @contextmanager
 def about(path: Path | str) -> Generator[None]:
-    """Put a path before the message of a UserError."""
+    """Put a path before the message of a UserError; what a reader trips over in somebody's files becomes one too."""
     try:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: its files do not fit together ({type(error).__name__}: {reason})") from error
 
 
 def build(

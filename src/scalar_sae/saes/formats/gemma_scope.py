@@ -6,6 +6,7 @@ The first has no config: the site stands in the path, as in `gemma-scope-2b-pt-r
 import re
 from collections.abc import Iterator
 
+from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.folds import with_input_scaled
 from scalar_sae.saes.formats.files import Folder, Format, Found, Tensors, build, check_size
@@ -45,7 +46,11 @@ def _first(folder: Folder) -> Found:
 
 def _second(folder: Folder) -> Found:
     config = folder.json(CONFIG) if folder.has(CONFIG) else {}
+    if config.get("architecture", "jump_relu") != "jump_relu":
+        raise UserError(f"architecture {config['architecture']!r}: expected jump_relu")
     sae = _sae(folder.tensors(SECOND))
+    if config.get("affine_connection", sae.W_skip is not None) != (sae.W_skip is not None):
+        raise UserError(f"affine_connection = {config['affine_connection']}, which the tensors contradict")
     check_size(sae, config, "d_in", "width")
     reads, writes = str(config.get("hf_hook_point_in") or ""), str(config.get("hf_hook_point_out") or "")
     return Found(sae, "gemma-scope-2", reads, "" if writes == reads else writes, config)

@@ -43,6 +43,8 @@ def _sae(t: Tensors) -> SAE:
         # the TopK checkpoints, and only they, normalise each token
         rule, norm = TopK(int(state["k"])), InputNorm("layer_norm", 1e-5)
     elif kind == "ReLU":
+        if "k" in (t.plain("activation_state_dict") or {}):
+            raise UserError("activation ReLU, and its activation_state_dict holds k: they contradict each other")
         rule, norm = ReLU(), None
     else:
         raise UserError(f"activation {kind!r}: expected ReLU or TopK")

@@ -21,6 +21,7 @@ from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 
 _LOG_THRESHOLDS = ("activation_function.log_jumprelu_threshold", "log_jumprelu_threshold")
+_NORMS = ("none", None, "inference", "token-wise", "batch-wise", "dataset-wise")
 OLD, NEW = "hyperparams.json", "config.json"
 _WEIGHTS = (
     "sae_weights.safetensors", "sae_weights.pt", "checkpoints/pruned.safetensors", "checkpoints/pruned.pt",
@@ -54,6 +55,8 @@ def _sae(config: dict[str, Any], t: Tensors) -> SAE:
     one_threshold = 0.0 if log_threshold is not None else float(config.get("jump_relu_threshold") or 0)
     rule = ReLU() if one_threshold > 0 else _rule(config, log_threshold, W_dec, by_norm)
     norm = config.get("norm_activation", "none")
+    if norm not in _NORMS:
+        raise UserError(f"norm_activation {norm!r}: expected one of {', '.join(map(str, _NORMS))}")
     transcoder = config.get("hook_point_out") not in (None, config.get("hook_point_in"))
     if norm == "batch-wise" or (norm == "token-wise" and transcoder):
         raise UserError(f"norm_activation {norm!r}: what it divides by is not known at inference")
@@ -71,8 +74,8 @@ def _sae(config: dict[str, Any], t: Tensors) -> SAE:
 
 def _weights(t: Tensors) -> tuple[Float[Tensor, "..."], Tensor | None, Float[Tensor, "..."], Tensor | None]:
     if "W_E" in t:
-        return t["W_E"], t.get("b_E"), t["W_D"], t.get("b_D")
-    return t["encoder.weight"].T, t.get("encoder.bias"), t["decoder.weight"].T, t.get("decoder.bias")
+        return t["W_E"], t["b_E"], t["W_D"], t.get("b_D")
+    return t["encoder.weight"].T, t["encoder.bias"], t["decoder.weight"].T, t.get("decoder.bias")
 
 
 def _rule(

@@ -100,6 +100,8 @@ def _encoder(
         if config.get("rescale_acts_by_decoder_norm"):
             threshold = threshold / tensors["W_dec"].norm(dim=1).clamp(min=1e-8)
         return W_enc, b_enc, JumpReLU(threshold.clone())
+    if config.get("activation_fn", "relu") not in ("relu", None):
+        raise UserError(f"activation function {config['activation_fn']!r}: expected relu or topk")
     return W_enc, b_enc, ReLU()
 
 

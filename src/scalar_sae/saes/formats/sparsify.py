@@ -28,6 +28,8 @@ def _read(folder: Folder) -> Iterator[Found]:
         raise UserError(f"activation {kind!r}: expected topk or groupmax")
     transcoder = bool(config.get("transcode"))
     W_skip = tensors.get("W_skip")
+    if config.get("skip_connection") is not None and bool(config["skip_connection"]) != (W_skip is not None):
+        raise UserError(f"skip_connection = {config['skip_connection']}, which the tensors contradict")
     sae = build(
         tensors["encoder.weight"].T,
         tensors["encoder.bias"],
