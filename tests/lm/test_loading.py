@@ -1,6 +1,7 @@
 """Loading from folders and the Hub (a local stand-in), and every way in which that fails."""
 
 import http.server
+import json
 import shutil
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from transformers import GptOssConfig, GptOssForCausalLM
 
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
@@ -72,6 +74,46 @@ def test_damaged_folders(folder: Path, tmp_path: Path):
         LanguageModel.load(tmp_path / "cut")
     with pytest.raises(UserError, match=r"unknown language model '.*nowhere': expected one of .* a Hub id"):
         LanguageModel.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"num_hidden_layers": 1},
+            r"holds model\.layers\.1\..*, by its config it has 1 layers; one is",
+        ),
+        ({"num_hidden_layers": 9}, "weights are missing: "),
+        ({"hidden_size": 32}, r"has shape \(.*16.*\), by its config \(.*32.*\); one is of another model"),
+        ({"vocab_size": 7}, r"by its config \(7, 16\)"),
+        ({"hidden_size": "abc"}, "cannot be loaded as a causal language model"),
+        ({"num_attention_heads": 0}, "cannot be loaded as a causal language model"),
+    ],
+)
+def test_a_config_that_contradicts_the_weights(folder: Path, tmp_path: Path, change: dict[str, object], message: str):
+    copy = Path(shutil.copytree(folder, tmp_path / "lm"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=message):
+        LanguageModel.load(copy)
+
+
+def test_a_tokenizer_that_is_not_there_or_of_another_model(folder: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(folder, tmp_path / "lm"))
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer beside the weights; save one there"):
+        _ = LanguageModel.load(copy).tokenizer
+    with pytest.raises(UserError, match=r"token 999: the vocabulary of .* another model's tokenizer"):
+        LanguageModel.load(folder).logits(torch.tensor([[1, 999]]))
+
+
+def test_an_architecture_whose_modules_have_known_names_only():
+    config = GptOssConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=8,
+        intermediate_size=16, num_local_experts=2, num_experts_per_tok=1, pad_token_id=None,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"gpt_oss is not an architecture that is understood .* in ten lines"):
+        LanguageModel.load(GptOssForCausalLM(config))
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -198,10 +198,14 @@ def dissect(hf: Any, name: str) -> Anatomy:
     for architecture in ARCHITECTURES:
         if architecture.missing(decoder):
             continue
-        anatomy = Anatomy(hf, architecture)
-        difference = anatomy.difference()
-        if difference is None:
-            return anatomy
+        try:
+            anatomy = Anatomy(hf, architecture)
+            difference = anatomy.difference()
+        except Exception as error:  # modules of these names, which take or give other things
+            difference = f"its modules do not fit together so ({error})"
+        else:
+            if difference is None:
+                return anatomy
         tried.append(f"{architecture.name}: {difference}")
     if not tried:
         nearest = min(ARCHITECTURES, key=lambda architecture: len(architecture.missing(decoder)))

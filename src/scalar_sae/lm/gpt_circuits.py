@@ -54,4 +54,5 @@ def load(folder: Path) -> GPT2LMHeadModel:
         raise UserError(
             f"{folder}: model.safetensors does not fit model.json ({' '.join(str(error).split())})"
         ) from error
+    hf.config.name_or_path = str(folder)  # a tokenizer may lie there
     return hf

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -17,8 +16,8 @@ from scalar_sae.lm.toy import WEIGHTS, shipped
 from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
-_FAILURES = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_LAYER = re.compile(r"(.*\b(?:h|layers)\.)(\d+)\.")
 
 
 def load_hf(source: str | Path, device: str | torch.device | None = None, **options: Any) -> Any:
@@ -41,14 +40,33 @@ def load_hf(source: str | Path, device: str | torch.device | None = None, **opti
         transformers_logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder if local else name, local_files_only=local, output_loading_info=True, **options
+            folder if local else name,
+            local_files_only=local,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            **options,
         )
-    except _FAILURES as error:
+    except Exception as error:  # a config can be wrong in as many ways as there are models
         raise _explained(name, "cannot be loaded as a causal language model", error) from error
     hf, report = loaded
+    _check_report(name, hf, report)
+    return hf if device is None else hf.to(device)
+
+
+def _check_report(name: str, hf: Any, report: dict[str, Any]) -> None:
+    """Raise a UserError if the weights are not those of the config: missing, of other shapes, or of more layers."""
     if report["missing_keys"]:
         raise UserError(f"{name}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])}")
-    return hf if device is None else hf.to(device)
+    for key, stored, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"{name}: {key} has shape {tuple(stored)}, by its config {tuple(wanted)}; one is of another model"
+        )
+    n_layers = hf.config.get_text_config().num_hidden_layers
+    lists = {found[1] for key in hf.state_dict() if (found := _LAYER.match(key))}
+    for key in sorted(report["unexpected_keys"]):  # others are common: buffers of old versions, vision towers
+        found = _LAYER.match(key)
+        if found and found[1] in lists and int(found[2]) >= n_layers:
+            raise UserError(f"{name}: holds {key}, by its config it has {n_layers} layers; one is of another model")
 
 
 def model_in(folder: Path) -> Path | None:
@@ -76,9 +94,13 @@ def load_tokenizer(source: str, name: str, d_vocab: int) -> Tokenizer:
             "or LanguageModel.load(..., tokenizer=...)"
         )
     try:
-        return Pretrained(AutoTokenizer.from_pretrained(source, local_files_only=local), name)
-    except _FAILURES as error:
+        found = Pretrained(AutoTokenizer.from_pretrained(source, local_files_only=local), name)
+        ids, _ = found.encode("a")
+    except Exception as error:
         raise _explained(name, "its tokenizer cannot be loaded", error) from error
+    if not len(ids):
+        raise UserError(f"{name}: its tokenizer makes nothing of a text; take the files of the model's own tokenizer")
+    return found
 
 
 def _explained(name: str, what: str, error: Exception) -> UserError:

@@ -110,7 +110,10 @@ class LanguageModel(nn.Module):
         if tokens.shape[1] > self.context:
             raise UserError(f"prompts of {tokens.shape[1]} tokens: {self.name} reads at most {self.context}")
         if tokens.numel() and int(tokens.max()) >= self.d_vocab:
-            raise UserError(f"token {int(tokens.max())}: the vocabulary of {self.name} ends at {self.d_vocab - 1}")
+            raise UserError(
+                f"token {int(tokens.max())}: the vocabulary of {self.name} ends at {self.d_vocab - 1}; "
+                "the text was made with another model's tokenizer"
+            )
 
     def logits(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_vocab"]:
         """The model's own next-token logits."""

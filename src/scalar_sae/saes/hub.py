@@ -75,7 +75,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="SAEs from scalar-sae")
     except HFValidationError as error:
         raise UserError(f"{repository}: {error}") from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of whatever HTTP client huggingface_hub has
         raise UserError(
             f"{repository}: cannot be published ({error}); `hf auth login` with a token that writes"
         ) from error

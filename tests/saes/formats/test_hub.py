@@ -75,6 +75,8 @@ def test_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="cannot be downloaded"):
         load_saes("hf://someone/saes")
+    with pytest.raises(UserError, match=r"me/mine: cannot be published \(.*\); `hf auth login`"):
+        hub.upload(tmp_path, "me/mine", private=True)
 
 
 def test_push_then_pull(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
