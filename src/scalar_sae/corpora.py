@@ -166,7 +166,7 @@ def windows(
     if n == 0:
         raise UserError(f"{name}: {tokens.numel()} tokens are fewer than one context of {context}; give a longer text")
     rows = tokens[: n * own].view(n, own).long()
-    return rows if bos is None else torch.cat([torch.full((n, 1), bos), rows], 1)
+    return rows if bos is None else torch.cat([rows.new_full((n, 1), bos), rows], 1)
 
 
 def _library(name: str, text_of: Callable[[str], str]) -> Texts:

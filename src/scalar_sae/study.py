@@ -86,7 +86,9 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
     return Events(out / "events.jsonl")
 
 
-def train_run(config: StudyConfig, out: Path, cache: Path | None = None, log: Sequence[str] = ()) -> LanguageModel:
+def train_run(
+    config: StudyConfig, out: Path, cache: Path | None = None, log: Sequence[str] = (), device: str | None = None
+) -> LanguageModel:
     """Train the SAEs of a study into its run directory; returns the language model that is kept there.
 
     Args:
@@ -94,12 +96,14 @@ def train_run(config: StudyConfig, out: Path, cache: Path | None = None, log: Se
         out: its run directory.
         cache: a folder in which activations are kept for later runs.
         log: who is told of events beside `events.jsonl`: `tensorboard`, `wandb`.
+        device: where to compute; by default a GPU, if there is one.
 
     Raises:
         UserError: before anything is written, whatever in the config cannot be trained or scored.
     """
     for name in log:
         trackers.check(name)
+    place = workers.device(device)
     lm = LanguageModel.load(config.train.lm)
     corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
     check(config, lm, corpus)
@@ -112,7 +116,7 @@ def train_run(config: StudyConfig, out: Path, cache: Path | None = None, log: Se
         say(corpus.remark)
     if workers.number() == 0:
         events.listeners += [trackers.Tracker(name, out) for name in log]
-    lm = LanguageModel.load(out / "lm")
+    lm = LanguageModel.load(out / "lm", device=place)
     train(config.train, lm, corpus, out, events, cache)
     return lm
 
@@ -161,6 +165,7 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
         prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
         results.saes, results.spliced = fidelity(lm, saes, prompts)
         results.write(path)
+    saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
     texts = held_out(corpus, config.score)
     done = {record.key for record in results.records}
     jobs = [job for job in _jobs(config, lm, saes) if job.key not in done]

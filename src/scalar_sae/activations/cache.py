@@ -4,7 +4,7 @@
     folder/buffer-000000.safetensors   one buffer: "resid_mid.0" -> [n_tokens, d_model]
 
 The stream's buffers depend on the recipe and their number alone, so a cached run is the same run, to the bit. In memory
-there is one buffer at a time. A run may use some of the sites of a cache; a cache of another recipe is refused.
+there is one buffer at a time, where the model lies. A run may use some of the sites of a cache; a cache of another recipe is refused.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class CachedStream:
 
     def _load(self, path: Path) -> Buffer:
         try:
-            tensors = load_file(path)
+            tensors = load_file(path, device=str(self._stream.lm.device))
             return {read: tensors[str(read)] for read in self._stream.reads}
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(f"{path}: damaged ({error}); delete it") from error

@@ -9,6 +9,7 @@ import yaml
 
 from scalar_sae._version import __version__
 from scalar_sae.cli import measure, saes, score
+from scalar_sae.cli.score import Device
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.runs import keep_freed_memory
@@ -44,6 +45,7 @@ def quickstart(
     out: OutRun = Path("runs/quickstart"),
     preset: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "quickstart",
     change: Changes = None,
+    device: Device = None,
 ) -> None:
     """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
 
@@ -58,7 +60,7 @@ def quickstart(
 
     workers.join()
     config = StudyConfig.from_preset(preset, _changes(change))
-    lm = train_run(config, out)
+    lm = train_run(config, out, device=device)
     results = score_run(config, lm, out)
     if workers.number() != 0:
         return
@@ -113,6 +115,7 @@ def train(
         list[str] | None,
         typer.Option(help="Beside events.jsonl: `tensorboard`, `wandb` (repeat for both); extras of the package."),
     ] = None,
+    device: Device = None,
 ) -> None:
     """Train the SAEs of a preset, all in one pass over the language model.
 
@@ -124,7 +127,7 @@ def train(
     from scalar_sae.study import StudyConfig, train_run
 
     workers.join()
-    train_run(StudyConfig.from_preset(preset, _changes(change)), out, cache, log or ())
+    train_run(StudyConfig.from_preset(preset, _changes(change)), out, cache, log or (), device)
     if workers.number() == 0:
         typer.echo(f"SAEs: {out / 'saes'}")
 

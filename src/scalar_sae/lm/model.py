@@ -81,6 +81,11 @@ class LanguageModel(nn.Module):
             self._tokenizer = load_tokenizer(self.hf.name_or_path, self.name, self.d_vocab)
         return self._tokenizer
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.hf.device
+
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer as a Hugging Face folder."""
         self.hf.save_pretrained(folder)

@@ -80,7 +80,7 @@ class TemporalTrainee(Dictionary):
         if not self.training or progress.fraction < self._config.warmup or self._config.rate == 0:
             return torch.ones_like(self.means[0])
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + progress.step)
-        chance = torch.rand(self.d_sae, generator=generator).to(self.means.device)
+        chance = torch.rand(self.d_sae, generator=generator, device="cpu").to(self.means.device)
         return (chance >= self.mask_probability()).to(self.means.dtype)
 
     def mask_probability(self) -> Float[Tensor, " d_sae"]:

@@ -36,8 +36,8 @@ def save(path: Path, at: Position, learners: list[Learner]) -> None:
         torch.save({"position": tuple(at), "learners": [learner.state() for learner in learners]}, temporary)
 
 
-def resume(path: Path, learners: list[Learner]) -> Position:
-    """Load a checkpoint if there is one.
+def resume(path: Path, learners: list[Learner], device: torch.device) -> Position:
+    """Load a checkpoint onto a device if there is one.
 
     Raises:
         UserError: it is damaged, or of other SAEs.
@@ -45,7 +45,7 @@ def resume(path: Path, learners: list[Learner]) -> Position:
     if not path.exists():
         return Position()
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location=device, weights_only=True)
         for learner, state in zip(learners, saved["learners"], strict=True):
             learner.load(state)
         return Position(*saved["position"])

@@ -65,6 +65,8 @@ class Learner:
         self.best.load(state["best"])
 
 
-def learners(config: TrainConfig, lm: Transformer) -> list[Learner]:
-    """One learner for each trainee of each method of a config."""
-    return [Learner(method, trainee, config) for method in config.saes for trainee in method.trainees(lm, config.seed)]
+def learners(config: TrainConfig, lm: Transformer, device: torch.device | str = "cpu") -> list[Learner]:
+    """One learner for each trainee of each method of a config. First weights are made on the CPU: the same anywhere."""
+    with torch.device("cpu"):
+        trainees = [(method, trainee) for method in config.saes for trainee in method.trainees(lm, config.seed)]
+    return [Learner(method, trainee.to(device), config) for method, trainee in trainees]

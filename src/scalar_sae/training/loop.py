@@ -43,7 +43,7 @@ def train(
 
     Args:
         config: what to train.
-        lm: the language model to read.
+        lm: the language model to read; where it lies, everything is computed.
         corpus: its text.
         out: run directory.
         events: log.
@@ -55,7 +55,7 @@ def train(
     """
     if config.batch_tokens % workers.count():
         raise UserError(f"batch_tokens = {config.batch_tokens} is not a multiple of the {workers.count()} workers")
-    group = learners(config, lm)
+    group = learners(config, lm, lm.device)
     folders = [_folder(out, learner, site) for learner in group for site in learner.trainee.sites]
     if all((folder / "sae.json").exists() for folder in folders):
         (out / "checkpoint.pt").unlink(missing_ok=True)
@@ -83,9 +83,9 @@ class _Run:
         stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, exclude=exclude)
         self.stream = CachedStream(stream, cache) if cache else stream
         held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
-        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone()  # the rest is let go
+        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
         self.validation = Validation(lm, held_out, reads, exclude) if config.validations else None
-        self.n_layers = lm.n_layers
+        self.n_layers, self.device = lm.n_layers, lm.device
         rows = config.batch_tokens // workers.count()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
         self.costs = {name: cost(trainee, lm.d_model, rows) for name, trainee in reversed(one_each.items())}
@@ -127,7 +127,7 @@ class _Run:
     def go(self) -> None:
         """Train to the end, or to a signal."""
         checkpoint = self.out / "checkpoint.pt"
-        at, saved_at = resume(checkpoint, self.group), time.monotonic()
+        at, saved_at = resume(checkpoint, self.group, self.device), time.monotonic()
         with noted() as signals, Bar("train SAEs", self.config.steps, done=at.step) as bar:
             for buffer in self.stream.buffers(at.buffer):
                 _check_finite(buffer, at.step)
@@ -223,7 +223,7 @@ class _Run:
             "cost": self.costs[learner.method.name]._asdict(),
         }  # fmt: skip
         for site in learner.trainee.sites:
-            sae, target = learner.trainee.sae(site), learner.trainee.target(site)
+            sae, target = learner.trainee.sae(site).to("cpu"), learner.trainee.target(site)
             sae = sae if target == site else replace(sae, writes=target)
             card = SaeCard.of(sae, learner.method.method, learner.method.name, site, recipe)
             save_sae(sae, card, _folder(self.out, learner, site))
