@@ -82,6 +82,21 @@ class LanguageModel(nn.Module):
         return self._tokenizer
 
     @property
+    def special_tokens(self) -> tuple[int, ...]:
+        """Tokens that mark beginnings and ends of text, padding or roles: those that configuration or tokenizer name.
+
+        A beginning-of-text token carries an activation hundreds of times the others' norm: SAEs leave them out.
+
+        Raises:
+            UserError: there is no tokenizer.
+        """
+        found = set(self.tokenizer.special)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(self.hf.config.get_text_config(), name, None)
+            found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+        return tuple(sorted(found))
+
+    @property
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.hf.device

@@ -77,11 +77,12 @@ class _Run:
         cache: Path | None,
     ) -> None:
         self.config, self.corpus, self.out, self.events, self.group = config, corpus, out, events, group
-        exclude = special_tokens(lm)
+        exclude = lm.special_tokens
         reads = sorted({read for learner in group for read in learner.trainee.reads}, key=str)
         prompts = windows(corpus.train, config.context, corpus.name, corpus.bos)
         stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, exclude=exclude)
         self.stream = CachedStream(stream, cache) if cache else stream
+        self.all_text = stream.windows_per_buffer == len(prompts)
         held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
         held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
         self.validation = Validation(lm, held_out, reads, exclude) if config.validations else None
@@ -133,7 +134,7 @@ class _Run:
                 _check_finite(buffer, at.step)
                 if at.step == 0:
                     self._each("prepare", buffer)
-                batches = _batches(buffer, self.config.batch_tokens)
+                batches = _batches(buffer, self.config.batch_tokens, self.all_text)
                 for number in range(at.batch, len(batches)):
                     losses = self._step(batches[number], at.step)
                     at = Position(at.step + 1, at.buffer, number + 1)
@@ -198,8 +199,9 @@ class _Run:
             blocks = group[0].method.blocks(self.n_layers)
             found = self.validation.measure([learner.trainee for learner in group], blocks)
             for learner in group:
-                for site in learner.trainee.sites:
-                    found["saes"][str(site)] |= {"val_loss": val_loss[learner], "kept_step": learner.best.step}
+                more = {"val_loss": val_loss[learner], "kept_step": learner.best.step}
+                for site, firing in zip(learner.trainee.sites, learner.firing, strict=True):
+                    found["saes"][str(site)] |= more | {"idle": firing.dead().float().mean().item()}
             self.events("validate", step=step, name=name, **rounded(found))
 
     @freed_memory_handed_back()
@@ -229,18 +231,13 @@ class _Run:
             save_sae(sae, card, _folder(self.out, learner, site))
 
 
-def special_tokens(lm: LanguageModel) -> tuple[int, ...]:
-    """Ids that mark beginnings and ends of text or padding: no SAE is trained on them."""
-    named = (getattr(lm.hf.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id"))
-    return tuple(sorted({token for token in named if isinstance(token, int)}))
-
-
-def _batches(buffer: Buffer, batch_tokens: int) -> list[Buffer]:
-    """This worker's parts of the whole batches of a buffer."""
-    n_batches = next(iter(buffer.values())).shape[0] // batch_tokens
-    if n_batches == 0:
-        raise UserError(f"the text holds fewer tokens than one batch of {batch_tokens}; lower batch_tokens")
-    starts = range(0, n_batches * batch_tokens, batch_tokens)
+def _batches(buffer: Buffer, batch_tokens: int, all_text: bool) -> list[Buffer]:
+    """This worker's parts of the whole batches of a buffer, which may hold all the text there is."""
+    n = next(iter(buffer.values())).shape[0]
+    if n < batch_tokens:
+        what, remedy = ("the text", "lower batch_tokens") if all_text else ("a buffer", "raise buffer_tokens")
+        raise UserError(f"{what} holds {n} tokens, fewer than one batch of {batch_tokens}; {remedy}")
+    starts = range(0, n // batch_tokens * batch_tokens, batch_tokens)
     return [{read: workers.share(acts[i : i + batch_tokens]) for read, acts in buffer.items()} for i in starts]
 
 
