@@ -20,10 +20,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from scalar_sae import workers
-from scalar_sae.benchmark.config import ScoreConfig, check_ranking, counts_of, held_out
+from scalar_sae.activations.reading import Gradient
+from scalar_sae.benchmark.config import LOCAL, ScoreConfig, check_ranking, counts_of, held_out
 from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import score
-from scalar_sae.corpora import Corpus, load_corpus, windows
+from scalar_sae.benchmark.score import room, score
+from scalar_sae.corpora import VAL_SHARE, Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.fidelity import fidelity
@@ -60,10 +61,23 @@ class StudyConfig(BaseModel):
             raise UserError(
                 f"{name}: unknown section {', '.join(sorted(set(content) - known))}; expected train and score"
             )
-        return cls(
-            train=validated(TrainConfig, {**content["train"], **(changes or {})}, "train"),
-            score=validated(ScoreConfig, content.get("score", {}), "score"),
-        )
+        return cls._of({**content["train"], **(changes or {})}, content.get("score", {}))
+
+    @classmethod
+    def of_run(cls, out: Path) -> "StudyConfig":
+        """What a run directory's `config.yaml` holds.
+
+        Raises:
+            UserError: it is not a run directory, or what it holds is not a config.
+        """
+        if not (out / "config.yaml").is_file():
+            raise UserError(f"{out}: no run to go on with (it has no config.yaml)")
+        content = read_preset(str(out / "config.yaml"))
+        return cls._of(content["train"], content.get("score", {}))
+
+    @classmethod
+    def _of(cls, train: dict[str, Any], score: dict[str, Any]) -> "StudyConfig":
+        return cls(train=validated(TrainConfig, train, "train"), score=validated(ScoreConfig, score, "score"))
 
 
 def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
@@ -78,7 +92,7 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
         differing = differences(there, resolved)
         if differing:
-            raise UserError(f"{out}: already holds another run ({', '.join(differing)} differ); choose another --out")
+            raise UserError(f"{out}: already holds another run ({'; '.join(differing)}); choose another --out")
     elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
         raise UserError(f"{out}: exists and is not a run directory; choose another --out")
     else:
@@ -105,7 +119,7 @@ def train_run(
         trackers.check(name)
     place = workers.device(device)
     lm = LanguageModel.load(config.train.lm)
-    corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
+    corpus = text_of(config, lm)
     check(config, lm, corpus)
     with workers.one_first():
         events = open_run(out, config, corpus.describe())
@@ -121,8 +135,15 @@ def train_run(
     return lm
 
 
+def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:
+    """The text of a study; of a data set on the Hub as much as training and scoring need."""
+    prompts = max(config.score.prompts, *config.score.rankings.values())
+    to_score = round(2 * prompts * config.score.context / VAL_SHARE)
+    return load_corpus(config.train.corpus, tokenizer=lm.tokenizer, n_train=max(config.train.tokens, to_score))
+
+
 def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
-    """Raise a UserError for whatever would stop the study later: sites, widths, text, rankings, edge counts."""
+    """Raise a UserError for whatever would stop the study later: sites, widths, text, rankings, edges, memory."""
     if corpus.d_vocab > lm.d_vocab:
         raise UserError(
             f"{lm.name} has a vocabulary of {lm.d_vocab}, {corpus.name} is text of {corpus.d_vocab} symbols"
@@ -135,11 +156,16 @@ def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
     for ranking in config.score.rankings:
         check_ranking(ranking)
     for method in config.train.saes:
-        d_sae = {site.depth: trainee.sae(site).d_sae for trainee in method.trainees(lm, 0) for site in trainee.sites}
+        trainees = method.trainees(lm, 0)
+        for read in (read for trainee in trainees for read in trainee.reads):
+            lm.check(read.site if isinstance(read, Gradient) else read)
+        ends = [(site, trainee) for trainee in trainees for site in trainee.sites]
         for block in method.blocks(lm.n_layers):
-            lm.check(block.up)
-            lm.check(block.down)
-            counts_of(config.score.edges, d_sae[block.up.depth] * d_sae[block.down.depth])
+            here = [end for end in ends if end[0].same_place(block.up) or end[0].same_place(block.down)]
+            pair = Pair.between(lm, block, {site: trainee.sae(site) for site, trainee in here})
+            counts_of(config.score.edges, pair.n_edges)
+            for ranking in config.score.rankings.keys() - {LOCAL}:
+                room(pair, ranking, config.score)
 
 
 def pairs(config: TrainConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[tuple[str, Pair]]:
@@ -158,7 +184,7 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     path = out / "results.json"
     results = Results.read(path) if path.is_file() else Results()
     workers.meet()  # all have read it before it grows
-    corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
+    corpus = text_of(config, lm)
     saes = load_saes(out)
     if not results.saes and workers.number() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)

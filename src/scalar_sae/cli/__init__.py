@@ -103,11 +103,14 @@ def train_lm(
 
 @app.command()
 def train(
-    preset: Annotated[
-        str, typer.Argument(help="Preset name (`quickstart`, `paper-toy`, `zoo`, `paper-gpt2`) or YAML file.")
-    ],
     out: OutRun,
+    preset: Annotated[
+        str | None, typer.Argument(help="Preset name (`quickstart`, `paper-toy`, `zoo`, `paper-gpt2`) or YAML file.")
+    ] = None,
     change: Changes = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out: its config.yaml stands for preset and --set.")
+    ] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Folder in which activations are kept, and from which later runs read them.")
     ] = None,
@@ -121,13 +124,19 @@ def train(
 
     Under `torchrun --no-python --nproc-per-node 2 scalar train ...` every batch is shared out, with the same result.
 
-    Example: **scalar train paper-toy --out runs/paper-toy**
+    Example: **scalar train paper-toy --out runs/paper-toy**, and when it was stopped **scalar train --resume --out
+    runs/paper-toy**
     """
     from scalar_sae import workers
     from scalar_sae.study import StudyConfig, train_run
 
+    if resume and (preset or change):
+        raise UserError(f"--resume: {out / 'config.yaml'} says what is trained; leave out the preset and --set")
+    if not (resume or preset):
+        raise UserError("scalar train needs a preset, or --resume and the --out of a run that was stopped")
     workers.join()
-    train_run(StudyConfig.from_preset(preset, _changes(change)), out, cache, log or (), device)
+    config = StudyConfig.from_preset(preset, _changes(change)) if preset else StudyConfig.of_run(out)
+    train_run(config, out, cache, log or (), device)
     if workers.number() == 0:
         typer.echo(f"SAEs: {out / 'saes'}")
 

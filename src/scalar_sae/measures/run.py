@@ -200,7 +200,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     if path.is_file():
         differing = differences(json.loads(path.read_text(encoding="utf-8")), settings)
         if differing:
-            raise UserError(f"{folder}: holds other tables ({', '.join(differing)} differ); choose another --out")
+            raise UserError(f"{folder}: holds other tables ({'; '.join(differing)}); choose another --out")
     elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise UserError(f"{folder}: exists and does not say how its tables were made; choose another --out")
     else:

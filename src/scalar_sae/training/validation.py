@@ -1,7 +1,7 @@
 """How SAEs in training do on text they never see.
 
-The text is read once, and lies where the model does. A validation splices every SAE in by itself (one run of the rest of the model) and, on the
-residual stream, all of a group at once. Definitions: docs/training.md.
+The text is read once, and lies where the model does. A validation splices every SAE in by itself (one run of the rest
+of the model) and, on the residual stream, all of a group at once. Definitions: docs/training.md.
 """
 
 from collections import defaultdict
