@@ -68,10 +68,39 @@ def test_a_hub_data_set_with_a_text_column(tmp_path: Path):
     assert corpora.ASCII.decode(torch.cat([corpus.train, corpus.val]).tolist()) == "one row of text\nand another"
     with pytest.raises(UserError, match="did you mean 'content'"):
         corpora.load_corpus(f"hf://{tmp_path / 'data'}#contents")
+    with pytest.raises(UserError, match="column 'label' holds more than text"):
+        corpora.load_corpus(f"hf://{tmp_path / 'data'}#label")
+
+
+def test_a_hub_data_set_is_read_as_far_as_it_is_needed(tmp_path: Path):
+    card = ["configs:", *(f"- {{config_name: {n}, data_files: {n}.parquet}}" for n in ("small", "large"))]
+    (tmp_path / "README.md").write_text("\n".join(["---", *card, "---", ""]))
+    for name, n in (("small", 3), ("large", 2000)):
+        rows = {"text": [f"{name} text number {i:4d}" for i in range(n)]}
+        datasets.Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
+    read: list[str] = []
+
+    class Counting(corpora.Ascii):
+        def encode(self, text: str) -> tuple[torch.Tensor, int]:
+            read.append(text)
+            return super().encode(text)
+
+    address = f"hf://{tmp_path}:large"
+    corpus = corpora.load_corpus(address, tokenizer=Counting(), n_train=5000)
+    text, ids = "\n".join(f"large text number {i:4d}" for i in range(2000)), torch.cat([corpus.train, corpus.val])
+    assert corpora.ASCII.decode(ids.tolist()) == text[: len(ids)]
+    assert 5000 <= len(corpus.train) < 5300
+    assert len(corpus.val) == pytest.approx(len(corpus.train) / 9, rel=0.5)
+    assert sum(map(len, read)) < len(ids) + 30, "no row more than is needed"
+    assert corpora.load_corpus(address, n_train=5000).fingerprint == corpus.fingerprint
+    small = corpora.load_corpus(f"hf://{tmp_path}:small")
+    assert corpora.ASCII.decode(small.val.tolist()) == text[:68].replace("large", "small")
+    with pytest.raises(UserError, match=r"cannot be read .*small.*large"):
+        corpora.load_corpus(f"hf://{tmp_path}:medium")
 
 
 def test_a_data_set_that_is_not_there():
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read from"):
         corpora.load_corpus("hf:///no/such/folder")
 
 

@@ -42,6 +42,10 @@ SMALL = {
 }
 
 
+RAW = "saes=[{method: topk, sites: [mlp_raw.0]}]"
+"""A site without a block that the toy model lacks."""
+
+
 class Done(NamedTuple):
     returncode: int
     stdout: str
@@ -132,10 +136,18 @@ def test_the_same_command_again_does_nothing_new(run: Path, preset: Path):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_a_run_goes_on_as_its_own_config_says(run: Path, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    scalar("train", "--resume", "--out", tmp_path / "run")
+    for path in (run / "saes").rglob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "run" / path.relative_to(run)).read_bytes()
+
+
 def test_a_directory_with_another_run_is_refused(run: Path, preset: Path, tmp_path: Path):
     done = scalar("quickstart", "--preset", preset, "--out", run, "--set", "seed=7", check=False)
     assert done.returncode == 2
-    assert "already holds another run (train.seed differ)" in done.stderr
+    assert "already holds another run (train.seed: 0 here, 7 asked)" in done.stderr
     (tmp_path / "thesis.tex").write_text("do not touch")
     with pytest.raises(UserError, match="is not a run directory"):
         open_run(tmp_path, StudyConfig.from_preset(str(preset)), {})
@@ -258,12 +270,22 @@ def test_other_mistakes(tmp_path: Path, preset: Path):
             ["train-lm", "--recipe", "tiny-shakespeare", "--out", str(tmp_path / "b"), "--data", "x.txt"],
             "cannot be read",
         ),
+        (["train", "quickstart", "--out", str(tmp_path / "a"), "--device", "gpu"], "device gpu: "),
+        (["train", "quickstart", "--out", str(tmp_path / "a"), "--set", RAW], "so its layers have only"),
+        (["train", "--out", str(tmp_path / "a")], "needs a preset, or --resume"),
+        (["train", "--resume", "--out", str(tmp_path / "a")], "no run to go on with"),
+        (["train", "quickstart", "--resume", "--out", str(tmp_path / "a")], "leave out the preset"),
         (["ls", str(tmp_path / "none")], "no such file or folder"),
         (["train-lm", "--recipe", "shakespeare", "--out", str(tmp_path / "b")], "did you mean 'tiny-shakespeare'"),
     ):
         done = scalar(*arguments, check=False)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "a").exists(), "a mistake in the config does not claim the directory"
+    small = {"train": SMALL["train"], "score": {**SMALL["score"], "memory": 0.1}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    done = scalar("train", tmp_path / "small.yaml", "--out", tmp_path / "a", check=False)
+    assert "memory 0.1 GB: 64 x 64 latents need" in done.stderr
+    assert not (tmp_path / "a").exists(), "and neither does a scoring that cannot be done"
     (tmp_path / "short.txt").write_text("short")
     done = scalar("train", preset, "--out", tmp_path / "c", "--set", f"corpus={tmp_path / 'short.txt'}", check=False)
     assert done.returncode == 2

@@ -9,6 +9,7 @@ Tokens are those of the tokenizer that is given (`LanguageModel.tokenizer`); by 
 
 import ast
 import hashlib
+import math
 import os
 import sysconfig
 import urllib.error
@@ -29,6 +30,8 @@ from scalar_sae.tokenizer import Ascii, Tokenizer
 
 ASCII = Ascii()
 VAL_SHARE = 0.1
+HUB_TOKENS = 10_000_000
+"""Training tokens that are read of a data set on the Hub where nobody says how many are needed."""
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -92,7 +95,8 @@ def load_texts(spec: str, *data: Path) -> Texts:
     """Read a text by name, path or Hugging Face address.
 
     Args:
-        spec: `python-stdlib`, `python-docs`, `tiny-shakespeare`, a path to a text file, or `hf://owner/name[#column]`.
+        spec: `python-stdlib`, `python-docs`, `tiny-shakespeare`, a path to a text file, or
+            `hf://owner/name[:configuration][#column]`.
         data: for `tiny-shakespeare` a local copy, instead of the download; for `python-docs` text files to add.
 
     Raises:
@@ -110,18 +114,26 @@ def load_texts(spec: str, *data: Path) -> Texts:
         [path] = data or (_download(SHAKESPEARE_URL, SHAKESPEARE_SHA256),)
         return _split(spec, _read_text(path))
     if spec.startswith("hf://"):
-        return _from_hub(spec)
+        return _split(spec, "\n".join(_rows(spec)))
     if Path(spec).is_file():
         return _split(Path(spec).name, _read_text(Path(spec)))
-    raise unknown("corpus", spec, [*NAMES, "a path to a text file", "hf://owner/name#column"])
+    raise unknown("corpus", spec, [*NAMES, "a path to a text file", "hf://owner/name:configuration#column"])
 
 
-def load_corpus(spec: str, *data: Path, tokenizer: Tokenizer = ASCII) -> Corpus:
-    """Read a text (see `load_texts`) and turn it into token ids.
+def load_corpus(spec: str, *data: Path, tokenizer: Tokenizer = ASCII, n_train: int = HUB_TOKENS) -> Corpus:
+    """Read a text and turn it into token ids.
+
+    Args:
+        spec: as for `load_texts`.
+        data: as for `load_texts`.
+        tokenizer: what makes the ids.
+        n_train: training tokens that are needed: of a data set on the Hub no more is read than has them.
 
     Raises:
         UserError: no such corpus, file or column, or no way to download it.
     """
+    if spec.startswith("hf://"):
+        return _streamed(spec, tokenizer, n_train)
     return tokenized(load_texts(spec, *data), tokenizer)
 
 
@@ -140,7 +152,8 @@ def tokenized(texts: Texts, tokenizer: Tokenizer) -> Corpus:
 
 
 def load_held_out(spec: str, tokenizer: Tokenizer = ASCII) -> Corpus:
-    """A text to evaluate on: the validation part of a named corpus, the whole of any other text.
+    """A text to evaluate on: the validation part of a named corpus, the whole of any other text (of a data set on the
+    Hub, its beginning).
 
     Raises:
         UserError: no such corpus or file.
@@ -166,7 +179,7 @@ def windows(
     if n == 0:
         raise UserError(f"{name}: {tokens.numel()} tokens are fewer than one context of {context}; give a longer text")
     rows = tokens[: n * own].view(n, own).long()
-    return rows if bos is None else torch.cat([torch.full((n, 1), bos), rows], 1)
+    return rows if bos is None else torch.cat([rows.new_full((n, 1), bos), rows], 1)
 
 
 def _library(name: str, text_of: Callable[[str], str]) -> Texts:
@@ -223,8 +236,28 @@ def _read_text(path: Path) -> str:
         raise UserError(f"{path}: not a UTF-8 text file (byte {error.start}); save it as UTF-8") from error
 
 
-def _from_hub(spec: str) -> Texts:
+def _streamed(spec: str, tokenizer: Tokenizer, n_train: int) -> Corpus:
+    """The beginning of a data set on the Hub, tokenised text by text: memory is that of the ids. Split as `_split`."""
+    wanted = math.ceil((n_train + 256) / (1 - VAL_SHARE))
+    pieces: list[Tensor] = []
+    n = replaced = 0
+    for text in _rows(spec):
+        ids, bad = tokenizer.encode(f"\n{text}" if pieces else text)
+        pieces.append(ids)
+        n, replaced = n + len(ids), replaced + bad
+        if n >= wanted:
+            break
+    if not pieces:
+        raise UserError(f"{spec}: holds no texts")
+    ids = torch.cat(pieces)[:wanted]
+    cut = int((1 - VAL_SHARE) * len(ids)) // 256 * 256
+    return Corpus(spec, ids[:cut], ids[cut:], replaced, tokenizer.d_vocab, tokenizer.bos)
+
+
+def _rows(spec: str) -> Iterator[str]:
+    """The texts of a data set on the Hub, or of a local folder of that form, each read when it is asked for."""
     address, _, column = spec.removeprefix("hf://").partition("#")
+    address, _, configuration = address.partition(":")
     column = column or "text"
     try:
         import datasets
@@ -232,15 +265,17 @@ def _from_hub(spec: str) -> Texts:
     except ImportError as error:
         raise UserError(f"{spec}: needs the datasets library: pip install 'scalar-sae[data]'") from error
     try:
-        rows = datasets.load_dataset(address, split="train")
+        for row in datasets.load_dataset(address, configuration or None, split="train", streaming=True):
+            if column not in row:
+                raise unknown(f"column of {address}", column, row)
+            if not isinstance(row[column], str):
+                raise UserError(f"{spec}: column {column!r} holds more than text")
+            yield row[column]
+    except UserError:
+        raise
     except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"{spec}: cannot be loaded from the Hugging Face hub or as a local folder ({error})") from error
-    if column not in rows.column_names:
-        raise unknown(f"column of {address}", column, rows.column_names)
-    texts = list(rows[column])
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{spec}: column {column!r} holds more than text")
-    return _split(spec, "\n".join(texts))
+        reason = " ".join(str(error).split())
+        raise UserError(f"{spec}: cannot be read from the Hugging Face hub or as a local folder ({reason})") from error
 
 
 def cache_folder() -> Path:
@@ -264,6 +299,6 @@ def _download(url: str, sha256: str) -> Path:
         raise UserError(
             f"{url}: what came is not the expected file; give a local copy: --data PATH, or its path as the corpus"
         )
-    with whole(path) as temporary:
+    with whole(path, "SCALAR_SAE_CACHE") as temporary:
         temporary.write_bytes(content)
     return path

@@ -55,8 +55,8 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 @contextmanager
-def whole(path: Path) -> Generator[Path]:
-    """Yield a temporary path (file or folder) that becomes `path` if the block succeeds.
+def whole(path: Path, option: str = "--out") -> Generator[Path]:
+    """Yield a temporary path (file or folder) that becomes `path` if the block succeeds; `option` is what named it.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -74,7 +74,7 @@ def whole(path: Path) -> Generator[Path]:
         temporary.replace(path)
     except (OSError, SafetensorError, RuntimeError) as error:  # the last two: how safetensors and torch fail to write
         _remove(temporary)
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, option) from error
     except BaseException:
         _remove(temporary)
         raise
@@ -91,10 +91,18 @@ def check_writable(path: Path) -> None:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: Exception) -> UserError:
-    """What to tell the user of a file that could not be written."""
-    reason = getattr(error, "strerror", None) or error
-    return UserError(f"{path}: cannot be written ({reason}); free space or choose another --out")
+def unwritable(path: Path, error: Exception, option: str = "--out") -> UserError:
+    """What to tell the user of a file that could not be written, and which option names its place."""
+    return UserError(f"{path}: cannot be written ({_reason(error)}); free space or choose another {option}")
+
+
+def _reason(error: BaseException) -> str:
+    """What the system says is wrong, if it said so: torch raises an error of its own after that."""
+    causes = [error]
+    while (cause := causes[-1].__context__) is not None:
+        causes.append(cause)
+    said = (cause.strerror for cause in causes if isinstance(cause, OSError))
+    return next(filter(None, said), str(error).partition("\n")[0])
 
 
 def _remove(path: Path) -> None:
@@ -109,15 +117,15 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, option: str = "--out") -> None:
     """Write a text file whole or not at all."""
-    with whole(path) as temporary:
+    with whole(path, option) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, option: str = "--out") -> None:
     """Write a JSON file whole or not at all; NaN is refused."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", option)
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -130,22 +138,28 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     if path.is_file():
         differing = differences(json.loads(path.read_text(encoding="utf-8")), settings)
         if differing:
-            raise UserError(f"{folder}: holds other tables ({', '.join(differing)} differ); choose another --out")
+            raise UserError(f"{folder}: holds other tables ({'; '.join(differing)}); choose another --out")
     elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise UserError(f"{folder}: exists and does not say how its tables were made; choose another --out")
     else:
         write_json(path, settings)
 
 
-def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Names of the fields in which two nested configs differ, in order."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        return sorted(
-            name
-            for key in {*a, *b}
-            for name in differences(a.get(key), b.get(key), f"{where}.{key}" if where else str(key))
-        )
-    return [] if a == b else [where]
+def differences(here: Any, asked: Any, where: str = "") -> list[str]:
+    """Where two nested configs differ, in order, such as `train.saes.0.k: 10 here, 11 asked`."""
+    if isinstance(here, list) and isinstance(asked, list) and len(here) == len(asked):
+        here, asked = dict(enumerate(here)), dict(enumerate(asked))
+    if isinstance(here, dict) and isinstance(asked, dict):
+        return [
+            found
+            for key in sorted({*here, *asked})
+            for found in differences(here.get(key), asked.get(key), f"{where}.{key}" if where else str(key))
+        ]
+    return [] if here == asked else [f"{where}: {_short(here)} here, {_short(asked)} asked"]
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} entries" if isinstance(value, list | dict) else str(value)
 
 
 class Events:

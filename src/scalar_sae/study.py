@@ -20,13 +20,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from scalar_sae import workers
-from scalar_sae.benchmark.config import ScoreConfig, check_ranking, counts_of, held_out
+from scalar_sae.activations.reading import Gradient
+from scalar_sae.benchmark.config import LOCAL, ScoreConfig, check_ranking, counts_of, held_out
 from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import score
-from scalar_sae.corpora import Corpus, load_corpus, windows
+from scalar_sae.benchmark.score import room, score
+from scalar_sae.corpora import VAL_SHARE, Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import special_tokens
 from scalar_sae.measures.fidelity import fidelity, standing_in
 from scalar_sae.results import Control, Results
 from scalar_sae.runs import Bar, Events, differences, say, whole, write_text
@@ -61,10 +61,23 @@ class StudyConfig(BaseModel):
             raise UserError(
                 f"{name}: unknown section {', '.join(sorted(set(content) - known))}; expected train and score"
             )
-        return cls(
-            train=validated(TrainConfig, {**content["train"], **(changes or {})}, "train"),
-            score=validated(ScoreConfig, content.get("score", {}), "score"),
-        )
+        return cls._of({**content["train"], **(changes or {})}, content.get("score", {}))
+
+    @classmethod
+    def of_run(cls, out: Path) -> "StudyConfig":
+        """What a run directory's `config.yaml` holds.
+
+        Raises:
+            UserError: it is not a run directory, or what it holds is not a config.
+        """
+        if not (out / "config.yaml").is_file():
+            raise UserError(f"{out}: no run to go on with (it has no config.yaml)")
+        content = read_preset(str(out / "config.yaml"))
+        return cls._of(content["train"], content.get("score", {}))
+
+    @classmethod
+    def _of(cls, train: dict[str, Any], score: dict[str, Any]) -> "StudyConfig":
+        return cls(train=validated(TrainConfig, train, "train"), score=validated(ScoreConfig, score, "score"))
 
 
 def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
@@ -79,7 +92,7 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
         differing = differences(there, resolved)
         if differing:
-            raise UserError(f"{out}: already holds another run ({', '.join(differing)} differ); choose another --out")
+            raise UserError(f"{out}: already holds another run ({'; '.join(differing)}); choose another --out")
     elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
         raise UserError(f"{out}: exists and is not a run directory; choose another --out")
     else:
@@ -87,7 +100,9 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
     return Events(out / "events.jsonl")
 
 
-def train_run(config: StudyConfig, out: Path, cache: Path | None = None, log: Sequence[str] = ()) -> LanguageModel:
+def train_run(
+    config: StudyConfig, out: Path, cache: Path | None = None, log: Sequence[str] = (), device: str | None = None
+) -> LanguageModel:
     """Train the SAEs of a study into its run directory; returns the language model that is kept there.
 
     Args:
@@ -95,14 +110,16 @@ def train_run(config: StudyConfig, out: Path, cache: Path | None = None, log: Se
         out: its run directory.
         cache: a folder in which activations are kept for later runs.
         log: who is told of events beside `events.jsonl`: `tensorboard`, `wandb`.
+        device: where to compute; by default a GPU, if there is one.
 
     Raises:
         UserError: before anything is written, whatever in the config cannot be trained or scored.
     """
     for name in log:
         trackers.check(name)
+    place = workers.device(device)
     lm = LanguageModel.load(config.train.lm)
-    corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
+    corpus = text_of(config, lm)
     check(config, lm, corpus)
     with workers.one_first():
         events = open_run(out, config, corpus.describe())
@@ -113,13 +130,20 @@ def train_run(config: StudyConfig, out: Path, cache: Path | None = None, log: Se
         say(corpus.remark)
     if workers.number() == 0:
         events.listeners += [trackers.Tracker(name, out) for name in log]
-    lm = LanguageModel.load(out / "lm")
+    lm = LanguageModel.load(out / "lm", device=place)
     train(config.train, lm, corpus, out, events, cache)
     return lm
 
 
+def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:
+    """The text of a study; of a data set on the Hub as much as training and scoring need."""
+    prompts = max(config.score.prompts, *config.score.rankings.values())
+    to_score = round(2 * prompts * config.score.context / VAL_SHARE)
+    return load_corpus(config.train.corpus, tokenizer=lm.tokenizer, n_train=max(config.train.tokens, to_score))
+
+
 def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
-    """Raise a UserError for whatever would stop the study later: sites, widths, text, rankings, edge counts."""
+    """Raise a UserError for whatever would stop the study later: sites, widths, text, rankings, edges, memory."""
     if corpus.d_vocab > lm.d_vocab:
         raise UserError(
             f"{lm.name} has a vocabulary of {lm.d_vocab}, {corpus.name} is text of {corpus.d_vocab} symbols"
@@ -132,11 +156,16 @@ def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
     for ranking in config.score.rankings:
         check_ranking(ranking)
     for method in config.train.saes:
-        d_sae = {site.depth: trainee.sae(site).d_sae for trainee in method.trainees(lm, 0) for site in trainee.sites}
+        trainees = method.trainees(lm, 0)
+        for read in (read for trainee in trainees for read in trainee.reads):
+            lm.check(read.site if isinstance(read, Gradient) else read)
+        ends = [(site, trainee) for trainee in trainees for site in trainee.sites]
         for block in method.blocks(lm.n_layers):
-            lm.check(block.up)
-            lm.check(block.down)
-            counts_of(config.score.edges, d_sae[block.up.depth] * d_sae[block.down.depth])
+            here = [end for end in ends if end[0].same_place(block.up) or end[0].same_place(block.down)]
+            pair = Pair.between(lm, block, {site: trainee.sae(site) for site, trainee in here})
+            counts_of(config.score.edges, pair.n_edges)
+            for ranking in config.score.rankings.keys() - {LOCAL}:
+                room(pair, ranking, config.score)
 
 
 def pairs(config: TrainConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[tuple[str, Pair]]:
@@ -155,13 +184,14 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     path = out / "results.json"
     results = Results.read(path) if path.is_file() else Results()
     workers.meet()  # all have read it before it grows
-    corpus = load_corpus(config.train.corpus, tokenizer=lm.tokenizer)
+    corpus = text_of(config, lm)
     saes = load_saes(out)
     if not results.saes and standing_in(saes) and workers.number() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)
         prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
-        results.saes, results.spliced = fidelity(lm, saes, prompts, special_tokens(lm))
+        results.saes, results.spliced = fidelity(lm, saes, prompts, lm.special_tokens)
         results.write(path)
+    saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
     texts = held_out(corpus, config.score)
     done = {record.key for record in results.records}
     jobs = [job for job in _jobs(config, lm, saes) if job.key not in done]

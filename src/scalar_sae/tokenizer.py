@@ -22,6 +22,8 @@ class Ascii:
     d_vocab: int = 128
     bos: int | None = None
     """The token that starts every prompt, if the tokenizer itself puts one there."""
+    special: tuple[int, ...] = ()
+    """Tokens that are no text."""
 
     def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
         """ASCII codes, and how many characters were outside."""
@@ -51,6 +53,7 @@ class Pretrained:
         self.d_vocab = len(inner)
         start = inner("a").input_ids[:1]
         self.bos: int | None = inner.bos_token_id if start == [inner.bos_token_id] else None
+        self.special: tuple[int, ...] = tuple(inner.all_special_ids)
 
     def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
         """Token ids without special ones, in the smallest integers that hold the vocabulary."""

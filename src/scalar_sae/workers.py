@@ -15,6 +15,8 @@ import torch.distributed as dist
 from jaxtyping import Bool
 from torch import Tensor
 
+from scalar_sae.errors import UserError
+
 
 def join() -> None:
     """Meet the other processes, if `torchrun` started any."""
@@ -25,11 +27,19 @@ def join() -> None:
         dist.init_process_group(backend, timeout=timedelta(days=1))  # what one does alone, the others wait for
 
 
-def device() -> str:
-    """Where this worker computes if it is not told: a GPU of its own, if there is one."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+def device(wanted: str | None = None) -> str:
+    """Where this worker computes: where it is told, else on a GPU of its own, if there is one.
+
+    Raises:
+        UserError: nothing can be computed there.
+    """
+    own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
+    place = wanted or (own if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros((), device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {place}: {str(error).splitlines()[0]}") from error
+    return place
 
 
 def number() -> int:
@@ -98,7 +108,7 @@ def gather(rows: Tensor) -> Tensor:
 
 def most(values: list[int]) -> list[int]:
     """The largest of everybody's values, for decisions that all must take alike."""
-    return _reduced(torch.tensor(values), dist.ReduceOp.MAX).tolist() if _together() else values
+    return _reduced(torch.tensor(values, device="cpu"), dist.ReduceOp.MAX).tolist() if _together() else values
 
 
 def collect(found: dict[int, Any]) -> dict[int, Any]:

@@ -9,8 +9,12 @@ from scalar_sae.measures.consistency import mcc
 from scalar_sae.measures.matching import Dictionary
 from scalar_sae.measures.organism import Organism, Sample, hierarchy
 from scalar_sae.measures.probes import balanced_accuracy, f1, fit, scr, sparse_probe, tpp
-from scalar_sae.saes.activation import ReLU, TopK
+from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.topk import TopKConfig
+from scalar_sae.training.config import TrainConfig
+from scalar_sae.training.learner import learners
+from tests.helpers import Shape
 
 D = 50
 
@@ -183,23 +187,17 @@ def test_the_organism_is_what_it_says():
 
 
 def trained(organism: Organism, seed: int, k: int = 3, steps: int = 900) -> SAE:
-    """A plain TopK SAE on the organism: Adam, fresh data every step."""
-    g = generator(seed)
-    start = torch.nn.functional.normalize(torch.randn(organism.atoms.shape, generator=g), dim=1)
-    tensors = (start.T.clone(), torch.zeros(32), start, torch.zeros(16))
-    W_enc, b_enc, W_dec, b_dec = parameters = [torch.nn.Parameter(tensor) for tensor in tensors]
-    optimizer = torch.optim.Adam(parameters, lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        x = organism.sample(512, g).x
-        values, latents = (x @ W_enc + b_enc).relu().topk(k)
-        acts = torch.zeros(len(x), 32).scatter(1, latents, values)
-        loss = (x - acts @ W_dec - b_dec).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return SAE(W_enc.detach(), b_enc.detach(), W_dec.detach(), b_dec.detach(), TopK(k))
+    """A TopK SAE as the package trains it, on fresh data of the organism every step."""
+    config = TrainConfig(
+        saes=[TopKConfig(sites=["resid_mid.0"], k=k, expansion=2)], tokens=512 * steps, batch_tokens=512,
+        buffer_tokens=512, lr=1e-2, min_lr=0, warmup_steps=0, seed=seed,
+    )  # fmt: skip
+    (learner,), g = learners(config, Shape(16, 1)), generator(seed)
+    (site,) = learner.trainee.sites
+    learner.trainee.prepare({site: organism.sample(512, g).x})
+    for step in range(steps):
+        learner.step({site: organism.sample(512, g).x}, step)
+    return learner.trainee.sae(site)
 
 
 @pytest.fixture(scope="module")

@@ -226,7 +226,10 @@ def test_the_command_goes_on_where_it_stopped(features_run: Path):
     assert (folder / "contexts.parquet").stat().st_mtime_ns == before
     for wrong, complaint in (
         (("--method", "topp"), "did you mean 'topk'"), (("--edges", "ablations"), "did you mean 'ablation'"),
-        (("--prompts", 20, "--edges", "gradient"), "features/topk: holds other tables (edges, prompts, tokens differ)"),
+        (
+            ("--prompts", 20, "--edges", "gradient"),
+            "features/topk: holds other tables (edges: ablation here, gradient asked; prompts: 24 here, 20 asked; ",
+        ),
     ):  # fmt: skip
         done = scalar(*again, *wrong, check=False)
         assert done.returncode == 2

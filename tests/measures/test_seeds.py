@@ -12,7 +12,6 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import special_tokens
 from scalar_sae.lm.toy import shipped, toy_gpt
 from scalar_sae.measures.run import measure_run, spread_prompts
 from scalar_sae.measures.seeds import densities, seed_agreement
@@ -101,7 +100,7 @@ def test_tokens_to_ignore_do_not_count():
 def test_no_score_sees_special_tokens(run: Path, tmp_path: Path):
     """A model that says which token begins a text is measured without it; the shipped ones have none."""
     for name in shipped():
-        assert special_tokens(LanguageModel.load(name)) == ()
+        assert LanguageModel.load(name).special_tokens == ()
     lm = LanguageModel.load(run / "0" / "lm")
     lm.hf.config.eos_token_id = ord("e")
     lm.hf.save_pretrained(tmp_path / "lm")

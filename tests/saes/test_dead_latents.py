@@ -2,7 +2,7 @@
 
 import torch
 
-from scalar_sae.saes.firing import Firing, revival_loss
+from scalar_sae.saes.firing import DEAD_TOKENS, Firing, revival_loss, window
 from scalar_sae.saes.topk import TopKConfig
 from scalar_sae.saes.zipf import Densities, Zipf
 from tests.saes.dictionaries import HERE, data, prepared
@@ -38,7 +38,10 @@ def test_dead_is_counted_in_tokens():
     firing.record(torch.tensor([[1.0, 0.0, 0.0]] * 5))
     firing.record(torch.tensor([[0.0], [2.0]]), torch.tensor([[2], [1]]))
     assert firing.idle.tolist() == [2, 0, 7]
-    assert firing.dead(7).tolist() == [False, False, True]
+    firing.window = 7
+    assert firing.dead().tolist() == [False, False, True]
+    assert [window(n, 5000) for n in (DEAD_TOKENS, 700)] == [500, 700]
+    assert window(DEAD_TOKENS, 10**9) == 10_000_000
 
 
 def test_zipf_dying_latents_are_the_dead_ones_when_tau_is_one():

@@ -90,6 +90,8 @@ def test_jumprelu_losses_add_what_they_say(loss: str):
 def test_a_narrow_kernel_in_a_large_scale_is_refused():
     with pytest.raises(ValueError, match=r"bandwidth = 0.001 is too narrow for scale sqrt_d"):
         JumpReluConfig(sites=HERE, scale="sqrt_d")
+    with pytest.raises(ValueError, match=r"bandwidth = 2.0 is too wide for scale unit"):
+        JumpReluConfig(sites=HERE, bandwidth=2.0)
 
 
 def test_a_gated_sae_is_a_jumprelu_sae():

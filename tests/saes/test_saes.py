@@ -14,6 +14,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.saes.places import site_list
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.staircase import StaircaseConfig, StaircaseTrainee
+from scalar_sae.saes.staircase_jumprelu import StaircaseJumpReluConfig, StaircaseJumpReluTrainee
 from scalar_sae.saes.store import SaeCard, find_sae, load_sae, load_saes, save_sae
 from scalar_sae.saes.topk import TopKConfig
 from scalar_sae.saes.trainee import Progress, Trainee
@@ -110,16 +111,25 @@ def test_a_staircase_shares_its_weights():
     ("sharing", "widths", "moved"),
     [("shared", (16, 32), 32), ("detached", (16, 32), 16), ("untied", (16, 32), 32), ("tied", (32, 32), 32)],
 )
-def test_what_the_later_site_trains(sharing: str, widths: tuple[int, int], moved: int):
-    config = StaircaseConfig(along="ff_blocks", k=20 if sharing == "tied" else 15, expansion=2, sharing=sharing)
-    stairs = config.trainees(Shape(8, 1), 0)[0]
-    assert isinstance(stairs, StaircaseTrainee)
+@pytest.mark.parametrize("method", ["staircase", "staircase_jumprelu"])
+def test_what_the_later_site_trains(method: str, sharing: str, widths: tuple[int, int], moved: int):
+    shape = {"along": "ff_blocks", "expansion": 2, "sharing": sharing}
+    configs = {
+        "staircase": StaircaseConfig(k=20 if sharing == "tied" else 15, **shape),
+        "staircase_jumprelu": StaircaseJumpReluConfig(**shape),
+    }
+    stairs = configs[method].trainees(Shape(8, 1), 0)[0]
+    assert isinstance(stairs, StaircaseTrainee | StaircaseJumpReluTrainee)
     assert (stairs.sae(HERE).d_sae, stairs.sae(LATER).d_sae) == widths
     x = torch.randn(400, 8)
     stairs.losses({HERE: x, LATER: x}, START)[LATER].backward()
     grad = stairs.stairs.W_dec[-1].grad
     assert int(grad.any(1).sum()) == moved
     assert grad[-16:].any(1).all()
+    for threshold in stairs.stairs.log_threshold[-1:]:
+        assert int(threshold.grad.count_nonzero()) == moved
+    for first in (stairs.stairs.W_dec[0], *stairs.stairs.log_threshold[:1]):
+        assert (first.grad is None) == (sharing == "untied"), "each site has its own"
 
 
 def test_initial_weights_are_the_papers_and_depend_on_seed_and_site_alone():

@@ -1,5 +1,6 @@
 """Methods that choose how many latents stay: the identities that tie them to one another."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -109,6 +110,23 @@ def test_feature_choice_ends_with_a_threshold_for_each_latent():
     kept = feature_choice(u.relu(), trainee.budgets(200))
     smallest = torch.where(kept > 0, kept, torch.inf).amin(0)
     torch.testing.assert_close(rule.threshold[smallest < torch.inf], smallest[smallest < torch.inf])
+
+
+@torch.no_grad()
+def test_feature_choice_ends_with_the_thresholds_of_its_last_weights():
+    x = data(3 * 4096 + 200)
+    trainee = prepared(FeatureChoiceConfig(sites=HERE, k=3, mutual=0.0, scale="none"), x)
+    for step in range(200):
+        trainee.W_enc.mul_(1.01)  # what is kept grows sevenfold
+        trainee.losses({SITE: x[64 * step % 4096 :][:64]}, Progress(step, 200))
+    trainee.calibrate({SITE: x})
+    sae, expected = trainee.sae(SITE), torch.zeros(4, 64)
+    for row, part in zip(expected, x.split(4096), strict=True):
+        u, budgets = trainee.weights().pre_acts(part).relu(), trainee.budgets(len(part))
+        for j in range(64):
+            row[j] = u[:, j].sort(descending=True).values[budgets[j] - 1]
+    torch.testing.assert_close(sae.activation.threshold, expected.mean(0), rtol=1e-4, atol=1e-5)
+    assert (sae.encode(x) > 0).sum(1).float().mean() == pytest.approx(3, rel=0.1)
 
 
 def test_matryoshka_with_one_group_is_batch_topk():

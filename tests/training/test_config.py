@@ -34,6 +34,7 @@ def test_presets_are_valid(name: str):
             r"unknown train field 'saes.0.relu.sparsity.warmpu'.*did you mean 'saes.0.relu.sparsity.warmup'",
         ),
         ({"saes": [TOPK, TOPK]}, "not all different"),
+        ({"saes": [{**TOPK, "dead_tokens": 2000}]}, "topk: dead_tokens = 2000 is not below tokens = 2000"),
         ({"tokens": 50}, "less than one batch"),
         ({"lr": -1}, "lr: Input should be greater than 0"),
     ],

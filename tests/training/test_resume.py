@@ -1,6 +1,7 @@
 """Stopping on a signal, going on after a kill."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,9 +49,40 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path, text: Pa
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, text: Path):
     (tmp_path / "run").mkdir()
-    torch.save({"learners": []}, tmp_path / "run" / "checkpoint.pt")
-    with pytest.raises(UserError, match=r"checkpoint.pt: not a checkpoint of these SAEs"):
-        trained(tmp_path, text, "run", [TOPK])
+    path = tmp_path / "run" / "checkpoint.pt"
+    torch.save({"learners": []}, path)
+    whole = path.read_bytes()
+    for content in (whole, whole[:-50], b"", b"garbage that is longer than a few bytes"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"^[^\n]*checkpoint.pt: not a checkpoint of these SAEs \([^\n]*$"):
+            trained(tmp_path, text, "run", [TOPK])
+
+
+FULL = """
+import resource, signal, sys, torch; from pathlib import Path
+from scalar_sae.errors import UserError
+from scalar_sae.training import loop; loop.CHECKPOINT_SECONDS = 0.0
+from tests.training import runs
+folder, text = Path(sys.argv[1]), Path(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for cache in (None, folder / "cache"):
+    try:
+        runs.trained(folder, text, f"run {cache is None}", [{**runs.TOPK, "expansion": 8}], cache=cache)
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no file size limits on this system")
+def test_a_full_disk_is_said_with_file_and_reason(tmp_path: Path, text: Path):
+    command = [sys.executable, "-c", FULL, str(tmp_path), str(text)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    expected = (("checkpoint.pt", "--out"), ("buffer-000000.safetensors", "--cache"))
+    for line, (file, option) in zip(done.stdout.splitlines(), expected, strict=True):
+        said = rf"{file}: cannot be written \(.*File too large.*\); free space or choose another {option}"
+        assert re.fullmatch(rf".*/{said}", line), line
+    assert not list(tmp_path.rglob(".*.partial"))
 
 
 RUN = """

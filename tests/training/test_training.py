@@ -33,6 +33,30 @@ def test_what_one_trainee_does_never_changes_another(tmp_path: Path, text: Path)
         assert torch.equal(sae.b_dec, together[site].b_dec)
 
 
+def test_seeds_of_a_method_train_side_by_side(tmp_path: Path, text: Path):
+    seeds = [{**TOPK, "name": f"topk-{seed}", "seed": seed} for seed in (0, 7)]
+    together = trained(tmp_path, text, "together", seeds)
+    alone = trained(tmp_path, text, "alone", [TOPK])["topk"]
+    for site, sae in alone.items():
+        assert torch.equal(sae.W_enc, together["topk-0"][site].W_enc), "without a seed of its own, the run's"
+        assert not torch.equal(sae.W_enc, together["topk-7"][site].W_enc)
+
+
+def test_what_is_too_small_is_named(tmp_path: Path, text: Path):
+    for sizes, message in (
+        ({"buffer_tokens": 100, "context": 12}, "a buffer holds 96 tokens, fewer than one batch of 100; raise buffer_"),
+        ({"batch_tokens": 4000, "buffer_tokens": 9000, "tokens": 9000}, "the text holds 2560 tokens, .* lower batch_t"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trained(tmp_path, text, "run", [TOPK], **sizes)
+
+
+def test_a_site_that_two_transcoders_read_is_named(tmp_path: Path, text: Path):
+    coder = {**TOPK, "sites": ["mlp_in.0", "mlp_in.0"], "targets": ["mlp_out.0", "resid_post.0"]}
+    with pytest.raises(UserError, match=r"topk: mlp_in.0 is read twice"):
+        trained(tmp_path, text, "run", [coder])
+
+
 def test_training_lowers_the_error(tmp_path: Path, text: Path):
     lm = tiny_lm()
     short = trained(tmp_path, text, "short", [TOPK, STAIRS], tokens=100, lr=1e-2)

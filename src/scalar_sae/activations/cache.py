@@ -4,7 +4,8 @@
     folder/buffer-000000.safetensors   one buffer: "resid_mid.0" -> [n_tokens, d_model]
 
 The stream's buffers depend on the recipe and their number alone, so a cached run is the same run, to the bit. In memory
-there is one buffer at a time. A run may use some of the sites of a cache; a cache of another recipe is refused.
+there is one buffer at a time, where the model lies. A run may use some of the sites of a cache; one of another recipe
+is refused.
 """
 
 import hashlib
@@ -37,7 +38,8 @@ class CachedStream:
         with workers.one_first():
             if not path.is_file():
                 text = json.dumps(wanted, sort_keys=True)
-                write_json(path, {"hash": hashlib.sha256(text.encode()).hexdigest(), "recipe": wanted})
+                content = {"hash": hashlib.sha256(text.encode()).hexdigest(), "recipe": wanted}
+                write_json(path, content, "--cache")
         there = json.loads(path.read_text(encoding="utf-8"))["recipe"]
         differing = [name for name in wanted if name != "reads" and wanted[name] != there.get(name)]
         lacking = sorted(set(wanted["reads"]) - set(there["reads"]))
@@ -57,7 +59,7 @@ class CachedStream:
 
     def _load(self, path: Path) -> Buffer:
         try:
-            tensors = load_file(path)
+            tensors = load_file(path, device=str(self._stream.lm.device))
             return {read: tensors[str(read)] for read in self._stream.reads}
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(f"{path}: damaged ({error}); delete it") from error
@@ -67,7 +69,7 @@ class CachedStream:
         if (
             self._all and workers.number() == 0
         ):  # a run that reads fewer sites would leave a buffer that others cannot use
-            with whole(path) as temporary:
+            with whole(path, "--cache") as temporary:
                 save_file({str(read): acts for read, acts in buffer.items()}, temporary)
         return buffer
 

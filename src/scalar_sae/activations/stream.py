@@ -5,7 +5,7 @@
 The text is cut into windows without overlap; every epoch visits them in a new order. One buffer holds many windows
 and is shuffled token by token, so the tokens of a training batch come from all over the text. Buffer i depends on
 (seed, i) alone: whoever knows i can go on from there. Several workers run the model on a part of the windows each, and
-all have the whole buffer.
+all have the whole buffer. The text stays on the CPU; a buffer lies where the model does.
 
 Special tokens are left out by id: a beginning-of-text token carries an activation hundreds of times the others' norm.
 """
@@ -56,15 +56,16 @@ class ActivationStream:
         index = start
         while True:
             epoch, place = divmod(index, per_epoch)
-            order = torch.randperm(self.prompts.shape[0], generator=self._generator(2 * epoch))
+            order = self._order(self.prompts.shape[0], 2 * epoch)
             chosen = order[place * self.windows_per_buffer :][: self.windows_per_buffer]
-            yield self._read(self.prompts[chosen], self._generator(2 * index + 1))
+            yield self._read(self.prompts[chosen], 2 * index + 1)
             index += 1
 
-    def _read(self, prompts: Int[Tensor, "windows context"], generator: torch.Generator) -> Buffer:
-        kept = ~torch.isin(prompts, torch.tensor(self.exclude, dtype=prompts.dtype))
-        shuffle = torch.randperm(int(kept.sum()), generator=generator)
-        buffer = {read: torch.zeros(len(shuffle), self.lm.d_model) for read in self.reads}
+    def _read(self, prompts: Int[Tensor, "windows context"], salt: int) -> Buffer:
+        prompts = prompts.to(self.lm.device)
+        kept = ~torch.isin(prompts, prompts.new_tensor(self.exclude))
+        shuffle = self._order(int(kept.sum()), salt).to(prompts.device)
+        buffer = {read: torch.zeros(len(shuffle), self.lm.d_model, device=prompts.device) for read in self.reads}
         batches, keeps = prompts.split(self.lm_batch), kept.split(self.lm_batch)
         places = shuffle.split([int(keep.sum()) for keep in keeps])
         for number in workers.mine(len(batches)):
@@ -74,8 +75,8 @@ class ActivationStream:
             workers.add_up(acts)
         return buffer
 
-    def _generator(self, salt: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + salt)
+    def _order(self, n: int, salt: int) -> Int[Tensor, " n"]:
+        return torch.randperm(n, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + salt), device="cpu")
 
 
 def read_all(

@@ -158,15 +158,24 @@ def _global_edges(
     done: Done,
 ) -> Callable[[Prompt], Edges]:
     """Which edges each count keeps, whatever the prompt."""
-    room = ranking_bytes(pair, config.memory, rank_text.shape[1], EDGE_BYTES.get(ranking, 4))
+    free = room(pair, ranking, config)
     edge_scores = kept.ranking() if saved is None else saved
     if edge_scores is not None:
         done(len(rank_text) / workers.count())
     else:
-        edge_scores = rank(pair, rank_text, ranking, config.seed, done, room)
+        edge_scores = rank(pair, rank_text, ranking, config.seed, done, free)
         kept.keep_ranking(edge_scores)
     edges = GlobalEdges(levels(edge_scores.to(pair.device), counts, config.seed))
     return lambda prompt: edges
+
+
+def room(pair: Pair, ranking: str, config: ScoreConfig) -> int:
+    """Bytes for the sums of a ranking of all edges.
+
+    Raises:
+        UserError: the config's memory is too small for the pair.
+    """
+    return ranking_bytes(pair, config.memory, config.context, EDGE_BYTES.get(ranking, 4))
 
 
 def _sweep(

@@ -9,6 +9,7 @@ import yaml
 
 from scalar_sae._version import __version__
 from scalar_sae.cli import measure, saes, score
+from scalar_sae.cli.score import Device
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.runs import keep_freed_memory
@@ -44,6 +45,7 @@ def quickstart(
     out: OutRun = Path("runs/quickstart"),
     preset: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "quickstart",
     change: Changes = None,
+    device: Device = None,
 ) -> None:
     """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
 
@@ -58,7 +60,7 @@ def quickstart(
 
     workers.join()
     config = StudyConfig.from_preset(preset, _changes(change))
-    lm = train_run(config, out)
+    lm = train_run(config, out, device=device)
     results = score_run(config, lm, out)
     if workers.number() != 0:
         return
@@ -101,11 +103,14 @@ def train_lm(
 
 @app.command()
 def train(
-    preset: Annotated[
-        str, typer.Argument(help="Preset name (`quickstart`, `paper-toy`, `zoo`, `paper-gpt2`) or YAML file.")
-    ],
     out: OutRun,
+    preset: Annotated[
+        str | None, typer.Argument(help="Preset name (`quickstart`, `paper-toy`, `zoo`, `paper-gpt2`) or YAML file.")
+    ] = None,
     change: Changes = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out: its config.yaml stands for preset and --set.")
+    ] = False,
     cache: Annotated[
         Path | None, typer.Option(help="Folder in which activations are kept, and from which later runs read them.")
     ] = None,
@@ -113,18 +118,25 @@ def train(
         list[str] | None,
         typer.Option(help="Beside events.jsonl: `tensorboard`, `wandb` (repeat for both); extras of the package."),
     ] = None,
+    device: Device = None,
 ) -> None:
     """Train the SAEs of a preset, all in one pass over the language model.
 
     Under `torchrun --no-python --nproc-per-node 2 scalar train ...` every batch is shared out, with the same result.
 
-    Example: **scalar train paper-toy --out runs/paper-toy**
+    Example: **scalar train paper-toy --out runs/paper-toy**, and when it was stopped **scalar train --resume --out
+    runs/paper-toy**
     """
     from scalar_sae import workers
     from scalar_sae.study import StudyConfig, train_run
 
+    if resume and (preset or change):
+        raise UserError(f"--resume: {out / 'config.yaml'} says what is trained; leave out the preset and --set")
+    if not (resume or preset):
+        raise UserError("scalar train needs a preset, or --resume and the --out of a run that was stopped")
     workers.join()
-    train_run(StudyConfig.from_preset(preset, _changes(change)), out, cache, log or ())
+    config = StudyConfig.from_preset(preset, _changes(change)) if preset else StudyConfig.of_run(out)
+    train_run(config, out, cache, log or (), device)
     if workers.number() == 0:
         typer.echo(f"SAEs: {out / 'saes'}")
 

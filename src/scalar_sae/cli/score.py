@@ -268,17 +268,11 @@ def _subjects(
     lm: str | None, saes: list[str], method: str | None, device: str | None
 ) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
     """The language model and the groups of SAEs that a command is about."""
-    import torch
-
     from scalar_sae import workers
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.saes.store import load_saes
 
-    place = device or workers.device()
-    try:
-        torch.zeros((), device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {place}: {str(error).splitlines()[0]}") from error
+    place = workers.device(device)
     model = LanguageModel.load(lm or _model_with(saes), device=place)
     groups = load_saes(*saes)
     if method is not None and method not in groups:

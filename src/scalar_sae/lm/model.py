@@ -81,6 +81,26 @@ class LanguageModel(nn.Module):
             self._tokenizer = load_tokenizer(self.hf.name_or_path, self.name, self.d_vocab)
         return self._tokenizer
 
+    @property
+    def special_tokens(self) -> tuple[int, ...]:
+        """Tokens that mark beginnings and ends of text, padding or roles: those that configuration or tokenizer name.
+
+        A beginning-of-text token carries an activation hundreds of times the others' norm: SAEs leave them out.
+
+        Raises:
+            UserError: there is no tokenizer.
+        """
+        found = set(self.tokenizer.special)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(self.hf.config.get_text_config(), name, None)
+            found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+        return tuple(sorted(found))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.hf.device
+
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer as a Hugging Face folder."""
         self.hf.save_pretrained(folder)

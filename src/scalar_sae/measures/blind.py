@@ -29,7 +29,6 @@ from scalar_sae.activations.cache import fingerprint
 from scalar_sae.benchmark.score import digest, rules
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import special_tokens
 from scalar_sae.measures.features import read_features, read_vocabulary
 from scalar_sae.runs import claim, write_json
 from scalar_sae.saes.sae import SAE
@@ -96,7 +95,7 @@ def prepare(
     if (out / "pairs.json").is_file():
         return Pairs.read(out)
     for side, sae in saes.items():
-        read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, ignore=special_tokens(lm))
+        read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, ignore=lm.special_tokens)
     density = {side: _density(out / side) for side in saes}
     pairs = Pairs(names=names, pairs=draw(density["a"], density["b"], n_pairs, seed))
     write_json(out / "pairs.json", pairs.model_dump())

@@ -15,7 +15,7 @@ from scalar_sae.corpora import load_held_out, windows
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import counted, special_tokens
+from scalar_sae.lm.special import counted
 from scalar_sae.measures.blind import prepare
 from scalar_sae.measures.edges import strongest_edges
 from scalar_sae.measures.features import read_features
@@ -81,7 +81,7 @@ def measure_run(
     task = None if labels is None else _task(model, labels, tokens, words)
     if against:
         in_common(saes, threshold, model)  # what cannot be compared is said before anything is measured
-    ignore = special_tokens(model)
+    ignore = model.special_tokens
     _warn_of_rare(int(counted(tokens, ignore).sum()), len(tokens))
     path = run / "results.json"
     results = Results.read(path) if path.is_file() else Results()
@@ -192,7 +192,7 @@ def read_run(
         places = {site: out / name / str(site) for site in sorted(group)}
         for site, folder in places.items():
             if not (folder / "latents.parquet").is_file():
-                read_features(model, site, group[site], tokens, folder, ignore=special_tokens(model))
+                read_features(model, site, group[site], tokens, folder, ignore=model.special_tokens)
         if ranking is not None and not all((folder / "edges.parquet").is_file() for folder in places.values()):
             edges = strongest_edges(model, group, tokens[:: -(-prompts // rank_prompts)], ranking, memory=memory)
             for site, folder in places.items():

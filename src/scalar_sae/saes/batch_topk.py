@@ -18,7 +18,7 @@ from torch import Tensor
 from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
-from scalar_sae.saes.firing import revival_loss
+from scalar_sae.saes.firing import DEAD_TOKENS, revival_loss
 from scalar_sae.saes.sparse import largest_values
 from scalar_sae.saes.topk import check_k
 from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Scale, Trainee, Weights
@@ -35,8 +35,8 @@ class BatchSelection(DictionaryMethod, frozen=True):
     """Weight of the auxiliary loss."""
     k_aux: int = Field(default=512, gt=0)
     """Latents that the auxiliary loss uses per token."""
-    dead_tokens: int = Field(default=10_000_000, gt=0)
-    """Tokens without firing after which a latent is dead."""
+    dead_tokens: int = Field(default=DEAD_TOKENS, gt=0)
+    """Tokens without firing after which a latent is dead; the default is a tenth of a run that is short."""
     threshold_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay, per step, of the running mean that inference's threshold is."""
 
@@ -62,7 +62,7 @@ class BatchTopKTrainee(Dictionary):
     def __init__(self, config: BatchSelection, place: Place, seed: int) -> None:
         super().__init__(config, place, seed, unit_norm=True, pre_bias=True)
         self.k, self.k_aux, self.auxk = config.k, config.k_aux, config.auxk
-        self.dead_tokens, self.threshold_decay = config.dead_tokens, config.threshold_decay
+        self.threshold_decay = config.threshold_decay
         check_k(config.k, self.d_sae, place)
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
@@ -105,7 +105,7 @@ class BatchTopKTrainee(Dictionary):
         self, weights: Weights, x: Float[Tensor, "batch d_model"], residual: Float[Tensor, "batch d_model"]
     ) -> Float[Tensor, ""]:
         """The auxiliary loss on dead latents."""
-        return revival_loss(weights, x, residual, self.firing.dead(self.dead_tokens), self.k_aux)
+        return revival_loss(weights, x, residual, self.firing.dead(), self.k_aux)
 
     @torch.no_grad()
     def calibrate(self, acts: Acts) -> None:

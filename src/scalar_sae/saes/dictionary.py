@@ -68,7 +68,11 @@ class DictionaryMethod(Method, frozen=True):
             return [(site, site) for site in site_list(self.sites, n_layers)]
         if len(self.targets) != len(self.sites):
             raise UserError(f"{self.name}: {len(self.sites)} sites and {len(self.targets)} targets; give as many")
-        return [(parsed(a, n_layers), parsed(b, n_layers)) for a, b in zip(self.sites, self.targets, strict=True)]
+        ends = [(parsed(a, n_layers), parsed(b, n_layers)) for a, b in zip(self.sites, self.targets, strict=True)]
+        sites = [site for site, _ in ends]
+        if twice := [site for site in sites if sites.count(site) > 1]:
+            raise UserError(f"{self.name}: {twice[0]} is read twice; give one target to a method of another name")
+        return ends
 
 
 class Dictionary(Trainee):

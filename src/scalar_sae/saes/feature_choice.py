@@ -7,7 +7,8 @@ Our reading (see mutual_choice.py). In a batch of B tokens latent i keeps its m_
 
 so no latent dies while it is positive anywhere in a batch (k B >= d_sae, or the floor of 1 raises the budget). Training
 starts as Mutual Choice, which is where the ranks come from. One token alone has no budgets: at inference each latent
-has the threshold that is the running mean of the smallest activation it kept (a JumpReLU).
+has a threshold (a JumpReLU), the mean of the smallest activation it kept: while training a running one without bias
+towards its start, after the last step over parts of the last buffer with the final weights.
 """
 
 from typing import Literal
@@ -21,7 +22,7 @@ from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Place
 from scalar_sae.saes.mutual_choice import MutualChoiceTrainee, ZipfSelection
-from scalar_sae.saes.trainee import Name, Progress, Trainee
+from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Trainee
 
 
 class FeatureChoiceConfig(ZipfSelection, frozen=True):
@@ -44,13 +45,13 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
     """One Feature Choice SAE in training."""
 
     thresholds: Tensor
-    chosen: Tensor
+    choices: Tensor
 
     def __init__(self, config: FeatureChoiceConfig, place: Place, seed: int) -> None:
         super().__init__(config, place, seed)
         self._mode, self._mutual = config.mode, config.mutual
         self.register_buffer("thresholds", torch.zeros(self.d_sae))
-        self.register_buffer("chosen", torch.zeros(self.d_sae, dtype=torch.bool))
+        self.register_buffer("choices", torch.zeros(self.d_sae, dtype=torch.int64))
 
     def select(self, acts: Float[Tensor, "batch d_sae"], progress: Progress) -> Float[Tensor, "batch d_sae"]:
         """Budgets by latent; before that, Mutual Choice."""
@@ -68,15 +69,31 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
 
     @torch.no_grad()
     def _follow(self, kept: Float[Tensor, "batch d_sae"]) -> None:
-        smallest = workers.smallest(torch.where(kept > 0, kept, torch.inf).amin(0))
+        smallest = workers.smallest(_smallest(kept))
         fired = smallest < torch.inf
-        followed = torch.where(self.chosen, self.thresholds.lerp(smallest, 1 - self.threshold_decay), smallest)
-        self.thresholds.copy_(torch.where(fired, followed, self.thresholds))
-        self.chosen |= fired
+        self.choices += fired
+        decayed = self.threshold_decay ** self.choices.clamp_min(1).double()
+        weight = ((1 - self.threshold_decay) / (1 - decayed)).to(smallest)
+        self.thresholds.copy_(torch.where(fired, self.thresholds.lerp(smallest, weight), self.thresholds))
+
+    @torch.no_grad()
+    def calibrate(self, acts: Acts) -> None:
+        """The thresholds of the final weights; latents that keep nothing in the buffer have what they had."""
+        super().calibrate(acts)
+        x, weights = acts[self.sites[0]], self.weights()
+        with workers.apart():  # all hold the same buffer
+            smallest = torch.stack([
+                _smallest(feature_choice(weights.pre_acts(part * self.scale[0]).relu_(), self.budgets(len(part))))
+                for part in x.split(CALIBRATION_TOKENS)
+            ])  # fmt: skip
+        parts = (smallest < torch.inf).sum(0)
+        mean = torch.where(smallest < torch.inf, smallest, 0.0).sum(0) / parts
+        self.thresholds.copy_(torch.where(parts > 0, mean, self.thresholds))
+        self.choices += parts
 
     def activation(self) -> JumpReLU:
         """A threshold for each latent: the batch's own for those that have not chosen yet."""
-        return JumpReLU(torch.where(self.chosen, self.thresholds, self.threshold))
+        return JumpReLU(torch.where(self.choices > 0, self.thresholds, self.threshold))
 
 
 def feature_choice(acts: Float[Tensor, "batch d_sae"], budgets: Int[Tensor, " d_sae"]) -> Float[Tensor, "batch d_sae"]:
@@ -84,3 +101,8 @@ def feature_choice(acts: Float[Tensor, "batch d_sae"], budgets: Int[Tensor, " d_
     ranked = workers.gather(acts).sort(dim=0, descending=True).values
     last = ranked.gather(0, (budgets - 1).unsqueeze(0))
     return torch.where(acts >= last, acts, 0.0)
+
+
+def _smallest(kept: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " d_sae"]:
+    """Of each latent the smallest activation that was kept, infinity where none was."""
+    return torch.where(kept > 0, kept, torch.inf).amin(0)

@@ -1,6 +1,7 @@
 """Which latents fire: tokens since each did, and the auxiliary loss that revives those which do not.
 
-A latent is *dead* when it has not fired for a number of tokens, whatever the batch size.
+A latent is *dead* when it has not fired for a number of tokens, whatever the batch size: 10 million, or a tenth of the
+run where that is less, if a method does not say otherwise.
 """
 
 import torch
@@ -10,14 +11,22 @@ from torch import Tensor, nn
 from scalar_sae import workers
 from scalar_sae.saes.trainee import Weights
 
+DEAD_TOKENS = 10_000_000
+
+
+def window(dead_tokens: int, tokens: int) -> int:
+    """Tokens after which a latent is dead in a run of `tokens`, when a method asks for `dead_tokens`."""
+    return min(DEAD_TOKENS, tokens // 10) if dead_tokens == DEAD_TOKENS else dead_tokens
+
 
 class Firing(nn.Module):
-    """Tokens since each latent of a dictionary last fired."""
+    """Tokens since each latent of a dictionary last fired, and the window after which it is dead."""
 
     idle: Tensor
 
     def __init__(self, d_sae: int) -> None:
         super().__init__()
+        self.window = DEAD_TOKENS
         self.register_buffer("idle", torch.zeros(d_sae, dtype=torch.int64))
 
     @torch.no_grad()
@@ -30,9 +39,9 @@ class Firing(nn.Module):
             fired[latents[acts > 0]] = True
         self.idle.add_(acts.shape[0] * workers.count()).masked_fill_(workers.anywhere(fired), 0)
 
-    def dead(self, window: int) -> Bool[Tensor, " d_sae"]:
-        """Latents that have not fired for `window` tokens."""
-        return self.idle >= window
+    def dead(self) -> Bool[Tensor, " d_sae"]:
+        """Latents that have not fired for the window's tokens."""
+        return self.idle >= self.window
 
 
 def revival_loss(

@@ -63,6 +63,8 @@ class JumpReluConfig(DictionaryMethod, frozen=True):
             raise ValueError("loss target_l0 needs sparsity.target_l0")
         if self.scale == "sqrt_d" and self.bandwidth < 0.01:
             raise ValueError(f"bandwidth = {self.bandwidth} is too narrow for scale sqrt_d; use unit, or a wider one")
+        if self.scale == "unit" and self.bandwidth >= 1:
+            raise ValueError(f"bandwidth = {self.bandwidth} is too wide for scale unit; use sqrt_d, or a narrower one")
         return self
 
     def trainee(self, place: Place, seed: int) -> Trainee:

@@ -10,6 +10,7 @@ The paper's controls share otherwise (App. B, E): see `Sharing`.
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -74,16 +75,34 @@ class StaircaseConfig(StaircaseMethod, frozen=True):
 
 
 class Stairs(nn.Module):
-    """The weights of one staircase."""
+    """The weights of one staircase.
 
-    def __init__(self, config: StaircaseMethod, n_sites: int, d_model: int, generator: torch.Generator) -> None:
+    Args:
+        config: width and sharing.
+        n_sites: number of steps.
+        d_model: width of the activations.
+        generator: source of the first weights.
+        threshold: the first of every latent, where the rule of activation has thresholds; shared like the matrices.
+    """
+
+    def __init__(
+        self,
+        config: StaircaseMethod,
+        n_sites: int,
+        d_model: int,
+        generator: torch.Generator,
+        threshold: float | None = None,
+    ) -> None:
         super().__init__()
         chunk = config.expansion * d_model
         top = chunk * n_sites
         self._sharing = config.sharing
         self._own = config.sharing == "untied"
         self.ends = (top,) * n_sites if config.sharing == "tied" else tuple(chunk * (i + 1) for i in range(n_sites))
-        pairs = [encoder_and_decoder(end, d_model, generator) for end in (self.ends if self._own else (top,))]
+        widths = self.ends if self._own else (top,)
+        first = [] if threshold is None else [torch.full((width,), threshold).log() for width in widths]
+        self.log_threshold = nn.ParameterList(map(nn.Parameter, first))
+        pairs = [encoder_and_decoder(width, d_model, generator) for width in widths]
         self.W_enc = nn.ParameterList(W_enc for W_enc, _ in pairs)
         self.W_dec = nn.ParameterList(W_dec for _, W_dec in pairs)
         self.b_enc = nn.ParameterList(nn.Parameter(torch.zeros(end)) for end in self.ends)
@@ -96,12 +115,23 @@ class Stairs(nn.Module):
     def weights(self, i: int) -> Weights:
         """What the i-th site reads, its b_dec taken in as a pre-encoder bias."""
         end, matrix = self.ends[i], i if self._own else 0
-        W_enc, W_dec, b_dec = self.W_enc[matrix].T[:end].T, self.W_dec[matrix][:end], self.b_dec[i]
+        W_enc, b_dec = self.W_enc[matrix].T[:end].T, self.b_dec[i]
         if self._sharing == "detached" and i > 0:
             old = self.ends[i - 1]
             W_enc = torch.cat([W_enc[:, :old].detach(), W_enc[:, old:]], 1)
-            W_dec = torch.cat([W_dec[:old].detach(), W_dec[old:]])
-        return Weights(W_enc, self.b_enc[i], W_dec, b_dec, centre=b_dec)
+        return Weights(W_enc, self.b_enc[i], self._rows(self.W_dec, i), b_dec, centre=b_dec)
+
+    def threshold(self, i: int) -> Float[Tensor, " d_sae"]:
+        """The thresholds of the i-th site."""
+        return self._rows(self.log_threshold, i).exp()
+
+    def _rows(self, kept: nn.ParameterList, i: int) -> Tensor:
+        """The rows, a latent each, that the i-th site reads."""
+        rows = kept[i if self._own else 0][: self.ends[i]]
+        if self._sharing == "detached" and i > 0:
+            old = self.ends[i - 1]
+            rows = torch.cat([rows[:old].detach(), rows[old:]])
+        return rows
 
 
 class StaircaseTrainee(Trainee):

@@ -1,13 +1,12 @@
 """Staircase SAEs with JumpReLU, as in the SCALAR authors' code (the paper has no results for them).
 
-Weights and private biases as in staircase.py; the logarithms of the thresholds are shared and sliced like the weights.
+Weights and private biases as in staircase.py; the logarithms of the thresholds are shared as the matrices are.
 L = sum over sites of ‖x - x_hat‖² + lambda_i sum_j 1[u_j > theta_j]; straight-through gradients as in jumprelu.py.
 Defaults are the authors' for their toy model, in its own scale: bandwidth 0.1, lambda 0.01 (later sites up to 0.08).
 """
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -50,8 +49,7 @@ class StaircaseJumpReluTrainee(Trainee):
         each = config.sparsity * len(sites) if len(config.sparsity) == 1 else config.sparsity
         if len(each) != len(sites):
             raise UserError(f"{config.name}: {len(each)} sparsity weights for a staircase of {len(sites)} sites")
-        self.stairs = Stairs(config, len(sites), d_model, generator_at(seed, sites[0]))
-        self.log_threshold = nn.Parameter(torch.full((self.stairs.ends[-1],), config.threshold).log())
+        self.stairs = Stairs(config, len(sites), d_model, generator_at(seed, sites[0]), config.threshold)
         self.sparsity = nn.ModuleList(SparsityWeight(one) for one in each)
         self.firing = nn.ModuleList(Firing(end) for end in self.stairs.ends)
 
@@ -59,7 +57,7 @@ class StaircaseJumpReluTrainee(Trainee):
         """Each site's squared error and L0 penalty."""
         found: dict[Site, Tensor] = {}
         for i, site in enumerate(self.sites):
-            weights, threshold = self.stairs.weights(i), self.log_threshold[: self.stairs.ends[i]].exp()
+            weights, threshold = self.stairs.weights(i), self.stairs.threshold(i)
             u = weights.pre_acts(acts[site])
             f = jump_relu(u, threshold, self.bandwidth)
             firing, sparsity = self.firing[i], self.sparsity[i]
@@ -73,5 +71,4 @@ class StaircaseJumpReluTrainee(Trainee):
     def sae(self, site: Site) -> SAE:
         """The present SAE of one step."""
         i = self.sites.index(site)
-        threshold = self.log_threshold[: self.stairs.ends[i]].detach().exp()
-        return self.stairs.weights(i).sae(JumpReLU(threshold), chunks=self.stairs.chunks(i))
+        return self.stairs.weights(i).sae(JumpReLU(self.stairs.threshold(i).detach()), chunks=self.stairs.chunks(i))

@@ -1,9 +1,9 @@
 """Adaptive Temporal Masking, ATM (Li & Ren, arXiv 2510.08855): latents of low importance are masked at random.
 
-Our reading: the paper's body was not available to us, only its abstract and two summaries with formulas; every guess is
-a field of the config. Known are three running means per latent (size of the activation, how often it fires,
-contribution to the reconstruction), an importance made of them, theta = mean + c std over latents, and the probability
-of a mask, 1 - exp(-r (theta - importance) / theta) below theta. Our choices:
+Our reading: the paper's body was not available to us, only its abstract and two summaries with formulas. Known
+are three running means per latent (size of the activation, how often it fires, contribution to the reconstruction), an
+importance made of them, theta = mean + c std over latents, and the probability of a mask, 1 - exp(-r (theta -
+importance) / theta) below theta. Our choices:
 
 * the code is ReLU, the penalty the L1 norm weighted by decoder norms (relu.py), so with r = 0 this is a ReLU SAE;
 * contribution: how much the batch's squared error would grow without the latent, f²‖d‖² + 2 f ⟨e, d⟩;
@@ -80,7 +80,7 @@ class TemporalTrainee(Dictionary):
         if not self.training or progress.fraction < self._config.warmup or self._config.rate == 0:
             return torch.ones_like(self.means[0])
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + progress.step)
-        chance = torch.rand(self.d_sae, generator=generator).to(self.means.device)
+        chance = torch.rand(self.d_sae, generator=generator, device="cpu").to(self.means.device)
         return (chance >= self.mask_probability()).to(self.means.dtype)
 
     def mask_probability(self) -> Float[Tensor, " d_sae"]:

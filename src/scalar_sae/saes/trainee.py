@@ -110,6 +110,8 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
 
     name: Name
     """Folder of these SAEs in a run."""
+    seed: int | None = Field(default=None, ge=0)
+    """Seed of the first weights and of random masks, if not the run's: several seeds of a method train in one pass."""
     expansion: int = Field(default=8, gt=0)
     """Latents per dimension of the activations: d_sae = expansion * d_model."""
     lr_scale: float = Field(default=1.0, gt=0)

@@ -4,6 +4,7 @@ A checkpoint is the learners' states and how far the stream was used: buffer i d
 random choice of a method on (seed, site, step), so no generator's state is needed to go on with the same bytes.
 """
 
+import pickle
 import signal
 import threading
 from collections.abc import Generator
@@ -32,12 +33,12 @@ class Position(NamedTuple):
 
 def save(path: Path, at: Position, learners: list[Learner]) -> None:
     """Write a checkpoint, whole or not at all."""
-    with whole(path) as temporary:
-        torch.save({"position": tuple(at), "learners": [learner.state() for learner in learners]}, temporary)
+    with whole(path) as temporary, temporary.open("wb") as file:  # which says what is wrong with the disk
+        torch.save({"position": tuple(at), "learners": [learner.state() for learner in learners]}, file)
 
 
-def resume(path: Path, learners: list[Learner]) -> Position:
-    """Load a checkpoint if there is one.
+def resume(path: Path, learners: list[Learner], device: torch.device) -> Position:
+    """Load a checkpoint onto a device if there is one.
 
     Raises:
         UserError: it is damaged, or of other SAEs.
@@ -45,12 +46,13 @@ def resume(path: Path, learners: list[Learner]) -> Position:
     if not path.exists():
         return Position()
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location=device, weights_only=True)
         for learner, state in zip(learners, saved["learners"], strict=True):
             learner.load(state)
         return Position(*saved["position"])
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path}: not a checkpoint of these SAEs ({error}); delete it to start again") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: not a checkpoint of these SAEs ({reason}); delete it to start again") from error
 
 
 class Signals:

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.saes.firing import DEAD_TOKENS
 from scalar_sae.saes.methods import CONFIGS, MethodConfig
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -23,7 +24,7 @@ class TrainConfig(BaseModel):
     lm: str = "python-stdlib"
     """A shipped language model, or a folder."""
     corpus: str = "python-stdlib"
-    """Corpus name, path to a text file, or hf://owner/name#column."""
+    """Corpus name, path to a text file, or hf://owner/name:configuration#column, read as far as is needed."""
     saes: list[MethodConfig] = Field(min_length=1)
     """The SAEs, all trained in one pass over the language model."""
     tokens: int = Field(gt=0)
@@ -45,7 +46,7 @@ class TrainConfig(BaseModel):
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm, for each trainee by itself."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the initial weights and of the order of the text."""
+    """Seed of the order of the text, and of the first weights of methods that name none of their own."""
     validations: int = Field(default=5, ge=0)
     """How often the SAEs are measured on validation text while they train; 0 for never."""
 
@@ -53,7 +54,11 @@ class TrainConfig(BaseModel):
     def _consistent(self) -> "TrainConfig":
         names = [method.name for method in self.saes]
         if len(set(names)) < len(names):
-            raise ValueError(f"saes: the names {names} are not all different")
+            raise ValueError(f"saes: the names {names} are not all different; give each a name of its own")
+        for method in self.saes:
+            dead = getattr(method, "dead_tokens", DEAD_TOKENS)
+            if dead >= self.tokens and dead != DEAD_TOKENS:
+                raise ValueError(f"{method.name}: dead_tokens = {dead} is not below tokens = {self.tokens}")
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens = {self.tokens} is less than one batch of {self.batch_tokens}")
         if self.buffer_tokens < self.batch_tokens:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scalar_sae import workers
+from scalar_sae.saes.firing import DEAD_TOKENS, Firing, window
 from scalar_sae.saes.methods import MethodConfig
 from scalar_sae.saes.trainee import Acts, Progress, Trainee, Transformer
 from scalar_sae.sites import Site
@@ -31,6 +32,9 @@ class Learner:
         self.trainee = trainee
         self.best = Best()
         self._config = config
+        self.firing = [module for module in trainee.modules() if isinstance(module, Firing)]
+        for firing in self.firing:
+            firing.window = window(getattr(method, "dead_tokens", DEAD_TOKENS), config.tokens)
         self._parameters = list(trainee.parameters())
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=config.lr, betas=(method.beta1, config.beta2), weight_decay=0.0, fused=True
@@ -65,6 +69,9 @@ class Learner:
         self.best.load(state["best"])
 
 
-def learners(config: TrainConfig, lm: Transformer) -> list[Learner]:
-    """One learner for each trainee of each method of a config."""
-    return [Learner(method, trainee, config) for method in config.saes for trainee in method.trainees(lm, config.seed)]
+def learners(config: TrainConfig, lm: Transformer, device: torch.device | str = "cpu") -> list[Learner]:
+    """One learner for each trainee of each method of a config. First weights are made on the CPU: the same anywhere."""
+    with torch.device("cpu"):
+        seeds = [(method, config.seed if method.seed is None else method.seed) for method in config.saes]
+        trainees = [(method, trainee) for method, seed in seeds for trainee in method.trainees(lm, seed)]
+    return [Learner(method, trainee.to(device), config) for method, trainee in trainees]

@@ -19,7 +19,6 @@ from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.corpora import Corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import special_tokens
 from scalar_sae.runs import Bar, Events, freed_memory_handed_back, say, versions
 from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.saes.trainee import Trainee
@@ -44,7 +43,7 @@ def train(
 
     Args:
         config: what to train.
-        lm: the language model to read.
+        lm: the language model to read; where it lies, everything is computed.
         corpus: its text.
         out: run directory.
         events: log.
@@ -56,7 +55,7 @@ def train(
     """
     if config.batch_tokens % workers.count():
         raise UserError(f"batch_tokens = {config.batch_tokens} is not a multiple of the {workers.count()} workers")
-    group = learners(config, lm)
+    group = learners(config, lm, lm.device)
     folders = [_folder(out, learner, site) for learner in group for site in learner.trainee.sites]
     if all((folder / "sae.json").exists() for folder in folders):
         (out / "checkpoint.pt").unlink(missing_ok=True)
@@ -78,15 +77,16 @@ class _Run:
         cache: Path | None,
     ) -> None:
         self.config, self.corpus, self.out, self.events, self.group = config, corpus, out, events, group
-        exclude = special_tokens(lm)
+        exclude = lm.special_tokens
         reads = sorted({read for learner in group for read in learner.trainee.reads}, key=str)
         prompts = windows(corpus.train, config.context, corpus.name, corpus.bos)
         stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, exclude=exclude)
         self.stream = CachedStream(stream, cache) if cache else stream
+        self.all_text = stream.windows_per_buffer == len(prompts)
         held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
-        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone()  # the rest is let go
+        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
         self.validation = Validation(lm, held_out, reads, exclude) if config.validations else None
-        self.n_layers = lm.n_layers
+        self.n_layers, self.device = lm.n_layers, lm.device
         rows = config.batch_tokens // workers.count()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
         self.costs = {name: cost(trainee, lm.d_model, rows) for name, trainee in reversed(one_each.items())}
@@ -128,13 +128,13 @@ class _Run:
     def go(self) -> None:
         """Train to the end, or to a signal."""
         checkpoint = self.out / "checkpoint.pt"
-        at, saved_at = resume(checkpoint, self.group), time.monotonic()
+        at, saved_at = resume(checkpoint, self.group, self.device), time.monotonic()
         with noted() as signals, Bar("train SAEs", self.config.steps, done=at.step) as bar:
             for buffer in self.stream.buffers(at.buffer):
                 _check_finite(buffer, at.step)
                 if at.step == 0:
                     self._each("prepare", buffer)
-                batches = _batches(buffer, self.config.batch_tokens)
+                batches = _batches(buffer, self.config.batch_tokens, self.all_text)
                 for number in range(at.batch, len(batches)):
                     losses = self._step(batches[number], at.step)
                     at = Position(at.step + 1, at.buffer, number + 1)
@@ -199,8 +199,9 @@ class _Run:
             blocks = group[0].method.blocks(self.n_layers)
             found = self.validation.measure([learner.trainee for learner in group], blocks)
             for learner in group:
-                for site in learner.trainee.sites:
-                    found["saes"][str(site)] |= {"val_loss": val_loss[learner], "kept_step": learner.best.step}
+                more = {"val_loss": val_loss[learner], "kept_step": learner.best.step}
+                for site, firing in zip(learner.trainee.sites, learner.firing, strict=True):
+                    found["saes"][str(site)] |= more | {"idle": firing.dead().float().mean().item()}
             self.events("validate", step=step, name=name, **rounded(found))
 
     @freed_memory_handed_back()
@@ -224,18 +225,19 @@ class _Run:
             "cost": self.costs[learner.method.name]._asdict(),
         }  # fmt: skip
         for site in learner.trainee.sites:
-            sae, target = learner.trainee.sae(site), learner.trainee.target(site)
+            sae, target = learner.trainee.sae(site).to("cpu"), learner.trainee.target(site)
             sae = sae if target == site else replace(sae, writes=target)
             card = SaeCard.of(sae, learner.method.method, learner.method.name, site, recipe)
             save_sae(sae, card, _folder(self.out, learner, site))
 
 
-def _batches(buffer: Buffer, batch_tokens: int) -> list[Buffer]:
-    """This worker's parts of the whole batches of a buffer."""
-    n_batches = next(iter(buffer.values())).shape[0] // batch_tokens
-    if n_batches == 0:
-        raise UserError(f"the text holds fewer tokens than one batch of {batch_tokens}; lower batch_tokens")
-    starts = range(0, n_batches * batch_tokens, batch_tokens)
+def _batches(buffer: Buffer, batch_tokens: int, all_text: bool) -> list[Buffer]:
+    """This worker's parts of the whole batches of a buffer, which may hold all the text there is."""
+    n = next(iter(buffer.values())).shape[0]
+    if n < batch_tokens:
+        what, remedy = ("the text", "lower batch_tokens") if all_text else ("a buffer", "raise buffer_tokens")
+        raise UserError(f"{what} holds {n} tokens, fewer than one batch of {batch_tokens}; {remedy}")
+    starts = range(0, n // batch_tokens * batch_tokens, batch_tokens)
     return [{read: workers.share(acts[i : i + batch_tokens]) for read, acts in buffer.items()} for i in starts]
 
 

@@ -28,8 +28,8 @@ PROBES = (64, 128)
 def reading(stream: ActivationStream) -> int:
     """Bytes that the language model fills while activations are read into a buffer."""
     windows = min(stream.lm_batch, stream.windows_per_buffer)
-    one, two = stream.prompts[:1], torch.cat([stream.prompts[:1]] * 2)
-    return filled(lambda tokens: read_all(stream.lm, tokens, stream.reads), one, two, windows)
+    one = stream.prompts[:1].to(stream.lm.device)
+    return filled(lambda tokens: read_all(stream.lm, tokens, stream.reads), one, torch.cat([one, one]), windows)
 
 
 def validating(trainees: Sequence[Trainee], few: Validation, many: Validation, windows: int, context: int) -> int:
@@ -62,8 +62,8 @@ def calibrating(trainees: Sequence[Trainee], d_model: int, tokens: int) -> int:
 
 def probe(trainee: Trainee, d_model: int, n: int) -> Acts:
     """Made-up activations for a trainee."""
-    generator = torch.Generator().manual_seed(0)
-    return {read: torch.randn(n, d_model, generator=generator) for read in trainee.reads}
+    generator, device = torch.Generator().manual_seed(0), next(trainee.parameters()).device
+    return {read: torch.randn(n, d_model, generator=generator, device="cpu").to(device) for read in trainee.reads}
 
 
 @contextmanager

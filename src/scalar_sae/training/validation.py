@@ -1,7 +1,7 @@
 """How SAEs in training do on text they never see.
 
-The text is read once. A validation splices every SAE in by itself (one run of the rest of the model) and, on the
-residual stream, all of a group at once. Definitions: docs/training.md.
+The text is read once, and lies where the model does. A validation splices every SAE in by itself (one run of the rest
+of the model) and, on the residual stream, all of a group at once. Definitions: docs/training.md.
 """
 
 from collections import defaultdict
@@ -20,6 +20,7 @@ from scalar_sae.activations.stream import read_all
 from scalar_sae.errors import UserError
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import counted
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.ff_jacobian import mean_jacobian
 from scalar_sae.saes.sae import SAE
@@ -71,7 +72,7 @@ class Validation:
         self._last = sites[-1]
         self._parts: list[_Part] = []
         for some in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
-            kept = ~torch.isin(some, torch.tensor(exclude, dtype=some.dtype))
+            kept = counted(some, exclude)
             skips = {site: state.skip for site, state in lm.states(some, sites).items()}
             self._parts.append(_Part(some, kept, read_all(lm, some, reads), skips))
         self._n = max(1, sum(int(part.kept.sum()) for part in self._parts))
@@ -188,7 +189,7 @@ _Sums = defaultdict[str, Any]
 
 def _through(sae: SAE, x: Float[Tensor, "row d_model"]) -> tuple[Float[Tensor, "row d_out"], Int[Tensor, " d_sae"]]:
     """What an SAE makes of its input, and on how many rows each latent fires."""
-    y_hat, fired = [], torch.zeros(sae.d_sae, dtype=torch.long)
+    y_hat, fired = [], torch.zeros(sae.d_sae, dtype=torch.long, device=x.device)
     for rows in x.chunk(PIECES):
         acts = sae.encode(rows)
         y_hat.append(sae.decode(acts))
