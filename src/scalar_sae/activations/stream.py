@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from scalar_sae import workers
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.lm.model import At, LanguageModel
+from scalar_sae.lm.special import counted
 from scalar_sae.sites import Site
 
 Buffer = dict[Site | Gradient, Float[Tensor, "_ d_model"]]
@@ -63,7 +64,7 @@ class ActivationStream:
 
     def _read(self, prompts: Int[Tensor, "windows context"], salt: int) -> Buffer:
         prompts = prompts.to(self.lm.device)
-        kept = ~torch.isin(prompts, prompts.new_tensor(self.exclude))
+        kept = counted(prompts, self.exclude)
         shuffle = self._order(int(kept.sum()), salt).to(prompts.device)
         buffer = {read: torch.zeros(len(shuffle), self.lm.d_model, device=prompts.device) for read in self.reads}
         batches, keeps = prompts.split(self.lm_batch), kept.split(self.lm_batch)
