@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from scalar_sae.saes.export import export
 from scalar_sae.saes.store import find_saes, load_saes
 from scalar_sae.sites import Site
 from tests.saes.formats.test_peer_files import decoded
@@ -338,6 +339,12 @@ def test_encode_and_decode(name: str, dtype: torch.dtype, tmp_path: Path):
     np.testing.assert_allclose(decoded(sae, mine, x).numpy(), x_hat, atol=1e-4, rtol=1e-4)
     assert (str(site), "" if sae.writes is None else str(sae.writes)) == (reads, writes)
     assert sae.W_enc.dtype == torch.float32
+    export(list(find_saes(tmp_path)), "scalar", tmp_path / "ours")
+    ((_, again),) = load_saes(tmp_path / "ours").items()
+    back = again[site]
+    assert torch.equal(back.encode(x), mine)
+    assert torch.equal(decoded(back, mine, x), decoded(sae, mine, x))
+    assert (str(back.activation), back.writes, back.norm) == (str(sae.activation), sae.writes, sae.norm)
 
 
 def gpt_circuits_case(path: Path, w: Weights, variant: str, by_key: bool) -> list[Reading]:
