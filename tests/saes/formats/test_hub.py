@@ -14,6 +14,7 @@ from scalar_sae.saes import hub
 from scalar_sae.saes.store import SaeCard, find_saes, load_saes, save_sae
 from scalar_sae.sites import Site
 from tests.helpers import random_sae
+from tests.report.test_page import record
 from tests.saes.formats.hub_server import Hub, hub_on_localhost
 from tests.test_study import scalar
 
@@ -98,12 +99,13 @@ def test_push_then_pull(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     sae = random_sae(4, 8, 3, 0)
     for site in (Site("resid_mid", 0), Site("resid_post", 0)):
         save_sae(sae, SaeCard.of(sae, "topk", "topk", site, {"seed": 7}), run / "saes" / "topk" / str(site))
-    Results().write(run / "results.json")
+    Results(records=[record("ff_block.0", "topk", "expected", 8, 12.0, 3.0)]).write(run / "results.json")
     scalar("push", run, "me/mine", "--private")
     card = (server.root / "me" / "mine" / "README.md").read_text()
     assert 'load_saes("hf://me/mine")' in card
     assert "| topk | resid_post.0 | 4 | 8 | TopK 3 |" in card
     assert '"seed": 7' in card
+    assert "| ff_block.0 | topk | expected | 12 | 0.30 | 0.10 |" in card
     scalar("pull", "hf://me/mine", "--out", tmp_path / "back")
     back = load_saes(tmp_path / "back")["topk"]
     assert torch.equal(back[Site("resid_mid", 0)].W_dec, sae.W_dec)
