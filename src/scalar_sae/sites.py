@@ -11,7 +11,7 @@ GPT-J, Phi) have no `resid_mid`. `resid_post` of one layer is `resid_pre` of the
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import total_ordering
 
 from scalar_sae.errors import UserError, unknown
@@ -50,6 +50,8 @@ _MODULES = {
     "post_feedforward_layernorm": ("mlp_raw", "mlp_out"),
 }
 """What a Hugging Face module reads and writes."""
+_BEFORE_A_NORM = ("attn", "self_attn", "attention", "mlp")
+"""Modules whose output some models normalise before they add it to the residual stream."""
 
 _BLOCKS = {
     "ff_layer": ("mlp_in", "mlp_out"),
@@ -66,6 +68,8 @@ class Site:
 
     kind: str
     layer: int
+    of_module: bool = field(default=False, compare=False)
+    """Whether it was named as the output of a module, which on some models is another place (`LanguageModel.check`)."""
 
     @classmethod
     def parse(cls, text: str) -> "Site":
@@ -81,7 +85,9 @@ class Site:
             return cls(_TRANSFORMER_LENS[lens[2]], int(lens[1]))
         module = _HUGGING_FACE.fullmatch(text)
         if module and module["module"] in _MODULES:
-            return cls(_MODULES[module["module"]][module["side"] != "input"], int(module["layer"]))
+            output = module["side"] != "input"
+            of_module = output and module["module"] in _BEFORE_A_NORM
+            return cls(_MODULES[module["module"]][output], int(module["layer"]), of_module)
         kind, _, layer = text.partition(".")
         if kind not in KINDS:
             raise unknown("site", text, [f"{kind}.N" for kind in KINDS])

@@ -143,6 +143,20 @@ def test_the_feed_forward_half_as_plain_tensors_is_the_models_own(family: str):
     assert (half.W_gate is not None) == (family in GATED)
 
 
+@pytest.mark.parametrize("family", ["llama", *POST_NORM])
+def test_a_module_before_a_norm_is_not_taken_for_what_joins_the_residual_stream(family: str):
+    lm, block = family_lm(family), Block.parse("mlp_out.0->resid_post.0")
+    named, said = Site.parse("model.layers.0.mlp"), Site.parse("mlp_out.0")
+    assert named == said
+    saes = {Site.parse("resid_post.0"): random_sae(16, 20, 4, 1)}
+    Pair.between(lm, block, {said: random_sae(16, 20, 4, 0), **saes})
+    if family in POST_NORM:
+        with pytest.raises(UserError, match=r"mlp_raw\.0=PATH \(before the norm\) or mlp_out\.0=PATH"):
+            Pair.between(lm, block, {named: random_sae(16, 20, 4, 0), **saes})
+    else:
+        Pair.between(lm, block, {named: random_sae(16, 20, 4, 0), **saes})
+
+
 def test_gradients_flow_through_a_block():
     lm = family_lm("llama")
     x = torch.randn(1, 4, 16, requires_grad=True)

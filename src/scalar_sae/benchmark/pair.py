@@ -86,6 +86,7 @@ class Pair:
             if sae.d_out != self.lm.d_model:
                 raise UserError(f"{site}: the SAE writes {sae.d_out} dimensions, {self.lm.name} has {self.lm.d_model}")
         writes, reads = self.up.writes or self.block.up, self.encoded
+        self.lm.check(writes)
         if not writes.same_place(self.block.up):
             raise UserError(f"{self.block}: upstream stands a transcoder that writes {writes}; its block begins there")
         if self.block.up < reads:
@@ -100,6 +101,8 @@ class Pair:
         Raises:
             UserError: there is no SAE at one of the block's ends, or the model lacks them.
         """
+        for site in (site for site in saes if site.same_place(block.up) or site.same_place(block.down)):
+            lm.check(site)
         reads, down = upstream(saes, block.up), find_sae(saes, block.down)
         if reads is None or down is None:
             missing = block.up if reads is None else block.down

@@ -116,7 +116,7 @@ class LanguageModel(nn.Module):
         return LanguageModel(hf, f"{self.name}, weights shuffled", self._tokenizer)
 
     def check(self, site: Site) -> None:
-        """Raise a UserError if the model has no such site."""
+        """Raise a UserError if the model has no such site, or if the module it is named after is at another one."""
         if site.layer >= self.n_layers:
             raise UserError(f"{site}: {self.name} has {self.n_layers} layers (0-{self.n_layers - 1})")
         kinds = self._anatomy.layers[site.layer].kinds
@@ -124,6 +124,12 @@ class LanguageModel(nn.Module):
             parallel = self._anatomy.architecture.parallel and site.kind == "resid_mid"
             reason = "runs attention and MLP side by side" if parallel else "adds their output without another norm"
             raise UserError(f"{site}: {self.name} {reason}, so its layers have only {', '.join(kinds)}")
+        raw = f"{site.kind.removesuffix('_out')}_raw"
+        if site.of_module and raw in kinds:
+            raise UserError(
+                f"{site}: the SAE's files name a module of {self.name} whose output passes a norm before it joins the "
+                f"residual stream; say which place it is: {raw}.{site.layer}=PATH (before the norm) or {site}=PATH"
+            )
 
     def check_tokens(self, tokens: Int[Tensor, "batch token"]) -> None:
         """Raise a UserError if the model cannot read these tokens."""
