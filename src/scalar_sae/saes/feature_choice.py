@@ -24,6 +24,9 @@ from scalar_sae.saes.dictionary import Place
 from scalar_sae.saes.mutual_choice import MutualChoiceTrainee, ZipfSelection
 from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Trainee
 
+JUST_BELOW = 1 - 1e-5
+"""Times a kept activation: a threshold that it passes whatever the rounding."""
+
 
 class FeatureChoiceConfig(ZipfSelection, frozen=True):
     """Independent Feature Choice SAEs."""
@@ -87,7 +90,7 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
                 for part in x.split(CALIBRATION_TOKENS)
             ])  # fmt: skip
         parts = (smallest < torch.inf).sum(0)
-        mean = torch.where(smallest < torch.inf, smallest, 0.0).sum(0) / parts
+        mean = torch.where(smallest < torch.inf, smallest, 0.0).sum(0) / parts * JUST_BELOW
         self.thresholds.copy_(torch.where(parts > 0, mean, self.thresholds))
         self.choices += parts
 
