@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from scalar_sae.cli.tables import show
 from scalar_sae.errors import UserError, unknown
 
 app = typer.Typer()
@@ -45,7 +45,7 @@ def list_(path: Source) -> None:
         if model is None:
             raise
     if table.row_count:
-        Console().print(table)
+        show(table)
     if model:
         typer.echo(f"language model: {model}")
     if results.is_file():

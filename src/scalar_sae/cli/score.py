@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from scalar_sae.cli.tables import print_records
+from scalar_sae.cli.tables import print_records, show
 from scalar_sae.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -254,7 +253,7 @@ def compare(
         nothing = "" if ratio.do_nothing is None else f"{ratio.do_nothing:.3g}"
         paired = "yes" if ratio.paired else "no"
         table.add_row(ratio.block, ratio.method, _said(ratio), low_high, nothing, paired)
-    Console().print(table)
+    show(table)
 
 
 def _said(ratio: "Ratio") -> str:

@@ -17,6 +17,15 @@ DEEP = 0.01
 """A fall of recovery below 90 % that is worth a remark."""
 
 
+def show(table: Table) -> None:
+    """Print a table: as wide as the terminal, and into a file or a pipe as wide as it is."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000
+        console.width = console.measure(table).maximum
+    console.print(table)
+
+
 def print_records(records: "list[Record]") -> None:
     """Headline scores, a row a record; the published scores too if one was scored as the authors do."""
     published = any(record.config.get("conventions") == "published" for record in records)
@@ -46,7 +55,7 @@ def print_records(records: "list[Record]") -> None:
             f"{record.floor.kl:.3f}",
             *(f"{value:.4g}" for value in areas),
         )
-    Console().print(table)
+    show(table)
 
 
 def print_measures(results: "Results") -> None:
@@ -63,7 +72,7 @@ def print_measures(results: "Results") -> None:
         scores = (group.ce_increase, group.kl, group.kl_recovered["mean"])
         cells = ["" if score is None else f"{score:.3f}" for score in scores]
         table.add_row(group.method, f"all {len(group.sites)}", "", "", "", *cells, "")
-    Console().print(table)
+    show(table)
     if results.seeds:
         print_seeds(results)
     if results.probes:
@@ -78,7 +87,7 @@ def print_seeds(results: "Results") -> None:
     for seeds in results.seeds:
         scores = (seeds.pw_mcc, seeds.null, seeds.rescaled, seeds.shared, seeds.shared_null)
         table.add_row(seeds.method, seeds.site, *(f"{score:.3f}" for score in scores))
-    Console().print(table)
+    show(table)
 
 
 def print_labels(results: "Results") -> None:
@@ -97,7 +106,7 @@ def print_labels(results: "Results") -> None:
         scores = [one.fraction for one in mine] + [sum(some) / len(some) if some else None for some in accuracies]
         scores.append(sae.tpp[n] if sae.tpp else None)
         table.add_row(sae.method, sae.site, *("" if score is None else f"{score:.3f}" for score in scores))
-    Console().print(table)
+    show(table)
 
 
 def print_reading(records: "Sequence[SaeReading]") -> None:
@@ -115,4 +124,4 @@ def print_reading(records: "Sequence[SaeReading]") -> None:
             mean = "" if score.mean is None else f"{score.mean:.3f}"
             ends = "" if score.ci is None else f"{score.ci[0]:.3f} – {score.ci[1]:.3f}"
             table.add_row(sae.method, sae.site, name, mean, ends, f"{score.n:,} ({score.n_null:,} without)")
-    Console().print(table)
+    show(table)
