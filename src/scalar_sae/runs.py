@@ -45,8 +45,10 @@ def freed_memory_handed_back() -> Generator[None]:
     if libc := _glibc():
         libc.malloc_trim(0)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
-    yield
-    keep_freed_memory()
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
 def _glibc() -> ctypes.CDLL | None:

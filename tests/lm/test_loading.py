@@ -52,6 +52,10 @@ def test_the_command_line_scores_a_foreign_model_on_text_in_its_own_tokens(folde
     )  # fmt: skip
     assert "ff_block.1" in done.stdout
     assert (tmp_path / "out.json").is_file()
+    (tmp_path / "empty.txt").touch()
+    where = ("--lm", folder, "--saes", tmp_path / "saes", "--block", "ff_block.1", "--tokens", tmp_path / "empty.txt")
+    done = scalar("score", *where, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
 def test_damaged_folders(folder: Path, tmp_path: Path):

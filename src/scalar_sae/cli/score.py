@@ -313,5 +313,5 @@ def _text(tokens: str, model: "LanguageModel") -> "Corpus":
     corpus = load_held_out(tokens, model.tokenizer)
     if corpus.remark:
         say(corpus.remark)
-    model.check_tokens(corpus.val.max().long().view(1, 1))
+    model.check_tokens(corpus.val.unique().long().unsqueeze(1))
     return corpus
