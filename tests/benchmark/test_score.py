@@ -15,7 +15,9 @@ import torch
 from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of
 from scalar_sae.benchmark.pair import Pair, read
 from scalar_sae.benchmark.partial import Partial
+from scalar_sae.benchmark.ranking import rank
 from scalar_sae.benchmark.score import score
+from scalar_sae.benchmark.unfinished import Unfinished
 from scalar_sae.errors import UserError
 from scalar_sae.results import Curves, Record
 from scalar_sae.saes.activation import TopK
@@ -23,7 +25,11 @@ from scalar_sae.saes.sae import SAE
 from tests.helpers import tiny_pair
 
 TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})
-CONFIG = ScoreConfig(rankings={"ablation": 3, "local": 3, "random": 3, "published": 3}, prompts=2, context=10)
+CONFIG = ScoreConfig(
+    rankings=dict.fromkeys(("ablation", "expected", "pruned", "output", "local", "random", "published"), 3),
+    prompts=2,
+    context=10,
+)
 
 
 def scored(pair: Pair, ranking: str = "ablation", config: ScoreConfig = CONFIG, partial: Path | None = None) -> Record:
@@ -67,17 +73,35 @@ def test_dead_latents_do_not_move_the_recovery_scores(block: str):
         assert mine.n_live_edges <= theirs.n_live_edges
 
 
+@pytest.mark.parametrize("ranking", ["expected", "output", "local"])
 @pytest.mark.parametrize("block", ["ff_block.0", "attn_block.0"])
-def test_neither_order_nor_scale_of_latents_matters(block: str):
+def test_neither_order_nor_scale_of_latents_matters(block: str, ranking: str):
     pair = tiny_pair(block, kind="relu")
-    first = scored(pair)
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
-    up = replace(pair.up, W_enc=pair.up.W_enc[:, order], b_enc=pair.up.b_enc[order], W_dec=pair.up.W_dec[order])
-    scale = torch.rand(24, generator=torch.Generator().manual_seed(1)) + 0.5
-    up = replace(up, W_enc=up.W_enc * scale, b_enc=up.b_enc * scale, W_dec=up.W_dec / scale.unsqueeze(1))
-    second = scored(replace(pair, up=up))
+    first = scored(pair, ranking)
+    second = scored(replace(pair, up=scaled(shuffled(pair.up), 0), down=scaled(shuffled(pair.down), 1)), ranking)
     assert second.edges_at["90"] == pytest.approx(first.edges_at["90"], rel=0.02)
     assert second.log_area == pytest.approx(first.log_area, rel=0.02)
+
+
+@pytest.mark.parametrize("block", ["ff_block.0", "attn_block.0"])
+def test_pruning_does_not_depend_on_the_scale_of_latents(block: str):  # on their order it does: costs of zero tie
+    pair = tiny_pair(block, kind="relu")
+    first, second = (
+        scored(one, "pruned") for one in (pair, replace(pair, up=scaled(pair.up, 0), down=scaled(pair.down, 1)))
+    )
+    assert second.kl_circuit == pytest.approx(first.kl_circuit, rel=1e-3, abs=1e-6)
+
+
+def shuffled(sae: SAE) -> SAE:
+    """The same function of its input: latents in another order."""
+    order = torch.randperm(sae.d_sae, generator=torch.Generator().manual_seed(0))
+    return replace(sae, W_enc=sae.W_enc[:, order], b_enc=sae.b_enc[order], W_dec=sae.W_dec[order])
+
+
+def scaled(sae: SAE, seed: int) -> SAE:
+    """The same function of its input: each latent in another unit, a power of two, so that nothing is rounded."""
+    scale = 2.0 ** torch.randint(-4, 5, (sae.d_sae,), generator=torch.Generator().manual_seed(seed))
+    return replace(sae, W_enc=sae.W_enc * scale, b_enc=sae.b_enc * scale, W_dec=sae.W_dec / scale.unsqueeze(1))
 
 
 def test_local_and_global_and_random_orders():
@@ -123,6 +147,27 @@ def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):
     again = scored(pair, partial=tmp_path)
     assert again.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})
     assert folder.is_dir()  # until the caller has written the record
+
+
+@pytest.mark.parametrize("ranking", ["shapley", "expected", "pruned", "output"])
+@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("room", [2**30, 24 * 16 * 9])
+def test_a_ranking_that_was_stopped_goes_on(
+    ranking: str, stop: int, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scalar_sae.benchmark.unfinished.WORTH", 0.0)
+    monkeypatch.setattr("scalar_sae.benchmark.unfinished.SELDOM", 0.0)
+    pair, passes = tiny_pair("ff_block.0"), count()
+    monkeypatch.setattr("scalar_sae.benchmark.ranking.read", lambda *args: (next(passes), *[read(*args)])[1])
+    expected = rank(pair, TEXTS.ranking, ranking, 0, room=room)
+    n_whole = next(passes)
+    with pytest.raises(KeyboardInterrupt):
+        rank(pair, TEXTS.ranking, ranking, 0, stopping_at(stop), room, Unfinished(tmp_path / "r"))
+    shares: list[float] = []
+    n_before = next(passes)
+    assert torch.equal(rank(pair, TEXTS.ranking, ranking, 0, shares.append, room, Unfinished(tmp_path / "r")), expected)
+    assert next(passes) - n_before - 1 < n_whole
+    assert sum(shares) == pytest.approx(len(TEXTS.ranking))
 
 
 def test_another_config_does_not_go_on_from_it(tmp_path: Path):

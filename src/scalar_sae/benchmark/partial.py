@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scalar_sae import workers
+from scalar_sae.benchmark.unfinished import Unfinished
 from scalar_sae.results import Curves
 from scalar_sae.runs import unwritable, whole
 
@@ -44,11 +45,16 @@ class Partial:
         except (SafetensorError, OSError, KeyError):
             return None
 
+    def unfinished_ranking(self) -> Unfinished:
+        """Where a ranking keeps what it has found so far."""
+        return Unfinished(self._folder / "ranking" if self._folder else None)
+
     def keep_ranking(self, scores: Tensor) -> None:
         """Write the scores down."""
         if self._folder is not None and workers.number() == 0:
             with whole(self._folder / "ranking.safetensors") as temporary:
                 save_file({"scores": scores}, temporary)
+            self.unfinished_ranking().remove()
 
     def curves(self) -> dict[int, Curves]:
         """The prompts that were swept already; a line cut short by a kill is left out."""

@@ -16,6 +16,8 @@
 At a block with attention a latent is removed, added or followed at every position of the prompt at once, as an edge
 of a sub-circuit is. `ig` and `gradient` follow relu(p_j) and not the selected activation, whose jumps a gradient
 misses: so the attributions of `ig` add up to relu(p_j) at the input less relu(p_j) at the ablated input.
+
+`expected`, `pruned` and `output` do not depend on the scale of latents; the others are in units of the downstream one.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, read
 from scalar_sae.benchmark.pruning import add_costs
 from scalar_sae.benchmark.readout import Readout
+from scalar_sae.benchmark.unfinished import Unfinished
 
 Scores = Float[Tensor, "n_up n_down"]
 Total = Float[Tensor, "n_up n_col"]
@@ -53,6 +56,7 @@ def rank(
     seed: int,
     done: Callable[[float], None] = lambda share: None,
     room: int = 2**30,
+    kept: Unfinished | None = None,
 ) -> Scores:
     """Score every edge of a pair on ranking text.
 
@@ -63,16 +67,23 @@ def rank(
         seed: of what is sampled (`shapley`'s orders, `output`'s labels).
         done: called with the share of a prompt's work that is finished.
         room: bytes for the float64 sums; downstream latents are ranked as many at a time as fit.
+        kept: where what is found is written, and read if it is there already.
     """
-    return RANKINGS[name](pair, tokens, seed, done, room)
+    return RANKINGS[name](pair, tokens, seed, done, room, kept or Unfinished())
 
 
 def whole(
-    rule: Rule, pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
+    rule: Rule,
+    pair: Pair,
+    tokens: Int[Tensor, "prompt token"],
+    seed: int,
+    done: Callable[[float], None],
+    room: int,
+    kept: Unfinished,
 ) -> Scores:
     """What a rule finds, for all downstream latents."""
     scores = pair.up.W_dec.new_empty(pair.up.d_sae, pair.down.d_sae)
-    for columns, some in summed(rule, pair, tokens, seed, done, room):
+    for columns, some in summed(rule, pair, tokens, seed, done, room, kept):
         scores[:, columns] = some
     return scores
 
@@ -84,33 +95,61 @@ def summed(
     seed: int,
     done: Callable[[float], None],
     room: int,
+    kept: Unfinished,
     parts: int = 1,
 ) -> Iterator[tuple[slice, Float[Tensor, "n_up n_total"]]]:
-    """Root mean square over tokens of what a rule finds, some downstream latents at a time, none of which is kept.
+    """Root mean square over tokens of what a rule finds, some downstream latents at a time, none of which stays in
+    memory.
 
     A rule may find several numbers an edge, in `parts` side by side.
     """
     width = max(1, min(pair.down.d_sae, room // (8 * parts * pair.up.d_sae)))
     for start in range(0, pair.down.d_sae, width):
         columns = slice(start, min(start + width, pair.down.d_sae))
-        n_total = parts * (columns.stop - start)
-        total = pair.up.W_dec.new_zeros(pair.up.d_sae, n_total, dtype=torch.float64)
-        for number in workers.mine(len(tokens)):
+        found = kept.found(columns)
+        if found is None:
+            found = _sum(rule, pair, tokens, seed, done, columns, parts, kept)
+            kept.keep_found(columns, found)
+        else:
+            done(len(workers.mine(len(tokens))) * (columns.stop - start) / pair.down.d_sae)
+        yield columns, found.to(pair.device)
+
+
+def _sum(
+    rule: Rule,
+    pair: Pair,
+    tokens: Int[Tensor, "prompt token"],
+    seed: int,
+    done: Callable[[float], None],
+    columns: slice,
+    parts: int,
+    kept: Unfinished,
+) -> Float[Tensor, "n_up n_total"]:
+    """What a rule finds for some downstream latents."""
+    n_col = columns.stop - columns.start
+    total = pair.up.W_dec.new_zeros(pair.up.d_sae, parts * n_col, dtype=torch.float64)
+    n_before = kept.sums(columns, total)
+    for n, number in enumerate(workers.mine(len(tokens)), 1):
+        if n > n_before:
             generator = torch.Generator().manual_seed(1_000_003 * seed + number)
             for prompt in read(pair, tokens[number : number + 1], number):
                 rule(pair, prompt, columns, total, generator)
-            done((columns.stop - start) / pair.down.d_sae)
-        workers.add_up(total)
-        found = total.div_(tokens.numel()).clamp_(min=0.0).sqrt_().float()
-        del total  # before the next one is made
-        yield columns, found
+            kept.keep_sums(columns, n, total)
+        done(n_col / pair.down.d_sae)
+    workers.add_up(total)
+    return total.div_(tokens.numel()).clamp_(min=0.0).sqrt_().float()
 
 
 def expected(
-    pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
+    pair: Pair,
+    tokens: Int[Tensor, "prompt token"],
+    seed: int,
+    done: Callable[[float], None],
+    room: int,
+    kept: Unfinished,
 ) -> Scores:
     """`ablation`, and behind it the edges that had no effect, in the order of what they may have on other text."""
-    scores = _shown_or_likely(pair, tokens, seed, done, room)
+    scores = _shown_or_likely(pair, tokens, seed, done, room, kept)
     least = min((float(row[row > 0].min()) for row in scores if bool((row > 0).any())), default=1.0)
     most = max(-float(scores.min()), 1e-30)
     for row in scores:  # in place: there may be billions
@@ -119,32 +158,47 @@ def expected(
 
 
 def pruned(
-    pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
+    pair: Pair,
+    tokens: Int[Tensor, "prompt token"],
+    seed: int,
+    done: Callable[[float], None],
+    room: int,
+    kept: Unfinished,
 ) -> Scores:
     """Edges in the order in which they are left: the score is the round in which an edge goes, and within a round its
     cost as a share of the least cost among those that stay (costs below zero count as zero). Those without an effect go
     first, as in `expected`.
     """
     readout = Readout.of(pair)
-    cost = _shown_or_likely(pair, tokens, seed, lambda share: None, room)
-    kept = cost > 0
-    scores = torch.where(kept, 1.0, cost / (2 * cost.min().clamp(max=-1e-30)))
-    n_kept, number = int(kept.sum()), 0
-    while n_kept > 1:
-        n_kept, number = n_kept // 2, number + 1
-        stays = levels(cost.masked_fill(~kept, -1.0), np.array([0, n_kept]), seed) == 1
+    norms = pair.down.W_dec.norm(dim=1)
+    cost = _shown_or_likely(pair, tokens, seed, lambda share: None, room, kept)
+    left = cost > 0
+    scores = torch.where(left, 1.0, cost / (2 * cost.min().clamp(max=-1e-30)))
+    n_left, number = int(left.sum()), 0
+    while n_left > 1:
+        n_left, number = n_left // 2, number + 1
+        stays = levels(cost.masked_fill(~left, -1.0), np.array([0, n_left]), seed) == 1
         share = (cost / cost[stays].min()).nan_to_num_(0.0).clamp_(max=1.0)
-        scores += torch.where(kept, torch.where(stays, 1.0, share), 0.0)
-        kept = stays
-        cost = whole(_rest(readout, kept), pair, tokens, seed, lambda part, n=number: done(part * 0.5**n), room)
+        scores += torch.where(left, torch.where(stays, 1.0, share), 0.0)
+        left = stays
+        step = partial(_share_done, done, 0.5**number)
+        cost = whole(_rest(readout, left), pair, tokens, seed, step, room, kept.part(f"round.{number}"))
+        cost *= norms
     done(len(tokens) / workers.count() * 0.5**number)
     return scores
 
 
 def _shown_or_likely(
-    pair: Pair, tokens: Int[Tensor, "prompt token"], seed: int, done: Callable[[float], None], room: int
+    pair: Pair,
+    tokens: Int[Tensor, "prompt token"],
+    seed: int,
+    done: Callable[[float], None],
+    room: int,
+    kept: Unfinished,
 ) -> Scores:
-    """The effect of each edge by `ablation`; where it is zero, below zero: how likely it has one on other text.
+    """The effect of each edge by `ablation`; where it is zero, below zero: how likely it has one on other text. Both in
+    units of the model's activations (times the norm of the downstream latent's decoder row), so that the order does not
+    depend on the scale of latents.
 
     Most edges have none on a short text, because the downstream latent is not selected where the upstream one is
     active. What they lack is chance: so the root mean square of the change of the latent's pre-activation, times the
@@ -152,9 +206,10 @@ def _shown_or_likely(
     """
     density = _density(pair, tokens).sqrt()
     scores = pair.up.W_dec.new_empty(pair.up.d_sae, pair.down.d_sae)
-    for columns, both in summed(_removal, pair, tokens, seed, done, room, parts=2):
+    for columns, both in summed(_removal, pair, tokens, seed, done, room, kept, parts=2):
         effect, drive = both.chunk(2, 1)
-        scores[:, columns] = torch.where(effect > 0, effect, -drive * density[columns])
+        norms = pair.down.W_dec[columns].norm(dim=1)
+        scores[:, columns] = torch.where(effect > 0, effect, -drive * density[columns]).mul_(norms)
     return scores
 
 
@@ -179,10 +234,15 @@ def _density(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Float[Tensor, "
     return active / tokens.numel() + 1e-6
 
 
-def _rest(readout: Readout, kept: Bool[Tensor, "n_up n_down"]) -> Rule:
+def _rest(readout: Readout, left: Bool[Tensor, "n_up n_down"]) -> Rule:
     """The costs of the edges that are left."""
-    edges = GlobalEdges((~kept).byte())
-    return lambda pair, prompt, columns, total, generator: add_costs(pair, readout, kept, edges, prompt, columns, total)
+    edges = GlobalEdges((~left).byte())
+    return lambda pair, prompt, columns, total, generator: add_costs(pair, readout, left, edges, prompt, columns, total)
+
+
+def _share_done(done: Callable[[float], None], weight: float, share: float) -> None:
+    """Report a round's progress as part of the whole."""
+    done(share * weight)
 
 
 def ablation(
@@ -250,7 +310,7 @@ RULES: dict[str, Rule] = {
 }
 """Rankings that score an edge by itself."""
 
-RANKINGS: dict[str, Callable[[Pair, Tensor, int, Callable[[float], None], int], Scores]] = {
+RANKINGS: dict[str, Callable[[Pair, Tensor, int, Callable[[float], None], int, Unfinished], Scores]] = {
     **{name: partial(whole, rule) for name, rule in RULES.items()},
     "expected": expected,
     "pruned": pruned,

@@ -139,10 +139,11 @@ def _local_edges(
     """Which edges each count keeps, given a prompt, and how many a token has at the most."""
     n_slot = max((prompt.slots.latent.shape[1] for prompt in read(pair, tokens)), default=1)
     room = local_bytes(pair, config.memory, tokens.shape[1], n_slot)
-    grid = torch.from_numpy(counts).to(pair.device)
+    grid, norms = torch.from_numpy(counts).to(pair.device), pair.down.W_dec.norm(dim=1)
 
     def of(prompt: Prompt) -> Edges:
-        return LocalEdges(effects.at_every_token(pair, prompt), grid, prompt, room)
+        size = effects.at_every_token(pair, prompt).mul_(norms)
+        return LocalEdges(size, grid, prompt, room)
 
     return of, n_slot * pair.down.d_sae
 
@@ -163,7 +164,7 @@ def _global_edges(
     if edge_scores is not None:
         done(len(rank_text) / workers.count())
     else:
-        edge_scores = rank(pair, rank_text, ranking, config.seed, done, free)
+        edge_scores = rank(pair, rank_text, ranking, config.seed, done, free, kept.unfinished_ranking())
         kept.keep_ranking(edge_scores)
     edges = GlobalEdges(levels(edge_scores.to(pair.device), counts, config.seed))
     return lambda prompt: edges

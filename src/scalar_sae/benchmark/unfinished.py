@@ -1,0 +1,81 @@
+"""What is found of a ranking that is not finished, on disk: one that was stopped goes on from it, to the same bits.
+
+A ranking is made of sums over prompts, of some downstream latents at a time. Finished sums are written if they took
+some time; one that is not finished is written now and then, after a prompt, by every worker its own.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scalar_sae import workers
+from scalar_sae.runs import whole
+
+WORTH = 1.0
+"""Seconds: what took less is found again."""
+SELDOM = 20.0
+"""An unfinished sum is written when what would be lost took so many times as long as writing it."""
+
+
+class Unfinished:
+    """The folder of an unfinished ranking; without a place nothing is kept."""
+
+    def __init__(self, place: Path | None = None) -> None:
+        self._place = place
+        self._since = time.perf_counter()
+        self._cost = WORTH
+
+    def part(self, name: str) -> "Unfinished":
+        """A ranking's part that has sums of its own."""
+        return Unfinished(self._place / name if self._place else None)
+
+    def found(self, columns: slice) -> Tensor | None:
+        """The finished sums of some downstream latents."""
+        self._since = time.perf_counter()
+        return self._read(f"{columns.start}-{columns.stop}").get("found")
+
+    def keep_found(self, columns: slice, found: Tensor) -> None:
+        """Write finished sums down."""
+        if workers.number() == 0 and time.perf_counter() - self._since > WORTH:
+            self._write(f"{columns.start}-{columns.stop}", {"found": found})
+
+    def sums(self, columns: slice, total: Tensor) -> int:
+        """Read this worker's sums into `total`; returns how many of its prompts are in them."""
+        kept = self._read(self._mine(columns))
+        if "n" not in kept or "total" not in kept or kept["total"].shape != total.shape:
+            return 0
+        total.copy_(kept["total"])
+        return int(kept["n"])
+
+    def keep_sums(self, columns: slice, n: int, total: Tensor) -> None:
+        """Write this worker's sums after n of its prompts down, if it is time."""
+        start = time.perf_counter()
+        if start - self._since > SELDOM * self._cost:
+            self._write(self._mine(columns), {"n": torch.tensor(n), "total": total})
+            self._since = time.perf_counter()
+            self._cost = self._since - start
+
+    def remove(self) -> None:
+        """The ranking is finished."""
+        if self._place is not None and workers.number() == 0:
+            shutil.rmtree(self._place, ignore_errors=True)
+
+    def _mine(self, columns: slice) -> str:
+        return f"{columns.start}-{columns.stop}.{workers.number()}-of-{workers.count()}"
+
+    def _read(self, name: str) -> dict[str, Tensor]:
+        path = self._place / f"{name}.safetensors" if self._place else None
+        try:
+            return load_file(path) if path is not None and path.is_file() else {}
+        except (SafetensorError, OSError):
+            return {}
+
+    def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
+        if self._place is not None:
+            with whole(self._place / f"{name}.safetensors") as temporary:
+                save_file(tensors, temporary)
