@@ -13,7 +13,7 @@ from scalar_sae.benchmark.score import score
 from scalar_sae.lm.feedforward import DyT, FeedForward, Norm
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.saes.ff_jacobian import ff_jacobian, jacobian_penalty
-from scalar_sae.saes.jacobian import JacobianConfig
+from scalar_sae.saes.jacobian import JacobianConfig, JacobianTrainee
 from scalar_sae.saes.sparse import top_k
 from scalar_sae.saes.staircase_jacobian import StaircaseJacobianConfig
 from scalar_sae.saes.trainee import Progress, Weights
@@ -140,6 +140,25 @@ def test_the_term_is_added_after_a_warm_up_and_reaches_both_saes(config: Jacobia
     early, half, late = (sum(trainee.losses(acts, Progress(i, 10)).values()).item() - plain for i in (0, 4, 9))
     assert 0 < early == pytest.approx(half / 5, rel=1e-3)
     assert late == pytest.approx(half, rel=1e-3)
+
+
+@pytest.mark.parametrize("along", ["ff_layers", "ff_blocks"])
+def test_shares_of_a_batch_have_the_mean_of_the_whole(along: str):
+    torch.manual_seed(0)
+    x = torch.randn(20, 8)
+    whole, quarter = (
+        JacobianConfig(along=along, k=3, expansion=2, share=share).trainees(Shape(8, 1), 0)[0] for share in (1.0, 0.25)
+    )
+    without = JacobianConfig(along=along, k=3, expansion=2, weight=0.0).trainees(Shape(8, 1), 0)[0]
+    before, after = whole.sites
+
+    def penalty(trainee: JacobianTrainee, x: torch.Tensor) -> float:
+        acts = {before: x, after: x.flip(1)}
+        return (trainee.losses(acts, Progress(9, 10))[after] - without.losses(acts, Progress(9, 10))[after]).item()
+
+    parts = [penalty(quarter, x.roll(-5 * part, 0)) for part in range(4)]
+    assert sum(parts) / 4 == pytest.approx(penalty(whole, x), rel=1e-4)
+    assert len({round(part, 3) for part in parts}) == 4
 
 
 @pytest.mark.parametrize("unit_norm", [False, True])

@@ -1,5 +1,7 @@
 """Methods with a penalty in place of a k: identities, straight-through gradients, steering."""
 
+import math
+
 import pytest
 import torch
 
@@ -127,3 +129,16 @@ def test_the_sparsity_weight_warms_up_and_steers():
     above = steered.at(LATE, torch.tensor(1e4)).item()
     assert above == pytest.approx(torch.tensor(0.1).exp().item())
     assert steered.at(LATE, torch.tensor(0.0)).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("weight", [0.03, 1.0, 10.0])
+@pytest.mark.parametrize("elasticity", [0.5, 1.0])
+def test_steering_arrives_where_l0_follows_the_weight_slowly(weight: float, elasticity: float):
+    steered = SparsityWeight(Sparsity(weight=weight, warmup=0.05, target_l0=10.0))
+    log_l0, n, seen = math.log(250), 800, list[float]()
+    for i in range(n):
+        wanted = math.log(10) - elasticity * steered.at(Progress(i, n), torch.tensor(math.exp(log_l0))).log().item()
+        log_l0 += (wanted - log_l0) / 50
+        seen.append(math.exp(log_l0))
+    assert all(9.5 < l0 < 10.5 for l0 in seen[-200:])
+    assert min(seen) > 3

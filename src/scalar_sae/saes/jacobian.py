@@ -8,6 +8,7 @@ its authors' rule of thumb; from the SCALAR authors' units multiply by batch_tok
 batch).
 """
 
+import math
 from typing import Literal
 
 from jaxtyping import Float
@@ -36,6 +37,9 @@ class JacobianPenalty(Method, frozen=True):
     """lambda, in the Jacobian SAE paper's units."""
     warmup: float = Field(default=0.05, ge=0, le=1)
     """Share of training over which the weight rises from 0."""
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Share of a batch's tokens at which the Jacobian is computed: its rows are in random order, so the mean over the
+    first of them has the same expectation, at that share of its cost."""
 
     def penalty(
         self, ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded, progress: Progress
@@ -43,7 +47,8 @@ class JacobianPenalty(Method, frozen=True):
         """The weighted term on a batch; `x` is the model's activation at the first site."""
         if self.weight == 0:
             return x.new_zeros(())
-        J = ff_jacobian(ff, x, up, down, block=self.along == "ff_blocks")
+        n = math.ceil(self.share * len(x))
+        J = ff_jacobian(ff, x[:n], up.of_tokens(n), down.of_tokens(n), block=self.along == "ff_blocks")
         return self.weight * progress.ramp(self.warmup) * jacobian_penalty(J, x.shape[1])
 
     def ends(self, n_layers: int) -> list[tuple[Site, Site]]:

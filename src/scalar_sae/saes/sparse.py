@@ -32,6 +32,10 @@ class Coded(NamedTuple):
             return self
         return self._replace(acts=self.acts[:, :k].contiguous(), latents=self.latents[:, :k].contiguous())
 
+    def of_tokens(self, n: int) -> "Coded":
+        """Of the first n tokens."""
+        return self._replace(acts=self.acts[:n], latents=self.latents[:n])
+
     def decoded(self) -> Float[Tensor, "batch d_out"]:
         """The reconstruction."""
         summed = F.embedding_bag(self.latents, self.weights.W_dec, per_sample_weights=self.acts, mode="sum")
