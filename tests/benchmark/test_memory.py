@@ -32,3 +32,40 @@ def test_the_published_ranking_stays_within_what_a_budget_counts_for_it():
     done = subprocess.run([sys.executable, "-c", MEASURED, root], capture_output=True, text=True, check=True)
     taken, allowed = map(int, done.stdout.split()[-2:])
     assert taken < allowed
+
+
+SWEPT = """
+import sys; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import numpy as np, torch; torch.set_num_threads(1)
+from scalar_sae.benchmark import memory
+from scalar_sae.benchmark.edges import GlobalEdges
+from scalar_sae.benchmark.order import levels
+from scalar_sae.benchmark.pair import read
+from scalar_sae.benchmark.subcircuits import sweep
+from tests.helpers import tiny_pair
+
+def resident(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+n_down = int(sys.argv[2])
+pair = tiny_pair("ff_block.0", n_down=n_down, k=20)
+(prompt,) = read(pair, torch.arange(16).view(1, 16))
+counts = np.linspace(0, pair.n_edges, 40).astype(np.int64)
+edges = GlobalEdges(levels(torch.rand(24, n_down), counts, 0))
+before = resident("VmRSS")
+for sub in sweep(pair, prompt, edges, len(counts)):
+    pass
+changes = memory.CHANGE_BYTES * 16 * 21 * n_down
+print(resident("VmHWM") - before, memory._sweep(pair, 16, len(counts)) - memory.WORKSPACE, changes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_sweep_stays_within_what_a_budget_counts_for_it():
+    """Random levels: most slots that are used change their latents. Without the changes it would be short."""
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run([sys.executable, "-c", SWEPT, root, "60000"], capture_output=True, text=True, check=True)
+    taken, counted, changes = map(int, done.stdout.split()[-3:])
+    assert counted - changes < taken < counted

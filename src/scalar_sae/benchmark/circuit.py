@@ -95,8 +95,9 @@ def _levels(
     At the most nine bytes an edge are held: the scores of all pairs, their copy in one order and the levels.
     """
     everything = 9 * sum(pair.n_edges for pair in pairs)
+    n_token, an_edge = tokens.shape[1], EDGE_BYTES[ranking]
     rooms = [
-        ranking_bytes(pair, config.memory, tokens.shape[1], EDGE_BYTES[ranking], beside=everything - 4 * pair.n_edges)
+        ranking_bytes(pair, config.memory, n_token, len(counts), an_edge, beside=everything - 4 * pair.n_edges)
         for pair in pairs
     ]
     found = [rank(pair, tokens, ranking, config.seed, done, room) for pair, room in zip(pairs, rooms, strict=True)]

@@ -2,27 +2,34 @@
 
 Two things grow with the number of possible edges: their scores (4 bytes) and their levels (1 byte). Ranking also sums
 squared effects in float64, for as many downstream latents at a time as the budget leaves room for. Local edges have
-both anew for the slots of every prompt, and are ordered as many tokens at a time as fit.
+both anew for the slots of every prompt, and are ordered as many tokens at a time as fit. A sweep holds a prompt's
+changes of downstream latents: at the most one a count, or one an upstream latent that a token uses.
 """
 
 from scalar_sae.benchmark.edges import ORDER_BYTES
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
+from scalar_sae.saes.activation import GroupMax, TopK
 
 WORKSPACE = 2**29
 """Activations, logits and whatever else is chunked to a fixed size."""
 MOST_RANKING = 2**30
 SUM_BYTES = 16
 """What a float64 sum takes: itself, its root in float32, and the root of the sum before it."""
+CHANGE_BYTES = 12
+"""What a change along a sweep takes: its place and its value."""
 
 
-def ranking_bytes(pair: Pair, gigabytes: float, n_token: int, an_edge: int, beside: int = 0) -> int:
+def ranking_bytes(
+    pair: Pair, gigabytes: float, n_token: int, n_counts: int, an_edge: int, beside: int = 0
+) -> int:
     """Bytes for the float64 sums of a ranking under a budget for the whole process; it holds some bytes an edge.
 
     Args:
         pair: whose edges are ranked.
         gigabytes: the budget.
         n_token: tokens of a prompt.
+        n_counts: edge counts of the sweep that follows.
         an_edge: bytes that the ranking holds for every edge.
         beside: bytes that are held for other pairs.
 
@@ -30,7 +37,7 @@ def ranking_bytes(pair: Pair, gigabytes: float, n_token: int, an_edge: int, besi
         UserError: the budget is too small for a single downstream latent at a time.
     """
     ranking = beside + _weights(pair) + WORKSPACE + _slots(pair, n_token) + an_edge * pair.n_edges
-    least = max(ranking + SUM_BYTES * pair.up.d_sae, beside + _sweep(pair, n_token) + 5 * pair.n_edges)
+    least = max(ranking + SUM_BYTES * pair.up.d_sae, beside + _sweep(pair, n_token, n_counts) + 5 * pair.n_edges)
     return min(MOST_RANKING, _left(pair, gigabytes, ranking, least) * 8 // SUM_BYTES)
 
 
@@ -44,14 +51,14 @@ def columns_bytes(pair: Pair, gigabytes: float) -> int:
     return min(MOST_RANKING, _left(pair, gigabytes, held, held + SUM_BYTES * pair.up.d_sae) * 8 // SUM_BYTES)
 
 
-def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_slot: int) -> int:
+def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, n_slot: int) -> int:
     """Bytes for ordering the local edges of some tokens at a time.
 
     Raises:
         UserError: the budget is too small for one token at a time.
     """
     edges = n_slot * pair.down.d_sae
-    held = _sweep(pair, n_token) + 5 * n_token * edges
+    held = _sweep(pair, n_token, n_counts) + 5 * n_token * edges
     return min(MOST_RANKING, _left(pair, gigabytes, held, held + ORDER_BYTES * edges))
 
 
@@ -62,10 +69,14 @@ def _weights(pair: Pair) -> int:
     return weights + sum(t.numel() * 4 for sae in ends for t in (sae.W_enc, sae.W_dec))
 
 
-def _sweep(pair: Pair, n_token: int) -> int:
+def _sweep(pair: Pair, n_token: int, n_counts: int) -> int:
     """What a sweep holds beside the edges."""
     readout = 4 * pair.down.d_sae * 5 * pair.lm.d_model  # down's encoder times the MLP's output matrix
-    return _weights(pair) + WORKSPACE + readout + 40 * n_token * pair.down.d_sae + _slots(pair, n_token)
+    rule = pair.up.activation
+    used = rule.k if isinstance(rule, (TopK, GroupMax)) and pair.fill is None else pair.up.d_sae
+    changes = CHANGE_BYTES * min(n_counts, used + 1)
+    a_place = 40 + changes
+    return _weights(pair) + WORKSPACE + readout + a_place * n_token * pair.down.d_sae + _slots(pair, n_token)
 
 
 def _slots(pair: Pair, n_token: int) -> int:

@@ -138,7 +138,7 @@ def _local_edges(
 ) -> tuple[Callable[[Prompt], Edges], int]:
     """Which edges each count keeps, given a prompt, and how many a token has at the most."""
     n_slot = max((prompt.slots.latent.shape[1] for prompt in read(pair, tokens)), default=1)
-    room = local_bytes(pair, config.memory, tokens.shape[1], n_slot)
+    room = local_bytes(pair, config.memory, tokens.shape[1], len(counts), n_slot)
     grid, norms = torch.from_numpy(counts).to(pair.device), pair.down.W_dec.norm(dim=1)
 
     def of(prompt: Prompt) -> Edges:
@@ -176,7 +176,8 @@ def room(pair: Pair, ranking: str, config: ScoreConfig) -> int:
     Raises:
         UserError: the config's memory is too small for the pair.
     """
-    return ranking_bytes(pair, config.memory, config.context, EDGE_BYTES.get(ranking, 4))
+    n_counts = len(counts_of(config.edges, pair.n_edges))
+    return ranking_bytes(pair, config.memory, config.context, n_counts, EDGE_BYTES.get(ranking, 4))
 
 
 def _sweep(
