@@ -1,5 +1,6 @@
 """The stream of activations, and its cache."""
 
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -78,10 +79,10 @@ def test_a_cache_yields_the_same_buffers_without_the_model(tmp_path: Path):
     lm = tiny_lm()
     stream = ActivationStream(lm, random_prompts(), SITES, buffer_tokens=64, seed=0)
     plain = list(islice(stream.buffers(), 4))
-    first = list(islice(CachedStream(stream, tmp_path / "cache").buffers(), 4))
+    first = list(islice(CachedStream(stream, tmp_path / "cache", 256).buffers(), 4))
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
     fewer = ActivationStream(lm, random_prompts(), SITES[:1], buffer_tokens=64, seed=0)
-    second = CachedStream(fewer, tmp_path / "cache")
+    second = CachedStream(fewer, tmp_path / "cache", 256)
     lm.states = None  # the model must not be asked again
     for a, b, c in zip(plain, first, islice(second.buffers(), 4), strict=True):
         assert all(torch.equal(a[site], b[site]) for site in SITES)
@@ -90,11 +91,34 @@ def test_a_cache_yields_the_same_buffers_without_the_model(tmp_path: Path):
 
 def test_a_cache_of_another_recipe_is_refused(tmp_path: Path):
     lm = tiny_lm()
-    CachedStream(ActivationStream(lm, random_prompts(), SITES[:1], 64, seed=0), tmp_path)
+    CachedStream(ActivationStream(lm, random_prompts(), SITES[:1], 64, seed=0), tmp_path, 64)
     with pytest.raises(UserError, match=r"seed differs; lacks resid_post.1.*another --cache"):
-        CachedStream(ActivationStream(lm, random_prompts(), SITES, 64, seed=1), tmp_path)
+        CachedStream(ActivationStream(lm, random_prompts(), SITES, 64, seed=1), tmp_path, 64)
     with pytest.raises(UserError, match="lm differs"):
-        CachedStream(ActivationStream(tiny_lm(1), random_prompts(), SITES[:1], 64, seed=0), tmp_path)
+        CachedStream(ActivationStream(tiny_lm(1), random_prompts(), SITES[:1], 64, seed=0), tmp_path, 64)
+
+
+def test_a_cache_says_what_it_will_take_and_needs_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    stream = ActivationStream(tiny_lm(), random_prompts(), SITES, buffer_tokens=64, seed=0)
+    written = CachedStream(stream, tmp_path, 200)
+    assert "4 buffers of 0 MiB, 0 of them there already" in said(capsys)
+    next(written.buffers())
+    size = (tmp_path / "buffer-000000.safetensors").stat().st_size
+    free = shutil.disk_usage(tmp_path)._replace(free=int(3.5 * size))
+    monkeypatch.setattr("scalar_sae.activations.cache.shutil.disk_usage", lambda folder: free)
+    CachedStream(stream, tmp_path, 200)
+    assert "1 of them there already" in said(capsys)
+    with pytest.raises(UserError, match=r"5 buffers of .*GB are needed and 0.0 GB free; choose a --cache on another"):
+        CachedStream(stream, tmp_path, 320)
+    fewer = ActivationStream(stream.lm, random_prompts(), SITES[:1], buffer_tokens=64, seed=0)
+    CachedStream(fewer, tmp_path, 10**4)
+    assert "are not kept" in said(capsys)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_a_cached_run_is_the_same_run(tmp_path: Path, text: Path):

@@ -10,6 +10,8 @@ is refused.
 
 import hashlib
 import json
+import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,18 @@ from scalar_sae import workers
 from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import whole, write_json
+from scalar_sae.runs import say, whole, write_json
 
 
 class CachedStream:
     """A stream that keeps its buffers in a folder.
 
     Raises:
-        UserError: the folder holds a cache of another recipe, or lacks a site; the differing fields are listed.
+        UserError: the folder holds a cache of another recipe, or lacks a site (the differing fields are listed), or the
+            disk has no room for the `tokens` of a run.
     """
 
-    def __init__(self, stream: ActivationStream, folder: Path) -> None:
+    def __init__(self, stream: ActivationStream, folder: Path, tokens: int) -> None:
         self._stream, self._folder = stream, folder
         wanted = recipe(stream)
         path = folder / "manifest.json"
@@ -47,15 +50,37 @@ class CachedStream:
             why = "; ".join([*(f"{name} differs" for name in differing), *(f"lacks {name}" for name in lacking)])
             raise UserError(f"{folder}: activations of another recipe ({why}); choose another --cache")
         self._all = there["reads"] == wanted["reads"]
+        self._make_room(tokens)
+
+    def _make_room(self, tokens: int) -> None:
+        """Say what so many tokens take on the disk, before anything is computed."""
+        stream = self._stream
+        indices = range(math.ceil(tokens / stream.tokens_per_buffer))  # more where special tokens are left out
+        there = sum(self._path(index).is_file() for index in indices)
+        bytes_each = 4 * stream.lm.d_model * stream.tokens_per_buffer * len(stream.reads)
+        needed, free = (len(indices) - there) * bytes_each, shutil.disk_usage(self._folder).free
+        size = f"{len(indices)} buffers of {bytes_each / 2**20:,.0f} MiB, {there} of them there already"
+        if not self._all:
+            say(f"cache {self._folder}: {size}; those that are not there are not kept, since it has other sites too")
+        elif needed > free:
+            raise UserError(
+                f"{self._folder}: {size}; {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free; choose a "
+                "--cache on another disk, fewer tokens or fewer sites"
+            )
+        else:
+            say(f"cache {self._folder}: {size}; {needed / 1e9:.1f} GB more, {free / 1e9:,.0f} GB free")
 
     def buffers(self, start: int = 0) -> Iterator[Buffer]:
         """Yield buffers without end, from number `start` on; computed and kept where the cache has none."""
         index = start
         while True:
-            path = self._folder / f"buffer-{index:06d}.safetensors"
+            path = self._path(index)
             missing = any(workers.most([int(not path.is_file())]))
             yield self._compute(index, path) if missing else self._load(path)
             index += 1
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"buffer-{index:06d}.safetensors"
 
     def _load(self, path: Path) -> Buffer:
         try:

@@ -20,9 +20,7 @@ CHANGE_BYTES = 12
 """What a change along a sweep takes: its place and its value."""
 
 
-def ranking_bytes(
-    pair: Pair, gigabytes: float, n_token: int, n_counts: int, an_edge: int, beside: int = 0
-) -> int:
+def ranking_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, an_edge: int, beside: int = 0) -> int:
     """Bytes for the float64 sums of a ranking under a budget for the whole process; it holds some bytes an edge.
 
     Args:

@@ -81,7 +81,7 @@ class _Run:
         reads = sorted({read for learner in group for read in learner.trainee.reads}, key=str)
         prompts = windows(corpus.train, config.context, corpus.name, corpus.bos)
         stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, exclude=exclude)
-        self.stream = CachedStream(stream, cache) if cache else stream
+        self.stream = CachedStream(stream, cache, config.tokens) if cache else stream
         self.all_text = stream.windows_per_buffer == len(prompts)
         held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
         held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
