@@ -1,6 +1,7 @@
 """Stopping on a signal, going on after a kill."""
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -86,26 +87,42 @@ def test_a_full_disk_is_said_with_file_and_reason(tmp_path: Path, text: Path):
 
 
 RUN = """
-import sys; from pathlib import Path; import torch; torch.set_num_threads(1)
+import os, sys; from pathlib import Path; import torch; torch.set_num_threads(1)
+from scalar_sae import workers
 from scalar_sae.training import loop; loop.CHECKPOINT_SECONDS = 0.0
 from tests.training import runs
-runs.trained(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], [runs.TOPK, runs.STAIRS, *runs.STATEFUL], tokens=5_000)
+folder, text, name, cache = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+workers.join()
+(folder / f"{name}.{workers.number()}.pid").write_text(str(os.getpid()))
+runs.trained(folder, text, name, [runs.TOPK, runs.STAIRS, *runs.STATEFUL], tokens=5_000, cache=cache)
 """
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, text: Path):
-    command = [sys.executable, "-c", RUN, str(tmp_path), str(text)]
-    subprocess.run([*command, "whole"], check=True, capture_output=True)
-    killed = subprocess.Popen([*command, "killed"], stderr=subprocess.DEVNULL)
-    while not (tmp_path / "killed" / "checkpoint.pt").exists():
-        assert killed.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert not list((tmp_path / "killed").rglob("sae.json"))
-    subprocess.run([*command, "killed"], check=True, capture_output=True)
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path, text: Path, n_workers: int):
+    """Killed wherever it happens to be; the buffers of its cache are there or not, as it happens."""
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    command = [sys.executable, *(TORCHRUN if n_workers == 2 else []), str(script), str(tmp_path), str(text)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    subprocess.run([*command, "whole", str(tmp_path / "a")], check=True, capture_output=True, env=env)
+    killed, steps = [*command, "killed", str(tmp_path / "b")], []
+    for wait in (random.uniform(0, 0.3), 0.0)[: 3 - n_workers]:
+        checkpoint, before = tmp_path / "killed" / "checkpoint.pt", time.time_ns()
+        run = subprocess.Popen(killed, stderr=subprocess.DEVNULL, env=env)
+        while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
+            assert run.poll() is None, "ended before it could be killed"
+            time.sleep(0.01)
+        time.sleep(wait)
+        os.kill(int((tmp_path / "killed.0.pid").read_text()), signal.SIGKILL)
+        assert run.wait() != 0
+        assert not list((tmp_path / "killed").rglob("sae.json"))
+        steps.append(torch.load(checkpoint, weights_only=True)["position"][0])
+    assert steps == sorted(steps)
+    subprocess.run(killed, check=True, capture_output=True, env=env)
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors"))
     assert len(files) == 10
     for file in files:
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes(), steps
     assert not (tmp_path / "killed" / "checkpoint.pt").exists()
