@@ -8,8 +8,8 @@ import typer
 import yaml
 
 from scalar_sae._version import __version__
-from scalar_sae.cli import measure, saes, score
-from scalar_sae.cli.score import Device
+from scalar_sae.cli import circuit, compare, measure, saes, score
+from scalar_sae.cli.subjects import Device
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.runs import keep_freed_memory
@@ -28,7 +28,7 @@ Changes = Annotated[
 ]
 
 
-for _module in (score, measure, saes):
+for _module in (score, circuit, compare, measure, saes):
     app.add_typer(_module.app)
 
 

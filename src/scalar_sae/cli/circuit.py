@@ -1,0 +1,84 @@
+"""The verb `circuit`."""
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scalar_sae.cli.subjects import Device, Memory, check_out, finished, subjects, text
+from scalar_sae.cli.tables import print_records
+
+if TYPE_CHECKING:
+    from scalar_sae.saes.sae import SAE
+    from scalar_sae.sites import Site
+
+app = typer.Typer()
+
+
+@app.command()
+def circuit(
+    saes: Annotated[list[str], typer.Option(help="SAEs, as for `scalar score`.")],
+    sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
+    lm: Annotated[str | None, typer.Option(help="Language model, as for `scalar score`.")] = None,
+    tokens: Annotated[str, typer.Option(help="Text, as for `scalar score`.")] = "python-stdlib",
+    method: Annotated[
+        str | None, typer.Option(help="Which group of SAEs; by default all that have one at every site.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 10,
+    rank_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 16,
+    context: Annotated[int | None, typer.Option(help="Tokens per prompt.", min=2)] = None,
+    ranking: Annotated[
+        str | None,
+        typer.Option(help="A ranking's name; by default `expected`, and with --one-order `output`."),
+    ] = None,
+    edges: Annotated[str, typer.Option(help="`full`, `coarse`, or counts.")] = "coarse",
+    one_order: Annotated[
+        bool, typer.Option("--one-order", help="One ranking of all pairs' edges, not the same budget for each pair.")
+    ] = False,
+    memory: Memory = 8.0,
+    device: Device = None,
+    seed: Annotated[int, typer.Option(help="Seed.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
+) -> None:
+    """Score a circuit through several layers at once: the top edges of every pair, errors compounding.
+
+    Under `torchrun --no-python --nproc-per-node 2 scalar circuit ...` the prompts are shared out.
+
+    Example: **scalar circuit --saes runs/quickstart --sites resid_pre.0,resid_post.0,resid_post.1**
+    """
+    from scalar_sae import workers
+    from scalar_sae.benchmark.circuit import score_chain
+    from scalar_sae.benchmark.config import ScoreConfig, held_out
+    from scalar_sae.results import Results
+    from scalar_sae.runs import Bar
+    from scalar_sae.sites import Site
+    from scalar_sae.training.config import validated
+
+    check_out(out)
+    places = [Site.parse(name.strip()) for name in sites.split(",")]
+    workers.join()
+    model, chosen = subjects(lm, saes, method, device)
+    groups = {name: group for name, group in chosen.items() if _at_all(group, places)} or chosen
+    used = ranking or ("output" if one_order else "expected")
+    settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}
+    settings |= {"context": context or min(model.context, 128), "memory": memory, "seed": seed}
+    config = validated(ScoreConfig, settings, "score")
+    texts = held_out(text(tokens, model), config)
+    results = Results()
+    total = len(groups) * (prompts + rank_prompts * (len(places) - 1))
+    with Bar("circuit", total / workers.count()) as bar:
+        for name, group in groups.items():
+            done = functools.partial(finished, bar, name)
+            results.records.append(score_chain(model, group, places, texts, name, config, one_order, done))
+    if workers.number() != 0:
+        return
+    if out:
+        results.write(out)
+    print_records(results.records)
+
+
+def _at_all(group: "dict[Site, SAE]", places: "list[Site]") -> bool:
+    from scalar_sae.saes.store import find_sae
+
+    return all(find_sae(group, place) is not None for place in places)

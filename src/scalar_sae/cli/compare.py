@@ -1,0 +1,64 @@
+"""The verb `compare`."""
+
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from scalar_sae.cli.tables import show
+from scalar_sae.errors import UserError
+
+if TYPE_CHECKING:
+    from scalar_sae.benchmark.compare import Ratio
+
+app = typer.Typer()
+
+
+@app.command()
+def compare(
+    files: Annotated[
+        list[Path], typer.Argument(help="Results files, or runs; several with SAEs of one name are seeds of it.")
+    ],
+    base: Annotated[str, typer.Option(help="Name of the SAEs that the others are compared with.")] = "topk",
+    score: Annotated[
+        str, typer.Option(help="`edges_at.90`, `live_edges_at.90`, `log_area`, `absolute`, `relative`, `pure`, ...")
+    ] = "edges_at.90",
+    ranking: Annotated[str, typer.Option(help="Records of this ranking.")] = "expected",
+    matched: Annotated[
+        bool, typer.Option("--matched", help="Compare families such as topk-k5, topk-k10 at the baseline's fidelity.")
+    ] = False,
+) -> None:
+    """Compare SAEs: ratios per block and over blocks (geometric mean), 95 % intervals paired over prompts.
+
+    SAEs of one name in several files are taken for seeds: the mean of their log scores, intervals over seeds too.
+
+    Example: **scalar compare runs/quickstart --base topk --score edges_at.90**
+    """
+    from scalar_sae.benchmark.compare import at_matched_fidelity, ratios
+    from scalar_sae.results import Results
+
+    paths = [path / "results.json" if path.is_dir() else path for path in files]
+    everything = [Results.read(path) for path in paths]
+    records = [record for results in everything for record in results.under(ranking)]
+    if not records:
+        there = sorted({record.ranking for results in everything for record in results.records})
+        names = ", ".join(there) or "no others"
+        raise UserError(f"{', '.join(map(str, paths))}: no records of the ranking {ranking!r}; there are {names}")
+    table = Table(title=f"{score} of each over that of {base}; below 1 is less than {base}")
+    for column in ("block", "SAEs", "ratio", "95 %", "do nothing", "paired"):
+        table.add_column(column, no_wrap=True)
+    for ratio in (at_matched_fidelity if matched else ratios)(records, base, score):
+        low_high = "" if ratio.interval is None else f"{ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"
+        nothing = "" if ratio.do_nothing is None else f"{ratio.do_nothing:.3g}"
+        paired = "yes" if ratio.paired else "no"
+        table.add_row(ratio.block, ratio.method, _said(ratio), low_high, nothing, paired)
+    show(table)
+
+
+def _said(ratio: "Ratio") -> str:
+    """The value, or who never reaches the score."""
+    if isfinite(ratio.value) and not ratio.base_never:
+        return f"{ratio.value:.3g}"
+    return "baseline never" if ratio.value == 0 else "never reached"
