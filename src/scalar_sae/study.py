@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from scalar_sae import workers
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.benchmark.config import LOCAL, ScoreConfig, check_ranking, counts_of, held_out
+from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import room, score
 from scalar_sae.corpora import VAL_SHARE, Corpus, load_corpus, windows
@@ -166,6 +167,9 @@ def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
             counts_of(config.score.edges, pair.n_edges)
             for ranking in config.score.rankings.keys() - {LOCAL}:
                 room(pair, ranking, config.score)
+            headline = next(iter(config.score.rankings))
+            if "padded" in config.score.controls and headline != LOCAL:
+                room(CONTROLS["padded"](pair, 0), headline, config.score)
 
 
 def pairs(config: TrainConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[tuple[str, Pair]]:

@@ -7,6 +7,7 @@ import torch
 from scalar_sae.benchmark import chain
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import read
+from scalar_sae.benchmark.partial import Partial
 from scalar_sae.errors import UserError
 from scalar_sae.sites import Site
 from tests.helpers import random_sae, tiny_lm
@@ -30,7 +31,7 @@ def test_a_chain_is_its_pairs_one_after_the_other():
     pairs, scores = setup()
     level = chain.same_budget(scores, COUNTS, 0)
     assert all(torch.equal(one, levels(s, COUNTS, 0)) for one, s in zip(level, scores, strict=True))
-    curves = chain.curves(pairs, level, len(COUNTS), TOKENS)
+    curves = chain.curves(pairs, level, len(COUNTS), TOKENS, Partial(None, {}))
     for number, prompt in enumerate(read(pairs[0], TOKENS)):
         model = pairs[0].lm.logits(prompt.tokens).log_softmax(-1)
         for index in range(len(COUNTS)):

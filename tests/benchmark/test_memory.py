@@ -49,23 +49,25 @@ def resident(what):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
 
-n_down = int(sys.argv[2])
-pair = tiny_pair("ff_block.0", n_down=n_down, k=20)
+n_down, block = int(sys.argv[2]), sys.argv[3]
+pair = tiny_pair(block, n_down=n_down, k=20 if block == "ff_block.0" else 2)
 (prompt,) = read(pair, torch.arange(16).view(1, 16))
 counts = np.linspace(0, pair.n_edges, 40).astype(np.int64)
 edges = GlobalEdges(levels(torch.rand(24, n_down), counts, 0))
 before = resident("VmRSS")
 for sub in sweep(pair, prompt, edges, len(counts)):
     pass
-changes = memory.CHANGE_BYTES * 16 * 21 * n_down
+changes = memory.CHANGE_BYTES * 16 * (21 if block == "ff_block.0" else 25) * n_down
 print(resident("VmHWM") - before, memory._sweep(pair, 16, len(counts)) - memory.WORKSPACE, changes)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_sweep_stays_within_what_a_budget_counts_for_it():
+@pytest.mark.parametrize(("block", "n_down"), [("ff_block.0", "60000"), ("transformer_block.0", "4000")])
+def test_a_sweep_stays_within_what_a_budget_counts_for_it(block: str, n_down: str):
     """Random levels: most slots that are used change their latents. Without the changes it would be short."""
     root = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run([sys.executable, "-c", SWEPT, root, "60000"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", SWEPT, root, n_down, block]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     taken, counted, changes = map(int, done.stdout.split()[-3:])
     assert counted - changes < taken < counted

@@ -9,9 +9,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from scalar_sae.benchmark import effects
+from scalar_sae.benchmark.config import ScoreConfig, Texts
 from scalar_sae.benchmark.edges import ORDER_BYTES, GlobalEdges, LocalEdges
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, mean_ablated, read
+from scalar_sae.benchmark.score import score
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.errors import UserError
 from scalar_sae.sites import Block
@@ -180,6 +182,25 @@ def test_mismatches_are_named():
     block = Block.parse("ff_block.1")
     with pytest.raises(UserError, match=r"no SAE at resid_post.1; there are SAEs at resid_mid.1"):
         Pair.between(lm, block, {block.up: good})
+
+
+@pytest.mark.parametrize(("end", "site"), [("up", "resid_mid.0"), ("down", "resid_post.0")])
+@pytest.mark.parametrize("name", ["W_enc", "b_enc", "W_dec", "b_dec"])
+def test_an_sae_that_is_not_finite_is_named(end: str, site: str, name: str):
+    pair = tiny_pair("ff_block.0")
+    weights = getattr(getattr(pair, end), name).clone()
+    weights[0] = torch.nan
+    with pytest.raises(UserError, match=f"{site}: {name} of the SAE is not finite"):
+        replace(pair, **{end: replace(getattr(pair, end), **{name: weights})})
+
+
+def test_an_output_that_is_not_finite_is_named():
+    pair = tiny_pair("ff_block.0")
+    with torch.no_grad():
+        pair.lm.hf.transformer.h[1].mlp.c_proj.weight[0] = torch.nan
+    config = ScoreConfig(rankings={"random": 1}, prompts=2, context=10)
+    with pytest.raises(UserError, match=r"prompt 0: the model's output is not finite"):
+        score(pair, Texts(TOKENS[:1], TOKENS[1:], {}), "m", "random", config)
 
 
 def test_activations_that_are_not_finite_are_named():

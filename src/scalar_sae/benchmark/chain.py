@@ -18,6 +18,7 @@ from scalar_sae.benchmark.curve import Exact
 from scalar_sae.benchmark.edges import GlobalEdges
 from scalar_sae.benchmark.order import NEVER, levels
 from scalar_sae.benchmark.pair import Pair, Prompt, Slots, read
+from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import Counts
 from scalar_sae.benchmark.subcircuits import sweep
@@ -67,6 +68,7 @@ def curves(
     level: list[Level],
     n_counts: int,
     tokens: Int[Tensor, "prompt token"],
+    kept: Partial,
     done: Callable[[float], None] = lambda n: None,
 ) -> Curves:
     """KL from the full model and from the full chain at each count, per prompt; of several workers each takes its part.
@@ -76,13 +78,16 @@ def curves(
         level: for each pair the index of the first count that keeps an edge.
         n_counts: number of counts.
         tokens: the scoring text.
+        kept: what is done already, and where it is written.
         done: called with the number of prompts finished.
     """
     readouts = [Readout.of(pair) for pair in pairs]
-    found: dict[int, Curves] = {}
+    found = kept.curves()
     for number in workers.mine(len(tokens)):
-        (prompt,) = read(pairs[0], tokens[number : number + 1], number)
-        found[number] = _measure(pairs, readouts, prompt, level, n_counts)
+        if number not in found:
+            (prompt,) = read(pairs[0], tokens[number : number + 1], number)
+            found[number] = _measure(pairs, readouts, prompt, level, n_counts)
+            kept.keep_curve(number, found[number])
         done(1)
     found = workers.collect(found)
     return Curves.side_by_side([found[number] for number in range(len(tokens))])

@@ -4,16 +4,18 @@ record = score_chain(lm, saes, sites, texts, method="topk", config=ScoreConfig()
 """
 
 import time
+from pathlib import Path
 
 from jaxtyping import Int
 from torch import Tensor
 
 from scalar_sae.benchmark import chain
 from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of
-from scalar_sae.benchmark.memory import ranking_bytes
+from scalar_sae.benchmark.memory import ranking_bytes, resident
 from scalar_sae.benchmark.pair import Pair, mean_ablated
+from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, RULES, rank
-from scalar_sae.benchmark.score import Done, digest, hash_of, n_live_edges, record_of, settings_of
+from scalar_sae.benchmark.score import DEFINITIONS, Done, digest, hash_of, n_live_edges, record_of, rules, settings_of
 from scalar_sae.benchmark.scores import Counts
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.model import LanguageModel
@@ -31,6 +33,7 @@ def score_chain(
     config: ScoreConfig,
     one_order: bool,
     done: Done = lambda n: None,
+    partial: Path | None = None,
 ) -> Record:
     """Score a circuit through several pairs at once, each ranked by the config's first ranking.
 
@@ -43,6 +46,7 @@ def score_chain(
         config: prompts, edge grid, seed, memory.
         one_order: counts are edges of the whole circuit under one ranking; otherwise edges of each pair.
         done: called with the number of prompts that this worker finished.
+        partial: folder for what is done of an unfinished record; the same call goes on from it.
 
     Raises:
         UserError: sites that make no chain, the authors' conventions, or what `score` raises.
@@ -60,9 +64,15 @@ def score_chain(
     counts = counts_of(config.edges, sum(sizes) if one_order else max(sizes))
     if config.ablation == "mean":
         pairs = [mean_ablated(pair, texts.ranking) for pair in pairs]
-    level = _levels(pairs, texts.ranking[: config.rankings[ranking]], ranking, counts, config, one_order, done)
-    curves = chain.curves(pairs, level, len(counts), texts.scoring, done)
     ends = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
+    hashes = {"lm": hash_of(lm.parameters())} | {str(site): digest(sae) for site, sae in ends.items()}
+    settings = settings_of(config, ranking) | {"lm": lm.name, "budget": "one order" if one_order else "per pair"}
+    identity = {"definitions": DEFINITIONS, "settings": settings, "ranking": ranking, "hashes": hashes}
+    identity |= {"data": texts.data, "saes": [rules(sae) for sae in ends.values()], "n": len(texts.ranking)}
+    kept = Partial(partial, {**identity, "settings": {**settings, "memory": None}})
+    rank_text = texts.ranking[: config.rankings[ranking]]
+    level = _levels(pairs, rank_text, ranking, counts, config, one_order, kept, done)
+    curves = chain.curves(pairs, level, len(counts), texts.scoring, kept, done)
     return record_of(
         curves,
         counts,
@@ -74,8 +84,8 @@ def score_chain(
         n_up=pairs[0].up.d_sae,
         n_down=pairs[-1].down.d_sae,
         n_edges=int(counts[-1]),
-        config=settings_of(config, ranking) | {"lm": lm.name, "budget": "one order" if one_order else "per pair"},
-        hashes={"lm": hash_of(lm.parameters())} | {str(site): digest(sae) for site, sae in ends.items()},
+        config=settings,
+        hashes=hashes,
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),
     )
@@ -88,17 +98,22 @@ def _levels(
     counts: Counts,
     config: ScoreConfig,
     one_order: bool,
+    kept: Partial,
     done: Done,
 ) -> list[chain.Level]:
     """Rank every pair of a circuit: the levels of their edges.
 
     At the most nine bytes an edge are held: the scores of all pairs, their copy in one order and the levels.
     """
-    everything = 9 * sum(pair.n_edges for pair in pairs)
+    everything = sum(9 * pair.n_edges + resident(pair) for pair in pairs)
     n_token, an_edge = tokens.shape[1], EDGE_BYTES[ranking]
+    besides = [everything - 4 * pair.n_edges - resident(pair) for pair in pairs]
     rooms = [
-        ranking_bytes(pair, config.memory, n_token, len(counts), an_edge, beside=everything - 4 * pair.n_edges)
-        for pair in pairs
+        ranking_bytes(pair, config.memory, n_token, len(counts), an_edge, beside)
+        for pair, beside in zip(pairs, besides, strict=True)
     ]
-    found = [rank(pair, tokens, ranking, config.seed, done, room) for pair, room in zip(pairs, rooms, strict=True)]
+    found = [
+        rank(pair, tokens, ranking, config.seed, done, room, kept.unfinished_ranking().part(str(pair.block)))
+        for pair, room in zip(pairs, rooms, strict=True)
+    ]
     return (chain.one_order if one_order else chain.same_budget)(found, counts, config.seed)

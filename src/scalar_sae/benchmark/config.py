@@ -134,9 +134,11 @@ def saved_scores(path: Path, pair: Pair) -> Float[Tensor, "n_up n_down"]:
     """A ranking from a file: one score for every edge.
 
     Raises:
-        UserError: not readable, or of another shape.
+        UserError: not readable, complex or NaN, or of another shape.
     """
     matrix = _saved_matrix(path)
+    if matrix.is_complex() or matrix.isnan().any():
+        raise UserError(f"{path}: scores must be real numbers, none of them NaN")
     if tuple(matrix.shape) != (pair.up.d_sae, pair.down.d_sae):
         raise UserError(f"{path}: shape {tuple(matrix.shape)}, the pair needs {(pair.up.d_sae, pair.down.d_sae)}")
     return matrix.float()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +13,7 @@ from scalar_sae.benchmark.edges import Edges
 from scalar_sae.benchmark.pair import Pair, Prompt
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.subcircuits import SubCircuit, sweep
+from scalar_sae.errors import UserError
 from scalar_sae.results import Curves
 
 LOGIT_BYTES = 2**25
@@ -101,6 +103,9 @@ def measure(
         reaches_all: whether the last of them is every possible edge.
         conventions: ours or the authors'.
         readout: the pair's.
+
+    Raises:
+        UserError: an output that is not finite.
     """
     model = pair.lm.logits(prompt.tokens).log_softmax(-1)
     whole = conventions.full_circuit(pair, prompt)
@@ -124,6 +129,8 @@ def measure(
     target = prompt.tokens[:, 1:].unsqueeze(-1)
     ce = [-log_probs[:, :-1].gather(-1, target).mean() for log_probs in (model, circuit)]
     floors = torch.stack([conventions.kl(model, circuit).mean(), ce[1] - ce[0]]).double().unsqueeze(-1).cpu().numpy()
+    if not (np.isfinite(curves).all() and np.isfinite(floors).all()):
+        raise UserError(f"prompt {prompt.number}: the model's output is not finite; check the language model's weights")
     return Curves(*curves, *floors)
 
 

@@ -6,6 +6,8 @@ both anew for the slots of every prompt, and are ordered as many tokens at a tim
 changes of downstream latents: at the most one a count, or one an upstream latent that a token uses.
 """
 
+import math
+
 from scalar_sae.benchmark.edges import ORDER_BYTES
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
@@ -60,6 +62,11 @@ def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, n_slo
     return min(MOST_RANKING, _left(pair, gigabytes, held, held + ORDER_BYTES * edges))
 
 
+def resident(pair: Pair) -> int:
+    """What a further pair of a circuit holds while another one is ranked or swept: an SAE and its readout."""
+    return 4 * (pair.up.W_enc.numel() + pair.up.W_dec.numel()) + _readout(pair)
+
+
 def _weights(pair: Pair) -> int:
     """Of the model and both SAEs."""
     weights = sum(p.numel() * p.element_size() for p in pair.lm.parameters())
@@ -69,12 +76,18 @@ def _weights(pair: Pair) -> int:
 
 def _sweep(pair: Pair, n_token: int, n_counts: int) -> int:
     """What a sweep holds beside the edges."""
-    readout = 4 * pair.down.d_sae * 5 * pair.lm.d_model  # down's encoder times the MLP's output matrix
     rule = pair.up.activation
     used = rule.k if isinstance(rule, (TopK, GroupMax)) and pair.fill is None else pair.up.d_sae
+    if pair.block.mixes_tokens:  # an upstream latent of any token changes all of them
+        used = min(used * n_token, pair.up.d_sae)
     changes = CHANGE_BYTES * min(n_counts, used + 1)
     a_place = 40 + changes
-    return _weights(pair) + WORKSPACE + readout + a_place * n_token * pair.down.d_sae + _slots(pair, n_token)
+    return _weights(pair) + WORKSPACE + _readout(pair) + a_place * n_token * pair.down.d_sae + _slots(pair, n_token)
+
+
+def _readout(pair: Pair) -> int:
+    """Down's encoder times the MLP's output matrix."""
+    return 4 * pair.down.d_sae * 5 * pair.lm.d_model
 
 
 def _slots(pair: Pair, n_token: int) -> int:
@@ -90,8 +103,8 @@ def _slots(pair: Pair, n_token: int) -> int:
 def _left(pair: Pair, gigabytes: float, held: int, least: int) -> int:
     """What a budget leaves beside what is held."""
     if gigabytes < least / 1e9:
+        enough = math.ceil(least / 1e8) / 10
         raise UserError(
-            f"memory {gigabytes:g} GB: {pair.up.d_sae:,} x {pair.down.d_sae:,} latents need {least / 1e9:.1f} GB at "
-            "the least"
+            f"memory {gigabytes:g} GB: {pair.up.d_sae:,} x {pair.down.d_sae:,} latents need {enough} GB at the least"
         )
     return int(gigabytes * 1e9 - held)

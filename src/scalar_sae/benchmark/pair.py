@@ -85,6 +85,9 @@ class Pair:
                 raise UserError(f"{site}: the SAE reads {sae.d_model} dimensions, {self.lm.name} has {self.lm.d_model}")
             if sae.d_out != self.lm.d_model:
                 raise UserError(f"{site}: the SAE writes {sae.d_out} dimensions, {self.lm.name} has {self.lm.d_model}")
+            for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+                if not getattr(sae, name).isfinite().all():
+                    raise UserError(f"{site}: {name} of the SAE is not finite")
         writes, reads = self.up.writes or self.block.up, self.encoded
         self.lm.check(writes)
         if not writes.same_place(self.block.up):

@@ -107,7 +107,8 @@ def summed(
     for start in range(0, pair.down.d_sae, width):
         columns = slice(start, min(start + width, pair.down.d_sae))
         found = kept.found(columns)
-        if found is None:
+        (missing,) = workers.most([int(found is None)])
+        if found is None or missing:
             found = _sum(rule, pair, tokens, seed, done, columns, parts, kept)
             kept.keep_found(columns, found)
         else:

@@ -32,6 +32,9 @@ from scalar_sae.runs import versions
 from scalar_sae.sae_results import Interval
 from scalar_sae.saes.sae import SAE
 
+DEFINITIONS = 2
+"""Changes when what a ranking or a curve is does: nothing that was begun before is gone on with."""
+
 Done = Callable[[float], None]
 
 
@@ -67,7 +70,8 @@ def score(
     rank_text = texts.ranking[: config.rankings[ranking]]
     hashes = {"lm": hash_of(pair.lm.parameters()), "up": digest(pair.up), "down": digest(pair.down)}
     identity: dict[str, Any] = {"ranking": ranking, "n": [len(rank_text), len(texts.ranking)], "hashes": hashes}
-    identity |= {"block": str(pair.block), "data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
+    identity |= {"definitions": DEFINITIONS, "block": str(pair.block), "reads": str(pair.encoded)}
+    identity |= {"data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
     saved = None if ranking in (*RANKINGS, LOCAL) else saved_scores(Path(ranking), pair)
     if saved is not None:
         identity["scores"] = hash_of([saved])

@@ -40,9 +40,11 @@ class Unfinished:
         return self._read(f"{columns.start}-{columns.stop}").get("found")
 
     def keep_found(self, columns: slice, found: Tensor) -> None:
-        """Write finished sums down."""
+        """Write finished sums down; the unfinished ones are not needed any more."""
         if workers.number() == 0 and time.perf_counter() - self._since > WORTH:
             self._write(f"{columns.start}-{columns.stop}", {"found": found})
+        if self._place:
+            self._path(self._mine(columns)).unlink(missing_ok=True)
 
     def sums(self, columns: slice, total: Tensor) -> int:
         """Read this worker's sums into `total`; returns how many of its prompts are in them."""
@@ -68,14 +70,17 @@ class Unfinished:
     def _mine(self, columns: slice) -> str:
         return f"{columns.start}-{columns.stop}.{workers.number()}-of-{workers.count()}"
 
+    def _path(self, name: str) -> Path:
+        assert self._place is not None
+        return self._place / f"{name}.safetensors"
+
     def _read(self, name: str) -> dict[str, Tensor]:
-        path = self._place / f"{name}.safetensors" if self._place else None
         try:
-            return load_file(path) if path is not None and path.is_file() else {}
+            return load_file(path) if self._place and (path := self._path(name)).is_file() else {}
         except (SafetensorError, OSError):
             return {}
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
         if self._place is not None:
-            with whole(self._place / f"{name}.safetensors") as temporary:
+            with whole(self._path(name)) as temporary:
                 save_file(tensors, temporary)

@@ -1,6 +1,7 @@
 """The verb `circuit`."""
 
 import functools
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +40,10 @@ def circuit(
     memory: Memory = 8.0,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed.", min=0)] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the records to this JSON file.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the records to this JSON file; with the same --out a stopped scoring goes on."),
+    ] = None,
 ) -> None:
     """Score a circuit through several layers at once: the top edges of every pair, errors compounding.
 
@@ -70,11 +74,14 @@ def circuit(
     with Bar("circuit", total / workers.count()) as bar:
         for name, group in groups.items():
             done = functools.partial(finished, bar, name)
-            results.records.append(score_chain(model, group, places, texts, name, config, one_order, done))
+            partial = out.with_name(f"{out.name}.partial") if out else None
+            record = score_chain(model, group, places, texts, name, config, one_order, done, partial)
+            results.records.append(record)
     if workers.number() != 0:
         return
     if out:
         results.write(out)
+        shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
     print_records(results.records)
 
 
