@@ -1,6 +1,6 @@
 """The tables of docs/consistency.md, on standard output: both measures of stability on the same SAEs.
 
-python docs/make_consistency.py [STEPS]              # the synthetic organism: trains 5 seeds of 6 methods, one core
+python docs/make_consistency.py [STEPS]              # the synthetic organism: trains 5 seeds of 9 SAEs, one core
 python docs/make_consistency.py runs/consistency/0   # the toy model: from a run that was measured against other seeds
 """
 
@@ -34,6 +34,8 @@ STEERED = {"weight": 0.1, "target_l0": K}
 HERE = {"sites": [str(PLACE)], "expansion": 2}
 METHODS = [
     {"method": "topk", "k": K, **HERE},
+    {"method": "topk", "name": "topk-auxk", "k": K, "auxk": 1 / 32, "k_aux": 8, "dead_tokens": 20_000, **HERE},
+    {"method": "topk", "name": "topk-multi", "k": K, "multi": 4, **HERE},
     {"method": "batch_topk", "k": K, "k_aux": 8, "dead_tokens": 100_000, **HERE},
     {"method": "relu", "sparsity": STEERED, **HERE},
     {"method": "relu", "name": "relu-15.7", "sparsity": STEERED | {"target_l0": RELEASED_L0}, **HERE},

@@ -1,10 +1,14 @@
 """Whole-model circuits against a plain loop over the pairs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from scalar_sae.benchmark import chain
+from scalar_sae.benchmark.circuit import score_chain
+from scalar_sae.benchmark.config import ScoreConfig, Texts
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import read
 from scalar_sae.benchmark.partial import Partial
@@ -62,3 +66,28 @@ def test_sites_that_make_no_chain_are_named():
         chain.chain(tiny_lm(), {}, [*SITES, Site("mlp_in", 0)])
     with pytest.raises(UserError, match=r"no SAE at resid_mid.0"):
         chain.chain(tiny_lm(), {SITES[0]: random_sae(16, 8, 2, 0)}, SITES)
+
+
+def test_a_circuit_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scalar_sae.benchmark.unfinished.WORTH", 0.0)
+    pairs, _ = setup()
+    saes = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
+    texts = Texts(TOKENS + 3, TOKENS, {})
+    config = ScoreConfig(rankings={"expected": 2}, prompts=2, context=10, edges="0,30,200")
+    arguments = (pairs[0].lm, saes, SITES, texts, "m", config, False)
+    whole = score_chain(*arguments)
+    shares: list[float] = []
+
+    def done(share: float) -> None:
+        shares.append(share)
+        if sum(shares) > 4.5:  # two prompts to rank each of two pairs on, then one of two to score
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_chain(*arguments, done, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert len(list(folder.rglob("*.safetensors"))) == 2
+    assert len((folder / "prompts.0.jsonl").read_text().split()) > 0
+    monkeypatch.setattr("scalar_sae.benchmark.ranking._sum", None)  # nothing is ranked again
+    again = score_chain(*arguments, partial=tmp_path)
+    assert again.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})

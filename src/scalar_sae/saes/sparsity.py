@@ -2,8 +2,8 @@
 
 The papers fix the weight and sweep it to compare methods at equal L0. With `target_l0` the weight is multiplied at
 every step by exp(gain * clip(log(L0 / target), -1, 1)), where L0 is what it would be `lag` steps later if it went on as
-it does: it follows the weight slowly, and a correction by what it is now goes on long after it was enough. A weight
-that warms up is not raised beyond its ramp. So one run ends at the L0 asked for. That correction is ours.
+it does: it follows the weight slowly, and a correction by what it is now goes on long after it was enough. So one
+run ends at the L0 asked for. That correction is ours; it counts from the first step, so a long warm-up is cut short.
 """
 
 import math
@@ -50,12 +50,11 @@ class SparsityWeight(nn.Module):
     @torch.no_grad()
     def at(self, progress: Progress, l0: Tensor) -> Tensor:
         """The weight for this step; `l0` is the batch's mean number of active latents."""
-        config, ramp = self._config, progress.ramp(self._config.warmup)
+        config = self._config
         if config.target_l0 is not None and self.training:
             now = workers.mean(l0).clamp_min(1e-3).log()
             before = torch.where(self.log_l0.isinf(), now, self.log_l0)
             self.log_l0.copy_(before.lerp(now, 1 / config.lag))
             error = (now + (now - self.log_l0) - math.log(config.target_l0)).clamp(-1, 1)
-            most = MOST if ramp == 1 else 0.0
-            self.log_correction.add_(config.gain * error).clamp_(-MOST, most)
-        return config.weight * ramp * self.log_correction.exp()
+            self.log_correction.add_(config.gain * error).clamp_(-MOST, MOST)
+        return config.weight * progress.ramp(config.warmup) * self.log_correction.exp()
