@@ -64,9 +64,9 @@ def whole(path: Path, option: str = "--out") -> Generator[Path]:
         UserError: the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}{PARTIAL}")
-    _remove(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
         yield temporary
         if temporary.is_file():
             with temporary.open("rb") as file:
@@ -110,7 +110,7 @@ def _reason(error: BaseException) -> str:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+    elif path.is_file():  # no folder may be there for it to lie in
         path.unlink(missing_ok=True)
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
-from scalar_sae.activations.cache import CachedStream
+from scalar_sae.activations.cache import CachedStream, fingerprint
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.activations.stream import ActivationStream
 from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
 from scalar_sae.sites import Site
 from tests.helpers import tiny_lm
 from tests.training.runs import SITES, TOPK, random_prompts, trained
@@ -79,10 +81,10 @@ def test_a_cache_yields_the_same_buffers_without_the_model(tmp_path: Path):
     lm = tiny_lm()
     stream = ActivationStream(lm, random_prompts(), SITES, buffer_tokens=64, seed=0)
     plain = list(islice(stream.buffers(), 4))
-    first = list(islice(CachedStream(stream, tmp_path / "cache", 256).buffers(), 4))
+    first = list(islice(CachedStream(stream, tmp_path / "cache", 4).buffers(), 4))
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
     fewer = ActivationStream(lm, random_prompts(), SITES[:1], buffer_tokens=64, seed=0)
-    second = CachedStream(fewer, tmp_path / "cache", 256)
+    second = CachedStream(fewer, tmp_path / "cache", 4)
     lm.states = None  # the model must not be asked again
     for a, b, c in zip(plain, first, islice(second.buffers(), 4), strict=True):
         assert all(torch.equal(a[site], b[site]) for site in SITES)
@@ -91,30 +93,63 @@ def test_a_cache_yields_the_same_buffers_without_the_model(tmp_path: Path):
 
 def test_a_cache_of_another_recipe_is_refused(tmp_path: Path):
     lm = tiny_lm()
-    CachedStream(ActivationStream(lm, random_prompts(), SITES[:1], 64, seed=0), tmp_path, 64)
+    CachedStream(ActivationStream(lm, random_prompts(), SITES[:1], 64, seed=0), tmp_path, 1)
     with pytest.raises(UserError, match=r"seed differs; lacks resid_post.1.*another --cache"):
-        CachedStream(ActivationStream(lm, random_prompts(), SITES, 64, seed=1), tmp_path, 64)
-    with pytest.raises(UserError, match="lm differs"):
-        CachedStream(ActivationStream(tiny_lm(1), random_prompts(), SITES[:1], 64, seed=0), tmp_path, 64)
+        CachedStream(ActivationStream(lm, random_prompts(), SITES, 64, seed=1), tmp_path, 1)
+    other_config = tiny_lm()
+    other_config.hf.config.layer_norm_epsilon = 1e-3
+    for other in (tiny_lm(1), other_config):
+        with pytest.raises(UserError, match=r"\(lm differs\); choose another --cache"):
+            CachedStream(ActivationStream(other, random_prompts(), SITES[:1], 64, seed=0), tmp_path, 1)
+
+
+def test_a_saved_model_has_the_fingerprint_of_the_one_in_memory(tmp_path: Path):
+    lm = tiny_lm()
+    lm.hf.save_pretrained(tmp_path)
+    saved = GPT2LMHeadModel.from_pretrained(tmp_path)
+    assert fingerprint(LanguageModel(saved, "another name")) == fingerprint(lm)
+
+
+def test_a_folder_that_is_no_cache_is_named(tmp_path: Path):
+    stream = ActivationStream(tiny_lm(), random_prompts(), SITES, 64, seed=0)
+    file, manifest = tmp_path / "file", tmp_path / "manifest.json"
+    file.write_text("a file")
+    with pytest.raises(UserError, match=r"^[^\n]*file/manifest.json: cannot be written \([^\n]* another --cache$"):
+        CachedStream(stream, file, 1)
+    for content in ('{"name": "a web page"}', "[]", '{"recipe": "flour"}', '{"recipe": {"lm": ', "\udcff"):
+        manifest.write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(
+            UserError, match=r"^[^\n]*manifest.json: not of a cache of activations[^\n]*another --cache$"
+        ):
+            CachedStream(stream, tmp_path, 1)
 
 
 def test_a_cache_says_what_it_will_take_and_needs_the_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     stream = ActivationStream(tiny_lm(), random_prompts(), SITES, buffer_tokens=64, seed=0)
-    written = CachedStream(stream, tmp_path, 200)
+    written = CachedStream(stream, tmp_path, 4)
     assert "4 buffers of 0 MiB, 0 of them there already" in said(capsys)
     next(written.buffers())
     size = (tmp_path / "buffer-000000.safetensors").stat().st_size
     free = shutil.disk_usage(tmp_path)._replace(free=int(3.5 * size))
     monkeypatch.setattr("scalar_sae.activations.cache.shutil.disk_usage", lambda folder: free)
-    CachedStream(stream, tmp_path, 200)
+    CachedStream(stream, tmp_path, 4)
     assert "1 of them there already" in said(capsys)
     with pytest.raises(UserError, match=r"5 buffers of .*GB are needed and 0.0 GB free; choose a --cache on another"):
-        CachedStream(stream, tmp_path, 320)
+        CachedStream(stream, tmp_path, 5)
     fewer = ActivationStream(stream.lm, random_prompts(), SITES[:1], buffer_tokens=64, seed=0)
-    CachedStream(fewer, tmp_path, 10**4)
+    CachedStream(fewer, tmp_path, 200)
     assert "are not kept" in said(capsys)
+
+
+def test_the_buffers_that_are_foreseen_are_those_that_a_run_leaves(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Buffers of 240 tokens give two batches of 100 each: ten for twenty steps, and not 2000 / 240."""
+    trained(tmp_path, text, "run", [TOPK], cache=tmp_path / "cache", buffer_tokens=250)
+    assert "10 buffers of" in said(capsys)
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 10
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:

@@ -10,7 +10,6 @@ is refused.
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,16 +24,19 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.runs import say, whole, write_json
 
+_NO_PART = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+"""Fields of a model's configuration that do not decide its activations (the weights say of what type they are)."""
+
 
 class CachedStream:
     """A stream that keeps its buffers in a folder.
 
     Raises:
-        UserError: the folder holds a cache of another recipe, or lacks a site (the differing fields are listed), or the
-            disk has no room for the `tokens` of a run.
+        UserError: the folder holds a cache of another recipe, or lacks a site (the differing fields are listed), or
+            something else; or the disk has no room for the `needed` buffers of a run.
     """
 
-    def __init__(self, stream: ActivationStream, folder: Path, tokens: int) -> None:
+    def __init__(self, stream: ActivationStream, folder: Path, needed: int) -> None:
         self._stream, self._folder = stream, folder
         wanted = recipe(stream)
         path = folder / "manifest.json"
@@ -43,23 +45,22 @@ class CachedStream:
                 text = json.dumps(wanted, sort_keys=True)
                 content = {"hash": hashlib.sha256(text.encode()).hexdigest(), "recipe": wanted}
                 write_json(path, content, "--cache")
-        there = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        there = _recipe_in(path)
         differing = [name for name in wanted if name != "reads" and wanted[name] != there.get(name)]
         lacking = sorted(set(wanted["reads"]) - set(there["reads"]))
         if differing or lacking:
             why = "; ".join([*(f"{name} differs" for name in differing), *(f"lacks {name}" for name in lacking)])
             raise UserError(f"{folder}: activations of another recipe ({why}); choose another --cache")
         self._all = there["reads"] == wanted["reads"]
-        self._make_room(tokens)
+        self._make_room(needed)
 
-    def _make_room(self, tokens: int) -> None:
-        """Say what so many tokens take on the disk, before anything is computed."""
+    def _make_room(self, n: int) -> None:
+        """Say what so many buffers take on the disk, before anything is computed."""
         stream = self._stream
-        indices = range(math.ceil(tokens / stream.tokens_per_buffer))  # more where special tokens are left out
-        there = sum(self._path(index).is_file() for index in indices)
+        there = sum(self._path(index).is_file() for index in range(n))
         bytes_each = 4 * stream.lm.d_model * stream.tokens_per_buffer * len(stream.reads)
-        needed, free = (len(indices) - there) * bytes_each, shutil.disk_usage(self._folder).free
-        size = f"{len(indices)} buffers of {bytes_each / 2**20:,.0f} MiB, {there} of them there already"
+        needed, free = (n - there) * bytes_each, shutil.disk_usage(self._folder).free
+        size = f"{n} buffers of {bytes_each / 2**20:,.0f} MiB, {there} of them there already"
         if not self._all:
             say(f"cache {self._folder}: {size}; those that are not there are not kept, since it has other sites too")
         elif needed > free:
@@ -113,9 +114,22 @@ def recipe(stream: ActivationStream) -> dict[str, Any]:
     }
 
 
+def _recipe_in(manifest: Path) -> dict[str, Any]:
+    """The recipe that a cache was made by."""
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
+        return {**found, "reads": list(found["reads"])}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{manifest}: not of a cache of activations, or damaged; choose another --cache") from error
+
+
 def fingerprint(lm: LanguageModel) -> str:
-    """SHA-256 over the names and bytes of the model's weights."""
-    digest = hashlib.sha256()
+    """SHA-256 over the model's configuration (norm's epsilon, heads, rotary base) and its weights' names and bytes.
+
+    Left out is what says where a model lies and by what it was written: a saved copy has the same fingerprint.
+    """
+    config = {name: value for name, value in lm.hf.config.to_dict().items() if name not in _NO_PART}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(lm.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -81,7 +81,7 @@ class _Run:
         reads = sorted({read for learner in group for read in learner.trainee.reads}, key=str)
         prompts = windows(corpus.train, config.context, corpus.name, corpus.bos)
         stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, exclude=exclude)
-        self.stream = CachedStream(stream, cache, config.tokens) if cache else stream
+        self.stream = CachedStream(stream, cache, _buffers(config, stream.tokens_per_buffer)) if cache else stream
         self.all_text = stream.windows_per_buffer == len(prompts)
         held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
         held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
@@ -239,6 +239,11 @@ def _batches(buffer: Buffer, batch_tokens: int, all_text: bool) -> list[Buffer]:
         raise UserError(f"{what} holds {n} tokens, fewer than one batch of {batch_tokens}; {remedy}")
     starts = range(0, n // batch_tokens * batch_tokens, batch_tokens)
     return [{read: workers.share(acts[i : i + batch_tokens]) for read, acts in buffer.items()} for i in starts]
+
+
+def _buffers(config: TrainConfig, tokens_per_buffer: int) -> int:
+    """How many buffers a run uses (more where special tokens are left out): each gives whole batches alone."""
+    return math.ceil(config.steps / max(1, tokens_per_buffer // config.batch_tokens))
 
 
 def _check_finite(buffer: Buffer, step: int) -> None:
