@@ -33,6 +33,10 @@ def test_presets_are_valid(name: str):
             {"saes": [{"method": "relu", "sites": ["resid_mid.0"], "sparsity": {"weight": 1, "warmpu": 0}}]},
             r"unknown train field 'saes.0.relu.sparsity.warmpu'.*did you mean 'saes.0.relu.sparsity.warmup'",
         ),
+        (
+            {"saes": [{"method": "relu", "sites": ["resid_mid.0"], "sparsity": {"weigth": 1}}]},
+            r"unknown train field 'saes.0.relu.sparsity.weigth'.*did you mean 'saes.0.relu.sparsity.weight'",
+        ),
         ({"saes": [TOPK, TOPK]}, "not all different"),
         ({"saes": [{**TOPK, "dead_tokens": 2000}]}, "topk: dead_tokens = 2000 is not below tokens = 2000"),
         ({"tokens": 50}, "less than one batch"),

@@ -107,7 +107,8 @@ def validated(model: type[Config], values: dict[str, Any], where: str) -> Config
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])  # maybe what is missing
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise unknown(f"{where} field", place, _fields_near(model, first["loc"])) from error
