@@ -75,6 +75,31 @@ def test_llama_scope_with_unit_columns_selects_as_topk():
     torch.testing.assert_close(trainee.sae(SITE).encode(x), plain.sae(SITE).encode(x))
 
 
+def test_llama_scope_selects_by_activation_times_norm_and_keeps_the_activation():
+    x, k = data(), 3
+    trainee = prepared(LlamaScopeConfig(sites=HERE, k=k, annealing=0.0), x)
+    with torch.no_grad():
+        trainee.W_dec.mul_(torch.linspace(0.2, 5, 64).unsqueeze(1))
+        trainee.b_enc.copy_(0.3 * torch.randn(64, generator=torch.Generator().manual_seed(1)))
+        trainee.b_dec.fill_(0.1)
+    names = ("W_enc", "b_enc", "W_dec", "b_dec")
+    W_enc, b_enc, W_dec, b_dec = (getattr(trainee, name).detach().clone().requires_grad_() for name in names)
+    loss = trainee.losses({SITE: x}, LATE)[SITE]
+    loss.backward()
+
+    y = x * 8**0.5 / x.norm(dim=1).mean()
+    f = (y @ W_enc + b_enc).relu()
+    strength = (f * W_dec.norm(dim=1)).detach()
+    kept = strength >= strength.sort(dim=1, descending=True).values[:, k - 1 : k]
+    assert not torch.equal(kept, f >= f.sort(dim=1, descending=True).values[:, k - 1 : k]), "norms decide"
+    error = (f * kept) @ W_dec + b_dec - y
+    expected = (error.square() / (y - y.mean(0)).norm(dim=1, keepdim=True)).mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    for name, theirs in zip(names, (W_enc, b_enc, W_dec, b_dec), strict=True):
+        torch.testing.assert_close(getattr(trainee, name).grad, theirs.grad, atol=1e-6, rtol=1e-4)
+
+
 def test_llama_scope_anneals_k_and_ends_with_a_threshold_at_k():
     x = data(400)
     trainee = prepared(LlamaScopeConfig(sites=HERE, k=2, annealing=0.1), x)
