@@ -14,6 +14,9 @@ import torch
 
 from scalar_sae.errors import UserError
 from scalar_sae.runs import Events
+from scalar_sae.saes.topk import TopKTrainee
+from scalar_sae.saes.trainee import Acts, Progress
+from scalar_sae.sites import Site
 from tests.training.runs import STATEFUL, TOPK, trained
 
 
@@ -46,6 +49,41 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path, text: Pa
             assert torch.equal(sae.W_enc, cut[name][site].W_enc)
             if hasattr(sae.activation, "threshold"):
                 assert torch.equal(sae.activation.threshold, cut[name][site].activation.threshold)
+
+
+def test_a_signal_during_the_last_validation_is_heard(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]):
+    class StopAtTheEnd(Stop):
+        def __call__(self, kind: str, **fields: object) -> None:
+            if kind == "validate":
+                super().__call__(kind, **fields)
+
+    with pytest.raises(SystemExit) as end:
+        trained(tmp_path, text, "run", [TOPK], StopAtTheEnd(20, signal.SIGTERM), validations=1)
+    assert end.value.code == 143
+    assert "stopped after the last step; the SAEs are written" in " ".join(capsys.readouterr().err.split())
+    assert len(list((tmp_path / "run").rglob("sae.json"))) == 2
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_weights_that_are_not_finite_are_in_no_checkpoint(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch):
+    """The loss of step 13 is finite and its gradient is not; a checkpoint is due at every step."""
+    whole = TopKTrainee.losses
+
+    def losses(self: TopKTrainee, acts: Acts, progress: Progress) -> dict[Site, torch.Tensor]:
+        found = whole(self, acts, progress)
+        if progress == (12, 20) and self.sites == (Site("resid_post", 1),):
+            found[self.sites[0]] += (0 * self.b_dec).sum().sqrt()  # 0, with a slope of 0 times infinity
+        return found
+
+    monkeypatch.setattr(TopKTrainee, "losses", losses)
+    monkeypatch.setattr("scalar_sae.training.loop.CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(UserError, match=r"^topk/resid_post.1: the gradient is not finite by step 13; [^\n]*$"):
+        trained(tmp_path, text, "run", [TOPK])
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert saved["position"][0] == 12
+    for learner in saved["learners"]:
+        assert all(tensor.isfinite().all() for tensor in learner["weights"].values())
+    assert not list(tmp_path.rglob("sae.json"))
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, text: Path):

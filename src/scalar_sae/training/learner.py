@@ -36,6 +36,8 @@ class Learner:
         for firing in self.firing:
             firing.window = window(getattr(method, "dead_tokens", DEAD_TOKENS), config.tokens)
         self._parameters = list(trainee.parameters())
+        self.finite = torch.ones((), dtype=torch.bool, device=self._parameters[0].device)
+        """Whether every gradient was finite so far; on the device, so that no step waits for it."""
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=config.lr, betas=(method.beta1, config.beta2), weight_decay=0.0, fused=True
         )
@@ -48,7 +50,8 @@ class Learner:
         torch.stack(list(losses.values())).sum().backward()
         workers.average(p.grad for p in self._parameters if p.grad is not None)
         self.trainee.after_backward()
-        torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
+        self.finite.logical_and_(norm.isfinite())
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.trainee.after_step()

@@ -144,6 +144,9 @@ class _Run:
                         self._validate(at.step)
                     if last:
                         self._finish(at.step, buffer)
+                        if received := workers.most([signals.received or 0])[0]:
+                            say("stopped after the last step; the SAEs are written")
+                            raise SystemExit(128 + received)
                         return
                     due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
                     received, due = workers.most([signals.received or 0, int(due)])
@@ -175,6 +178,10 @@ class _Run:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(f"{name}: the loss is not finite at step {step}; look for bad activations or lower lr")
+        for learner in self.group:
+            if not bool(learner.finite):
+                name = f"{learner.method.name}/{'+'.join(map(str, learner.trainee.sites))}"
+                raise UserError(f"{name}: the gradient is not finite by step {step}; lower lr")
         self.events("train", step=step, loss={name: round(value, 5) for name, value in values.items()})
         return f"loss {sum(values.values()) / len(values):.3f}"
 
