@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scalar_sae.runs import Events
-from scalar_sae.saes.trainee import Progress
+from scalar_sae.saes.trainee import Acts, Progress, Trainee
 from scalar_sae.training import cost as costs
 from scalar_sae.training import memory
 from scalar_sae.training.config import TrainConfig
@@ -36,10 +36,27 @@ def test_bytes_grow_as_predicted_and_nothing_is_changed(method: dict):
     torch.testing.assert_close(dict(trainee.state_dict()), before, atol=0, rtol=0, equal_nan=True)
     assert all(parameter.grad is None for parameter in trainee.parameters())
     acts = {read: torch.randn(1000, D) for read in trainee.reads}
-    with memory.Bytes() as used:
-        torch.stack(list(trainee.losses(acts, Progress(1, 1)).values())).sum().backward()
+    most = [_bytes_of_a_step(trainee, acts, progress) for progress in (Progress(0, 2), Progress(1, 1))]
+    assert max(most) == pytest.approx(predicted, rel=0.1)
+
+
+def test_the_first_steps_of_llama_scope_are_foreseen():
+    """They keep d_model / 2 = 32 of 64 latents a token, the last ones 2."""
+    method = {"method": "llama_scope", "sites": ["resid_mid.0"], "k": 2, "expansion": 1}
+    trainee = learners(TrainConfig(saes=[method], **SMALL), Shape(64, 1))[0].trainee
+    predicted = costs.cost(trainee, 64, 1000).step_bytes
+    acts = {read: torch.randn(1000, 64) for read in trainee.reads}
+    first, last = (_bytes_of_a_step(trainee, acts, progress) for progress in (Progress(0, 100), Progress(99, 100)))
+    assert predicted == pytest.approx(first, rel=0.1)
+    assert predicted > 1.1 * last
+
+
+def _bytes_of_a_step(trainee: Trainee, acts: Acts, progress: Progress) -> int:
+    with memory.unchanged(trainee), memory.Bytes() as used:
+        torch.stack(list(trainee.losses(acts, progress).values())).sum().backward()
         trainee.after_backward()
-    assert max(used.history) == pytest.approx(predicted, rel=0.1)
+    trainee.zero_grad()
+    return max(used.history)
 
 
 def test_a_topk_sae_costs_the_encoders_product():

@@ -13,25 +13,29 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalar_sae.saes.trainee import Progress, Trainee
 from scalar_sae.training.memory import PROBES, Bytes, most, probe, unchanged
 
+START, END = Progress(0, 2), Progress(1, 1)
+
 
 class Cost(NamedTuple):
     """The cost of training one trainee."""
 
     parameters: int
     flop_per_token: int
-    """Floating-point operations of the matrix products of loss and gradients, by token."""
+    """Floating-point operations of the matrix products of loss and gradients, by token, late in training."""
     step_bytes: int
-    """Most memory that a step takes besides weights and moments: its gradients and what the batch fills."""
+    """Most memory that a step takes besides weights and moments: its gradients and what the batch fills. The
+    larger of a first and a last step: Llama Scope begins with many latents a token."""
 
 
 def cost(trainee: Trainee, d_model: int, batch_tokens: int) -> Cost:
     """The cost of a trainee, steps being of `batch_tokens` on this worker."""
-    (few, few_bytes), (many, many_bytes) = (_step(trainee, d_model, n) for n in PROBES)
-    in_use = most(few_bytes, many_bytes, batch_tokens / PROBES[0])
+    steps = [[_step(trainee, d_model, n, progress) for n in PROBES] for progress in (START, END)]
+    in_use = max(most(few, many, batch_tokens / PROBES[0]) for (_, few), (_, many) in steps)
+    few, many = (flop for flop, _ in steps[-1])
     return Cost(sum(p.numel() for p in trainee.parameters()), (many - few) // (PROBES[1] - PROBES[0]), in_use)
 
 
-def _step(trainee: Trainee, d_model: int, n: int) -> tuple[int, list[int]]:
+def _step(trainee: Trainee, d_model: int, n: int, progress: Progress) -> tuple[int, list[int]]:
     """Floating-point operations of a step on n tokens, and the bytes in use after each operation."""
     acts = probe(trainee, d_model, n)
     known = {torch.ops.mkldnn._linear_pointwise: _linear_flop}
@@ -40,7 +44,7 @@ def _step(trainee: Trainee, d_model: int, n: int) -> tuple[int, list[int]]:
         FlopCounterMode(display=False, custom_mapping=known) as operations,
         Bytes() as used,
     ):
-        torch.stack(list(trainee.losses(acts, Progress(1, 1)).values())).sum().backward()
+        torch.stack(list(trainee.losses(acts, progress).values())).sum().backward()
         trainee.after_backward()
     trainee.zero_grad()
     return operations.get_total_flops(), used.history
