@@ -54,7 +54,7 @@ def revival_loss(
     """AuxK (Gao et al. §A.2): the `k` largest of the chosen latents are asked to explain what is left over.
 
     ‖sg(e) - ReLU(top-k of the chosen u) W_dec‖² / var(e), no bias: gradients reach the encoder and the decoder of the
-    chosen latents alone. 0 where nothing is chosen or nothing is left over.
+    chosen latents alone, and `centre` where the encoder has one. 0 where nothing is chosen or nothing is left over.
     """
     rows = chosen.nonzero().squeeze(1)
     residual = residual.detach()
