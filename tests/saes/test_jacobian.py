@@ -161,6 +161,18 @@ def test_shares_of_a_batch_have_the_mean_of_the_whole(along: str):
     assert len({round(part, 3) for part in parts}) == 4
 
 
+@pytest.mark.parametrize("method", [JacobianConfig(along="ff_blocks"), StaircaseJacobianConfig()])
+def test_validation_takes_every_token(method: JacobianConfig | StaircaseJacobianConfig):
+    torch.manual_seed(0)
+    whole, quarter = (
+        method.model_copy(update={"k": 3, "expansion": 2, "share": share}).trainees(Shape(8, 1), 0)[0].eval()
+        for share in (1.0, 0.25)
+    )
+    acts = {site: torch.randn(20, 8) for site in whole.sites}
+    expected, found = (trainee.losses(acts, Progress(9, 10)) for trainee in (whole, quarter))
+    assert all(torch.equal(found[site], expected[site]) for site in whole.sites)
+
+
 @pytest.mark.parametrize("unit_norm", [False, True])
 def test_a_large_weight_makes_the_jacobian_small(unit_norm: bool):
     torch.manual_seed(0)

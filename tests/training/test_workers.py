@@ -19,7 +19,7 @@ METHODS = [
     {**TOPK, "auxk": 0.5, "dead_tokens": 200, "k_aux": 4, "unit_norm": True, "median_bias": True, "multi": 2},
     STAIRS,
     {"method": "staircase_jumprelu", "along": "ff_blocks", "expansion": 2, "sparsity": [SPARSITY]},
-    {"method": "jacobian", "along": "ff_blocks", "k": 2, "expansion": 2},
+    {"method": "jacobian", "along": "ff_blocks", "k": 2, "expansion": 2, "share": 0.5},
     {"method": "staircase_jacobian", "k": 2, "expansion": 2},
     {"method": "relu", **HERE, "sparsity": SPARSITY},
     {"method": "gated", **HERE, "sparsity": SPARSITY},

@@ -38,16 +38,25 @@ class JacobianPenalty(Method, frozen=True):
     warmup: float = Field(default=0.05, ge=0, le=1)
     """Share of training over which the weight rises from 0."""
     share: float = Field(default=1.0, gt=0, le=1)
-    """Share of a batch's tokens at which the Jacobian is computed: its rows are in random order, so the mean over the
-    first of them has the same expectation, at that share of its cost."""
+    """Share of a batch's tokens at which the Jacobian is computed in training: its rows are in random order, so the
+    mean over the first of them has the same expectation, at that share of its cost. Validation takes all."""
 
     def penalty(
-        self, ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded, progress: Progress
+        self,
+        ff: FeedForward,
+        x: Float[Tensor, "batch d_model"],
+        up: Coded,
+        down: Coded,
+        progress: Progress,
+        *,
+        training: bool,
     ) -> Float[Tensor, ""]:
-        """The weighted term on a batch; `x` is the model's activation at the first site."""
+        """The weighted term on a batch, or out of training on all of its tokens; `x` is the model's activation at the
+        first site.
+        """
         if self.weight == 0:
             return x.new_zeros(())
-        n = math.ceil(self.share * len(x))
+        n = math.ceil(self.share * len(x)) if training else len(x)
         J = ff_jacobian(ff, x[:n], up.of_tokens(n), down.of_tokens(n), block=self.along == "ff_blocks")
         return self.weight * progress.ramp(self.warmup) * jacobian_penalty(J, x.shape[1])
 
@@ -96,7 +105,7 @@ class JacobianTrainee(Trainee):
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Float[Tensor, ""]]:
         """Each site's squared error; the second one's with the Jacobian term."""
         up, down = self.up.coded(acts[self.sites[0]]), self.down.coded(acts[self.sites[1]])
-        penalty = self._config.penalty(self._ff, acts[self.sites[0]], up, down, progress)
+        penalty = self._config.penalty(self._ff, acts[self.sites[0]], up, down, progress, training=self.training)
         return {
             self.sites[0]: squared_error(acts[self.sites[0]], up.decoded()),
             self.sites[1]: squared_error(acts[self.sites[1]], down.decoded()) + penalty,

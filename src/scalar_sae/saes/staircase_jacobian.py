@@ -50,5 +50,5 @@ class StaircaseJacobianTrainee(StaircaseTrainee):
         errors = [
             squared_error(acts[site], coded.decoded()) for site, coded in zip(self.sites, (up, down), strict=True)
         ]
-        penalty = self._config.penalty(self._ff, acts[self.sites[0]], up, down, progress)
+        penalty = self._config.penalty(self._ff, acts[self.sites[0]], up, down, progress, training=self.training)
         return {self.sites[0]: errors[0], self.sites[1]: errors[1] + penalty}

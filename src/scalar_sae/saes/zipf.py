@@ -56,7 +56,7 @@ class Densities(nn.Module):
     @torch.no_grad()
     def record(self, acts: Float[Tensor, "batch d_sae"]) -> None:
         """Follow a batch; refresh the ranks at the end of a window."""
-        now = workers.mean((acts > 0).float().mean(0))
+        now = workers.mean((acts > 0).float().sum(0)) / len(acts)  # counts are exact: so ties are, for any workers
         self.density.lerp_(now, 1 - self._config.decay if self.steps > 0 else 1.0)
         if self.steps % self._config.window == 0:
             order = self.density.argsort(descending=True, stable=True)
