@@ -36,6 +36,44 @@ def test_temporal_masks_hit_unimportant_latents_only():
     assert trainee.kept(LATE)[:10].sum() == 0
 
 
+def test_temporal_importance_weighs_its_three_statistics():
+    g = torch.Generator().manual_seed(0)
+    means = torch.rand(3, 64, generator=g) * torch.tensor([[1.0], [10.0], [0.1]])
+
+    def probability(config: TemporalConfig) -> torch.Tensor:
+        trainee = prepared(config, data())
+        assert isinstance(trainee, TemporalTrainee)
+        trainee.means.copy_(means)
+        return trainee.mask_probability()
+
+    def expected(importance: torch.Tensor) -> torch.Tensor:
+        theta = importance.mean() - 0.5 * importance.std()
+        return 1 - (-((theta - importance) / theta).clamp_min(0)).exp()
+
+    size, often, contribution = means / means.mean(1, keepdim=True)
+    equal = probability(TemporalConfig(sites=HERE))
+    assert torch.equal(equal, expected(torch.stack([size, often, contribution]).mean(0)))
+    torch.testing.assert_close(probability(TemporalConfig(sites=HERE, importance=(0.0, 0.5, 0.0))), expected(often))
+    both = probability(TemporalConfig(sites=HERE, importance=(3.0, 0.0, 1.0)))
+    torch.testing.assert_close(both, expected((3 * size + contribution) / 4))
+    with pytest.raises(ValueError, match="all three weights are 0"):
+        TemporalConfig(sites=HERE, importance=(0.0, 0.0, 0.0))
+
+
+def test_temporal_rescaling_keeps_the_mean_of_the_code():
+    config = TemporalConfig(sites=HERE, threshold_stds=0.5, rescale=True)
+    trainee, plain = (prepared(each, data()) for each in (config, config.model_copy(update={"rescale": False})))
+    assert isinstance(trainee, TemporalTrainee)
+    assert isinstance(plain, TemporalTrainee)
+    for each in (trainee, plain):
+        each.means.copy_(torch.linspace(0.5, 1.5, 64).expand(3, 64))
+    factors = torch.stack([trainee.kept(Progress(step, 4000)) for step in range(1000, 4000)])
+    torch.testing.assert_close(factors.mean(0), torch.ones(64), atol=0.1, rtol=0)
+    assert (factors == 0).any()
+    assert torch.equal(trainee.kept(LATE) > 0, plain.kept(LATE) > 0)
+    assert torch.equal(trainee.eval().kept(LATE), torch.ones(64))
+
+
 def test_jumprelu_with_a_vanishing_threshold_is_relu():
     u = torch.randn(50, 6)
     assert torch.equal(jump_relu(u, torch.full((6,), 1e-9), 1e-3), u.relu())

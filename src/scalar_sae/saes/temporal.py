@@ -7,17 +7,17 @@ importance) / theta) below theta. Our choices:
 
 * the code is ReLU, the penalty the L1 norm weighted by decoder norms (relu.py), so with r = 0 this is a ReLU SAE;
 * contribution: how much the batch's squared error would grow without the latent, f²‖d‖² + 2 f ⟨e, d⟩;
-* each mean is divided by its own mean over latents before they are averaged;
+* each mean is divided by its own mean over latents before they are averaged, equally or by the weights `importance`;
 * a mask holds for a latent and a step, for every token of the batch; means follow the unmasked code, so that a masked
-  latent can return; no rescaling by 1/p;
+  latent can return; with `rescale` those that are kept are divided by the probability of that;
 * at inference there is no mask.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from scalar_sae import workers
@@ -25,6 +25,8 @@ from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
 from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, Weights
+
+Weight = Annotated[float, Field(ge=0)]
 
 
 class TemporalConfig(DictionaryMethod, frozen=True):
@@ -41,10 +43,21 @@ class TemporalConfig(DictionaryMethod, frozen=True):
     """Decay of the running means, per step."""
     threshold_stds: float = -0.5
     """c: theta lies this many standard deviations above the mean importance."""
+    importance: tuple[Weight, Weight, Weight] = (1.0, 1.0, 1.0)
+    """Relative weights of size, how often it fires and contribution in a latent's importance."""
     rate: float = Field(default=1.0, ge=0)
     """r: how steeply the probability of a mask rises below theta."""
     warmup: float = Field(default=0.1, ge=0, le=1)
     """Share of training without masks, while the means settle."""
+    rescale: bool = False
+    """Multiply the latents that are kept by 1 / (1 - probability of a mask), so that the code's mean stays."""
+
+    @field_validator("importance")
+    @classmethod
+    def _some_weight(cls, importance: tuple[float, float, float]) -> tuple[float, float, float]:
+        if sum(importance) == 0:
+            raise ValueError("all three weights are 0; give one that is not")
+        return importance
 
     def trainee(self, place: Place, seed: int) -> Trainee:
         """An ATM SAE in training."""
@@ -76,16 +89,20 @@ class TemporalTrainee(Dictionary):
         return residual.square().sum(1).mean() + weight * (f @ weights.norms()).mean()
 
     def kept(self, progress: Progress) -> Float[Tensor, " d_sae"]:
-        """1 for latents of this step, 0 for masked ones; depends on seed, site and step."""
+        """What latents are multiplied by at this step, 0 where masked; depends on seed, site and step."""
         if not self.training or progress.fraction < self._config.warmup or self._config.rate == 0:
             return torch.ones_like(self.means[0])
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + progress.step)
         chance = torch.rand(self.d_sae, generator=generator, device="cpu").to(self.means.device)
-        return (chance >= self.mask_probability()).to(self.means.dtype)
+        masked = self.mask_probability()
+        factor = (1 - masked).reciprocal() if self._config.rescale else torch.ones_like(masked)
+        return factor.where(chance >= masked, 0)
 
     def mask_probability(self) -> Float[Tensor, " d_sae"]:
         """Of each latent, at this step."""
-        importance = (self.means / self.means.mean(1, keepdim=True).clamp_min(1e-12)).mean(0)
+        normalised = self.means / self.means.mean(1, keepdim=True).clamp_min(1e-12)
+        weights = self.means.new_tensor(self._config.importance).unsqueeze(1)
+        importance = (weights * normalised).sum(0) / weights.sum()
         theta = (importance.mean() + self._config.threshold_stds * importance.std()).clamp_min(1e-12)
         return 1 - torch.exp(-self._config.rate * ((theta - importance) / theta).clamp_min(0))
 
