@@ -56,6 +56,7 @@ def test_the_costs_of_the_full_circuit_are_ablation(block: str):
 def test_expected_goes_on_where_ablation_stops(block: str):
     pair = tiny_pair(block)
     effect, scores = (rank(pair, TOKENS, name, 0) for name in ("ablation", "expected"))
+    effect *= pair.down.W_dec.norm(dim=1)
     shown = effect > 0
     torch.testing.assert_close(scores[shown], effect[shown])
     assert shown.any()
@@ -70,7 +71,8 @@ def test_expected_goes_on_where_ablation_stops(block: str):
 @pytest.mark.parametrize("block", ["ff_block.1", "transformer_block.1"])
 def test_pruned_drops_the_least_costly_half_again_and_again(block: str):
     pair = tiny_pair(block, n_up=10, n_down=8)
-    scores, effect = rank(pair, TOKENS, "pruned", 0), rank(pair, TOKENS, "ablation", 0)
+    norms = pair.down.W_dec.norm(dim=1)
+    scores, effect = rank(pair, TOKENS, "pruned", 0), rank(pair, TOKENS, "ablation", 0) * norms
     kept = effect > 0
     assert (scores[kept].min() >= 1) & (scores[~kept].max() < 1)
     cost, number = effect.double(), 0
@@ -85,6 +87,6 @@ def test_pruned_drops_the_least_costly_half_again_and_again(block: str):
         assert (scores[gone].argsort() == cost[gone].argsort()).float().mean() > 0.8  # but for ties of float32
         kept = stays
         squares = torch.stack([scorer.costs(pair, prompt, kept) for prompt in read(pair, TOKENS)]).sum(0)
-        cost = squares.clamp(min=0).sqrt()
+        cost = squares.clamp(min=0).sqrt() * norms
     assert number > 3
     assert (scores == scores.max()).sum() == 1
