@@ -21,6 +21,7 @@ misses: so the attributions of `ig` add up to relu(p_j) at the input less relu(p
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -49,6 +50,24 @@ SHAPLEY_ORDERS = 8
 FISHER_LABELS = 4
 
 
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is ranked, and what is told and kept of it on the way."""
+
+    pair: Pair
+    """Whose edges."""
+    tokens: Int[Tensor, "prompt token"]
+    """The ranking text; of several workers each takes its part."""
+    seed: int
+    """Of what is sampled (`shapley`'s orders, `output`'s labels)."""
+    done: Callable[[float], None]
+    """Called with the share of a prompt's work that is finished."""
+    room: int
+    """Bytes for the float64 sums; downstream latents are ranked as many at a time as fit."""
+    kept: Unfinished = field(default_factory=Unfinished)
+    """Where what is found is written, and read if it is there already."""
+
+
 def rank(
     pair: Pair,
     tokens: Int[Tensor, "prompt token"],
@@ -58,99 +77,57 @@ def rank(
     room: int = 2**30,
     kept: Unfinished | None = None,
 ) -> Scores:
-    """Score every edge of a pair on ranking text.
-
-    Args:
-        pair: whose edges.
-        tokens: the ranking text; of several workers each takes its part.
-        name: one of RANKINGS.
-        seed: of what is sampled (`shapley`'s orders, `output`'s labels).
-        done: called with the share of a prompt's work that is finished.
-        room: bytes for the float64 sums; downstream latents are ranked as many at a time as fit.
-        kept: where what is found is written, and read if it is there already.
-    """
-    return RANKINGS[name](pair, tokens, seed, done, room, kept or Unfinished())
+    """Score every edge of a pair on ranking text; `name` is one of RANKINGS, the others are as in Work."""
+    return RANKINGS[name](Work(pair, tokens, seed, done, room, kept or Unfinished()))
 
 
-def whole(
-    rule: Rule,
-    pair: Pair,
-    tokens: Int[Tensor, "prompt token"],
-    seed: int,
-    done: Callable[[float], None],
-    room: int,
-    kept: Unfinished,
-) -> Scores:
+def whole(rule: Rule, work: Work) -> Scores:
     """What a rule finds, for all downstream latents."""
-    scores = pair.up.W_dec.new_empty(pair.up.d_sae, pair.down.d_sae)
-    for columns, some in summed(rule, pair, tokens, seed, done, room, kept):
+    scores = work.pair.up.W_dec.new_empty(work.pair.up.d_sae, work.pair.down.d_sae)
+    for columns, some in summed(rule, work):
         scores[:, columns] = some
     return scores
 
 
-def summed(
-    rule: Rule,
-    pair: Pair,
-    tokens: Int[Tensor, "prompt token"],
-    seed: int,
-    done: Callable[[float], None],
-    room: int,
-    kept: Unfinished,
-    parts: int = 1,
-) -> Iterator[tuple[slice, Float[Tensor, "n_up n_total"]]]:
+def summed(rule: Rule, work: Work, parts: int = 1) -> Iterator[tuple[slice, Float[Tensor, "n_up n_total"]]]:
     """Root mean square over tokens of what a rule finds, some downstream latents at a time, none of which stays in
     memory.
 
     A rule may find several numbers an edge, in `parts` side by side.
     """
-    width = max(1, min(pair.down.d_sae, room // (8 * parts * pair.up.d_sae)))
-    for start in range(0, pair.down.d_sae, width):
-        columns = slice(start, min(start + width, pair.down.d_sae))
-        found = kept.found(columns)
+    n_up, n_down = work.pair.up.d_sae, work.pair.down.d_sae
+    width = max(1, min(n_down, work.room // (8 * parts * n_up)))
+    for start in range(0, n_down, width):
+        columns = slice(start, min(start + width, n_down))
+        found = work.kept.found(columns)
         (missing,) = workers.most([int(found is None)])
         if found is None or missing:
-            found = _sum(rule, pair, tokens, seed, done, columns, parts, kept)
-            kept.keep_found(columns, found)
+            found = _sum(rule, work, columns, parts)
+            work.kept.keep_found(columns, found)
         else:
-            done(len(workers.mine(len(tokens))) * (columns.stop - start) / pair.down.d_sae)
-        yield columns, found.to(pair.device)
+            work.done(len(workers.mine(len(work.tokens))) * (columns.stop - start) / n_down)
+        yield columns, found.to(work.pair.device)
 
 
-def _sum(
-    rule: Rule,
-    pair: Pair,
-    tokens: Int[Tensor, "prompt token"],
-    seed: int,
-    done: Callable[[float], None],
-    columns: slice,
-    parts: int,
-    kept: Unfinished,
-) -> Float[Tensor, "n_up n_total"]:
+def _sum(rule: Rule, work: Work, columns: slice, parts: int) -> Float[Tensor, "n_up n_total"]:
     """What a rule finds for some downstream latents."""
-    n_col = columns.stop - columns.start
+    pair, tokens, n_col = work.pair, work.tokens, columns.stop - columns.start
     total = pair.up.W_dec.new_zeros(pair.up.d_sae, parts * n_col, dtype=torch.float64)
-    n_before = kept.sums(columns, total)
+    n_before = work.kept.sums(columns, total)
     for n, number in enumerate(workers.mine(len(tokens)), 1):
         if n > n_before:
-            generator = torch.Generator().manual_seed(1_000_003 * seed + number)
+            generator = torch.Generator().manual_seed(1_000_003 * work.seed + number)
             for prompt in read(pair, tokens[number : number + 1], number):
                 rule(pair, prompt, columns, total, generator)
-            kept.keep_sums(columns, n, total)
-        done(n_col / pair.down.d_sae)
+            work.kept.keep_sums(columns, n, total)
+        work.done(n_col / pair.down.d_sae)
     workers.add_up(total)
     return total.div_(tokens.numel()).clamp_(min=0.0).sqrt_().float()
 
 
-def expected(
-    pair: Pair,
-    tokens: Int[Tensor, "prompt token"],
-    seed: int,
-    done: Callable[[float], None],
-    room: int,
-    kept: Unfinished,
-) -> Scores:
+def expected(work: Work) -> Scores:
     """`ablation`, and behind it the edges that had no effect, in the order of what they may have on other text."""
-    scores = _shown_or_likely(pair, tokens, seed, done, room, kept)
+    scores = _shown_or_likely(work)
     least = min((float(row[row > 0].min()) for row in scores if bool((row > 0).any())), default=1.0)
     most = max(-float(scores.min()), 1e-30)
     for row in scores:  # in place: there may be billions
@@ -158,45 +135,29 @@ def expected(
     return scores
 
 
-def pruned(
-    pair: Pair,
-    tokens: Int[Tensor, "prompt token"],
-    seed: int,
-    done: Callable[[float], None],
-    room: int,
-    kept: Unfinished,
-) -> Scores:
+def pruned(work: Work) -> Scores:
     """Edges in the order in which they are left: the score is the round in which an edge goes, and within a round its
     cost as a share of the least cost among those that stay (costs below zero count as zero). Those without an effect go
     first, as in `expected`.
     """
-    readout = Readout.of(pair)
-    norms = pair.down.W_dec.norm(dim=1)
-    cost = _shown_or_likely(pair, tokens, seed, lambda share: None, room, kept)
+    readout, norms = Readout.of(work.pair), work.pair.down.W_dec.norm(dim=1)
+    cost = _shown_or_likely(replace(work, done=partial(_share_done, work.done, 0.0)))
     left = cost > 0
     scores = torch.where(left, 1.0, cost / (2 * cost.min().clamp(max=-1e-30)))
     n_left, number = int(left.sum()), 0
     while n_left > 1:
         n_left, number = n_left // 2, number + 1
-        stays = levels(cost.masked_fill(~left, -1.0), np.array([0, n_left]), seed) == 1
+        stays = levels(cost.masked_fill(~left, -1.0), np.array([0, n_left]), work.seed) == 1
         share = (cost / cost[stays].min()).nan_to_num_(0.0).clamp_(max=1.0)
         scores += torch.where(left, torch.where(stays, 1.0, share), 0.0)
         left = stays
-        step = partial(_share_done, done, 0.5**number)
-        cost = whole(_rest(readout, left), pair, tokens, seed, step, room, kept.part(f"round.{number}"))
-        cost *= norms
-    done(len(tokens) / workers.count() * 0.5**number)
+        step = partial(_share_done, work.done, 0.5**number)
+        cost = whole(_rest(readout, left), replace(work, done=step, kept=work.kept.part(f"round.{number}"))) * norms
+    work.done(len(work.tokens) / workers.count() * 0.5**number)
     return scores
 
 
-def _shown_or_likely(
-    pair: Pair,
-    tokens: Int[Tensor, "prompt token"],
-    seed: int,
-    done: Callable[[float], None],
-    room: int,
-    kept: Unfinished,
-) -> Scores:
+def _shown_or_likely(work: Work) -> Scores:
     """The effect of each edge by `ablation`; where it is zero, below zero: how likely it has one on other text. Both in
     units of the model's activations (times the norm of the downstream latent's decoder row), so that the order does not
     depend on the scale of latents.
@@ -205,9 +166,10 @@ def _shown_or_likely(
     active. What they lack is chance: so the root mean square of the change of the latent's pre-activation, times the
     root of the share of tokens at which it is active.
     """
-    density = _density(pair, tokens).sqrt()
+    pair = work.pair
+    density = _density(pair, work.tokens).sqrt()
     scores = pair.up.W_dec.new_empty(pair.up.d_sae, pair.down.d_sae)
-    for columns, both in summed(_removal, pair, tokens, seed, done, room, kept, parts=2):
+    for columns, both in summed(_removal, work, parts=2):
         effect, drive = both.chunk(2, 1)
         norms = pair.down.W_dec[columns].norm(dim=1)
         scores[:, columns] = torch.where(effect > 0, effect, -drive * density[columns]).mul_(norms)
@@ -311,7 +273,7 @@ RULES: dict[str, Rule] = {
 }
 """Rankings that score an edge by itself."""
 
-RANKINGS: dict[str, Callable[[Pair, Tensor, int, Callable[[float], None], int, Unfinished], Scores]] = {
+RANKINGS: dict[str, Callable[[Work], Scores]] = {
     **{name: partial(whole, rule) for name, rule in RULES.items()},
     "expected": expected,
     "pruned": pruned,

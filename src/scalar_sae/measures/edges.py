@@ -18,8 +18,7 @@ from torch import Tensor
 
 from scalar_sae.benchmark.memory import columns_bytes
 from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.ranking import RULES, summed
-from scalar_sae.benchmark.unfinished import Unfinished
+from scalar_sae.benchmark.ranking import RULES, Work, summed
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.runs import Bar
 from scalar_sae.saes.sae import SAE
@@ -59,7 +58,7 @@ def strongest_edges(
             pair = Pair(lm, Block(up, down), saes[up], saes[down])
             room = columns_bytes(pair, memory)
             of_up = _Best.none(pair.up.d_sae, n)
-            for columns, scores in summed(RULES[ranking], pair, tokens, seed, bar.step, room, Unfinished()):
+            for columns, scores in summed(RULES[ranking], Work(pair, tokens, seed, bar.step, room)):
                 of_up = of_up.merge(_Best.of(scores, columns.start, n))
                 found[down].append(_table(_Best.of(scores.T, 0, n), columns.start, "up", up))
             found[up].append(_table(of_up, 0, "down", down))
