@@ -18,8 +18,17 @@ PRESET = {
         "warmup_steps": 1,
         "saes": [{"method": "topk", "sites": ["resid_mid.0", "resid_post.0"], "expansion": 1}],
     },
-    "score": {"rankings": {"expected": 2}, "prompts": 2, "context": 16, "edges": "0,1,16,256,4096", "controls": []},
+    "score": {
+        "rankings": {"expected": 2, "ablation": 2, "output": 2},
+        "prompts": 2,
+        "context": 16,
+        "edges": "0,1,16,256,4096",
+        "controls": [],
+    },
 }
+
+
+KEYS = [("ff_block.0", "topk", ranking, None) for ranking in sorted(PRESET["score"]["rankings"])]
 
 
 def test_two_workers_make_what_one_makes(tmp_path: Path):
@@ -28,15 +37,19 @@ def test_two_workers_make_what_one_makes(tmp_path: Path):
     script = tmp_path / "work.py"
     script.write_text("import torch; torch.set_num_threads(1)\nfrom scalar_sae.cli import main\nmain()\n")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    two = [*torchrun, "quickstart", "--preset", str(preset), "--out", str(tmp_path / "two")]
-    done = subprocess.run(two, capture_output=True, text=True, check=True)
+    two = ["quickstart", "--preset", str(preset), "--out", str(tmp_path / "two")]
+    done = subprocess.run([*torchrun, *two], capture_output=True, text=True, check=True)
     assert done.stdout.count("Report:") == 1, "the first worker alone reports"
     scalar("quickstart", "--preset", preset, "--out", tmp_path / "one")
     names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("one", "two")]
     assert names[0] == names[1]
     one, other = (Results.read(tmp_path / run / "results.json") for run in ("one", "two"))
-    assert [record.key for record in one.records] == [record.key for record in other.records] == [
-        ("ff_block.0", "topk", "expected", None)
-    ]  # fmt: skip
+    assert [record.key for record in one.records] == [record.key for record in other.records] == KEYS
     assert one.records[0].absolute == pytest.approx(other.records[0].absolute, rel=1e-2)
     assert [sae.fvu for sae in one.saes] == [pytest.approx(sae.fvu, rel=1e-3) for sae in other.saes]
+
+    (tmp_path / "two" / "results.json").unlink()
+    subprocess.run([sys.executable, str(script), *two], capture_output=True, text=True, check=True)
+    alone = Results.read(tmp_path / "two" / "results.json")
+    for shared, by_one in zip(other.records, alone.records, strict=True):  # two records a worker each, one by prompts
+        assert shared.model_dump(exclude={"seconds"}) == by_one.model_dump(exclude={"seconds"})

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from scalar_sae import workers
 from scalar_sae.activations.reading import Gradient
-from scalar_sae.benchmark.config import LOCAL, ScoreConfig, check_ranking, counts_of, held_out
+from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, held_out
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import room, score
@@ -29,7 +29,7 @@ from scalar_sae.corpora import VAL_SHARE, Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.fidelity import fidelity, standing_in
-from scalar_sae.results import Control, Results
+from scalar_sae.results import Control, Record, Results
 from scalar_sae.runs import Bar, Events, differences, say, whole, write_text
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
@@ -201,17 +201,15 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     jobs = [job for job in _jobs(config, lm, saes) if job.key not in done]
     total = sum((config.score.prompts + config.score.rankings[job.ranking]) * _weight(job.pair) for job in jobs)
     with Bar("score", total / workers.count()) as bar:
-        for name, pair, ranking, control in jobs:
-            note = f"{pair.block} {name} {control or ''} {ranking}"
-            step = partial(_step, bar, _weight(pair), note)
-            record = score(pair, texts, name, ranking, config.score, step, out / "partial", control)
-            results.records.append(record)
+        work = partial(_record, config.score, texts, out / "partial", bar)
+        for finished in workers.deal(jobs, work):
+            results.records += finished
             if workers.number() == 0:
                 results.write(path)
                 shutil.rmtree(out / "partial", ignore_errors=True)
-                events(
-                    "score", block=record.block, method=name, ranking=ranking, control=control, seconds=record.seconds
-                )
+                for record in finished:
+                    said = record.model_dump(include={"block", "method", "ranking", "control", "seconds"})
+                    events("score", **said)
             workers.meet()  # nobody writes to `partial` while it goes
     return results
 
@@ -237,6 +235,13 @@ def _jobs(config: StudyConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE
     first = dict(reversed(found))
     headline = next(iter(config.score.rankings))
     return jobs + [_Job(n, pair, headline, control) for n, pair in first.items() for control in config.score.controls]
+
+
+def _record(config: ScoreConfig, texts: Texts, partly: Path, bar: Bar, job: _Job) -> Record:
+    """Make a record; what is done of it is kept in the folder `partly`."""
+    note = f"{job.pair.block} {job.method} {job.control or ''} {job.ranking}"
+    step = partial(_step, bar, _weight(job.pair), note)
+    return score(job.pair, texts, job.method, job.ranking, config, step, partly, job.control)
 
 
 def _step(bar: Bar, weight: int, note: str, n: int | float) -> None:

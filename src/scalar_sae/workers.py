@@ -1,14 +1,15 @@
 """Several processes on one job, started by `torchrun`. Alone, everything here does nothing.
 
-Scoring gives each worker every n-th prompt. Training gives each a part of every batch (docs/training.md): what a method
+Scoring gives each worker a record to make as long as there is one for everybody; those that are left are shared by
+prompts, of which each takes every n-th. Training gives each a part of every batch (docs/training.md): what a method
 takes from the whole batch goes through `mean`, `smallest`, `anywhere` or `gather`, and gradients through `average`.
 """
 
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from scalar_sae.errors import UserError
+
+Job = TypeVar("Job")
 
 
 def join() -> None:
@@ -136,6 +139,22 @@ def one_first() -> Generator[None]:
     yield
     if number() == 0:
         meet()
+
+
+def deal(jobs: Sequence[Job], do: Callable[[Job], Any]) -> Generator[list[Any]]:
+    """Do all jobs; yields what is finished, in the order of the jobs, to everybody alike.
+
+    Each worker does a job by itself as long as there is one for everybody; the others they do together.
+    """
+    for start in range(0, len(jobs), count()):
+        turn = jobs[start : start + count()]
+        if len(turn) < count():
+            yield from ([do(job)] for job in turn)
+        else:
+            mine = number()
+            with apart():
+                found = {mine: do(turn[mine])}
+            yield list(dict(sorted(collect(found).items())).values())
 
 
 _apart = False

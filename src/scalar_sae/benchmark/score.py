@@ -70,7 +70,7 @@ def score(
     rank_text = texts.ranking[: config.rankings[ranking]]
     hashes = {"lm": hash_of(pair.lm.parameters()), "up": digest(pair.up), "down": digest(pair.down)}
     identity: dict[str, Any] = {"ranking": ranking, "n": [len(rank_text), len(texts.ranking)], "hashes": hashes}
-    identity |= {"definitions": DEFINITIONS, "block": str(pair.block), "reads": str(pair.encoded)}
+    identity |= {"definitions": DEFINITIONS, "method": method, "block": str(pair.block), "reads": str(pair.encoded)}
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
     saved = None if ranking in (*RANKINGS, LOCAL) else saved_scores(Path(ranking), pair)
     if saved is not None:

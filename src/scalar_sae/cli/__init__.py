@@ -49,8 +49,8 @@ def quickstart(
 ) -> None:
     """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
 
-    Under `torchrun --no-python --nproc-per-node 2 scalar quickstart ...` every batch and the prompts of every block
-    are shared out, blocks are not, with the same result but for rounding.
+    Under `torchrun --no-python --nproc-per-node 2 scalar quickstart ...` every batch is shared out, then the
+    blocks to score, and the prompts of those that are left over: the same result but for rounding.
 
     Example: **scalar quickstart --out runs/quickstart**
     """

@@ -83,7 +83,8 @@ def score(
 ) -> None:
     """Score the interaction of SAEs across one block.
 
-    Under `torchrun --no-python --nproc-per-node 2 scalar score ...` the prompts are shared out.
+    Under `torchrun --no-python --nproc-per-node 2 scalar score ...` the groups of SAEs are shared
+    out, then the prompts.
 
     Example: **scalar score --saes runs/quickstart --block ff_block.0 --prompts 10**
     """
@@ -91,7 +92,7 @@ def score(
     from scalar_sae.benchmark.config import LOCAL, ScoreConfig, held_out
     from scalar_sae.benchmark.pair import Pair
     from scalar_sae.benchmark.score import score as run
-    from scalar_sae.results import Results
+    from scalar_sae.results import Record, Results
     from scalar_sae.runs import Bar
     from scalar_sae.sites import Block
     from scalar_sae.training.config import validated
@@ -118,11 +119,15 @@ def score(
     texts = held_out(text(tokens, model), config)
     results = Results()
     with Bar("score", len(pairs) * (prompts + rank_prompts) / workers.count()) as bar:
-        for name, pair in pairs.items():
-            partial = out.with_name(f"{out.name}.partial") if out else None
+        partial = out.with_name(f"{out.name}.partial") if out else None
+        instead = next(iter(config.controls), None)
+
+        def record(name: str) -> Record:
             done = functools.partial(finished, bar, name)
-            instead = next(iter(config.controls), None)
-            results.records.append(run(pair, texts, name, used, config, done, partial, instead))
+            return run(pairs[name], texts, name, used, config, done, partial, instead)
+
+        for some in workers.deal(list(pairs), record):
+            results.records += some
     if workers.number() != 0:
         return
     if out:
