@@ -20,7 +20,7 @@ demo: install
 	$(RUN)scalar quickstart --out runs/quickstart
 
 test: install
-	$(RUN)python -m pytest
+	$(RUN)python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 bench: install $(PEERS)
 	$(RUN)python -m benchmarks

@@ -1,4 +1,6 @@
-"""Tests that need the network run only when asked for; one Chromium set-up for all that need a browser."""
+"""Tests that need the network run only when asked for; one Chromium set-up for all that need a browser; of several
+test processes (`make test`) each computes with one thread.
+"""
 
 import os
 import shutil
@@ -7,9 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
