@@ -47,7 +47,13 @@ class Case:
         return load_file(shared("golden", f"attr_{self.name}.safetensors"))
 
     def sweep(self) -> dict[str, torch.Tensor]:
-        return load_file(shared("golden", f"sweep_{self.name}.a.safetensors"))
+        """One pair's counts are in two files."""
+        first, *more = [load_file(path) for path in sorted(shared("golden").glob(f"sweep_{self.name}.*.safetensors"))]
+        for second in more:
+            order = torch.cat([first["edge_counts"], second["edge_counts"]]).argsort()
+            for name in ("edge_counts", "down_idx", "down_val", "kl", "kl_full_model"):
+                first[name] = torch.cat([first[name], second[name]])[order]
+        return first
 
     def level(self, counts: np.ndarray) -> torch.Tensor:
         """The authors' order: descending attribution, exact ties and zeros as recorded."""
