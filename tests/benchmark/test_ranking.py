@@ -7,7 +7,8 @@ from scalar_sae import workers
 from scalar_sae.benchmark import effects
 from scalar_sae.benchmark.pair import Pair, read
 from scalar_sae.benchmark.ranking import IG_STEPS, RANKINGS, rank
-from tests.helpers import tiny_pair
+from scalar_sae.sites import Block
+from tests.helpers import random_sae, tiny_lm, tiny_pair
 from tests.reference import scorer
 
 TOKENS = torch.arange(24).view(2, 12)
@@ -108,6 +109,24 @@ def test_fisher_information_by_enumerating_the_labels():
         (gradient,) = torch.autograd.grad(log_probs[label], x, retain_graph=True)
         expected += log_probs[label].exp().detach() * (pair.down.W_dec @ gradient[0, 0]).square()
     torch.testing.assert_close(sampled[0], expected, rtol=0.1, atol=1e-3)
+
+
+@pytest.mark.parametrize("block", ["ff_block.0", "transformer_block.0"])
+def test_rounding_is_no_effect(block: str):
+    """In wide models one product of matrices differs in its last bits from the same within a batch."""
+    ends = (random_sae(768, 128, 4, seed, "jumprelu") for seed in (0, 1))
+    pair = Pair(tiny_lm(d_model=768), Block.parse(block), *ends)
+    (prompt,) = read(pair, torch.arange(16).unsqueeze(0))
+    n_unused = 0
+    for players, effect, drive in effects.of_removal(pair, prompt, slice(0, 128)):
+        for player, change in enumerate(players.change):
+            for token in range(16):
+                unused = (change[: token + 1] == 0).all() if pair.block.mixes_tokens else change[token] == 0
+                if unused:
+                    n_unused += 1
+                    assert not effect[player, token].any()
+                    assert not drive[player, token].any()
+    assert n_unused > 100
 
 
 def test_local_effects_by_removing_one_latent_at_one_token():

@@ -47,6 +47,15 @@ class Players:
         """What each player adds to the upstream reconstruction."""
         return self.change.unsqueeze(-1) * pair.up.W_dec[self.latent]
 
+    def untouched(self, mixes_tokens: bool) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
+        """Players and tokens where a player changes nothing: it adds nothing there, nor at a token that comes before.
+
+        What a computed effect holds there is rounding, and would count as an effect.
+        """
+        here = self.change != 0
+        player, token = (~(here.cumsum(1) > 0) if mixes_tokens else ~here).nonzero(as_tuple=True)
+        return player, token
+
     def add_squares(
         self, total: Float[Tensor, "n_up n_col"], effect: Float[Tensor, "player token n_col"], mixes_tokens: bool
     ) -> None:
@@ -69,7 +78,7 @@ def of_a_change(
     rule = pair.down.activation
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
     bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
-    for some, changed in _changed(pair, prompt, start, sign, columns):
+    for some, changed in _changed(pair, prompt, start, sign, pre_acts[:, columns], columns):
         yield some, rule.alone(changed, bar).sub_(acts)
 
 
@@ -83,18 +92,26 @@ def of_removal(
     rule, start = pair.down.activation, pair.reconstruct(prompt.z, prompt)
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
     bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
-    for some, changed in _changed(pair, prompt, start, -1.0, columns):
+    for some, changed in _changed(pair, prompt, start, -1.0, pre_acts[:, columns], columns):
         yield some, rule.alone(changed, bar).sub_(acts), changed.sub_(pre_acts[:, columns])
 
 
 def _changed(
-    pair: Pair, prompt: Prompt, start: Float[Tensor, "token d_model"], sign: float, columns: slice
+    pair: Pair,
+    prompt: Prompt,
+    start: Float[Tensor, "token d_model"],
+    sign: float,
+    pre_acts: Float[Tensor, "token n_col"],
+    columns: slice,
 ) -> Iterator[tuple[Players, Float[Tensor, "player token n_col"]]]:
-    """Pre-activations after each change."""
+    """Pre-activations after each change; those at `start` where nothing changes."""
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
     for some in Players.of(pair, prompt).batches(W.shape[1]):
         y = pair.down.seen(pair.compute(start + sign * some.adds(pair), prompt.up_skip))
-        yield some, torch.addmm(b, y.flatten(0, 1), W).view(*y.shape[:2], -1)
+        changed = torch.addmm(b, y.flatten(0, 1), W).view(*y.shape[:2], -1)
+        player, token = some.untouched(pair.block.mixes_tokens)
+        changed[player, token] = pre_acts[token]
+        yield some, changed
 
 
 @torch.no_grad()
