@@ -5,19 +5,22 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jsonschema
 import pytest
 import yaml
 
-from scalar_sae import runs
+from scalar_sae import runs, study
+from scalar_sae.benchmark import score as benchmark
+from scalar_sae.benchmark.curve import measure
 from scalar_sae.cli import main
 from scalar_sae.errors import UserError
 from scalar_sae.results import Results
@@ -170,6 +173,35 @@ def test_a_study_killed_while_scoring_goes_on(run: Path, preset: Path, tmp_path:
     scores = [[(r.key, r.absolute, r.edges_at, r.log_area, r.ci) for r in records] for records in (mine, theirs)]
     assert scores[0] == scores[1]
     assert mine[: len(some)] == some
+
+
+def test_a_record_that_another_worker_began_goes_on(run: Path, preset: Path, tmp_path: Path):
+    """Begun beside one that comes before it, as a second worker does; then one process does the rest."""
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    whole = Results.read(out / "results.json")
+    some = whole.model_copy(update={"records": whole.records[:-2]})
+    some.write(out / "results.json")
+    swept: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        swept.append(1)
+        if stop_at == len(swept):
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    stop_at, jobs = 2, study._jobs
+    with mock.patch.object(benchmark, "measure", counted):
+        with mock.patch.object(study, "_jobs", lambda *a: jobs(*a)[::-1]):
+            assert scalar("quickstart", "--preset", preset, "--out", out, check=False).returncode == 130
+        stop_at = 0
+        swept.clear()
+        scalar("quickstart", "--preset", preset, "--out", out)
+    assert len(swept) == 3, "both prompts of one record, and the second of the other"
+    without = {"seconds", "config"}  # its model lies elsewhere
+    for mine, theirs in zip(Results.read(out / "results.json").records, whole.records, strict=True):
+        assert mine.model_dump(exclude=without) == theirs.model_dump(exclude=without)
+    assert not (out / "partial").exists()
 
 
 def test_one_pair_can_be_scored_by_itself(run: Path, tmp_path: Path):

@@ -199,18 +199,20 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     texts = held_out(corpus, config.score)
     done = {record.key for record in results.records}
     jobs = [job for job in _jobs(config, lm, saes) if job.key not in done]
-    total = sum((config.score.prompts + config.score.rankings[job.ranking]) * _weight(job.pair) for job in jobs)
-    with Bar("score", total / workers.count()) as bar:
-        work = partial(_record, config.score, texts, out / "partial", bar)
+    costs = [(config.score.prompts + config.score.rankings[job.ranking]) * _weight(job.pair) for job in jobs]
+    total = sum(cost * share for cost, share in zip(costs, workers.shares(len(jobs)), strict=True))
+    with Bar("score", total) as bar:
+        work = partial(_record, config.score, texts, out, bar)
         for finished in workers.deal(jobs, work):
             results.records += finished
             if workers.number() == 0:
                 results.write(path)
-                shutil.rmtree(out / "partial", ignore_errors=True)
                 for record in finished:
+                    shutil.rmtree(_partly(out, record.key), ignore_errors=True)
                     said = record.model_dump(include={"block", "method", "ranking", "control", "seconds"})
                     events("score", **said)
-            workers.meet()  # nobody writes to `partial` while it goes
+    if workers.number() == 0:
+        shutil.rmtree(out / "partial", ignore_errors=True)
     return results
 
 
@@ -237,11 +239,17 @@ def _jobs(config: StudyConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE
     return jobs + [_Job(n, pair, headline, control) for n, pair in first.items() for control in config.score.controls]
 
 
-def _record(config: ScoreConfig, texts: Texts, partly: Path, bar: Bar, job: _Job) -> Record:
-    """Make a record; what is done of it is kept in the folder `partly`."""
+def _record(config: ScoreConfig, texts: Texts, out: Path, bar: Bar, job: _Job) -> Record:
+    """Make a record."""
     note = f"{job.pair.block} {job.method} {job.control or ''} {job.ranking}"
     step = partial(_step, bar, _weight(job.pair), note)
-    return score(job.pair, texts, job.method, job.ranking, config, step, partly, job.control)
+    return score(job.pair, texts, job.method, job.ranking, config, step, _partly(out, job.key), job.control)
+
+
+def _partly(out: Path, key: tuple[str, str, str, str | None]) -> Path:
+    """Where what is done of an unfinished record is kept."""
+    block, method, ranking, control = key
+    return out / "partial" / "-".join([block, method, Path(ranking).name, *([control] if control else [])])
 
 
 def _step(bar: Bar, weight: int, note: str, n: int | float) -> None:
@@ -250,4 +258,4 @@ def _step(bar: Bar, weight: int, note: str, n: int | float) -> None:
 
 def _weight(pair: Pair) -> int:
     """Roughly what a prompt of a pair costs, for the estimate of the time left."""
-    return pair.down.d_sae // 64 * (2 if pair.block.mixes_tokens else 1)
+    return max(1, pair.down.d_sae // 64) * (2 if pair.block.mixes_tokens else 1)

@@ -157,6 +157,12 @@ def deal(jobs: Sequence[Job], do: Callable[[Job], Any]) -> Generator[list[Any]]:
             yield list(dict(sorted(collect(found).items())).values())
 
 
+def shares(n_jobs: int) -> list[float]:
+    """The share of each job that `deal` gives this worker."""
+    n_whole = n_jobs // count() * count()
+    return [float(job % count() == number()) if job < n_whole else 1 / count() for job in range(n_jobs)]
+
+
 _apart = False
 
 

@@ -164,6 +164,8 @@ def test_what_cannot_be_compared_is_named():
         ratios([one, record("ff_block.0", "b", 30)], "topk", "edges")
     with pytest.raises(UserError, match="several records of one block and method"):
         ratios([one, one], "topk")
+    with pytest.raises(UserError, match=r"floor.ce_increase of ff_block.0 b is -0.\d+: there are ratios of positive"):
+        ratios([one, record("ff_block.0", "b", 30, floor=-0.1)], "topk", "floor.ce_increase")
     elsewhere = one.model_copy(update={"hashes": {"lm": "another", "up": "another"}})
     with pytest.raises(UserError, match="not SAEs of several seeds on one model"):
         ratios([one, elsewhere, record("ff_block.0", "b", 30)], "topk")

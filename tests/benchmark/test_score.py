@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of
+from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of, saved_scores
+from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, read
 from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.ranking import rank
@@ -131,6 +132,26 @@ def test_how_much_text_a_ranking_has_decides_the_order_alone(ablation: str, tmp_
     full = [pair.full_circuit(prompt) for prompt in read(pair, TEXTS.ranking)]
     live = [(torch.cat(acts) > 0).any(0).sum() for acts in ([p.z for p in read(pair, TEXTS.ranking)], full)]
     assert many.n_live_edges == live[0] * live[1]
+
+
+def test_a_saved_ranking_keeps_its_order(tmp_path: Path):
+    """Float32 cannot tell whole numbers beyond 2^24 apart."""
+    pair, path = tiny_pair("ff_block.0"), tmp_path / "ranks.npy"
+    ranks = np.random.default_rng(0).permutation(480).reshape(24, 20)
+    for saved in (ranks, ranks + 600_000_000, ranks.astype(np.int16) - 240, ranks * 0.25, ranks.astype(np.float16)):
+        np.save(path, saved)
+        scores = saved_scores(path, pair)
+        assert (scores.flatten().argsort() == torch.from_numpy(ranks).flatten().argsort()).all()
+        assert levels(scores, np.arange(0, 240), 0)[torch.from_numpy(ranks == 479)].tolist() == [1]
+    for wrong, message in (
+        (ranks * 1e-48, "too large or too small for float32"),
+        (ranks * 10**8, "whole numbers from 0 to 47900000000"),
+        (np.where(ranks == 3, np.nan, ranks), "none of them NaN"),
+        (ranks * 1j, "real numbers"),
+    ):
+        np.save(path, wrong)
+        with pytest.raises(UserError, match=message):
+            saved_scores(path, pair)
 
 
 def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):

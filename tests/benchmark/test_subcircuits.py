@@ -8,11 +8,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from scalar_sae.benchmark import effects
+from scalar_sae.benchmark import chain, effects
 from scalar_sae.benchmark.config import ScoreConfig, Texts
 from scalar_sae.benchmark.edges import ORDER_BYTES, GlobalEdges, LocalEdges
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, mean_ablated, read
+from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.score import score
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.errors import UserError
@@ -199,8 +200,12 @@ def test_an_output_that_is_not_finite_is_named():
     with torch.no_grad():
         pair.lm.hf.transformer.h[1].mlp.c_proj.weight[0] = torch.nan
     config = ScoreConfig(rankings={"random": 1}, prompts=2, context=10)
+    texts = Texts(TOKENS[:1], TOKENS[1:], {})
     with pytest.raises(UserError, match=r"prompt 0: the model's output is not finite"):
-        score(pair, Texts(TOKENS[:1], TOKENS[1:], {}), "m", "random", config)
+        score(pair, texts, "m", "random", config)
+    level = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"prompt 0: the model's output is not finite"):
+        chain.curves([pair], [level], 1, texts.scoring, Partial(None, {}))
 
 
 def test_activations_that_are_not_finite_are_named():

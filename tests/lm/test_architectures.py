@@ -216,6 +216,14 @@ def test_an_architecture_that_is_not_understood_says_what_is_missing(config: obj
         LanguageModel(AutoModelForCausalLM.from_config(config), "new")
 
 
+def test_weights_that_are_not_finite_are_named():
+    hf = family_hf("gpt2")
+    with torch.no_grad():
+        hf.transformer.h[1].mlp.c_fc.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"^mine: transformer.h.1.mlp.c_fc.weight holds values that are not finite"):
+        LanguageModel(hf, "mine")
+
+
 def test_what_is_no_causal_language_model_is_refused():
     bert = BertModel(BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(UserError, match="BertModel is not a causal language model"):

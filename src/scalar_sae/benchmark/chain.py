@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from scalar_sae import workers
-from scalar_sae.benchmark.curve import Exact
+from scalar_sae.benchmark.curve import Exact, check_finite
 from scalar_sae.benchmark.edges import GlobalEdges
 from scalar_sae.benchmark.order import NEVER, levels
 from scalar_sae.benchmark.pair import Pair, Prompt, Slots, read
@@ -106,7 +106,9 @@ def _measure(pairs: list[Pair], readouts: list[Readout], prompt: Prompt, level: 
         kept = [one.gt(index).byte().mul_(NEVER) for one in level]  # a ranking of one step
         log_probs, live, l0 = _run(pairs, readouts, prompt, kept)
         rows.append([kl(model, log_probs).mean().item(), kl(circuit, log_probs).mean().item(), live, l0])
-    return Curves(*np.array(rows).T[..., None], *floors)
+    curves = np.array(rows).T[..., None]
+    check_finite(prompt, curves, floors)
+    return Curves(*curves, *floors)
 
 
 def _run(

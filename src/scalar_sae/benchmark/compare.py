@@ -148,8 +148,8 @@ def _seeds(a: Record, b: Record) -> bool:
 def _beside(mine: list[Record], base: list[Record], score: str) -> _Beside:
     """The ratio of two means over seeds, resample by resample."""
     with np.errstate(divide="ignore", invalid="ignore"):  # infinite where never reached, NaN where neither is
-        reference = _over_seeds(base, score, np.log)
-        logs = _over_seeds(mine, score, np.log) - reference
+        reference = _over_seeds(base, score, _logarithm)
+        logs = _over_seeds(mine, score, _logarithm) - reference
     nothing = [np.mean([np.log(record.n_edges) for record in records]) for records in (base, mine)]
     return _Beside(
         block=mine[0].block,
@@ -163,8 +163,8 @@ def _beside(mine: list[Record], base: list[Record], score: str) -> _Beside:
 
 def _interpolated(family: str, members: list[list[Record]], base: list[Record], score: str) -> _Beside | None:
     """A family at the baseline's floor; None where it does not enclose it."""
-    wanted = _over_seeds(base, "floor.kl")
-    floors = np.stack([_over_seeds(member, "floor.kl") for member in members])
+    wanted = _over_seeds(base, "floor.kl", _resampled)
+    floors = np.stack([_over_seeds(member, "floor.kl", _resampled) for member in members])
     if len(members) < 2 or not floors[:, 0].min() <= wanted[0] <= floors[:, 0].max():
         return None
     each = [_beside(member, base, score) for member in members]
@@ -209,13 +209,11 @@ def _ratio(block: str, some: list[_Beside], score: str) -> Ratio:
     )
 
 
-def _over_seeds(
-    records: list[Record], score: str, scale: Callable[[Resampled], Resampled] = lambda values: values
-) -> Resampled:
-    """Mean over SAE seeds of a score; in a resample over as many seeds, drawn with replacement, the same ones at every
-    block.
+def _over_seeds(records: list[Record], score: str, of: Callable[[Record, str], Resampled]) -> Resampled:
+    """Mean over SAE seeds of a score or its logarithm; in a resample over as many seeds, drawn with replacement, the
+    same ones at every block.
     """
-    each = np.stack([scale(_resampled(record, score)) for record in records], 1)
+    each = np.stack([of(record, score) for record in records], 1)
     n = len(records)
     draws = np.random.default_rng([records[0].seed, n]).integers(n, size=(len(each) - 1, n))
     return np.take_along_axis(each, np.concatenate([np.arange(n)[None], draws]), 1).mean(1)
@@ -230,6 +228,19 @@ def _resampled(record: Record, score: str) -> Resampled:
     if score not in every:
         raise unknown("score", score, every)
     return every[score]
+
+
+def _logarithm(record: Record, score: str) -> Resampled:
+    """Of the score.
+
+    Raises:
+        UserError: it has none.
+    """
+    values = _resampled(record, score)
+    if values[0] <= 0:
+        where = f"{record.block} {record.method}"
+        raise UserError(f"{score} of {where} is {values[0]:.3g}: there are ratios of positive scores only")
+    return np.log(values)
 
 
 def _same_text(a: Record, b: Record) -> bool:

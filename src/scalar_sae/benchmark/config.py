@@ -22,6 +22,9 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.results import Control
 
 GRIDS = ("published", "full", "coarse")
+SMALLEST_NORMAL, LARGEST_FINITE = 0x00800000, 0x7F7FFFFF
+"""As the bits of a float32."""
+MOST_RANK = LARGEST_FINITE - SMALLEST_NORMAL
 LOCAL = "local"
 """The ranking of local edges: chosen anew at every token, from the scored text itself."""
 REMEDY = {"rank": "--rank-prompts (`rankings`) or --context", "score": "--prompts or --context"}
@@ -52,7 +55,7 @@ class ScoreConfig(BaseModel):
     """Controls scored beside the pairs (see controls.py): once for each group of SAEs, at its first block."""
     overlap: bool = False
     """Rank on the scored text and take the first prompts of it, as the authors do."""
-    memory: float = Field(default=8.0, gt=0)
+    memory: float = Field(default=8.0, gt=0, le=1e6)
     """Gigabytes that scoring may take."""
     seed: int = Field(default=0, ge=0)
     """Seed of the choice of prompts, of ties and of the bootstrap."""
@@ -131,17 +134,26 @@ def check_ranking(ranking: str) -> None:
 
 
 def saved_scores(path: Path, pair: Pair) -> Float[Tensor, "n_up n_down"]:
-    """A ranking from a file: one score for every edge.
+    """A ranking from a file: one score for every edge. Whole numbers keep their order to the last; others may tie
+    where they agree to seven digits.
 
     Raises:
-        UserError: not readable, complex or NaN, or of another shape.
+        UserError: not readable, complex or NaN, of another shape, or too large or small for float32.
     """
     matrix = _saved_matrix(path)
     if matrix.is_complex() or matrix.isnan().any():
         raise UserError(f"{path}: scores must be real numbers, none of them NaN")
     if tuple(matrix.shape) != (pair.up.d_sae, pair.down.d_sae):
         raise UserError(f"{path}: shape {tuple(matrix.shape)}, the pair needs {(pair.up.d_sae, pair.down.d_sae)}")
-    return matrix.float()
+    if matrix.is_floating_point():
+        narrow = matrix.float()
+        if not torch.equal(narrow.isinf() | (narrow == 0), matrix.isinf() | (matrix == 0)):
+            raise UserError(f"{path}: scores too large or too small for float32; rescale them, or save their ranks")
+        return narrow
+    least, most = (int(end) for end in matrix.aminmax())
+    if most - least > MOST_RANK:
+        raise UserError(f"{path}: whole numbers from {least} to {most}; save ranks, or floating-point scores")
+    return (matrix.long() - least + SMALLEST_NORMAL).int().view(torch.float32)  # floats are in the order of their bits
 
 
 def _saved_matrix(path: Path) -> Tensor:

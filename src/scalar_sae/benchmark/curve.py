@@ -129,9 +129,14 @@ def measure(
     target = prompt.tokens[:, 1:].unsqueeze(-1)
     ce = [-log_probs[:, :-1].gather(-1, target).mean() for log_probs in (model, circuit)]
     floors = torch.stack([conventions.kl(model, circuit).mean(), ce[1] - ce[0]]).double().unsqueeze(-1).cpu().numpy()
-    if not (np.isfinite(curves).all() and np.isfinite(floors).all()):
-        raise UserError(f"prompt {prompt.number}: the model's output is not finite; check the language model's weights")
+    check_finite(prompt, curves, floors)
     return Curves(*curves, *floors)
+
+
+def check_finite(prompt: Prompt, *measured: Float[np.ndarray, "..."]) -> None:
+    """Raise a UserError if something measured on a prompt is not finite."""
+    if not all(np.isfinite(values).all() for values in measured):
+        raise UserError(f"prompt {prompt.number}: the model's output is not finite; check the language model's weights")
 
 
 def _batches(

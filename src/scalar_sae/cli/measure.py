@@ -64,7 +64,7 @@ def features(
     ] = None,
     edges: Annotated[str, typer.Option(help="Ranking of the edges between neighbouring SAEs, or `none`.")] = "ablation",
     edge_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 4,
-    memory: Annotated[float, typer.Option(help="Gigabytes that ranking edges may take.")] = 8.0,
+    memory: Annotated[float, typer.Option(help="Gigabytes that ranking edges may take.", min=0, max=1e6)] = 8.0,
 ) -> None:
     """Write a page of every SAE's features: examples, histogram, effect on the logits, edges, a rule; docs/measures.md.
 

@@ -118,7 +118,7 @@ def score(
     config = validated(ScoreConfig, settings, "score")
     texts = held_out(text(tokens, model), config)
     results = Results()
-    with Bar("score", len(pairs) * (prompts + rank_prompts) / workers.count()) as bar:
+    with Bar("score", sum(workers.shares(len(pairs))) * (prompts + rank_prompts)) as bar:
         partial = out.with_name(f"{out.name}.partial") if out else None
         instead = next(iter(config.controls), None)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scalar_sae.sites import Site
 
 Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default a GPU if there is one.")]
-Memory = Annotated[float, typer.Option(help="Gigabytes to stay within.")]
+Memory = Annotated[float, typer.Option(help="Gigabytes to stay within; of several processes each.", min=0, max=1e6)]
 
 
 def subjects(

@@ -189,7 +189,7 @@ def dissect(hf: Any, name: str) -> Anatomy:
     """Take a causal language model apart, and check on a dummy prompt that the parts make up the whole.
 
     Raises:
-        UserError: no architecture in the table is the model's.
+        UserError: no architecture in the table is the model's, or its weights are not finite.
     """
     if not callable(getattr(hf, "get_decoder", None)) or hf.get_output_embeddings() is None:
         raise UserError(f"{name}: {type(hf).__name__} is not a causal language model of transformers")
@@ -207,6 +207,9 @@ def dissect(hf: Any, name: str) -> Anatomy:
             if difference is None:
                 return anatomy
         tried.append(f"{architecture.name}: {difference}")
+    damaged = [weight for weight, values in hf.named_parameters() if not values.isfinite().all()]
+    if damaged:
+        raise UserError(f"{name}: {damaged[0]} holds values that are not finite; the model's weights are damaged")
     if not tried:
         nearest = min(ARCHITECTURES, key=lambda architecture: len(architecture.missing(decoder)))
         tried = [f"nearest is {nearest.name}, but there is no {', '.join(nearest.missing(decoder))}"]
