@@ -81,12 +81,16 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_attribution(case: Case):
-    """Within 1e-3, or 1e-4 of a latent's largest; one latent of the FF layer ties at alpha = 0, falls otherwise."""
+    """Within 1e-3; a few edges, tiny beside their latent's largest, within 1e-4 of that. One latent of the FF layer ties
+    at alpha = 0, and falls otherwise.
+    """
     prompts = load_file(shared("golden", "prompts.safetensors"))["ids"].long()[:8]
     golden = case.attribution()["attr"]
     mine = rank(case.pair(), prompts, "published", 0) * prompts.numel() ** 0.5  # theirs is a sum, not a mean
-    differing = ((mine - golden).abs() > 1e-3 * golden + 1e-4 * golden.amax(0)).any(0).nonzero()[:, 0]
-    assert differing.tolist() == ([237] if case.variant == "topk.mlplayer" else [])
+    off, tied = (mine - golden).abs(), [237] if case.variant == "topk.mlplayer" else []
+    assert (off > 1e-3 * golden + 1e-4 * golden.amax(0)).any(0).nonzero()[:, 0].tolist() == tied
+    off[:, tied] = 0.0
+    assert (off > 1e-3 * golden).sum() <= 12
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
