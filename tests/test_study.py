@@ -315,13 +315,19 @@ def test_other_mistakes(tmp_path: Path, preset: Path):
     assert not (tmp_path / "a").exists(), "a mistake in the config does not claim the directory"
     small = {"train": SMALL["train"], "score": {**SMALL["score"], "memory": 0.1}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
-    done = scalar("train", tmp_path / "small.yaml", "--out", tmp_path / "a", check=False)
+    done = scalar("quickstart", "--preset", tmp_path / "small.yaml", "--out", tmp_path / "a", check=False)
     assert "memory 0.1 GB: 64 x 64 latents need" in done.stderr
     assert not (tmp_path / "a").exists(), "and neither does a scoring that cannot be done"
     (tmp_path / "short.txt").write_text("short")
     done = scalar("train", preset, "--out", tmp_path / "c", "--set", f"corpus={tmp_path / 'short.txt'}", check=False)
     assert done.returncode == 2
     assert "fewer than one context" in done.stderr
+    much = {"train": SMALL["train"], "score": {**SMALL["score"], "prompts": 10_000_000}}
+    (tmp_path / "much.yaml").write_text(yaml.safe_dump(much))
+    done = scalar("quickstart", "--preset", tmp_path / "much.yaml", "--out", tmp_path / "c", check=False)
+    assert "10000000 prompts of 16 tokens to score on, only" in done.stderr
+    assert not (tmp_path / "c").exists()
+    scalar("train", tmp_path / "much.yaml", "--out", tmp_path / "c")  # what is not scored need not be
 
 
 def test_text_outside_ascii_is_said_once(run: Path, tmp_path: Path):

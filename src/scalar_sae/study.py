@@ -102,7 +102,13 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
 
 
 def train_run(
-    config: StudyConfig, out: Path, cache: Path | None = None, log: Sequence[str] = (), device: str | None = None
+    config: StudyConfig,
+    out: Path,
+    cache: Path | None = None,
+    log: Sequence[str] = (),
+    device: str | None = None,
+    *,
+    to_score: bool = False,
 ) -> LanguageModel:
     """Train the SAEs of a study into its run directory; returns the language model that is kept there.
 
@@ -112,6 +118,7 @@ def train_run(
         cache: a folder in which activations are kept for later runs.
         log: who is told of events beside `events.jsonl`: `tensorboard`, `wandb`.
         device: where to compute; by default a GPU, if there is one.
+        to_score: `score_run` follows, and what it needs is checked beforehand.
 
     Raises:
         UserError: before anything is written, whatever in the config cannot be trained or scored.
@@ -121,7 +128,9 @@ def train_run(
     place = workers.device(device)
     lm = LanguageModel.load(config.train.lm)
     corpus = text_of(config, lm)
-    check(config, lm, corpus)
+    check_training(config.train, lm, corpus)
+    if to_score:
+        check_scoring(config, lm, corpus)
     with workers.one_first():
         events = open_run(out, config, corpus.describe())
         if not (out / "lm" / "config.json").is_file():
@@ -143,24 +152,27 @@ def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:
     return load_corpus(config.train.corpus, tokenizer=lm.tokenizer, n_train=max(config.train.tokens, to_score))
 
 
-def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
-    """Raise a UserError for whatever would stop the study later: sites, widths, text, rankings, edges, memory."""
+def check_training(config: TrainConfig, lm: LanguageModel, corpus: Corpus) -> None:
+    """Raise a UserError for whatever would stop training later: vocabulary, context, text, sites."""
     if corpus.d_vocab > lm.d_vocab:
         raise UserError(
             f"{lm.name} has a vocabulary of {lm.d_vocab}, {corpus.name} is text of {corpus.d_vocab} symbols"
         )
-    for name, context in (("train", config.train.context), ("score", config.score.context)):
-        if context > lm.context:
-            raise UserError(f"{name}.context = {context}: {lm.name} reads at most {lm.context} tokens")
-    windows(corpus.train, config.train.context, corpus.name, corpus.bos)
+    _check_context("train.context", config.context, lm)
+    windows(corpus.train, config.context, corpus.name, corpus.bos)
+    for method in config.saes:
+        for read in (read for trainee in method.trainees(lm, 0) for read in trainee.reads):
+            lm.check(read.site if isinstance(read, Gradient) else read)
+
+
+def check_scoring(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
+    """Raise a UserError for whatever would stop scoring later: context, text, rankings, widths, edges, memory."""
+    _check_context("score.context", config.score.context, lm)
     held_out(corpus, config.score)
     for ranking in config.score.rankings:
         check_ranking(ranking)
     for method in config.train.saes:
-        trainees = method.trainees(lm, 0)
-        for read in (read for trainee in trainees for read in trainee.reads):
-            lm.check(read.site if isinstance(read, Gradient) else read)
-        ends = [(site, trainee) for trainee in trainees for site in trainee.sites]
+        ends = [(site, trainee) for trainee in method.trainees(lm, 0) for site in trainee.sites]
         for block in method.blocks(lm.n_layers):
             here = [end for end in ends if end[0].same_place(block.up) or end[0].same_place(block.down)]
             pair = Pair.between(lm, block, {site: trainee.sae(site) for site, trainee in here})
@@ -170,6 +182,11 @@ def check(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
             headline = next(iter(config.score.rankings))
             if "padded" in config.score.controls and headline != LOCAL:
                 room(CONTROLS["padded"](pair, 0), headline, config.score)
+
+
+def _check_context(name: str, context: int, lm: LanguageModel) -> None:
+    if context > lm.context:
+        raise UserError(f"{name} = {context}: {lm.name} reads at most {lm.context} tokens")
 
 
 def pairs(config: TrainConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[tuple[str, Pair]]:

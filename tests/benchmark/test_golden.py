@@ -81,8 +81,9 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_attribution(case: Case):
-    """Within 1e-3; a few edges, tiny beside their latent's largest, within 1e-4 of that. One latent of the FF layer ties
-    at alpha = 0, and falls otherwise.
+    """Within 1e-3; a few edges, tiny beside their latent's largest, within 1e-4 of that.
+
+    One latent of the FF layer ties at alpha = 0, and falls otherwise.
     """
     prompts = load_file(shared("golden", "prompts.safetensors"))["ids"].long()[:8]
     golden = case.attribution()["attr"]

@@ -60,7 +60,7 @@ def quickstart(
 
     workers.join()
     config = StudyConfig.from_preset(preset, _changes(change))
-    lm = train_run(config, out, device=device)
+    lm = train_run(config, out, device=device, to_score=True)
     results = score_run(config, lm, out)
     if workers.number() != 0:
         return
