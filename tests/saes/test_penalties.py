@@ -36,6 +36,45 @@ def test_temporal_masks_hit_unimportant_latents_only():
     assert trainee.kept(LATE)[:10].sum() == 0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("statistic", [0, 1])
+def test_temporal_masks_do_not_remember_where_the_means_began(statistic: int):
+    importance = tuple(float(i == statistic) for i in range(3))
+    trainee = prepared(TemporalConfig(sites=HERE, importance=importance, scale="none"), data())
+    assert isinstance(trainee, TemporalTrainee)
+    assert not trainee.mask_probability().any(), "nothing is known yet"
+    seen = list[torch.Tensor]()
+    for i in range(5):
+        x = data(seed=i)
+        trainee.losses({SITE: x}, Progress(i, 100))
+        f = trainee.weights().pre_acts(x).relu()
+        seen.append((f, (f > 0).float())[statistic].mean(0))
+    ages = 0.99 ** torch.arange(4, -1, -1.0)
+    mean = (ages.unsqueeze(1) * torch.stack(seen)).sum(0) / ages.sum()
+    mean /= mean.mean()
+    theta = 1 - 0.5 * mean.std()
+    expected = 1 - (-((theta - mean) / theta).clamp_min(0)).exp()
+    assert expected.max() > 0.1
+    torch.testing.assert_close(trainee.mask_probability(), expected)
+
+
+@torch.no_grad()
+def test_temporal_contributions_do_not_depend_on_masks(monkeypatch: pytest.MonkeyPatch):
+    x = data()
+    trainee = prepared(TemporalConfig(sites=HERE, decay=0.0, scale="none"), x)
+    assert isinstance(trainee, TemporalTrainee)
+    weights = trainee.weights()
+    f = weights.pre_acts(x).relu()
+    without = [f.index_fill(1, torch.tensor(i), 0.0) for i in range(64)]
+    error = (x - weights.decode(f)).square().sum(1).mean()
+    growth = torch.stack([(x - weights.decode(each)).square().sum(1).mean() - error for each in without])
+    for kept in (torch.ones(64), (torch.arange(64) % 2).float()):
+        monkeypatch.setattr(trainee, "kept", lambda _, kept=kept: kept)
+        trainee.losses({SITE: x}, LATE)
+        torch.testing.assert_close(trainee.means[2], growth.clamp_min(0), atol=1e-5, rtol=1e-3)
+    assert (growth > 0).any()
+
+
 def test_temporal_importance_weighs_its_three_statistics():
     g = torch.Generator().manual_seed(0)
     means = torch.rand(3, 64, generator=g) * torch.tensor([[1.0], [10.0], [0.1]])

@@ -8,8 +8,9 @@ importance) / theta) below theta. Our choices:
 * the code is ReLU, the penalty the L1 norm weighted by decoder norms (relu.py), so with r = 0 this is a ReLU SAE;
 * contribution: how much the batch's squared error would grow without the latent, f²‖d‖² + 2 f ⟨e, d⟩;
 * each mean is divided by its own mean over latents before they are averaged, equally or by the weights `importance`;
-* a mask holds for a latent and a step, for every token of the batch; means follow the unmasked code, so that a masked
-  latent can return; with `rescale` those that are kept are divided by the probability of that;
+  so running means that start at 0 need no correction for their start: it is the same factor for all latents;
+* a mask holds for a latent and a step, for every token of the batch; means follow the code and the error e without
+  masks, so that a masked latent can return; with `rescale` those that are kept are divided by the probability of that;
 * at inference there is no mask.
 """
 
@@ -24,7 +25,7 @@ from scalar_sae import workers
 from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
-from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, Weights
+from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, Weights, squared_error
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -73,7 +74,7 @@ class TemporalTrainee(Dictionary):
         super().__init__(config, place, seed, norm=0.1)
         self._config, self._seed = config, seed * 1_000_003 + place.site.depth
         self.sparsity = SparsityWeight(config.sparsity)
-        self.register_buffer("means", torch.ones(3, self.d_sae))
+        self.register_buffer("means", torch.zeros(3, self.d_sae))
 
     def loss(
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
@@ -82,11 +83,10 @@ class TemporalTrainee(Dictionary):
         weights = self.weights()
         raw = weights.pre_acts(x).relu()
         f = raw * self.kept(progress)
-        residual = y - weights.decode(f)
         self.firing.record(raw)
-        self._follow(weights, raw, residual)
+        self._follow(weights, raw, y)
         weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
-        return residual.square().sum(1).mean() + weight * (f @ weights.norms()).mean()
+        return squared_error(y, weights.decode(f)) + weight * (f @ weights.norms()).mean()
 
     def kept(self, progress: Progress) -> Float[Tensor, " d_sae"]:
         """What latents are multiplied by at this step, 0 where masked; depends on seed, site and step."""
@@ -103,13 +103,12 @@ class TemporalTrainee(Dictionary):
         normalised = self.means / self.means.mean(1, keepdim=True).clamp_min(1e-12)
         weights = self.means.new_tensor(self._config.importance).unsqueeze(1)
         importance = (weights * normalised).sum(0) / weights.sum()
-        theta = (importance.mean() + self._config.threshold_stds * importance.std()).clamp_min(1e-12)
-        return 1 - torch.exp(-self._config.rate * ((theta - importance) / theta).clamp_min(0))
+        theta = importance.mean() + self._config.threshold_stds * importance.std()
+        return 1 - torch.exp(-self._config.rate * ((theta - importance) / theta.clamp_min(1e-12)).clamp_min(0))
 
     @torch.no_grad()
-    def _follow(
-        self, weights: Weights, f: Float[Tensor, "batch d_sae"], residual: Float[Tensor, "batch d_model"]
-    ) -> None:
+    def _follow(self, weights: Weights, f: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_model"]) -> None:
+        residual = y - weights.decode(f)
         size, often = f.mean(0), (f > 0).float().mean(0)
         alone = f.square().mean(0) * weights.W_dec.square().sum(1)
         together = ((f.T @ residual) * weights.W_dec).sum(1) / f.shape[0]
