@@ -1,5 +1,6 @@
 """Methods that choose how many latents stay: the identities that tie them to one another."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,13 +8,14 @@ from hypothesis import strategies as st
 
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.saes.batch_topk import BatchTopKConfig, batch_top_k
-from scalar_sae.saes.feature_choice import FeatureChoiceConfig, feature_choice
+from scalar_sae.saes.feature_choice import FeatureChoiceConfig, FeatureChoiceTrainee, divided, feature_choice
 from scalar_sae.saes.gradient import GradientConfig
 from scalar_sae.saes.llama_scope import LlamaScopeConfig
 from scalar_sae.saes.matryoshka import MatryoshkaConfig
 from scalar_sae.saes.mutual_choice import MutualChoiceConfig
 from scalar_sae.saes.topk import TopKConfig
 from scalar_sae.saes.trainee import Progress
+from scalar_sae.saes.zipf import Zipf
 from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
 
 
@@ -124,6 +126,30 @@ def test_feature_choice_gives_every_latent_its_budget(seed: int):
     assert torch.equal((kept > 0).sum(0), budgets)
     for column, all_of_it, m in zip(kept.T, acts.T, budgets.tolist(), strict=True):
         torch.testing.assert_close(column[column > 0].sort().values, all_of_it.sort().values[-m:])
+
+
+@given(st.integers(1, 64), st.integers(64, 600), st.integers(1, 300), st.floats(0.3, 2))
+@settings(deadline=None, max_examples=50)
+def test_feature_choice_divides_its_whole_budget_by_the_law(k: int, d_sae: int, batch: int, exponent: float):
+    shares = Zipf(exponent=exponent).shares(d_sae).double().numpy()
+    budgets = divided(k * batch, shares, batch)
+    assert budgets.sum() == max(k * batch, d_sae)
+    assert budgets.min() >= 1
+    assert budgets.max() <= batch
+    assert (np.diff(budgets) <= 0).all(), "the more frequent, the more"
+    free = (budgets > 1) & (budgets < batch)
+    if free.any():  # one factor fits all of them within a token
+        assert ((budgets[free] - 1) / shares[free]).max() <= ((budgets[free] + 1) / shares[free]).min()
+
+
+@pytest.mark.parametrize("mode", ["zipf", "uniform"])
+def test_feature_choice_keeps_k_on_average(mode: str):
+    trainee = prepared(FeatureChoiceConfig(sites=HERE, k=24, mode=mode, mutual=0.0), data())
+    assert isinstance(trainee, FeatureChoiceTrainee)
+    trainee.densities.rank.copy_(torch.arange(64).flip(0))
+    assert trainee.budgets(100).sum() == 2400
+    assert trainee.budgets(100)[-1] == {"zipf": 100, "uniform": 38}[mode]  # the most frequent one's: all, or 37.5
+    assert (trainee.select(1 + torch.rand(100, 64), LATE) > 0).sum(1).float().mean() == 24
 
 
 def test_feature_choice_ends_with_a_threshold_for_each_latent():

@@ -2,17 +2,20 @@
 
 Our reading (see mutual_choice.py). In a batch of B tokens latent i keeps its m_i largest positive activations,
 
-    m_i = clip(round(k B p_rank(i)), 1, B)        `mode: zipf`, ranks by density, p from zipf.py
-    m_i = clip(round(k B / d_sae), 1, B)          `mode: uniform`
+    m_i = clip(c p_rank(i), 1, B)        `mode: zipf`, ranks by density, p from zipf.py
+    m_i = clip(c / d_sae, 1, B)          `mode: uniform`
 
-so no latent dies while it is positive anywhere in a batch (k B >= d_sae, or the floor of 1 raises the budget). Training
-starts as Mutual Choice, which is where the ranks come from. One token alone has no budgets: at inference each latent
-has a threshold (a JumpReLU), the mean of the smallest activation it kept: while training a running one without bias
-towards its start, after the last step over parts of the last buffer with the final weights.
+with c such that the m_i add up to k B, in whole tokens by largest remainders. So no latent dies while it is positive
+anywhere in a batch (k B >= d_sae, or the floor of 1 raises the budget), and L0 is k if every latent has positive
+activations enough. Training starts as Mutual Choice, which is where the ranks come from. One token alone has no
+budgets: at inference each latent has a threshold (a JumpReLU), the mean of the smallest activation it kept: while
+training a running one without bias towards its start, after the last step over parts of the last buffer with the final
+weights.
 """
 
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -52,7 +55,10 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
 
     def __init__(self, config: FeatureChoiceConfig, place: Place, seed: int) -> None:
         super().__init__(config, place, seed)
-        self._mode, self._mutual = config.mode, config.mutual
+        self._mutual = config.mutual
+        shares = config.zipf.shares(self.d_sae) if config.mode == "zipf" else torch.full((self.d_sae,), 1 / self.d_sae)
+        self._shares = shares.double().numpy()
+        self._by_rank: dict[int, Tensor] = {}  # of each size of batch
         self.register_buffer("thresholds", torch.zeros(self.d_sae))
         self.register_buffer("choices", torch.zeros(self.d_sae, dtype=torch.int64))
 
@@ -67,8 +73,9 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
 
     def budgets(self, batch: int) -> Int[Tensor, " d_sae"]:
         """m_i: tokens that each latent may keep."""
-        shares = self.densities.shares() if self._mode == "zipf" else torch.full_like(self.thresholds, 1 / self.d_sae)
-        return (self.k * batch * shares).round().clamp(1, batch).long()
+        if batch not in self._by_rank:
+            self._by_rank[batch] = torch.from_numpy(divided(self.k * batch, self._shares, batch))
+        return self._by_rank[batch].to(self.thresholds.device)[self.densities.rank]
 
     @torch.no_grad()
     def _follow(self, kept: Float[Tensor, "batch d_sae"]) -> None:
@@ -97,6 +104,22 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
     def activation(self) -> JumpReLU:
         """A threshold for each latent: the batch's own for those that have not chosen yet."""
         return JumpReLU(torch.where(self.choices > 0, self.thresholds, self.threshold))
+
+
+def divided(total: int, shares: Float[np.ndarray, " d_sae"], most: int) -> Int[np.ndarray, " d_sae"]:
+    """Whole numbers from 1 to `most`, proportional to the shares where neither bound holds, that add up to `total`.
+
+    Where the bounds leave no room they add up to the nearest that they allow: d_sae, or d_sae times `most`.
+    """
+    total = min(max(total, len(shares)), len(shares) * most)
+    low, high = 0.0, most / shares.min()
+    for _ in range(60):  # the sum grows with the factor
+        factor = (low + high) / 2
+        low, high = (factor, high) if (factor * shares).clip(1, most).sum() < total else (low, factor)
+    wanted = (low * shares).clip(1, most)
+    whole = wanted.astype(np.int64)
+    whole[np.argsort(whole - wanted, kind="stable")[: total - whole.sum()]] += 1
+    return whole
 
 
 def feature_choice(acts: Float[Tensor, "batch d_sae"], budgets: Int[Tensor, " d_sae"]) -> Float[Tensor, "batch d_sae"]:
