@@ -11,6 +11,7 @@ from scalar_sae.saes.relu import ReluConfig
 from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
 from scalar_sae.saes.temporal import TemporalConfig, TemporalTrainee
 from scalar_sae.saes.trainee import Progress
+from tests.helpers import Shape
 from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
 
 
@@ -111,6 +112,18 @@ def test_temporal_rescaling_keeps_the_mean_of_the_code():
     assert (factors == 0).any()
     assert torch.equal(trainee.kept(LATE) > 0, plain.kept(LATE) > 0)
     assert torch.equal(trainee.eval().kept(LATE), torch.ones(64))
+
+
+@pytest.mark.parametrize("seed", [0, 20_240_101, 2**32 - 1])
+def test_temporal_masks_can_be_drawn_for_any_seed(seed: int):
+    config = TemporalConfig(sites=HERE, threshold_stds=0.5)
+    draws = list[torch.Tensor]()
+    for each in (seed, seed - 1 if seed else 1):
+        trainee = config.trainees(Shape(8, 1), each)[0]
+        assert isinstance(trainee, TemporalTrainee)
+        trainee.means.copy_(torch.linspace(0.5, 1.5, 64).expand(3, 64))
+        draws.append(trainee.kept(LATE))
+    assert not torch.equal(*draws)
 
 
 def test_jumprelu_with_a_vanishing_threshold_is_relu():

@@ -41,6 +41,12 @@ def test_presets_are_valid(name: str):
         ({"saes": [{**TOPK, "dead_tokens": 2000}]}, "topk: dead_tokens = 2000 is not below tokens = 2000"),
         ({"tokens": 50}, "less than one batch"),
         ({"lr": -1}, "lr: Input should be greater than 0"),
+        ({"seed": 2**32}, "seed: Input should be less than 4294967296"),
+        ({"saes": [{**TOPK, "seed": 2**40}]}, "saes.0.topk.seed: Input should be less than 4294967296"),
+        *(
+            ({"saes": [{"method": method, "sites": ["resid_mid.0"], "beta1": 1}]}, "beta1: Input should be less than 1")
+            for method in ("gated", "jumprelu")
+        ),
     ],
 )
 def test_a_bad_config_is_one_line_that_names_the_field(change: dict, message: str):

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from scalar_sae.saes.activation import JumpReLU
@@ -27,7 +28,7 @@ class GatedConfig(DictionaryMethod, frozen=True):
     """Folder of these SAEs in a run."""
     scale: Scale = "sqrt_d"
     """Scale in which the penalty's weight counts."""
-    beta1: float = 0.0
+    beta1: float = Field(default=0.0, ge=0, lt=1)
     """Adam's first-moment decay, as in the paper."""
     sparsity: Sparsity = Sparsity(weight=1.0)
     """Weight of the L1 penalty on the gates."""

@@ -40,7 +40,7 @@ class JumpReluConfig(DictionaryMethod, frozen=True):
     """Folder of these SAEs in a run."""
     scale: Scale = "unit"
     """Scale in which bandwidth, thresholds and weights count."""
-    beta1: float = 0.0
+    beta1: float = Field(default=0.0, ge=0, lt=1)
     """Adam's first-moment decay, as in the paper."""
     loss: Literal["step", "target_l0", "tanh"] = "step"
     """The sparsity loss."""

@@ -92,7 +92,7 @@ class TemporalTrainee(Dictionary):
         """What latents are multiplied by at this step, 0 where masked; depends on seed, site and step."""
         if not self.training or progress.fraction < self._config.warmup or self._config.rate == 0:
             return torch.ones_like(self.means[0])
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + progress.step)
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + progress.step) % 2**63)
         chance = torch.rand(self.d_sae, generator=generator, device="cpu").to(self.means.device)
         masked = self.mask_probability()
         factor = (1 - masked).reciprocal() if self._config.rescale else torch.ones_like(masked)

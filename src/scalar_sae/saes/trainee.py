@@ -36,6 +36,8 @@ CALIBRATION_TOKENS = 4096
 Scale = Literal["none", "unit", "sqrt_d"]
 """The one frozen number that activations are multiplied by: none, so that E‖x‖² = 1, or so that E‖x‖ = √d_model."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
@@ -110,7 +112,7 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid"):
 
     name: Name
     """Folder of these SAEs in a run."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: Seed | None = None
     """Seed of the first weights and of random masks, if not the run's: several seeds of a method train in one pass."""
     expansion: int = Field(default=8, gt=0)
     """Latents per dimension of the activations: d_sae = expansion * d_model."""

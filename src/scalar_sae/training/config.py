@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.saes.firing import DEAD_TOKENS
 from scalar_sae.saes.methods import CONFIGS, MethodConfig
+from scalar_sae.saes.trainee import Seed
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -45,7 +46,7 @@ class TrainConfig(BaseModel):
     """Adam's second-moment decay."""
     clip: float = Field(default=1.0, gt=0)
     """Largest gradient norm, for each trainee by itself."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the order of the text, and of the first weights of methods that name none of their own."""
     validations: int = Field(default=5, ge=0)
     """How often the SAEs are measured on validation text while they train; 0 for never."""
