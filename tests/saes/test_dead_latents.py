@@ -2,7 +2,7 @@
 
 import torch
 
-from scalar_sae.saes.firing import DEAD_TOKENS, Firing, revival_loss, window
+from scalar_sae.saes.firing import Firing, revival_loss, window
 from scalar_sae.saes.topk import TopKConfig
 from scalar_sae.saes.zipf import Densities, Zipf
 from tests.saes.dictionaries import HERE, data, prepared
@@ -40,8 +40,9 @@ def test_dead_is_counted_in_tokens():
     assert firing.idle.tolist() == [2, 0, 7]
     firing.window = 7
     assert firing.dead().tolist() == [False, False, True]
-    assert [window(n, 5000) for n in (DEAD_TOKENS, 700)] == [500, 700]
-    assert window(DEAD_TOKENS, 10**9) == 10_000_000
+    assert [window(n, 5000) for n in (None, 700)] == [500, 700]
+    assert [window(n, 50_000_000) for n in (None, 10_000_000)] == [5_000_000, 10_000_000]
+    assert window(None, 10**9) == 10_000_000
 
 
 def test_zipf_dying_latents_are_the_dead_ones_when_tau_is_one():

@@ -57,6 +57,12 @@ def test_a_site_that_two_transcoders_read_is_named(tmp_path: Path, text: Path):
         trained(tmp_path, text, "run", [coder])
 
 
+def test_a_transcoder_that_writes_before_it_reads_is_refused(tmp_path: Path, text: Path):
+    coder = {**TOPK, "sites": ["mlp_in.0", "resid_post.1"], "targets": ["mlp_out.0", "resid_mid.0"]}
+    with pytest.raises(UserError, match=r"topk: the target resid_mid.0 comes before resid_post.1, which is read"):
+        trained(tmp_path, text, "run", [coder])
+
+
 def test_training_lowers_the_error(tmp_path: Path, text: Path):
     lm = tiny_lm()
     short = trained(tmp_path, text, "short", [TOPK, STAIRS], tokens=100, lr=1e-2)

@@ -131,7 +131,7 @@ def test_kept_and_present_weights_are_judged_alike():
 def test_the_best_weights_are_written_and_the_card_says_which(tmp_path: Path, text: Path):
     events = Events(tmp_path / "events.jsonl")
     one_site = {**TOPK, "sites": ["resid_mid.0"]}
-    saes = trained(tmp_path, text, "run", [one_site], events, validations=10, lr=1e-3, min_lr=3.0)["topk"]
+    saes = trained(tmp_path, text, "run", [one_site], events, validations=10, lr=3.0, warmup_steps=20)["topk"]
     (site, sae), found = next(iter(saes.items())), logged(tmp_path / "events.jsonl")
     losses = {line["step"]: line["saes"][str(site)]["val_loss"] for line in found}
     step = min(losses, key=lambda step: losses[step])

@@ -18,7 +18,7 @@ from torch import Tensor
 from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
-from scalar_sae.saes.firing import DEAD_TOKENS, revival_loss
+from scalar_sae.saes.firing import revival_loss
 from scalar_sae.saes.sparse import largest_values
 from scalar_sae.saes.topk import check_k
 from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Scale, Trainee, Weights
@@ -35,8 +35,8 @@ class BatchSelection(DictionaryMethod, frozen=True):
     """Weight of the auxiliary loss."""
     k_aux: int = Field(default=512, gt=0)
     """Latents that the auxiliary loss uses per token."""
-    dead_tokens: int = Field(default=DEAD_TOKENS, gt=0)
-    """Tokens without firing after which a latent is dead; the default is a tenth of a run that is short."""
+    dead_tokens: int | None = Field(default=None, gt=0)
+    """Tokens without firing after which a latent is dead; None for 10 million, or a tenth of a shorter run."""
     threshold_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay, per step, of the running mean that inference's threshold is."""
 

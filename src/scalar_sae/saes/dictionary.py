@@ -72,6 +72,8 @@ class DictionaryMethod(Method, frozen=True):
         sites = [site for site, _ in ends]
         if twice := [site for site in sites if sites.count(site) > 1]:
             raise UserError(f"{self.name}: {twice[0]} is read twice; give one target to a method of another name")
+        if back := [f"{target} comes before {site}" for site, target in ends if target < site]:
+            raise UserError(f"{self.name}: the target {back[0]}, which is read; a transcoder writes what comes later")
         return ends
 
 

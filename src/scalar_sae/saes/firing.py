@@ -12,11 +12,12 @@ from scalar_sae import workers
 from scalar_sae.saes.trainee import Weights
 
 DEAD_TOKENS = 10_000_000
+"""The window of a long run."""
 
 
-def window(dead_tokens: int, tokens: int) -> int:
+def window(dead_tokens: int | None, tokens: int) -> int:
     """Tokens after which a latent is dead in a run of `tokens`, when a method asks for `dead_tokens`."""
-    return min(DEAD_TOKENS, tokens // 10) if dead_tokens == DEAD_TOKENS else dead_tokens
+    return min(DEAD_TOKENS, tokens // 10) if dead_tokens is None else dead_tokens
 
 
 class Firing(nn.Module):

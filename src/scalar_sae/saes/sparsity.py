@@ -19,7 +19,7 @@ MOST = math.log(1e4)
 """A correction stays within this, up and down."""
 
 
-class Sparsity(BaseModel, frozen=True, extra="forbid"):
+class Sparsity(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A sparsity penalty's weight."""
 
     weight: float = Field(gt=0)

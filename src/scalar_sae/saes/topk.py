@@ -15,7 +15,7 @@ from torch import Tensor
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
-from scalar_sae.saes.firing import DEAD_TOKENS, revival_loss
+from scalar_sae.saes.firing import revival_loss
 from scalar_sae.saes.sparse import Coded, top_k
 from scalar_sae.saes.trainee import Acts, Name, Progress, Trainee, squared_error
 
@@ -36,8 +36,8 @@ class TopKConfig(DictionaryMethod, frozen=True):
     """Weight of the auxiliary loss on dead latents; 1/32 in Gao et al."""
     k_aux: int = Field(default=512, gt=0)
     """Dead latents that the auxiliary loss uses per token."""
-    dead_tokens: int = Field(default=DEAD_TOKENS, gt=0)
-    """Tokens without firing after which a latent is dead; the default is a tenth of a run that is short."""
+    dead_tokens: int | None = Field(default=None, gt=0)
+    """Tokens without firing after which a latent is dead; None for 10 million, or a tenth of a shorter run."""
     multi: int = Field(default=1, gt=0)
     """Multi-TopK: an eighth of the loss at `multi` times k is added (4 in Gao et al.; 1 for none)."""
 

@@ -107,14 +107,14 @@ class Trainee(nn.Module, ABC):
         """The present SAE of inference at a site, outside any graph, in the model's own units."""
 
 
-class Method(BaseModel, ABC, frozen=True, extra="forbid"):
+class Method(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """The config of one group of SAEs."""
 
     name: Name
     """Folder of these SAEs in a run."""
     seed: Seed | None = None
     """Seed of the first weights and of random masks, if not the run's: several seeds of a method train in one pass."""
-    expansion: int = Field(default=8, gt=0)
+    expansion: int = Field(default=8, gt=0, le=4096)
     """Latents per dimension of the activations: d_sae = expansion * d_model."""
     lr_scale: float = Field(default=1.0, gt=0)
     """Multiple of the run's learning rate."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scalar_sae import workers
 
 
-class Zipf(BaseModel, frozen=True, extra="forbid"):
+class Zipf(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A Zipf-Mandelbrot law over ranks."""
 
     exponent: float = Field(default=1.0, gt=0)

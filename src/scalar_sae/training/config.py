@@ -8,7 +8,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scalar_sae.errors import UserError, unknown
-from scalar_sae.saes.firing import DEAD_TOKENS
 from scalar_sae.saes.methods import CONFIGS, MethodConfig
 from scalar_sae.saes.trainee import Seed
 
@@ -20,7 +19,7 @@ PRESETS = resources.files("scalar_sae.training") / "presets"
 class TrainConfig(BaseModel):
     """How SAEs are trained on the activations of a language model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lm: str = "python-stdlib"
     """A shipped language model, or a folder."""
@@ -57,9 +56,11 @@ class TrainConfig(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError(f"saes: the names {names} are not all different; give each a name of its own")
         for method in self.saes:
-            dead = getattr(method, "dead_tokens", DEAD_TOKENS)
-            if dead >= self.tokens and dead != DEAD_TOKENS:
+            dead = getattr(method, "dead_tokens", None)
+            if dead is not None and dead >= self.tokens:
                 raise ValueError(f"{method.name}: dead_tokens = {dead} is not below tokens = {self.tokens}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr = {self.min_lr} is above lr = {self.lr}")
         if self.tokens < self.batch_tokens:
             raise ValueError(f"tokens = {self.tokens} is less than one batch of {self.batch_tokens}")
         if self.buffer_tokens < self.batch_tokens:
@@ -117,6 +118,8 @@ def validated(model: type[Config], values: dict[str, Any], where: str) -> Config
             context = first.get("ctx", {})
             tags = context["expected_tags"].replace("'", "").split(", ")
             raise unknown("method", str(context["tag"]), tags) from error
+        if first["type"] == "union_tag_not_found":
+            raise UserError(f"{where}: {place}: method: is missing; give one of {', '.join(CONFIGS)}") from error
         raise UserError(
             f"{where}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
         ) from error

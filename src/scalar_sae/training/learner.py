@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scalar_sae import workers
-from scalar_sae.saes.firing import DEAD_TOKENS, Firing, window
+from scalar_sae.saes.firing import Firing, window
 from scalar_sae.saes.methods import MethodConfig
 from scalar_sae.saes.trainee import Acts, Progress, Trainee, Transformer
 from scalar_sae.sites import Site
@@ -34,7 +34,7 @@ class Learner:
         self._config = config
         self.firing = [module for module in trainee.modules() if isinstance(module, Firing)]
         for firing in self.firing:
-            firing.window = window(getattr(method, "dead_tokens", DEAD_TOKENS), config.tokens)
+            firing.window = window(getattr(method, "dead_tokens", None), config.tokens)
         self._parameters = list(trainee.parameters())
         self.finite = torch.ones((), dtype=torch.bool, device=self._parameters[0].device)
         """Whether every gradient was finite so far; on the device, so that no step waits for it."""
