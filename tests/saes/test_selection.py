@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalar_sae.activations.reading import Gradient
+from scalar_sae.errors import UserError
 from scalar_sae.saes.batch_topk import BatchTopKConfig, batch_top_k
 from scalar_sae.saes.feature_choice import FeatureChoiceConfig, FeatureChoiceTrainee, divided, feature_choice
 from scalar_sae.saes.gradient import GradientConfig
@@ -16,6 +17,7 @@ from scalar_sae.saes.mutual_choice import MutualChoiceConfig
 from scalar_sae.saes.topk import TopKConfig
 from scalar_sae.saes.trainee import Progress
 from scalar_sae.saes.zipf import Zipf
+from tests.helpers import Shape
 from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
 
 
@@ -194,6 +196,24 @@ def test_matryoshka_levels_are_decoded_from_prefixes():
     f = batch_top_k(weights.pre_acts(y).relu(), 3)
     errors = [(y - f[:, :end] @ weights.W_dec[:end] - weights.b_dec).square().sum(1).mean() for end in (16, 64)]
     torch.testing.assert_close(loss, 3 * errors[0] + errors[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fractions": [float("nan"), 1.0]}, "fractions.0\n.*finite number"),
+        ({"fractions": [-0.5, 1.5]}, "fractions.0\n.*greater than 0"),
+        ({"fractions": [0.5, 0.4]}, "must add up to 1"),
+        ({"level_weights": [-1.0] * 5}, "level_weights.0\n.*greater than or equal to 0"),
+        ({"level_weights": [0.0] * 5}, "level_weights: all are 0"),
+        ({"level_weights": [1.0] * 4}, "level_weights: 4 for 5 levels"),
+        ({"expansion": 2}, "matryoshka: 16 latents at resid_mid.0 leave a group of fractions .* empty; give fewer"),
+        ({"expansion": 3, "fractions": [0.5, 1e-9, 0.5 - 1e-9]}, "24 latents at resid_mid.0 leave a group"),
+    ],
+)
+def test_matryoshka_levels_that_cannot_be_meant_are_refused(options: dict, message: str):
+    with pytest.raises((ValueError, UserError), match=message):
+        MatryoshkaConfig(sites=HERE, k=3, **options).trainees(Shape(8, 1), 0)
 
 
 def test_multi_topk_adds_an_eighth_of_the_wider_loss():

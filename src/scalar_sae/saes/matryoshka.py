@@ -6,16 +6,20 @@ The published code weighs the levels by 1/M twice or not at all; here they are e
 """
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from scalar_sae.errors import UserError
 from scalar_sae.saes.batch_topk import BatchSelection, BatchTopKTrainee
 from scalar_sae.saes.dictionary import Place
 from scalar_sae.saes.trainee import Name, Trainee, Weights, squared_error
+
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class MatryoshkaConfig(BatchSelection, frozen=True):
@@ -24,17 +28,19 @@ class MatryoshkaConfig(BatchSelection, frozen=True):
     method: Literal["matryoshka"] = "matryoshka"
     name: Name = "matryoshka"
     """Folder of these SAEs in a run."""
-    fractions: list[float] = Field(default=[1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32], min_length=1)
+    fractions: list[Positive] = Field(default=[1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32], min_length=1)
     """Share of the latents in each group, the first group being the innermost dictionary (SAEBench's by default)."""
-    level_weights: list[float] = Field(default=[])
+    level_weights: list[Weight] = Field(default=[])
     """Weight of each level's reconstruction; by default all 1/M."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "MatryoshkaConfig":
-        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise ValueError(f"fractions {self.fractions}: must be positive and add up to 1")
+        if abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions {self.fractions}: must add up to 1")
         if self.level_weights and len(self.level_weights) != len(self.fractions):
             raise ValueError(f"level_weights: {len(self.level_weights)} for {len(self.fractions)} levels")
+        if self.level_weights and sum(self.level_weights) == 0:
+            raise ValueError("level_weights: all are 0; give one that is not")
         return self
 
     def trainee(self, place: Place, seed: int) -> Trainee:
@@ -49,6 +55,11 @@ class MatryoshkaTrainee(BatchTopKTrainee):
         super().__init__(config, place, seed)
         shares = torch.tensor(config.fractions, dtype=torch.float64).cumsum(0)
         self.ends = [round(share * self.d_sae) for share in shares.tolist()]
+        if len({0, *self.ends}) <= len(self.ends):
+            raise UserError(
+                f"{config.name}: {self.d_sae} latents at {place.site} leave a group of fractions {config.fractions} "
+                "empty; give fewer fractions or a larger expansion"
+            )
         self.level_weights = config.level_weights or [1 / len(self.ends)] * len(self.ends)
 
     def reconstruction(
