@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 from make_rankings import cell
 
-from scalar_sae.benchmark.compare import ratios
+from scalar_sae.benchmark.compare import Ratio, ratios
 from scalar_sae.results import Record, Results
 from scalar_sae.sae_results import SaeFidelity
 
@@ -21,8 +21,8 @@ SCORES = ("edges_at.90", "edges_at.99", "log_area", "absolute", "relative", "flo
 def summary(results: Results) -> str:
     """One row a method: fidelity as the mean over its SAEs, scores as the mean over the layers (edges: geometric)."""
     lines = [
-        "| SAEs | L0 | FVU | CE + (one) | CE + (all) | dead | FF block: edges@90 | log area | relative "
-        "| transformer block: edges@90 | log area | relative |",
+        "| SAEs | L0 | FVU | CE + (one) | CE + (all) | dead | FF block: edges@90 | log area | relative (do nothing) "
+        "| transformer block: edges@90 | log area | relative (do nothing) |",
         "|---|" + "---|" * 11,
     ]
     spliced = {one.method: one.ce_increase for one in results.spliced}
@@ -44,24 +44,39 @@ def fidelity(saes: list[SaeFidelity]) -> tuple[str, str]:
 
 
 def scores(results: Results, method: str, kind: str) -> str:
-    """Means over the blocks of a kind: edges@90 (geometric), log area, the published relative score."""
-    records = [r for r in results.records if r.method == method and r.block.startswith(kind) and r.control is None]
-    if not records:
+    """Means over the blocks of a kind: edges@90 (geometric), log area, the published relative score and its do-nothing
+    value, the baseline's curves over as many possible edges."""
+    records = of_kind(results.records, kind)
+    mine = [record for record in records if record.method == method]
+    if not mine:
         return "– | – | –"
-    edges = [record.edges_at["90"] for record in records]
+    edges = [record.edges_at["90"] for record in mine]
     shown = "never" if None in edges else f"{np.exp(np.mean(np.log(np.array(edges, dtype=float)))):,.0f}"
-    return f"{shown} | {fmean(r.log_area for r in records):.2f} | {fmean(r.relative for r in records):.3f}"
+    areas = {record.block: record.absolute for record in records if record.method == BASE}
+    nothing = fmean(areas[record.block] / record.n_edges for record in mine)
+    relative = f"{fmean(r.relative for r in mine):.3f} ({nothing:.3f})"
+    return f"{shown} | {fmean(r.log_area for r in mine):.2f} | {relative}"
+
+
+def of_kind(records: list[Record], kind: str) -> list[Record]:
+    """The pairs' records at the blocks of a kind, controls left out."""
+    return [record for record in records if record.block.startswith(kind) and record.control is None]
 
 
 def relative(records: list[Record], kind: str) -> str:
     """Every method over the baseline: geometric means over the blocks of a kind, with 95 % intervals over prompts."""
     lines = [f"**{kind}**", "", f"| SAEs | {' | '.join(SCORES)} |", "|---|" + "---|" * len(SCORES)]
-    of_kind = [record for record in records if record.block.startswith(kind) and record.control is None]
-    by_score = {s: {r.method: r for r in ratios(of_kind, BASE, s) if r.block.startswith("all")} for s in SCORES}
-    for method in dict.fromkeys(record.method for record in of_kind):
-        row = ["1" if method == BASE else cell(by_score[score][method]) for score in SCORES]
+    some = of_kind(records, kind)
+    by_score = {s: {r.method: r for r in ratios(some, BASE, s) if r.block.startswith("all")} for s in SCORES}
+    for method in dict.fromkeys(record.method for record in some):
+        row = ["1" if method == BASE else beside_nothing(by_score[score][method]) for score in SCORES]
         lines.append(f"| {method} | {' | '.join(row)} |")
     return "\n".join([*lines, ""])
+
+
+def beside_nothing(ratio: Ratio) -> str:
+    """A ratio with its interval; of relative scores, what two identical curves would give beside it."""
+    return cell(ratio) + ("" if ratio.do_nothing is None else f" (nothing: {ratio.do_nothing:.2g})")
 
 
 def sites(results: Results) -> str:
