@@ -1,11 +1,13 @@
-"""The tables of docs/rankings.md from a run of the `rankings` preset, on standard output; the picture beside it.
+"""From runs of the `rankings` preset: docs/rankings-by-block.md whole, the tables of docs/rankings.md on standard
+output, a picture of each run.
 
-scalar quickstart --preset rankings --out runs/rankings && python docs/make_rankings.py runs/rankings
+scalar quickstart --preset rankings --out runs/rankings && python docs/make_rankings.py runs/rankings [ANOTHER RUN ...]
 """
 
 import sys
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,7 +18,9 @@ from plotly.subplots import make_subplots
 from scalar_sae.benchmark.compare import Ratio, ratios
 from scalar_sae.report.figures import style
 from scalar_sae.results import Record, Results
+from scalar_sae.sae_results import Interval
 
+DOCS = Path(__file__).parent
 SCORES = ("edges_at.50", "edges_at.90", "edges_at.99", "log_area", "pure")
 
 
@@ -55,16 +59,60 @@ def tables(results: Results) -> str:
 
 
 def absolute(results: Results) -> str:
-    """edges@90 of each block under each ranking, and local edges."""
+    """edges@90 of each block under each ranking, and local edges; the floor beside them."""
     names = list(dict.fromkeys(record.ranking for record in results.records if record.scope == "global"))
     found = {record.key[:3]: record for record in results.records if record.control is None}
-    lines = ["| block | SAEs | " + " | ".join(f"`{name}`" for name in names) + " | local edges@90 |"]
-    lines.append("|---|---|" + "---|" * (len(names) + 1))
+    titles = ["block", "SAEs", *(f"`{name}`" for name in names), "local edges@90", "floor: KL", "CE +"]
+    lines = [f"| {' | '.join(titles)} |", "|---|" + "---|" * (len(titles) - 1)]
     for block, saes in dict.fromkeys(key[:2] for key in found):
         values = [found[block, saes, name].edges_at["90"] for name in [*names, "local"]]
         cells = ["never" if value is None else f"{value:,.0f}" for value in values]
-        lines.append(f"| {block} | {saes} | {' | '.join(cells)} |")
+        floor = found[block, saes, "local"].floor
+        lines.append(f"| {block} | {saes} | {' | '.join(cells)} | {floor.kl:.2f} | {floor.ce_increase:.2f} |")
     return "\n".join(lines)
+
+
+def by_block(runs: dict[str, Results]) -> str:
+    """The page of every score under every ranking at every block, with intervals."""
+    lines = [
+        "# Every order at every block",
+        "",
+        "Every score behind [rankings.md](rankings.md), which says what was run and what it means; "
+        "`docs/make_rankings.py` writes this page. In brackets 95 % intervals over prompts.",
+        "`local` counts edges per token, in its areas too. pure area: under KL(full circuit ‖ sub-circuit), "
+        "absolute area: under KL(full model ‖ sub-circuit), both in edge nats from 1 to 2¹⁸ edges.",
+        "The floor, KL(full model ‖ full circuit) and the increase of cross-entropy in nats, is the same under every "
+        "order. s: seconds to rank and score, beside other work.",
+    ]
+    for name, results in runs.items():
+        lines += ["", f"## {results.records[0].data['corpus']} (`runs/{name}`)"]
+        records = [record for record in results.records if record.control is None]
+        for key in dict.fromkeys(record.key[:2] for record in records):
+            lines += ["", *one_block([record for record in records if record.key[:2] == key])]
+    return "\n".join([*lines, ""])
+
+
+def one_block(records: list[Record]) -> list[str]:
+    """A pair's possible edges and floor, and its scores: a row a ranking."""
+    first = records[0]
+    kl, ce = (measured(first, f"floor.{name}", getattr(first.floor, name), ".3f") for name in ("kl", "ce_increase"))
+    size = f"{first.n_up:,} × {first.n_down:,} = {first.n_edges:,} possible edges"
+    lines = [f"**{first.block}, {first.method}**: {size}; floor: KL {kl}, CE + {ce}", ""]
+    lines += ["| ranking | edges@50 | edges@90 | edges@99 | log area | pure area | absolute area | s |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for record in records:
+        cells = [measured(record, f"edges_at.{q}", edges, ",.0f") for q, edges in record.edges_at.items()]
+        cells.append(measured(record, "log_area", record.log_area, ".3f"))
+        cells += [measured(record, name, getattr(record, name), ",.0f") for name in ("pure", "absolute")]
+        lines.append(f"| `{record.ranking}` | {' | '.join(cells)} | {record.seconds:.1f} |")
+    return lines
+
+
+def measured(record: Record, score: str, value: float | None, form: str) -> str:
+    """A score with its interval."""
+    interval = cast(Interval | None, record.ci[score])
+    low_high = "" if interval is None else f" [{interval[0]:{form}} – {interval[1]:{form}}]"
+    return ("never" if value is None else f"{value:{form}}") + low_high
 
 
 def figure(results: Results) -> go.Figure:
@@ -92,11 +140,12 @@ def figure(results: Results) -> go.Figure:
 
 
 if __name__ == "__main__":
-    run = Path(sys.argv[1])
-    found = Results.read(run / "results.json")
-    print(tables(found))
-    print(absolute(found))
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "page.html"
-        figure(found).write_html(page, config={"displayModeBar": False})
-        picture(page, Path(__file__).parent / f"{run.name}.png", (1280, 440))
+    runs = {Path(name).name: Results.read(Path(name) / "results.json") for name in sys.argv[1:]}
+    (DOCS / "rankings-by-block.md").write_text(by_block(runs), encoding="utf-8")
+    for name, found in runs.items():
+        print(tables(found))
+        print(absolute(found))
+        with tempfile.TemporaryDirectory() as folder:
+            page = Path(folder) / "page.html"
+            figure(found).write_html(page, config={"displayModeBar": False})
+            picture(page, DOCS / f"{name}.png", (1280, 440))
