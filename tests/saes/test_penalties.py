@@ -100,6 +100,36 @@ def test_temporal_importance_weighs_its_three_statistics():
         TemporalConfig(sites=HERE, importance=(0.0, 0.0, 0.0))
 
 
+@torch.no_grad()
+def test_a_temporal_energy_is_the_squared_size_of_what_a_latent_adds():
+    x = data()
+    trainee = prepared(TemporalConfig(sites=HERE, decay=0.0, scale="none", contribution="energy"), x)
+    assert isinstance(trainee, TemporalTrainee)
+    trainee.losses({SITE: x}, Progress(0, 100))
+    weights = trainee.weights()
+    f = weights.pre_acts(x).relu()
+    added = f.unsqueeze(-1) * weights.W_dec
+    torch.testing.assert_close(trainee.means[2], added.square().sum(-1).mean(0))
+
+
+@torch.no_grad()
+def test_a_pruned_temporal_sae_lacks_the_unimportant_latents():
+    x = data()
+    config = TemporalConfig(sites=HERE, threshold_stds=0.0, scale="none", sparsity=Sparsity(weight=1e-9))
+    whole, pruned = (prepared(config.model_copy(update={"inference": rule}), x) for rule in ("all", "pruned"))
+    for each in (whole, pruned):
+        each.losses({SITE: x}, LATE)
+    assert isinstance(pruned, TemporalTrainee)
+    gone = pruned.mask_probability() > 0
+    assert 0 < gone.sum() < 64
+    all_acts, acts = whole.sae(SITE).encode(x), pruned.sae(SITE).encode(x)
+    assert all_acts[:, gone].any()
+    assert torch.equal(acts, all_acts.masked_fill(gone, 0.0))
+    pruned.eval()
+    error = (x - pruned.sae(SITE).decode(acts)).square().sum(1).mean()
+    torch.testing.assert_close(pruned.losses({SITE: x}, LATE)[SITE], error)
+
+
 def test_temporal_rescaling_keeps_the_mean_of_the_code():
     config = TemporalConfig(sites=HERE, threshold_stds=0.5, rescale=True)
     trainee, plain = (prepared(each, data()) for each in (config, config.model_copy(update={"rescale": False})))

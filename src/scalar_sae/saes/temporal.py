@@ -6,27 +6,30 @@ importance made of them, theta = mean + c std over latents, and the probability 
 importance) / theta) below theta. Our choices:
 
 * the code is ReLU, the penalty the L1 norm weighted by decoder norms (relu.py), so with r = 0 this is a ReLU SAE;
-* contribution: how much the batch's squared error would grow without the latent, f²‖d‖² + 2 f ⟨e, d⟩;
+* contribution: how much the batch's squared error would grow without the latent, f²‖d‖² + 2 f ⟨e, d⟩, or with
+  `contribution: energy` the first of the two alone;
 * each mean is divided by its own mean over latents before they are averaged, equally or by the weights `importance`;
   so running means that start at 0 need no correction for their start: it is the same factor for all latents;
 * a mask holds for a latent and a step, for every token of the batch; means follow the code and the error e without
   masks, so that a masked latent can return; with `rescale` those that are kept are divided by the probability of that;
-* at inference there is no mask.
+* at inference there is no mask, or with `inference: pruned` one for all latents below theta at the end of training.
 """
 
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from scalar_sae import workers
-from scalar_sae.saes.activation import ReLU
+from scalar_sae.saes.activation import JumpReLU, ReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
 from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, Weights, squared_error
 
+NEVER = 1e30
+"""A threshold that no pre-activation exceeds, in any scale."""
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -52,6 +55,10 @@ class TemporalConfig(DictionaryMethod, frozen=True):
     """Share of training without masks, while the means settle."""
     rescale: bool = False
     """Multiply the latents that are kept by 1 / (1 - probability of a mask), so that the code's mean stays."""
+    contribution: Literal["leave_one_out", "energy"] = "leave_one_out"
+    """What counts as a latent's contribution to the reconstruction."""
+    inference: Literal["all", "pruned"] = "all"
+    """Which latents are left when training is done: all, or those whose importance reaches theta."""
 
     @field_validator("importance")
     @classmethod
@@ -90,7 +97,9 @@ class TemporalTrainee(Dictionary):
 
     def kept(self, progress: Progress) -> Float[Tensor, " d_sae"]:
         """What latents are multiplied by at this step, 0 where masked; depends on seed, site and step."""
-        if not self.training or progress.fraction < self._config.warmup or self._config.rate == 0:
+        if not self.training:
+            return self.left().float()
+        if progress.fraction < self._config.warmup or self._config.rate == 0:
             return torch.ones_like(self.means[0])
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + progress.step) % 2**63)
         chance = torch.rand(self.d_sae, generator=generator, device="cpu").to(self.means.device)
@@ -100,11 +109,20 @@ class TemporalTrainee(Dictionary):
 
     def mask_probability(self) -> Float[Tensor, " d_sae"]:
         """Of each latent, at this step."""
+        importance, theta = self._importance()
+        return 1 - torch.exp(-self._config.rate * ((theta - importance) / theta.clamp_min(1e-12)).clamp_min(0))
+
+    def left(self) -> Bool[Tensor, " d_sae"]:
+        """The latents of inference."""
+        importance, theta = self._importance()
+        return (importance >= theta) | (self._config.inference == "all")
+
+    def _importance(self) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, ""]]:
+        """Of each latent, and theta."""
         normalised = self.means / self.means.mean(1, keepdim=True).clamp_min(1e-12)
         weights = self.means.new_tensor(self._config.importance).unsqueeze(1)
         importance = (weights * normalised).sum(0) / weights.sum()
-        theta = importance.mean() + self._config.threshold_stds * importance.std()
-        return 1 - torch.exp(-self._config.rate * ((theta - importance) / theta.clamp_min(1e-12)).clamp_min(0))
+        return importance, importance.mean() + self._config.threshold_stds * importance.std()
 
     @torch.no_grad()
     def _follow(self, weights: Weights, f: Float[Tensor, "batch d_sae"], y: Float[Tensor, "batch d_model"]) -> None:
@@ -112,10 +130,13 @@ class TemporalTrainee(Dictionary):
         size, often = f.mean(0), (f > 0).float().mean(0)
         alone = f.square().mean(0) * weights.W_dec.square().sum(1)
         together = ((f.T @ residual) * weights.W_dec).sum(1) / f.shape[0]
-        now = workers.mean(torch.stack([size, often, alone + 2 * together]))
+        contribution = alone if self._config.contribution == "energy" else alone + 2 * together
+        now = workers.mean(torch.stack([size, often, contribution]))
         now[2].clamp_min_(0)
         self.means.lerp_(now, 1 - self._config.decay)
 
-    def activation(self) -> ReLU:
-        """No mask."""
-        return ReLU()
+    def activation(self) -> ReLU | JumpReLU:
+        """No mask; a pruned latent has a threshold that nothing exceeds."""
+        if self._config.inference == "all":
+            return ReLU()
+        return JumpReLU(torch.where(self.left(), 0.0, NEVER))
