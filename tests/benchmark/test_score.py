@@ -138,7 +138,14 @@ def test_a_saved_ranking_keeps_its_order(tmp_path: Path):
     """Float32 cannot tell whole numbers beyond 2^24 apart."""
     pair, path = tiny_pair("ff_block.0"), tmp_path / "ranks.npy"
     ranks = np.random.default_rng(0).permutation(480).reshape(24, 20)
-    for saved in (ranks, ranks + 600_000_000, ranks.astype(np.int16) - 240, ranks * 0.25, ranks.astype(np.float16)):
+    for saved in (
+        ranks,
+        ranks + 600_000_000,
+        ranks.astype(np.int16) - 240,
+        ranks.astype(np.uint16),
+        ranks * 0.25,
+        ranks.astype(np.float16),
+    ):
         np.save(path, saved)
         scores = saved_scores(path, pair)
         assert (scores.flatten().argsort() == torch.from_numpy(ranks).flatten().argsort()).all()

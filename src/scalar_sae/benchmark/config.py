@@ -141,19 +141,25 @@ def saved_scores(path: Path, pair: Pair) -> Float[Tensor, "n_up n_down"]:
         UserError: not readable, complex or NaN, of another shape, or too large or small for float32.
     """
     matrix = _saved_matrix(path)
-    if matrix.is_complex() or matrix.isnan().any():
-        raise UserError(f"{path}: scores must be real numbers, none of them NaN")
     if tuple(matrix.shape) != (pair.up.d_sae, pair.down.d_sae):
         raise UserError(f"{path}: shape {tuple(matrix.shape)}, the pair needs {(pair.up.d_sae, pair.down.d_sae)}")
+    if matrix.is_complex() or any(row.isnan().any() for row in matrix):
+        raise UserError(f"{path}: scores must be real numbers, none of them NaN")
+    if matrix.dtype == torch.float32:
+        return matrix
+    narrow = torch.empty(matrix.shape)
     if matrix.is_floating_point():
-        narrow = matrix.float()
-        if not torch.equal(narrow.isinf() | (narrow == 0), matrix.isinf() | (matrix == 0)):
-            raise UserError(f"{path}: scores too large or too small for float32; rescale them, or save their ranks")
+        for to, row in zip(narrow, matrix, strict=True):  # row by row: there may be billions
+            to.copy_(row)
+            if not torch.equal(to.isinf() | (to == 0), row.isinf() | (row == 0)):
+                raise UserError(f"{path}: scores too large or too small for float32; rescale them, or save their ranks")
         return narrow
-    least, most = (int(end) for end in matrix.aminmax())
+    least, most = min(int(row.long().min()) for row in matrix), max(int(row.long().max()) for row in matrix)
     if most - least > MOST_RANK:
         raise UserError(f"{path}: whole numbers from {least} to {most}; save ranks, or floating-point scores")
-    return (matrix.long() - least + SMALLEST_NORMAL).int().view(torch.float32)  # floats are in the order of their bits
+    for to, row in zip(narrow, matrix, strict=True):
+        to.copy_((row.long() - least + SMALLEST_NORMAL).int().view(torch.float32))  # floats are in the order of bits
+    return narrow
 
 
 def _saved_matrix(path: Path) -> Tensor:
