@@ -41,7 +41,7 @@ METHODS = [
     {"method": "relu", "name": "relu-15.7", "sparsity": STEERED | {"target_l0": RELEASED_L0}, **HERE},
     {"method": "gated", "sparsity": STEERED, **HERE},
     {"method": "jumprelu", "scale": "sqrt_d", "bandwidth": 0.5, "threshold": 0.1, "loss": "tanh",
-     "sparsity": STEERED, **HERE},
+     "sparsity": STEERED | {"warmup": 0.05}, **HERE},
     {"method": "staircase", "along": "ff_blocks", "k": K, "expansion": 2},  # its first step, 32 latents, is compared
 ]  # fmt: skip
 

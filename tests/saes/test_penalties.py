@@ -1,12 +1,17 @@
 """Methods with a penalty in place of a k: identities, straight-through gradients, steering."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from pydantic import TypeAdapter
 
 from scalar_sae.saes.gated import GatedConfig
 from scalar_sae.saes.jumprelu import JumpReluConfig, jump_relu, step
+from scalar_sae.saes.methods import MethodConfig
 from scalar_sae.saes.relu import ReluConfig
 from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
 from scalar_sae.saes.temporal import TemporalConfig, TemporalTrainee
@@ -195,7 +200,7 @@ def test_jumprelu_passes_values_and_no_gradient_through_its_jump():
 def test_jumprelu_losses_add_what_they_say(loss: str):
     x = data()
     sparsity = Sparsity(weight=2.0, warmup=0.0, target_l0=5.0 if loss == "target_l0" else None)
-    trainee = prepared(JumpReluConfig(sites=HERE, loss=loss, sparsity=sparsity, threshold=0.1), x)
+    trainee = prepared(JumpReluConfig(sites=HERE, loss=loss, sparsity=sparsity, threshold=0.1, scale="none"), x)
     total = trainee.losses({SITE: x}, LATE)[SITE]
     y, weights, norms = x * trainee.scale[0], trainee.weights(), trainee.W_dec.norm(dim=1)
     u = weights.pre_acts(y)
@@ -214,6 +219,31 @@ def test_a_narrow_kernel_in_a_large_scale_is_refused():
         JumpReluConfig(sites=HERE, scale="sqrt_d")
     with pytest.raises(ValueError, match=r"bandwidth = 2.0 is too wide for scale unit"):
         JumpReluConfig(sites=HERE, bandwidth=2.0)
+    with pytest.raises(ValueError, match=r"loss tanh belongs to scale sqrt_d"):
+        JumpReluConfig(sites=HERE, loss="tanh", bandwidth=0.1)
+
+
+def test_what_a_sparsity_leaves_out_is_the_methods_own():
+    def resolved(**config: object) -> Sparsity:
+        return TypeAdapter(MethodConfig).validate_python({"sites": HERE, **config}).sparsity
+
+    assert resolved(method="jumprelu", sparsity={"weight": 0.5}) == Sparsity(weight=0.5, warmup=0.1)
+    assert resolved(method="jumprelu", sparsity={"target_l0": 10}) == Sparsity(weight=1e-3, warmup=0.1, target_l0=10)
+    target = {"method": "jumprelu", "loss": "target_l0", "sparsity": {"target_l0": 10}}
+    assert resolved(**target) == Sparsity(weight=1.0, warmup=0.1, target_l0=10)
+    tanh = {"method": "jumprelu", "loss": "tanh", "scale": "sqrt_d", "bandwidth": 2}
+    assert resolved(**tanh) == resolved(**tanh, sparsity={}) == Sparsity(weight=10.0, warmup=1.0)
+    for method, weight in (("relu", 5.0), ("temporal", 5.0), ("gated", 1.0)):
+        assert resolved(method=method, sparsity={"target_l0": 10}) == Sparsity(weight=weight, target_l0=10)
+
+
+def test_the_documented_tanh_recipe_is_a_config():
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    found = re.search(r"`(\{method: jumprelu, loss: tanh.*?\})`", text)
+    assert found is not None
+    config = TypeAdapter(MethodConfig).validate_python(yaml.safe_load(found[1]))
+    assert isinstance(config, JumpReluConfig)
+    assert (config.bandwidth, config.sparsity.warmup, config.tanh_scale) == (2.0, 1.0, 4.0)
 
 
 def test_a_gated_sae_is_a_jumprelu_sae():

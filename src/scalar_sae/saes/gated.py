@@ -15,12 +15,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scalar_sae.saes.activation import JumpReLU
-from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
-from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
+from scalar_sae.saes.dictionary import Dictionary, Place
+from scalar_sae.saes.sparsity import PenaltyMethod, Sparsity, SparsityWeight
 from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, Weights, squared_error
 
 
-class GatedConfig(DictionaryMethod, frozen=True):
+class GatedConfig(PenaltyMethod, frozen=True):
     """Independent Gated SAEs."""
 
     method: Literal["gated"] = "gated"

@@ -15,7 +15,11 @@ Thresholds learn through straight-through gradients of the two jumps, with a rec
 
 and nothing through the jump to u. `tanh` leaves decoder norms free (their biases set from data are left at 0); the
 other two hold them at 1. eps = 0.001 belongs to the scale E‖x‖² = 1, eps = 2 to E‖x‖ = √d_model: a config that mixes
-them is refused.
+them is refused. The defaults are the paper's. Anthropic's recipe is
+
+    {method: jumprelu, loss: tanh, scale: sqrt_d, bandwidth: 2, threshold: 0.1, sparsity: {weight: 10, warmup: 1}}
+
+beside c = 4 and lambda_P = 3e-6; lambda is 10 to 20, and others begin with a threshold of e^0.1.
 """
 
 from typing import Any, Literal
@@ -27,12 +31,19 @@ from torch import Tensor, nn
 
 from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
-from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
-from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
+from scalar_sae.saes.dictionary import Dictionary, Place
+from scalar_sae.saes.sparsity import PenaltyMethod, Sparsity, SparsityWeight, filled
 from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, squared_error
 
+SPARSITY = {
+    "step": Sparsity(weight=1e-3, warmup=0.1),
+    "target_l0": Sparsity(weight=1.0, warmup=0.1),
+    "tanh": Sparsity(weight=10.0, warmup=1.0),
+}
+"""The weight of each loss, where a config does not say otherwise."""
 
-class JumpReluConfig(DictionaryMethod, frozen=True):
+
+class JumpReluConfig(PenaltyMethod, frozen=True):
     """Independent JumpReLU SAEs."""
 
     method: Literal["jumprelu"] = "jumprelu"
@@ -44,7 +55,7 @@ class JumpReluConfig(DictionaryMethod, frozen=True):
     """Adam's first-moment decay, as in the paper."""
     loss: Literal["step", "target_l0", "tanh"] = "step"
     """The sparsity loss."""
-    sparsity: Sparsity = Sparsity(weight=1e-3, warmup=0.1)
+    sparsity: Sparsity = SPARSITY["step"]
     """Weight of the sparsity loss; for `target_l0`, `target_l0` is in its loss and the weight is not corrected."""
     bandwidth: float = Field(default=0.001, gt=0)
     """eps: the width of the kernel."""
@@ -57,10 +68,20 @@ class JumpReluConfig(DictionaryMethod, frozen=True):
     pre_act_weight: float = Field(default=3e-6, ge=0)
     """lambda_P of the tanh loss."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _weight_of_the_loss(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        default = SPARSITY.get(str(given.get("loss")), SPARSITY["step"])
+        return given | {"sparsity": filled(given.get("sparsity", {}), default)}
+
     @model_validator(mode="after")
     def _consistent(self) -> "JumpReluConfig":
         if self.loss == "target_l0" and self.sparsity.target_l0 is None:
             raise ValueError("loss target_l0 needs sparsity.target_l0")
+        if self.loss == "tanh" and self.scale == "unit":
+            raise ValueError("loss tanh belongs to scale sqrt_d, with a bandwidth of 2 and a threshold of 0.1")
         if self.scale == "sqrt_d" and self.bandwidth < 0.01:
             raise ValueError(f"bandwidth = {self.bandwidth} is too narrow for scale sqrt_d; use unit, or a wider one")
         if self.scale == "unit" and self.bandwidth >= 1:

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scalar_sae.saes.activation import ReLU
-from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
-from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
+from scalar_sae.saes.dictionary import Dictionary, Place
+from scalar_sae.saes.sparsity import PenaltyMethod, Sparsity, SparsityWeight
 from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, squared_error
 
 
-class ReluConfig(DictionaryMethod, frozen=True):
+class ReluConfig(PenaltyMethod, frozen=True):
     """Independent ReLU SAEs with an L1 penalty."""
 
     method: Literal["relu"] = "relu"

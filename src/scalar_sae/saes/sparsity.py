@@ -9,10 +9,11 @@ run ends at the L0 asked for. That correction is ours; it counts from the first 
 import math
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from torch import Tensor, nn
 
 from scalar_sae import workers
+from scalar_sae.saes.dictionary import DictionaryMethod
 from scalar_sae.saes.trainee import Progress
 
 MOST = math.log(1e4)
@@ -32,6 +33,23 @@ class Sparsity(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Largest change of the logarithm of the weight in one step."""
     lag: float = Field(default=50.0, ge=1)
     """Steps that L0 takes to follow the weight."""
+
+
+def filled(given: object, default: Sparsity) -> object:
+    """A config's `sparsity`, where what it leaves out is as in `default`."""
+    return default.model_dump() | given if isinstance(given, dict) else given
+
+
+class PenaltyMethod(DictionaryMethod, frozen=True):
+    """Independent dictionaries with a sparsity penalty."""
+
+    sparsity: Sparsity
+    """Weight of the penalty; what is left out is as in the method's default."""
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _filled(cls, given: object) -> object:
+        return filled(given, cls.model_fields["sparsity"].default)
 
 
 class SparsityWeight(nn.Module):

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU, ReLU
-from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
-from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
+from scalar_sae.saes.dictionary import Dictionary, Place
+from scalar_sae.saes.sparsity import PenaltyMethod, Sparsity, SparsityWeight
 from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, Weights, squared_error
 
 NEVER = 1e30
@@ -33,7 +33,7 @@ NEVER = 1e30
 Weight = Annotated[float, Field(ge=0)]
 
 
-class TemporalConfig(DictionaryMethod, frozen=True):
+class TemporalConfig(PenaltyMethod, frozen=True):
     """Independent SAEs with Adaptive Temporal Masking."""
 
     method: Literal["temporal"] = "temporal"
