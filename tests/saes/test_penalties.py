@@ -9,6 +9,7 @@ import torch
 import yaml
 from pydantic import TypeAdapter
 
+from scalar_sae.errors import UserError
 from scalar_sae.saes.gated import GatedConfig
 from scalar_sae.saes.jumprelu import JumpReluConfig, jump_relu, step
 from scalar_sae.saes.methods import MethodConfig
@@ -244,6 +245,16 @@ def test_the_documented_tanh_recipe_is_a_config():
     config = TypeAdapter(MethodConfig).validate_python(yaml.safe_load(found[1]))
     assert isinstance(config, JumpReluConfig)
     assert (config.bandwidth, config.sparsity.warmup, config.tanh_scale) == (2.0, 1.0, 4.0)
+
+
+@pytest.mark.parametrize("loss", ["step", "tanh"])
+def test_jumprelu_biases_from_data_give_the_first_l0(loss: str):
+    x = data(400)
+    trainee = prepared(JumpReluConfig(sites=HERE, loss=loss, scale="sqrt_d", bandwidth=2.0, first_l0=16.0), x)
+    fires = (trainee.sae(SITE).encode(x) > 0).float()
+    torch.testing.assert_close(fires.mean(0), torch.full((64,), 0.25), atol=0.01, rtol=0)
+    with pytest.raises(UserError, match=r"jumprelu: first_l0 = 64.0 is not below d_sae = 64"):
+        prepared(JumpReluConfig(sites=HERE, first_l0=64.0), x)
 
 
 def test_a_gated_sae_is_a_jumprelu_sae():

@@ -114,6 +114,17 @@ def test_llama_scope_anneals_k_and_ends_with_a_threshold_at_k():
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
 
 
+def test_llama_scope_transcoders_draw_their_encoder_apart():
+    config = LlamaScopeConfig(sites=["mlp_in.0"], targets=["mlp_out.0"])
+    coder = config.trainees(Shape(32, 1), 0)[0]
+    sae = LlamaScopeConfig(sites=["mlp_in.0"]).trainees(Shape(32, 1), 0)[0]
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    assert torch.equal(coder.W_dec, sae.W_dec)
+    torch.testing.assert_close(coder.W_enc.norm(dim=0), torch.full((256,), 0.5))
+    cosines = 4 * (coder.W_enc * coder.W_dec.T).sum(0)
+    assert cosines.abs().mean() < 2 / 32**0.5
+
+
 def test_feature_choice_with_the_whole_batch_as_budget_is_relu():
     acts = data().relu()
     assert torch.equal(feature_choice(acts, torch.full((8,), 64)), acts)

@@ -13,15 +13,17 @@ Thresholds learn through straight-through gradients of the two jumps, with a rec
     d JumpReLU / d theta = -(theta / eps) K((u - theta) / eps)
     d 1[u > theta] / d theta = -(1 / eps) K((u - theta) / eps)
 
-and nothing through the jump to u. `tanh` leaves decoder norms free (their biases set from data are left at 0); the
-other two hold them at 1. eps = 0.001 belongs to the scale E‖x‖² = 1, eps = 2 to E‖x‖ = √d_model: a config that mixes
-them is refused. The defaults are the paper's. Anthropic's recipe is
+and nothing through the jump to u. `tanh` leaves decoder norms free; the other two hold them at 1. eps = 0.001 belongs
+to the scale E‖x‖² = 1, eps = 2 to E‖x‖ = √d_model: a config that mixes them is refused. The defaults are
+the paper's. Anthropic's recipe is
 
     {method: jumprelu, loss: tanh, scale: sqrt_d, bandwidth: 2, threshold: 0.1, sparsity: {weight: 10, warmup: 1}}
 
-beside c = 4 and lambda_P = 3e-6; lambda is 10 to 20, and others begin with a threshold of e^0.1.
+beside c = 4 and lambda_P = 3e-6; lambda is 10 to 20, and others begin with a threshold of e^0.1. Its biases are set
+from data so that 10,000 latents fire (`first_l0`), which presumes a large dictionary.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -30,10 +32,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from scalar_sae import workers
+from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Dictionary, Place
 from scalar_sae.saes.sparsity import PenaltyMethod, Sparsity, SparsityWeight, filled
-from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, squared_error
+from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Scale, Trainee, squared_error
 
 SPARSITY = {
     "step": Sparsity(weight=1e-3, warmup=0.1),
@@ -61,6 +64,9 @@ class JumpReluConfig(PenaltyMethod, frozen=True):
     """eps: the width of the kernel."""
     threshold: float = Field(default=0.001, gt=0)
     """First threshold of every latent."""
+    first_l0: float | None = Field(default=None, gt=0)
+    """L0 that b_enc starts with: every latent's is set from the first activations to fire on this many of d_sae tokens.
+    None leaves b_enc at 0."""
     pre_bias: bool = False
     """The encoder reads x - b_dec (the paper: little difference)."""
     tanh_scale: float = Field(default=4.0, gt=0)
@@ -104,11 +110,22 @@ class JumpReluTrainee(Dictionary):
         self._config = config
         if free:  # Anthropic: W_dec ~ U(±1/√d), whose rows have norm 1/√3, and W_enc = (d_model / d_sae) W_decᵀ
             self.W_enc.data /= config.expansion
+        if config.first_l0 is not None and config.first_l0 >= self.d_sae:
+            raise UserError(f"{config.name}: first_l0 = {config.first_l0} is not below d_sae = {self.d_sae}")
         self.log_threshold = nn.Parameter(torch.full((self.d_sae,), config.threshold).log())
         fixed = (
             config.sparsity.model_copy(update={"target_l0": None}) if config.loss == "target_l0" else config.sparsity
         )
         self.sparsity = SparsityWeight(fixed)
+
+    @torch.no_grad()
+    def prepare(self, acts: Acts) -> None:
+        """Scales, and the encoder's biases if asked for."""
+        super().prepare(acts)
+        if self._config.first_l0 is not None:
+            u = self.weights().pre_acts(acts[self.sites[0]][:CALIBRATION_TOKENS] * self.scale[0])
+            silent = math.ceil(len(u) * (1 - self._config.first_l0 / self.d_sae))
+            self.b_enc.copy_(self.log_threshold.exp() - u.kthvalue(silent, dim=0).values)
 
     def loss(
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress

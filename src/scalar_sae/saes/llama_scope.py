@@ -5,7 +5,8 @@ Selected are the K largest of ReLU(u_i) ‖d_i‖; kept is ReLU(u_i). Decoder no
 replaces TopK: the (n k)-th largest of all activations on n tokens (a JumpReLU). No pre-encoder bias, no auxiliary loss.
 
 L = mean over tokens and dimensions of (y_hat - y)² / ‖y - mean(y)‖, the mean over the batch: divided by the norm and
-not its square, as in the authors' code. The scale is E‖x‖ = √d_model. Rows of W_dec start at norm 0.5.
+not its square, as in the authors' code. The scale is E‖x‖ = √d_model. Rows of W_dec start at norm 0.5, W_enc as their
+transpose; a transcoder's is drawn by itself.
 """
 
 import math
@@ -22,7 +23,16 @@ from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sparse import Coded, chosen, largest, largest_values, pre_acts
 from scalar_sae.saes.topk import check_k
-from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Scale, Trainee
+from scalar_sae.saes.trainee import (
+    CALIBRATION_TOKENS,
+    Acts,
+    Name,
+    Progress,
+    Scale,
+    Trainee,
+    encoder_and_decoder,
+    generator_at,
+)
 from scalar_sae.sites import Site
 
 FROM_TOKENS = 32_768
@@ -56,6 +66,9 @@ class LlamaScopeTrainee(Dictionary):
 
     def __init__(self, config: LlamaScopeConfig, place: Place, seed: int) -> None:
         super().__init__(config, place, seed, norm=config.decoder_norm)
+        if place.target != place.site:
+            drawn = generator_at(seed, place.target)
+            self.W_enc, _ = encoder_and_decoder(self.d_sae, self.d_model, drawn, config.decoder_norm)
         self._config = config
         check_k(config.k, self.d_sae, place)
         self.register_buffer("threshold", torch.full((), math.nan))
