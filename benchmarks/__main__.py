@@ -1,7 +1,8 @@
 """`make bench`: the sweep against the obvious scorer (tests/reference/), in one run, on the shipped toy model.
 
 Prints seconds a prompt and their ratio with the largest difference between the two; then what a whole score costs: 50
-prompts of 128, the 35 published counts, edges ranked on other text. The large case: `python -m benchmarks.gpt2_shapes`.
+prompts of 128, the 35 published counts, edges ranked on other text. The large cases: `python -m benchmarks.staircase`,
+`python -m benchmarks.gpt2_shapes`.
 """
 
 import time
