@@ -1,7 +1,8 @@
 """`python -m benchmarks.gpt2_shapes`: an FF block at GPT-2-small shapes, 24,576 latents a side, all 6.04e8 edges.
 
 A GPT-2 with seeded weights and SAEs whose latents are directions of its activations (k = 32): nobody's numbers, but the
-real amount of work. Prints seconds and peak memory; takes the better part of an hour on two cores.
+real amount of work. Prints seconds and peak memory; takes the better part of an hour on two cores. A Staircase
+pair has `--latents 24576 49152`.
 """
 
 import argparse
@@ -24,7 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--rank-prompts", type=int, default=5)
-    parser.add_argument("--latents", type=int, default=24_576)
+    parser.add_argument("--latents", type=int, nargs=2, default=(24_576, 24_576), help="upstream and downstream")
+    parser.add_argument("--edges", default="full")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -32,12 +34,14 @@ def main() -> None:
     torch.manual_seed(0)
     lm = LanguageModel(GPT2LMHeadModel(GPT2Config(use_cache=False, bos_token_id=None, eos_token_id=None)), "seeded")
     block = Block.parse("ff_block.5")
-    tokens = torch.randint(lm.d_vocab, (given.latents // 128 + 256, 128))
+    tokens = torch.randint(lm.d_vocab, (max(given.latents) // 128 + 256, 128))
     acts = lm.activations(tokens[256:], [block.up, block.down])
-    pair = Pair(lm, block, *(data_sae(acts[site], given.latents, 32, 0) for site in (block.up, block.down)))
+    ends = zip((block.up, block.down), given.latents, strict=True)
+    pair = Pair(lm, block, *(data_sae(acts[site], d_sae, 32, 0) for site, d_sae in ends))
     del acts
     texts = Texts(tokens[: given.rank_prompts], tokens[128 : 128 + given.prompts], {"text": "random tokens"})
-    config = ScoreConfig(rankings={"ablation": given.rank_prompts}, prompts=given.prompts, context=128, memory=8)
+    rankings, prompts = {"ablation": given.rank_prompts}, given.prompts
+    config = ScoreConfig(rankings=rankings, prompts=prompts, edges=given.edges, context=128, memory=8)
     start = time.perf_counter()
     with Bar("score", given.prompts + given.rank_prompts) as bar:
         record = score(pair, texts, "data", "ablation", config, bar.step)

@@ -96,8 +96,10 @@ def test_published_is_the_authors_attribution(block: str):
     assert (expected > 0).float().mean() > 0.3
 
 
-def test_fisher_information_by_enumerating_the_labels():
+@pytest.mark.parametrize("at_once", [20_000, 6_000])
+def test_fisher_information_by_enumerating_the_labels(at_once: int, monkeypatch: pytest.MonkeyPatch):
     """One token: the expectation over labels is a sum."""
+    monkeypatch.setattr(effects, "LABEL_BYTES", 4 * 32 * at_once)
     pair = tiny_pair("ff_block.1")
     prompt = next(read(pair, TOKENS[:1, :1]))
     sampled = effects.fisher(pair, prompt, 20_000, torch.Generator().manual_seed(0))

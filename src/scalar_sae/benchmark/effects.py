@@ -17,7 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scalar_sae.benchmark.pair import Pair, Prompt
 
 BATCH_BYTES = 2**22
-"""Players are taken so many at a time that their effects, in float32, fit this."""
+"""Players are taken so many at a time that their effects, in float32, fit this, and hidden layers of 4 d_model too."""
+MEAN_BYTES = 2**28
+"""Means over random orders, and what their squares take, are found for as many downstream latents as fit this."""
+LABEL_BYTES = 2**26
+"""Labels are drawn so many at a time that their log-probabilities fit this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +41,15 @@ class Players:
         latent = slots.latent[slots.used].unique()
         return cls(latent.unsqueeze(1).expand(-1, len(prompt.z)), pair.changes(prompt.z, prompt.x_up).T[latent])
 
-    def batches(self, n_columns: int) -> Iterator["Players"]:
+    def batches(self, pair: Pair, n_columns: int) -> Iterator["Players"]:
         """A few players at a time."""
-        n = max(1, BATCH_BYTES // (4 * self.latent.shape[1] * n_columns))
+        n = max(1, BATCH_BYTES // (4 * self.latent.shape[1] * max(n_columns, 4 * pair.lm.d_model)))
         for latent, change in zip(self.latent.split(n), self.change.split(n), strict=True):
             yield Players(latent, change)
 
     def adds(self, pair: Pair) -> Float[Tensor, "player token d_model"]:
         """What each player adds to the upstream reconstruction."""
-        return self.change.unsqueeze(-1) * pair.up.W_dec[self.latent]
+        return pair.added(self.latent, self.change)
 
     def untouched(self, mixes_tokens: bool) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
         """Players and tokens where a player changes nothing: it adds nothing there, nor at a token that comes before.
@@ -106,12 +110,21 @@ def _changed(
 ) -> Iterator[tuple[Players, Float[Tensor, "player token n_col"]]]:
     """Pre-activations after each change; those at `start` where nothing changes."""
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
-    for some in Players.of(pair, prompt).batches(W.shape[1]):
+    for some in Players.of(pair, prompt).batches(pair, W.shape[1]):
         y = pair.down.seen(pair.compute(start + sign * some.adds(pair), prompt.up_skip))
         changed = torch.addmm(b, y.flatten(0, 1), W).view(*y.shape[:2], -1)
         player, token = some.untouched(pair.block.mixes_tokens)
         changed[player, token] = pre_acts[token]
         yield some, changed
+
+
+def narrowed(pair: Pair, prompt: Prompt, columns: slice) -> Iterator[slice]:
+    """Downstream latents, as many at a time as `of_random_orders` has room for."""
+    an_entry = 8 if pair.block.mixes_tokens else 16  # the mean and its square; summed over tokens at once, or not
+    most = max(1, MEAN_BYTES // (an_entry * Players.of(pair, prompt).latent.numel()))
+    width = most - most % 64 if most > 64 else most  # whole vectors: sums over tokens stay the same to the bit
+    for start in range(columns.start, columns.stop, width):
+        yield slice(start, min(start + width, columns.stop))
 
 
 @torch.no_grad()
@@ -130,7 +143,7 @@ def of_random_orders(
         acts = pair.down.activation.select(pair.pre_acts(x, prompt))[..., columns]
         place = order.unsqueeze(-1).expand(-1, -1, mean.shape[-1]).split(1)
         done = 0
-        for some in entering.batches(pair.down.d_sae):
+        for some in entering.batches(pair, pair.down.d_sae):
             xs = x + some.adds(pair).cumsum(0)
             after = pair.down.activation.select(pair.pre_acts(xs, prompt))[..., columns]
             step = (after - torch.cat([acts, after[:-1]])) / n_orders
@@ -149,7 +162,7 @@ def of_a_gradient(
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
     base = pair.base(prompt)
     path = pair.reconstruct(prompt.z, prompt) - base
-    for some in Players.of(pair, prompt).batches(W.shape[1]):
+    for some in Players.of(pair, prompt).batches(pair, W.shape[1]):
         tangent = some.adds(pair)
         effect = tangent.new_zeros(*tangent.shape[:2], W.shape[1])
         for alpha in alphas:
@@ -170,15 +183,18 @@ def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator
     labels of the squared derivative of their log-probability.
     """
     with torch.no_grad():
-        acts = pair.full_circuit(prompt)
-        x = pair.decoded(acts, prompt).repeat(n_labels, 1, 1)
-    x.requires_grad_()
-    log_probs = pair.log_probs(x, prompt)
-    labels = torch.multinomial(log_probs.detach().exp().flatten(0, 1).cpu(), 1, generator=generator).to(x.device)
-    (gradient,) = torch.autograd.grad(log_probs.flatten(0, 1).gather(1, labels).sum(), x)
-    if pair.down.norm is not None:
-        gradient = gradient * pair.down.norm.gain(prompt.x_down)
-    return (gradient @ pair.down.W_dec.T).square().mean(0)
+        full = pair.decoded(pair.full_circuit(prompt), prompt)
+    total = full.new_zeros(len(full), pair.down.d_sae)
+    at_once = max(1, LABEL_BYTES // (4 * len(full) * max(pair.lm.d_vocab, pair.down.d_sae)))
+    for done in range(0, n_labels, at_once):
+        x = full.repeat(min(at_once, n_labels - done), 1, 1).requires_grad_()
+        log_probs = pair.log_probs(x, prompt)
+        labels = torch.multinomial(log_probs.detach().exp().flatten(0, 1).cpu(), 1, generator=generator).to(x.device)
+        (gradient,) = torch.autograd.grad(log_probs.flatten(0, 1).gather(1, labels).sum(), x)
+        if pair.down.norm is not None:
+            gradient = gradient * pair.down.norm.gain(prompt.x_down)
+        total += (gradient @ pair.down.W_dec.T).square().sum(0)
+    return total / n_labels
 
 
 @torch.no_grad()
@@ -198,13 +214,13 @@ def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_do
     rule = pair.down.activation
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
     bar, acts = rule.bar(pre_acts), rule.select(pre_acts)
-    adds = pair.contributions(prompt.slots)
-    n_token, n_slot = adds.shape[:2]
-    size = adds.new_zeros(n_token * n_slot, pair.down.d_sae)
-    every = torch.arange(n_token * n_slot, device=adds.device)
+    slots = prompt.slots
+    n_token, n_slot = slots.latent.shape
+    size = start.new_zeros(n_token * n_slot, pair.down.d_sae)
+    every = torch.arange(n_token * n_slot, device=start.device)
     for rows in every.split(max(1, BATCH_BYTES // (4 * n_token * pair.down.d_sae))):
         token, slot = rows // n_slot, rows % n_slot
         x = start.repeat(len(rows), 1, 1)
-        x[every[: len(rows)], token] -= adds[token, slot]
+        x[every[: len(rows)], token] -= pair.added(slots.latent[token, slot], slots.change[token, slot])
         size[rows] = (rule.alone(pair.pre_acts(x, prompt), bar) - acts).square().sum(1).sqrt()
     return size.view(n_token, n_slot, -1)

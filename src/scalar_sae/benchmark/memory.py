@@ -1,9 +1,11 @@
 """What scoring a pair keeps in memory, and how a budget is met.
 
-Two things grow with the number of possible edges: their scores (4 bytes) and their levels (1 byte). Ranking also sums
-squared effects in float64, for as many downstream latents at a time as the budget leaves room for. Local edges have
-both anew for the slots of every prompt, and are ordered as many tokens at a time as fit. A sweep holds a prompt's
-changes of downstream latents: at the most one a count, or one an upstream latent that a token uses.
+Two things grow with the number of possible edges: their scores (4 bytes) and their levels (1 byte). Three stages
+follow each other, and the largest counts. Ranking holds the scores, and sums squared effects in float64, for as many
+downstream latents at a time as the budget leaves room for. Ordering holds scores and levels. A sweep has the levels
+alone, and a prompt's changes of downstream latents: at the most one a count, or one an upstream latent that a token
+uses. Local edges have scores and levels anew for the slots of every prompt, and are ordered as many tokens at a time as
+fit. Several workers (`torchrun`) have a budget each.
 """
 
 import math
@@ -18,8 +20,14 @@ WORKSPACE = 2**29
 MOST_RANKING = 2**30
 SUM_BYTES = 16
 """What a float64 sum takes: itself, its root in float32, and the root of the sum before it."""
+PLACE_BYTES = 40
+"""What a downstream latent takes at a token: its pre-activation, its activation and what selects it, all copied."""
 CHANGE_BYTES = 12
 """What a change along a sweep takes: its place and its value."""
+OUTPUT_BYTES = 28
+"""What a token takes for each entry of the vocabulary while outputs are compared, one sub-circuit at a time: the
+log-probabilities of the model, of the full circuit and of the sub-circuit, and four more on the way to a divergence.
+"""
 
 
 def ranking_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, an_edge: int, beside: int = 0) -> int:
@@ -36,8 +44,12 @@ def ranking_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, an_
     Raises:
         UserError: the budget is too small for a single downstream latent at a time.
     """
-    ranking = beside + _weights(pair) + WORKSPACE + _slots(pair, n_token) + an_edge * pair.n_edges
-    least = max(ranking + SUM_BYTES * pair.up.d_sae, beside + _sweep(pair, n_token, n_counts) + 5 * pair.n_edges)
+    held = beside + _weights(pair) + WORKSPACE
+    prompt = PLACE_BYTES * n_token * pair.down.d_sae + _slots(pair, n_token) + _outputs(pair, n_token)
+    ranking = held + prompt + an_edge * pair.n_edges
+    ordering = held + 5 * pair.n_edges
+    sweep = beside + _sweep(pair, n_token, n_counts) + pair.n_edges
+    least = max(ranking + SUM_BYTES * pair.up.d_sae, ordering, sweep)
     return min(MOST_RANKING, _left(pair, gigabytes, ranking, least) * 8 // SUM_BYTES)
 
 
@@ -81,8 +93,8 @@ def _sweep(pair: Pair, n_token: int, n_counts: int) -> int:
     if pair.block.mixes_tokens:  # an upstream latent of any token changes all of them
         used = min(used * n_token, pair.up.d_sae)
     changes = CHANGE_BYTES * min(n_counts, used + 1)
-    a_place = 40 + changes
-    return _weights(pair) + WORKSPACE + _readout(pair) + a_place * n_token * pair.down.d_sae + _slots(pair, n_token)
+    places = (PLACE_BYTES + changes) * n_token * pair.down.d_sae
+    return _weights(pair) + WORKSPACE + _readout(pair) + places + _slots(pair, n_token) + _outputs(pair, n_token)
 
 
 def _readout(pair: Pair) -> int:
@@ -91,13 +103,13 @@ def _readout(pair: Pair) -> int:
 
 
 def _slots(pair: Pair, n_token: int) -> int:
-    """Under mean ablation every upstream latent has a slot at every token: its place twice, its change and two marks;
-    where tokens interact, what it adds too, and its decoder row.
-    """
-    if pair.fill is None:
-        return 0
-    adds = 8 * pair.up.d_model if pair.block.mixes_tokens else 0
-    return n_token * pair.up.d_sae * (22 + adds)
+    """Under mean ablation each token has a slot for every upstream latent: its place twice, change and two marks."""
+    return 0 if pair.fill is None else 22 * n_token * pair.up.d_sae
+
+
+def _outputs(pair: Pair, n_token: int) -> int:
+    """Of a prompt; a ranking by `output` takes as much for a label at a time."""
+    return OUTPUT_BYTES * n_token * pair.lm.d_vocab
 
 
 def _left(pair: Pair, gigabytes: float, held: int, least: int) -> int:

@@ -156,9 +156,13 @@ class Pair:
         """What is spliced in for downstream latent activations."""
         return self.down.decode(acts, prompt.x_down[0].expand(*acts.shape[:-1], -1))
 
+    def added(self, latent: Int[Tensor, "*many"], change: Float[Tensor, "*many"]) -> Float[Tensor, "*many d_model"]:
+        """What upstream latents add to the reconstruction with these changes."""
+        return change.unsqueeze(-1) * self.up.W_dec[latent]
+
     def contributions(self, slots: Slots) -> Float[Tensor, "token slot d_model"]:
         """What each slot adds to `base` when it is kept; zero in padding."""
-        return slots.change.unsqueeze(-1) * self.up.W_dec[slots.latent]
+        return self.added(slots.latent, slots.change)
 
     def compute(
         self, x: Float[Tensor, "batch token d_model"], up_skip: Float[Tensor, "_ token d_model"] | None

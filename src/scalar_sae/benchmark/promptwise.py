@@ -11,12 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae.benchmark.edges import Edges, Tokens
-from scalar_sae.benchmark.pair import Pair, Prompt
+from scalar_sae.benchmark.pair import Pair, Prompt, Slots
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.tokenwise import Updates
 
 PASS_BYTES = 2**25
 """Passes are taken so many at a time that their widest activation fits this: fewer calls outweigh a cache."""
+ADD_BYTES = 2**26
+"""What the slots of a prompt add is held if it fits this, as many slots a token as the busiest one has."""
 LEVEL_BYTES = 2**26
 """Downstream latents are taken so many at a time that the levels of their edges fit this."""
 
@@ -26,9 +28,9 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
     n_token, n_slot = prompt.slots.latent.shape
     ends = torch.stack([pair.base(prompt), pair.reconstruct(prompt.z, prompt)])
     without, with_all = pair.pre_acts(ends, prompt)
-    batch = max(1, PASS_BYTES // (4 * n_token * readout.width))
+    batch = n_passes(readout, prompt)
     columns = max(1, LEVEL_BYTES // (n_token * n_slot))
-    adds = pair.contributions(prompt.slots)
+    adds = Adds(pair, prompt.slots)
     for start in range(0, pair.down.d_sae, columns):
         some = edges.here(prompt, slice(0, n_token), slice(start, min(start + columns, pair.down.d_sae)))
         count, column, n_kept = _changes(some, n_counts)
@@ -44,6 +46,34 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
                 yield _update(some, c, j, evaluated(readout, adds, prompt, start + j, kept))
 
 
+def n_passes(readout: Readout, prompt: Prompt) -> int:
+    """How many passes are taken at a time: their kept slots, a byte each, have no more room than their activations."""
+    n_token, n_slot = prompt.slots.latent.shape
+    return max(1, PASS_BYTES // (n_token * max(4 * readout.width, n_slot)))
+
+
+class Adds:
+    """What kept slots add to the upstream reconstruction."""
+
+    def __init__(self, pair: Pair, slots: Slots) -> None:
+        """All are held, or none where a very busy token would make that too much."""
+        self._pair, self._slots = pair, slots
+        self._most = max(1, ADD_BYTES // (4 * pair.up.d_model))
+        self._held = pair.contributions(slots) if slots.latent.numel() <= self._most else None
+
+    def of(self, kept: Bool[Tensor, "token row slot"]) -> Float[Tensor, "token row d_model"]:
+        """The sum over the kept slots of each row."""
+        if self._held is not None:
+            return kept.to(self._held.dtype) @ self._held
+        slots = self._slots
+        total = slots.change.new_zeros(*kept.shape[:2], self._pair.up.d_model)
+        for token, used in enumerate(slots.used):
+            for some in used.nonzero()[:, 0].split(self._most):
+                adds = self._pair.added(slots.latent[token, some], slots.change[token, some])
+                total[token].addmm_(kept[token][:, some].to(adds.dtype), adds)
+        return total
+
+
 def _changes(
     some: Tokens, n_counts: int
 ) -> tuple[Int[Tensor, " change"], Int[Tensor, " change"], Int[Tensor, " change"]]:
@@ -52,7 +82,7 @@ def _changes(
     n_kept = torch.zeros_like(first, dtype=torch.long)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for count in range(n_counts):
-        gained = (some.level == count).sum((0, 2))
+        gained = torch.stack([(part == count).sum((0, 2)) for part in some.level.split(16)]).sum(0)  # sums take int64
         n_kept = n_kept + gained
         column = ((gained > 0) | (first == count)).nonzero()[:, 0]
         found.append((torch.full_like(column, count), column, n_kept[column]))
@@ -71,14 +101,14 @@ def _update(
 
 def evaluated(
     readout: Readout,
-    adds: Float[Tensor, "token slot d_model"],
+    adds: Adds,
     prompt: Prompt,
     latent: Int[Tensor, " row"],
     kept: Bool[Tensor, "token row slot"],
 ) -> Float[Tensor, "row token"]:
     """Pre-activation of a downstream latent in each row, under the edges that the row keeps."""
     pair = readout.pair
-    x = (kept.to(adds.dtype) @ adds).transpose(0, 1) + pair.base(prompt)
+    x = adds.of(kept).transpose(0, 1) + pair.base(prompt)
     if readout.start != pair.block.up:
         x = pair.run_to(readout.start, x, prompt.up_skip)
     features = readout.features(x, prompt.up_skip)

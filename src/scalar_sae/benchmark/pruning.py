@@ -120,7 +120,7 @@ def _over_prompt(
     pair: Pair, readout: Readout, kept: Bool[Tensor, "n_up n_down"], prompt: Prompt, columns: slice, error: _Error
 ) -> _Costs:
     """Where they do: the cost over the whole prompt, from which the latent is gone at every token."""
-    slots, adds, n_token = prompt.slots, pair.contributions(prompt.slots), len(prompt.z)
+    slots, adds, n_token = prompt.slots, promptwise.Adds(pair, prompt.slots), len(prompt.z)
     used = slots.latent[slots.used].unique()
     mine = kept[used, columns]
     if not mine.any():
@@ -130,7 +130,7 @@ def _over_prompt(
     without = torch.cat([torch.full_like(whole, -1), used[row]])
     down = torch.cat([whole, column]) + columns.start
     errors: list[Tensor] = []
-    batch = max(1, promptwise.PASS_BYTES // (4 * n_token * readout.width))
+    batch = promptwise.n_passes(readout, prompt)
     for gone, latent in zip(without.split(batch), down.split(batch), strict=True):
         sets = kept[slots.latent.unsqueeze(1), latent.view(1, -1, 1)] & slots.used.unsqueeze(1)
         sets &= slots.latent.unsqueeze(1) != gone.view(1, -1, 1)

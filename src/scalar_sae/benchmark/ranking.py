@@ -240,8 +240,12 @@ def shapley(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator:
     """Between the two: sampled orders. The values of a token add up to its activation less that of the ablated
     input.
     """
-    players, effect = effects.of_random_orders(pair, prompt, columns, SHAPLEY_ORDERS, generator)
-    players.add_squares(total, effect, pair.block.mixes_tokens)
+    state = generator.get_state()
+    for some in effects.narrowed(pair, prompt, columns):
+        generator.set_state(state)  # the same orders for all latents
+        players, effect = effects.of_random_orders(pair, prompt, some, SHAPLEY_ORDERS, generator)
+        of_some = total[:, some.start - columns.start : some.stop - columns.start]
+        players.add_squares(of_some, effect, pair.block.mixes_tokens)
 
 
 def ig(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:

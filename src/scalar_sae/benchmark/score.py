@@ -84,6 +84,7 @@ def score(
     else:
         edges_of = _global_edges(pair, rank_text, ranking, saved, counts, config, kept, done)
         n_live = n_live_edges(pair, texts.ranking)
+    del saved  # the sweep has the levels
     curves = _sweep(pair, texts.scoring, edges_of, counts, config, kept, done)
     record = record_of(
         curves,
