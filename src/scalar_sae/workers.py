@@ -117,7 +117,7 @@ def most(values: list[int]) -> list[int]:
 
 
 def collect(found: dict[int, Any]) -> dict[int, Any]:
-    """Everybody's results, by prompt."""
+    """Everybody's results, each under a number of its own."""
     if not _together():
         return found
     parts: list[dict[int, Any]] = [{}] * count()
