@@ -36,14 +36,20 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def hand_back_freed_memory() -> None:
+    """Between two stages whose buffers have other sizes: those of the second would not fit into what is kept."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
 @contextmanager
 def freed_memory_handed_back() -> Generator[None]:
     """In the block buffers go back as soon as they are freed; before it, those that were kept; after it they are kept.
 
-    For work whose buffers have other sizes than those before it: they would not fit into what is kept.
+    For work whose buffers have other sizes than those before it.
     """
+    hand_back_freed_memory()
     if libc := _glibc():
-        libc.malloc_trim(0)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
     try:
         yield

@@ -72,7 +72,7 @@ before = resident("VmRSS")
 for sub in sweep(pair, prompt, edges, len(counts)):
     pass
 changes = memory.CHANGE_BYTES * 16 * 21 * n_down
-print(resident("VmHWM") - before, memory._sweep(pair, 16, len(counts)) - memory.WORKSPACE, changes)
+print(resident("VmHWM") - before, memory._sweep(pair, 16, len(counts)) - memory.WORKSPACE - memory.PROCESS, changes)
 """
 
 
@@ -81,6 +81,20 @@ def test_a_sweep_stays_within_what_a_budget_counts_for_it():
     """Random levels: most slots that are used change their latents. Without the changes it would be short."""
     taken, counted, changes = measured(SWEPT)
     assert counted - changes < taken < counted
+
+
+ORDERED = """
+scores = torch.rand(2**13, 2**13)
+before = resident("VmRSS")
+levels(scores, np.array([0, 1000, 10_000_000, scores.numel()]), 0)
+print(resident("VmHWM") - before, scores.numel() + memory.WORKSPACE)
+"""
+
+
+@needs_proc
+def test_ordering_takes_a_byte_an_edge_and_a_workspace():
+    taken, counted = measured(ORDERED)
+    assert taken < counted
 
 
 BUSY = """
@@ -96,7 +110,7 @@ before = resident("VmRSS")
 for sub in sweep(pair, prompt, edges, 3):
     pass
 padded = 2 * 4 * prompt.slots.latent.numel() * 256
-print(resident("VmHWM") - before, memory._sweep(pair, 16, 3) - memory._weights(pair), padded)
+print(resident("VmHWM") - before, memory._sweep(pair, 16, 3) - memory._always(pair), padded)
 """
 
 

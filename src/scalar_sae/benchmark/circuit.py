@@ -20,6 +20,7 @@ from scalar_sae.benchmark.scores import Counts
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.results import Record
+from scalar_sae.runs import hand_back_freed_memory
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
@@ -116,4 +117,5 @@ def _levels(
         rank(pair, tokens, ranking, config.seed, done, room, kept.unfinished_ranking().part(str(pair.block)))
         for pair, room in zip(pairs, rooms, strict=True)
     ]
+    hand_back_freed_memory()
     return (chain.one_order if one_order else chain.same_budget)(found, counts, config.seed)

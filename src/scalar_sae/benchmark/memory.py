@@ -4,7 +4,7 @@ Two things grow with the number of possible edges: their scores (4 bytes) and th
 follow each other, and the largest counts. Ranking holds the scores, and sums squared effects in float64, for as many
 downstream latents at a time as the budget leaves room for. Ordering holds scores and levels. A sweep has the levels
 alone, and a prompt's changes of downstream latents: at the most one a count, or one an upstream latent that a token
-uses. Local edges have scores and levels anew for the slots of every prompt, and are ordered as many tokens at a time as
+uses. What a stage has freed goes back to the system before the next. Local edges have scores and levels anew for the slots of every prompt, and are ordered as many tokens at a time as
 fit. Several workers (`torchrun`) have a budget each.
 """
 
@@ -15,6 +15,8 @@ from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import GroupMax, TopK
 
+PROCESS = 450_000_000
+"""Python, PyTorch and transformers, before any weights."""
 WORKSPACE = 2**29
 """Activations, logits and whatever else is chunked to a fixed size."""
 MOST_RANKING = 2**30
@@ -44,7 +46,7 @@ def ranking_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, an_
     Raises:
         UserError: the budget is too small for a single downstream latent at a time.
     """
-    held = beside + _weights(pair) + WORKSPACE
+    held = beside + _always(pair) + WORKSPACE
     prompt = PLACE_BYTES * n_token * pair.down.d_sae + _slots(pair, n_token) + _outputs(pair, n_token)
     ranking = held + prompt + an_edge * pair.n_edges
     ordering = held + 5 * pair.n_edges
@@ -59,7 +61,7 @@ def columns_bytes(pair: Pair, gigabytes: float) -> int:
     Raises:
         UserError: the budget is too small for a single downstream latent at a time.
     """
-    held = _weights(pair) + WORKSPACE
+    held = _always(pair) + WORKSPACE
     return min(MOST_RANKING, _left(pair, gigabytes, held, held + SUM_BYTES * pair.up.d_sae) * 8 // SUM_BYTES)
 
 
@@ -79,11 +81,11 @@ def resident(pair: Pair) -> int:
     return 4 * (pair.up.W_enc.numel() + pair.up.W_dec.numel()) + _readout(pair)
 
 
-def _weights(pair: Pair) -> int:
-    """Of the model and both SAEs."""
+def _always(pair: Pair) -> int:
+    """The process, the model and both SAEs."""
     weights = sum(p.numel() * p.element_size() for p in pair.lm.parameters())
     ends = {id(sae): sae for sae in (pair.up, pair.down)}.values()
-    return weights + sum(t.numel() * 4 for sae in ends for t in (sae.W_enc, sae.W_dec))
+    return PROCESS + weights + sum(t.numel() * 4 for sae in ends for t in (sae.W_enc, sae.W_dec))
 
 
 def _sweep(pair: Pair, n_token: int, n_counts: int) -> int:
@@ -94,7 +96,7 @@ def _sweep(pair: Pair, n_token: int, n_counts: int) -> int:
         used = min(used * n_token, pair.up.d_sae)
     changes = CHANGE_BYTES * min(n_counts, used + 1)
     places = (PLACE_BYTES + changes) * n_token * pair.down.d_sae
-    return _weights(pair) + WORKSPACE + _readout(pair) + places + _slots(pair, n_token) + _outputs(pair, n_token)
+    return _always(pair) + WORKSPACE + _readout(pair) + places + _slots(pair, n_token) + _outputs(pair, n_token)
 
 
 def _readout(pair: Pair) -> int:

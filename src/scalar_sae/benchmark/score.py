@@ -28,7 +28,7 @@ from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, Scores, rank
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import QUANTILES, Counts
 from scalar_sae.results import Control, Curves, Floor, PromptCurves, Record
-from scalar_sae.runs import versions
+from scalar_sae.runs import hand_back_freed_memory, versions
 from scalar_sae.sae_results import Interval
 from scalar_sae.saes.sae import SAE
 
@@ -165,12 +165,14 @@ def _global_edges(
 ) -> Callable[[Prompt], Edges]:
     """Which edges each count keeps, whatever the prompt."""
     free = room(pair, ranking, config)
+    hand_back_freed_memory()
     edge_scores = kept.ranking() if saved is None else saved
     if edge_scores is not None:
         done(len(rank_text) / workers.count())
     else:
         edge_scores = rank(pair, rank_text, ranking, config.seed, done, free, kept.unfinished_ranking())
         kept.keep_ranking(edge_scores)
+    hand_back_freed_memory()
     edges = GlobalEdges(levels(edge_scores.to(pair.device), counts, config.seed))
     return lambda prompt: edges
 
@@ -195,6 +197,7 @@ def _sweep(
     done: Done,
 ) -> Curves:
     """The curve of every prompt, each written down as it is finished."""
+    hand_back_freed_memory()
     found = kept.curves()
     readout = Readout.of(pair)
     reaches_all = bool(counts[-1] == pair.n_edges)
