@@ -17,15 +17,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, embedding_bag
 
 from scalar_sae.lm.feedforward import DyT, FeedForward, Norm
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sparse import Coded, summed_by_latent, top_k
 from scalar_sae.saes.trainee import Weights
+
+CACHED = 2**18
+"""Numbers on either side of a sandwich that are gathered at once."""
 
 
 def ff_jacobian(
@@ -57,14 +60,15 @@ def _through_mlp(ff: FeedForward, h: Float[Tensor, "batch d_model"], up: Coded, 
     into = torch.cat([up.weights.W_dec @ W for W, _ in paths], 1)
     out_of = (ff.W_out @ down.weights.W_enc).T.repeat(1, len(paths))
     slopes = torch.cat([slope for _, slope in paths], 1)
-    return _Sandwich.apply(into, slopes, out_of, up.latents, down.latents, None, None)
+    return _Sandwich.apply(into, slopes, out_of, up.latents, down.latents)
 
 
 def _through_norm(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
     """Through the norm, the MLP and the skip connection, in one sandwich.
 
-    Beside the hidden units stand the d_model directions of the skip connection. A row more on either side gives what
-    the norm takes out: how far each upstream direction lies along x_n, and how far each downstream one hears it.
+    Beside the hidden units stand the d_model directions of the skip connection. A row more on either side, the token's
+    own, gives what the norm takes out: how far each upstream direction lies along x_n, and how far each downstream one
+    hears it.
     """
     W_dec, W_enc = up.weights.W_dec, down.weights.W_enc
     sigma, x_n = _normalised(ff.norm, x)
@@ -74,11 +78,21 @@ def _through_norm(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded,
     into = torch.cat([*(inwards @ W for W, _ in paths), W_dec], 1)
     out_of = torch.cat([(ff.W_out @ W_enc).T] * len(paths) + [W_enc.T], 1)
     slopes = torch.cat([*(slope for _, slope in paths), sigma.expand_as(x)], 1)
-    heard = torch.cat([*(((x_n * gain) @ W) * slope for W, slope in paths), torch.zeros_like(x)], 1)
+    heard = torch.cat([*((x_n * gain) @ W for W, _ in paths), torch.zeros_like(x)], 1)
     along = torch.zeros_like(heard)
     along[:, -x.shape[1] :] = x_n / (x.shape[1] * sigma)
-    K = _Sandwich.apply(into, slopes, out_of, up.latents, down.latents, heard.unsqueeze(1), along.unsqueeze(1))
+    A, a = _with_own(into, up.latents, heard)
+    B, b = _with_own(out_of, down.latents, along)
+    K = _Sandwich.apply(A, slopes, B, a, b)
     return (K[:, :-1, :-1] - K[:, :-1, -1:] * K[:, -1:, :-1]) / sigma.unsqueeze(2)
+
+
+def _with_own(
+    rows: Float[Tensor, "d_sae d"], latents: Int[Tensor, "batch k"], own: Float[Tensor, "batch d"]
+) -> tuple[Float[Tensor, "n d"], Int[Tensor, "batch k_and_own"]]:
+    """The rows with each token's own behind them, and where each token finds those of its latents and its own."""
+    place = torch.arange(len(rows), len(rows) + len(own), device=rows.device).unsqueeze(1)
+    return torch.cat([rows, own]), torch.cat([latents, place], 1)
 
 
 def _through_dyt(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
@@ -92,32 +106,36 @@ def _through_dyt(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, 
 
 
 class _Sandwich(torch.autograd.Function):
-    """A[a] diag(s) B[b]^T for every token, with constant rows more below A[a] diag(s) and B[b].
-
-    Rows are gathered again for the gradient, and summed by latent: autograd would keep and scatter them.
+    """A[a] diag(s) B[b]^T for every token. Rows are gathered for as many tokens as stay in the processor's cache; the
+    gradient sums them as it gathers (`embedding_bag`), then by latent.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, A: Tensor, s: Tensor, B: Tensor, a: Tensor, b: Tensor, more_a: Tensor | None, more_b: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(A, s, B, a, b, more_a, more_b)
-        rows_a = _with(embedding(a, A).mul_(s.unsqueeze(1)), more_a)
-        return rows_a @ _with(embedding(b, B), more_b).transpose(1, 2)
+    def forward(ctx: Any, A: Tensor, s: Tensor, B: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(A, s, B, a, b)
+        width = max(1, CACHED // (a.shape[1] * A.shape[1]))
+        return torch.cat(
+            [
+                (embedding(some_a, A) * some_s.unsqueeze(1)) @ embedding(some_b, B).transpose(1, 2)
+                for some_a, some_s, some_b in zip(a.split(width), s.split(width), b.split(width), strict=True)
+            ]
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        A, s, B, a, b, more_a, more_b = ctx.saved_tensors
-        k_a, k_b = a.shape[1], b.shape[1]
-        d_a = (grads[0][:, :k_a] @ _with(embedding(b, B), more_b)).mul_(s.unsqueeze(1))
-        d_A = summed_by_latent(d_a, a, len(A))
-        rows_a = _with(embedding(a, A).mul_(s.unsqueeze(1)), more_a)
-        d_B = summed_by_latent(grads[0][:, :, :k_b].transpose(1, 2) @ rows_a, b, len(B))
-        return d_A, None, d_B, None, None, None, None
+        A, s, B, a, b = ctx.saved_tensors
+        to_A = summed_by_latent(_weighted(grads[0], B, b).mul_(s.unsqueeze(1)), a, len(A))
+        to_B = summed_by_latent(_weighted(grads[0].transpose(1, 2), A, a).mul_(s.unsqueeze(1)), b, len(B))
+        return to_A, None, to_B, None, None
 
 
-def _with(rows: Float[Tensor, "batch k d"], more: Float[Tensor, "batch one d"] | None) -> Float[Tensor, "batch rows d"]:
-    return rows if more is None else torch.cat([rows, more], 1)
+def _weighted(
+    weights: Float[Tensor, "batch n k"], rows: Float[Tensor, "_d_sae d"], latents: Int[Tensor, "batch k"]
+) -> Float[Tensor, "batch n d"]:
+    """For every token n weighted sums of the k rows of its latents."""
+    again = latents.unsqueeze(1).expand_as(weights)
+    summed = embedding_bag(again.flatten(0, 1), rows.detach(), per_sample_weights=weights.flatten(0, 1), mode="sum")
+    return summed.view(*weights.shape[:2], -1)
 
 
 def jacobian_penalty(J: Float[Tensor, "batch k_up k_down"], d_model: int) -> Float[Tensor, ""]:
