@@ -4,8 +4,8 @@ Two things grow with the number of possible edges: their scores (4 bytes) and th
 follow each other, and the largest counts. Ranking holds the scores, and sums squared effects in float64, for as many
 downstream latents at a time as the budget leaves room for. Ordering holds scores and levels. A sweep has the levels
 alone, and a prompt's changes of downstream latents: at the most one a count, or one an upstream latent that a token
-uses. What a stage has freed goes back to the system before the next. Local edges have scores and levels anew for the slots of every prompt, and are ordered as many tokens at a time as
-fit. Several workers (`torchrun`) have a budget each.
+uses. What a stage has freed goes back to the system before the next. Local edges have scores and levels anew for the
+slots of every prompt, and are ordered as many tokens at a time as fit. Several workers (`torchrun`) have a budget each.
 """
 
 import math

@@ -6,20 +6,17 @@ The published code weighs the levels by 1/M twice or not at all; here they are e
 """
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.batch_topk import BatchSelection, BatchTopKTrainee
 from scalar_sae.saes.dictionary import Place
 from scalar_sae.saes.trainee import Name, Trainee, Weights, squared_error
-
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
 
 
 class MatryoshkaConfig(BatchSelection, frozen=True):
@@ -28,9 +25,9 @@ class MatryoshkaConfig(BatchSelection, frozen=True):
     method: Literal["matryoshka"] = "matryoshka"
     name: Name = "matryoshka"
     """Folder of these SAEs in a run."""
-    fractions: list[Positive] = Field(default=[1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32], min_length=1)
+    fractions: list[PositiveFloat] = Field(default=[1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32], min_length=1)
     """Share of the latents in each group, the first group being the innermost dictionary (SAEBench's by default)."""
-    level_weights: list[Weight] = Field(default=[])
+    level_weights: list[NonNegativeFloat] = Field(default=[])
     """Weight of each level's reconstruction; by default all 1/M."""
 
     @model_validator(mode="after")

@@ -15,11 +15,11 @@ importance) / theta) below theta. Our choices:
 * at inference there is no mask, or with `inference: pruned` one for all latents below theta at the end of training.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeFloat, field_validator
 from torch import Tensor
 
 from scalar_sae import workers
@@ -30,7 +30,6 @@ from scalar_sae.saes.trainee import Acts, Name, Progress, Scale, Trainee, Weight
 
 NEVER = 1e30
 """A threshold that no pre-activation exceeds, in any scale."""
-Weight = Annotated[float, Field(ge=0)]
 
 
 class TemporalConfig(PenaltyMethod, frozen=True):
@@ -47,7 +46,7 @@ class TemporalConfig(PenaltyMethod, frozen=True):
     """Decay of the running means, per step."""
     threshold_stds: float = -0.5
     """c: theta lies this many standard deviations above the mean importance."""
-    importance: tuple[Weight, Weight, Weight] = (1.0, 1.0, 1.0)
+    importance: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
     """Relative weights of size, how often it fires and contribution in a latent's importance."""
     rate: float = Field(default=1.0, ge=0)
     """r: how steeply the probability of a mask rises below theta."""
