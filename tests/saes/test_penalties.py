@@ -136,6 +136,22 @@ def test_a_pruned_temporal_sae_lacks_the_unimportant_latents():
     torch.testing.assert_close(pruned.losses({SITE: x}, LATE)[SITE], error)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("inference", ["all", "pruned"])
+def test_a_temporal_target_is_the_l0_of_inference(inference: str):
+    """Masks hide a part of the code in training: steered by that, the SAE would end above its target."""
+    x = data()
+    sparsity = Sparsity(weight=1e-9, target_l0=10.0)
+    config = {"sites": HERE, "rate": 50.0, "threshold_stds": 0.5, "inference": inference, "sparsity": sparsity}
+    trainee = prepared(TemporalConfig.model_validate(config), x)
+    assert isinstance(trainee, TemporalTrainee)
+    for _ in range(2):  # the first has no means to mask by
+        trainee.sparsity.log_l0.fill_(math.inf)
+        trainee.losses({SITE: x}, LATE)
+    l0 = (trainee.sae(SITE).encode(x) > 0).float().sum(1).mean()
+    torch.testing.assert_close(trainee.sparsity.log_l0, l0.log())
+
+
 def test_temporal_rescaling_keeps_the_mean_of_the_code():
     config = TemporalConfig(sites=HERE, threshold_stds=0.5, rescale=True)
     trainee, plain = (prepared(each, data()) for each in (config, config.model_copy(update={"rescale": False})))

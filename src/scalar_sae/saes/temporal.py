@@ -12,6 +12,7 @@ importance) / theta) below theta. Our choices:
   so running means that start at 0 need no correction for their start: it is the same factor for all latents;
 * a mask holds for a latent and a step, for every token of the batch; means follow the code and the error e without
   masks, so that a masked latent can return; with `rescale` those that are kept are divided by the probability of that;
+* a `target_l0` is that of inference, not of the masked code;
 * at inference there is no mask, or with `inference: pruned` one for all latents below theta at the end of training.
 """
 
@@ -91,7 +92,8 @@ class TemporalTrainee(Dictionary):
         f = raw * self.kept(progress)
         self.firing.record(raw)
         self._follow(weights, raw, y)
-        weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
+        left_after = (raw * self.left() > 0).float().sum(1).mean()
+        weight = self.sparsity.at(progress, left_after)
         return squared_error(y, weights.decode(f)) + weight * (f @ weights.norms()).mean()
 
     def kept(self, progress: Progress) -> Float[Tensor, " d_sae"]:
