@@ -29,6 +29,7 @@ bench: install $(PEERS)
 $(PEERS): benchmarks/peers.txt
 	$(PYTHON) -m venv .peers
 	.peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt -e .
+	.peers/bin/python -m pip uninstall --quiet --yes torchvision  # a peer's peer asks for it; its build need not be torch's
 	@touch $@
 
 lint: install

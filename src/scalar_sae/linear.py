@@ -3,10 +3,14 @@ the same kernel. torch has these kernels but gives them no public name.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 
 def linear(
@@ -25,6 +29,20 @@ def linear_gelu(
     if _by_onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, W.T, b, "gelu", [], "tanh")
     return gelu_tanh(torch.addmm(b, x, W))
+
+
+class LinearsByOneDNN(TorchFunctionMode):
+    """In the block modules' linear maps (`Linear`, and GPT-2's `Conv1D`) take this way too, outside any graph."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What torch is asked for in the block."""
+        if not kwargs and not torch.is_grad_enabled():
+            if func is functional.linear and _by_onednn(args[0]):
+                bias = args[2] if len(args) == 3 else None
+                return torch.ops.mkldnn._linear_pointwise(args[0], args[1], bias, "none", [], "")
+            if func is torch.addmm and _by_onednn(args[1]):
+                return linear(args[1], args[2], args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def gelu_tanh(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:

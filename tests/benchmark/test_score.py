@@ -253,9 +253,9 @@ def test_two_workers_find_what_one_finds(tmp_path: Path):
 
 def test_budgets_and_counts_that_do_not_fit_are_named():
     pair = tiny_pair("ff_block.0")
-    with pytest.raises(UserError, match=r"memory 0.01 GB: 24 x 20 latents need 0.6 GB at the least"):
+    with pytest.raises(UserError, match=r"memory 0.01 GB: 24 x 20 latents need 1.0 GB at the least"):
         scored(pair, config=CONFIG.model_copy(update={"memory": 0.01}))
-    with pytest.raises(UserError, match=r"memory 0.01 GB: 24 x 20 latents need 0.6 GB at the least"):
+    with pytest.raises(UserError, match=r"memory 0.01 GB: 24 x 20 latents need 1.0 GB at the least"):
         scored(pair, "local", config=CONFIG.model_copy(update={"memory": 0.01}))
     with pytest.raises(UserError, match="edges 481: the pair has 480 possible edges"):
         scored(pair, config=CONFIG.model_copy(update={"edges": "481"}))

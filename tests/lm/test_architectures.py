@@ -38,7 +38,7 @@ def sites(family: str) -> list[Site]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_states_and_logits_are_the_models_own_to_the_bit(family: str, dtype: torch.dtype):
     lm = family_lm(family, dtype)
-    own = lm.hf(TOKENS, output_hidden_states=True)
+    own = lm.hf(TOKENS, output_hidden_states=True, use_cache=False)
     logits = lm.logits(TOKENS)
     assert logits.dtype == torch.float32
     assert torch.equal(logits, own.logits.float())

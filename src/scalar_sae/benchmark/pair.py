@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae.errors import UserError
+from scalar_sae.linear import LinearsByOneDNN
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import find_sae
@@ -175,7 +176,8 @@ class Pair:
     ) -> Float[Tensor, "batch token d_model"]:
         """The same as far as a site within the block."""
         x = x.contiguous()
-        return self.lm.run(self.block.up, site, x, None if up_skip is None else up_skip.expand_as(x))
+        with LinearsByOneDNN():
+            return self.lm.run(self.block.up, site, x, None if up_skip is None else up_skip.expand_as(x))
 
     def pre_acts(self, x: Float[Tensor, "batch token d_model"], prompt: Prompt) -> Float[Tensor, "batch token n_down"]:
         """Downstream pre-activations when x stands at the upstream site."""

@@ -112,7 +112,10 @@ def evaluated(
     if readout.start != pair.block.up:
         x = pair.run_to(readout.start, x, prompt.up_skip)
     features = readout.features(x, prompt.up_skip)
-    value = (features @ readout.weights[latent].unsqueeze(-1)).squeeze(-1) + readout.constant[latent].unsqueeze(1)
-    if readout.skip is None:
-        return value
-    return value + (x @ readout.skip[latent].unsqueeze(-1)).squeeze(-1)
+    value = _read(features, readout.weights[latent]) + readout.constant[latent].unsqueeze(1)
+    return value if readout.skip is None else value + _read(x, readout.skip[latent])
+
+
+def _read(x: Float[Tensor, "row token d"], weights: Float[Tensor, "row d"]) -> Float[Tensor, "row token"]:
+    """Each row's x times its own weights, which stand first: MKL is twice as fast so."""
+    return (weights.unsqueeze(1) @ x.transpose(1, 2)).squeeze(1)
