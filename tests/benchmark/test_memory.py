@@ -32,11 +32,17 @@ from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Slots, read
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.subcircuits import sweep
+from scalar_sae.runs import hand_back_freed_memory
 from tests.helpers import random_sae, tiny_lm, tiny_pair
 
 def resident(what):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
+
+def begin():
+    hand_back_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    return resident("VmRSS")
 """
 
 
@@ -49,7 +55,7 @@ def measured(code: str) -> list[int]:
 
 PUBLISHED = """
 pair, room = tiny_pair("ff_block.0", n_up=2**17, n_down=64), 2**26
-before = resident("VmRSS")
+before = begin()
 ranking.rank(pair, torch.arange(32).view(2, 16), "published", 0, room=room)
 print(resident("VmHWM") - before, memory.WORKSPACE + 4 * pair.n_edges + room * memory.SUM_BYTES // 8)
 """
@@ -68,7 +74,7 @@ pair = tiny_pair("ff_block.0", n_down=n_down, k=20)
 (prompt,) = read(pair, torch.arange(16).view(1, 16))
 counts = np.linspace(0, pair.n_edges, 40).astype(np.int64)
 edges = GlobalEdges(levels(torch.rand(24, n_down), counts, 0))
-before = resident("VmRSS")
+before = begin()
 for sub in sweep(pair, prompt, edges, len(counts)):
     pass
 changes = memory.CHANGE_BYTES * 16 * 21 * n_down
@@ -85,7 +91,7 @@ def test_a_sweep_stays_within_what_a_budget_counts_for_it():
 
 ORDERED = """
 scores = torch.rand(2**13, 2**13)
-before = resident("VmRSS")
+before = begin()
 levels(scores, np.array([0, 1000, 10_000_000, scores.numel()]), 0)
 print(resident("VmHWM") - before, scores.numel() + memory.WORKSPACE)
 """
@@ -106,7 +112,7 @@ z = prompt.z.clone()
 z[0] = 1.0
 prompt = replace(prompt, z=z, slots=Slots.of(z, z))
 edges = GlobalEdges(levels(torch.rand(2**15, 8), np.array([0, 1000, 100_000]), 0))
-before = resident("VmRSS")
+before = begin()
 for sub in sweep(pair, prompt, edges, 3):
     pass
 padded = 2 * 4 * prompt.slots.latent.numel() * 256
@@ -125,7 +131,7 @@ d_vocab = 2**19
 pair = replace(tiny_pair("ff_block.0"), lm=tiny_lm(d_vocab=d_vocab))
 (prompt,) = read(pair, torch.arange(16).view(1, 16))
 edges, effects.LABEL_BYTES = GlobalEdges(torch.zeros(24, 20).byte()), 1
-before = resident("VmRSS")
+before = begin()
 WHAT
 print(resident("VmHWM") - before, memory.OUTPUT_BYTES * 16 * d_vocab)
 """
@@ -148,7 +154,7 @@ pair = tiny_pair("transformer_block.0", n_up=512, n_down=2048, kind="relu")
 (prompt,) = read(pair, torch.arange(16).view(1, 16))
 total = torch.zeros(512, 2048, dtype=torch.float64)
 effects.MEAN_BYTES, ranking.SHAPLEY_ORDERS = 2**23, 1
-before = resident("VmRSS")
+before = begin()
 ranking.shapley(pair, prompt, slice(0, 2048), total, torch.Generator())
 print(resident("VmHWM") - before, 2 * 4 * 2048 * effects.Players.of(pair, prompt).latent.numel())
 """
