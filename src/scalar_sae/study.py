@@ -177,7 +177,7 @@ def check_scoring(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> Non
             here = [end for end in ends if end[0].same_place(block.up) or end[0].same_place(block.down)]
             pair = Pair.between(lm, block, {site: trainee.sae(site) for site, trainee in here})
             counts_of(config.score.edges, pair.n_edges)
-            for ranking in config.score.rankings.keys() - {LOCAL}:
+            for ranking in config.score.rankings:
                 room(pair, ranking, config.score)
             headline = next(iter(config.score.rankings))
             if "padded" in config.score.controls and headline != LOCAL:

@@ -17,7 +17,7 @@ from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, read
 from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.ranking import rank
-from scalar_sae.benchmark.score import score
+from scalar_sae.benchmark.score import room, score
 from scalar_sae.benchmark.unfinished import Unfinished
 from scalar_sae.errors import UserError
 from scalar_sae.results import Curves, Record
@@ -257,5 +257,8 @@ def test_budgets_and_counts_that_do_not_fit_are_named():
         scored(pair, config=CONFIG.model_copy(update={"memory": 0.01}))
     with pytest.raises(UserError, match=r"memory 0.01 GB: 24 x 20 latents need 1.0 GB at the least"):
         scored(pair, "local", config=CONFIG.model_copy(update={"memory": 0.01}))
+    with pytest.raises(UserError, match="latents need"):  # known before a token is read
+        room(wide := tiny_pair("ff_block.0", n_down=2**17), "local", CONFIG.model_copy(update={"memory": 1.1}))
+    assert room(wide, "local", CONFIG) > 0
     with pytest.raises(UserError, match="edges 481: the pair has 480 possible edges"):
         scored(pair, config=CONFIG.model_copy(update={"edges": "481"}))

@@ -47,21 +47,21 @@ def ranking_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, an_
         UserError: the budget is too small for a single downstream latent at a time.
     """
     held = beside + _always(pair) + WORKSPACE
-    prompt = PLACE_BYTES * n_token * pair.down.d_sae + _slots(pair, n_token) + _outputs(pair, n_token)
-    ranking = held + prompt + an_edge * pair.n_edges
+    ranking = held + _prompt(pair, n_token) + an_edge * pair.n_edges
     ordering = held + 5 * pair.n_edges
     sweep = beside + _sweep(pair, n_token, n_counts) + pair.n_edges
     least = max(ranking + SUM_BYTES * pair.up.d_sae, ordering, sweep)
     return min(MOST_RANKING, _left(pair, gigabytes, ranking, least) * 8 // SUM_BYTES)
 
 
-def columns_bytes(pair: Pair, gigabytes: float) -> int:
-    """Bytes for ranking some downstream latents at a time, where no matrix of all edges is kept.
+def columns_bytes(pair: Pair, gigabytes: float, n_token: int) -> int:
+    """Bytes for ranking some downstream latents at a time on prompts of so many tokens, where no matrix of all edges
+    is kept.
 
     Raises:
         UserError: the budget is too small for a single downstream latent at a time.
     """
-    held = _always(pair) + WORKSPACE
+    held = _always(pair) + WORKSPACE + _prompt(pair, n_token)
     return min(MOST_RANKING, _left(pair, gigabytes, held, held + SUM_BYTES * pair.up.d_sae) * 8 // SUM_BYTES)
 
 
@@ -74,6 +74,11 @@ def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, n_slo
     edges = n_slot * pair.down.d_sae
     held = _sweep(pair, n_token, n_counts) + 5 * n_token * edges
     return min(MOST_RANKING, _left(pair, gigabytes, held, held + ORDER_BYTES * edges))
+
+
+def least_slots(pair: Pair) -> int:
+    """Slots that a token has at the least, as far as that is known before one is read."""
+    return (_k(pair) or 1) if pair.fill is None else pair.up.d_sae
 
 
 def resident(pair: Pair) -> int:
@@ -90,13 +95,23 @@ def _always(pair: Pair) -> int:
 
 def _sweep(pair: Pair, n_token: int, n_counts: int) -> int:
     """What a sweep holds beside the edges."""
-    rule = pair.up.activation
-    used = rule.k if isinstance(rule, (TopK, GroupMax)) and pair.fill is None else pair.up.d_sae
+    used = _k(pair) or pair.up.d_sae
     if pair.block.mixes_tokens:  # an upstream latent of any token changes all of them
         used = min(used * n_token, pair.up.d_sae)
     changes = CHANGE_BYTES * min(n_counts, used + 1)
     places = (PLACE_BYTES + changes) * n_token * pair.down.d_sae
     return _always(pair) + WORKSPACE + _readout(pair) + places + _slots(pair, n_token) + _outputs(pair, n_token)
+
+
+def _k(pair: Pair) -> int | None:
+    """How many upstream latents every token uses, where that is fixed."""
+    rule = pair.up.activation
+    return rule.k if isinstance(rule, (TopK, GroupMax)) and pair.fill is None else None
+
+
+def _prompt(pair: Pair, n_token: int) -> int:
+    """What a prompt takes while edges are ranked on it."""
+    return PLACE_BYTES * n_token * pair.down.d_sae + _slots(pair, n_token) + _outputs(pair, n_token)
 
 
 def _readout(pair: Pair) -> int:

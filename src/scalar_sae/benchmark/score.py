@@ -20,7 +20,7 @@ from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.curve import CONVENTIONS, measure
 from scalar_sae.benchmark.edges import Edges, GlobalEdges, LocalEdges
-from scalar_sae.benchmark.memory import local_bytes, ranking_bytes
+from scalar_sae.benchmark.memory import least_slots, local_bytes, ranking_bytes
 from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.benchmark.partial import Partial
@@ -178,12 +178,14 @@ def _global_edges(
 
 
 def room(pair: Pair, ranking: str, config: ScoreConfig) -> int:
-    """Bytes for the sums of a ranking of all edges.
+    """Bytes for the sums of a ranking of all edges, or for ordering local ones at the most.
 
     Raises:
         UserError: the config's memory is too small for the pair.
     """
     n_counts = len(counts_of(config.edges, pair.n_edges))
+    if ranking == LOCAL:
+        return local_bytes(pair, config.memory, config.context, n_counts, least_slots(pair))
     return ranking_bytes(pair, config.memory, config.context, n_counts, EDGE_BYTES.get(ranking, 4))
 
 

@@ -56,7 +56,7 @@ def strongest_edges(
     with Bar("rank edges", max(0, len(plain) - 1) * len(tokens)) as bar:
         for up, down in pairwise(plain):
             pair = Pair(lm, Block(up, down), saes[up], saes[down])
-            room = columns_bytes(pair, memory)
+            room = columns_bytes(pair, memory, tokens.shape[1])
             of_up = _Best.none(pair.up.d_sae, n)
             for columns, scores in summed(RULES[ranking], Work(pair, tokens, seed, bar.step, room)):
                 of_up = of_up.merge(_Best.of(scores, columns.start, n))
