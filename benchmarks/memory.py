@@ -73,6 +73,7 @@ def main() -> None:
             table.add_column(column, justify="right")
         for method in read_preset("zoo")["train"]["saes"]:
             name = method.get("name", method["method"])
+            method.pop("dead_tokens", None)  # longer than these runs
             if "sites" in method:
                 method["sites"] = ["resid_mid.0"]
             if {*sys.argv[1:]} - {*SHAPES} and name not in sys.argv:
