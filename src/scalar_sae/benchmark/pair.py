@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae.errors import UserError
-from scalar_sae.linear import LinearsByOneDNN
+from scalar_sae.kernels import ByOurKernels
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import find_sae
@@ -176,7 +176,7 @@ class Pair:
     ) -> Float[Tensor, "batch token d_model"]:
         """The same as far as a site within the block."""
         x = x.contiguous()
-        with LinearsByOneDNN():
+        with ByOurKernels():
             return self.lm.run(self.block.up, site, x, None if up_skip is None else up_skip.expand_as(x))
 
     def pre_acts(self, x: Float[Tensor, "batch token d_model"], prompt: Prompt) -> Float[Tensor, "batch token n_down"]:

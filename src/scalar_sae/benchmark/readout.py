@@ -17,7 +17,7 @@ from torch.nn.functional import layer_norm, rms_norm
 
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
-from scalar_sae.linear import gelu_tanh, linear_gelu
+from scalar_sae.kernels import gelu_tanh, linear_gelu
 from scalar_sae.lm.feedforward import DyT, FeedForward
 from scalar_sae.sites import Site
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scalar_sae.errors import UserError
-from scalar_sae.linear import gelu_tanh
+from scalar_sae.kernels import gelu_tanh
 from scalar_sae.lm.layers import Layer
 
 _MLPS = (

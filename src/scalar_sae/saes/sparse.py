@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scalar_sae.linear import linear
+from scalar_sae.kernels import linear
 from scalar_sae.saes.trainee import Weights
 
 GROUP = 8

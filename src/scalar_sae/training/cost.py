@@ -51,5 +51,5 @@ def _step(trainee: Trainee, d_model: int, n: int, progress: Progress) -> tuple[i
 
 
 def _linear_flop(x: Sequence[int], W: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of linear.py's product, which torch's counter does not know, from shapes."""
+    """Of kernels.py's product, which torch's counter does not know, from shapes."""
     return 2 * x[0] * x[1] * W[0]
