@@ -94,3 +94,11 @@ def test_only_plain_causal_attention_with_narrow_heads_is_ours(how: str, monkeyp
         found = nn.functional.scaled_dot_product_attention(q, k, v, **options)
     assert bool(ours) == (how == "causal")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_attention_that_is_asked_for_by_keywords_is_answered():
+    q, k, v = seeded(3, 5, 4, 40, 8)
+    with ByOurKernels():
+        found = nn.functional.scaled_dot_product_attention(query=q, key=k, value=v, is_causal=True)
+    torch.testing.assert_close(found, causal_attention(q, k, v), atol=1e-5, rtol=1e-4)

@@ -53,7 +53,8 @@ class ByOurKernels(TorchFunctionMode):
                 return torch.ops.mkldnn._linear_pointwise(args[0], args[1], bias, "none", [], "")
             if func is torch.addmm and not kwargs and _by_onednn(args[1]):
                 return linear(args[1], args[2], args[0])
-            if func is functional.scaled_dot_product_attention and _causal_and_narrow(*args, **kwargs):
+            attends = func is functional.scaled_dot_product_attention and len(args) >= 3
+            if attends and _causal_and_narrow(*args, **kwargs):
                 return causal_attention(*args[:3], scale=kwargs.get("scale"))
         return func(*args, **kwargs)
 
