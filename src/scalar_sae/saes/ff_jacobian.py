@@ -28,7 +28,7 @@ from scalar_sae.saes.sparse import Coded, summed_by_latent, top_k
 from scalar_sae.saes.trainee import Weights
 
 CACHED = 2**18
-"""Numbers on either side of a sandwich that are gathered at once."""
+"""Numbers on either side of a sandwich that are gathered at once on a CPU; a GPU is better off with one large call."""
 
 
 def ff_jacobian(
@@ -106,14 +106,14 @@ def _through_dyt(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, 
 
 
 class _Sandwich(torch.autograd.Function):
-    """A[a] diag(s) B[b]^T for every token. Rows are gathered for as many tokens as stay in the processor's cache; the
+    """A[a] diag(s) B[b]^T for every token. Rows are gathered for as many tokens as stay in a CPU's cache; the
     gradient sums them as it gathers (`embedding_bag`), then by latent.
     """
 
     @staticmethod
     def forward(ctx: Any, A: Tensor, s: Tensor, B: Tensor, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(A, s, B, a, b)
-        width = max(1, CACHED // (a.shape[1] * A.shape[1]))
+        width = max(1, CACHED // (a.shape[1] * A.shape[1])) if A.device.type == "cpu" else len(a)
         return torch.cat(
             [
                 (embedding(some_a, A) * some_s.unsqueeze(1)) @ embedding(some_b, B).transpose(1, 2)
