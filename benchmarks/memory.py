@@ -1,8 +1,8 @@
 """`python -m benchmarks.memory`: the most memory that training was predicted to hold, against what the process took.
 
-Every method of the zoo, on a random two-layer model; a process each, and each twice. *Taken* is the peak of resident
-memory less what torch and the package take by themselves, with freed memory handed back; *kept* is the same with freed
-memory kept, as `scalar train` does for speed (runs.keep_freed_memory): what glibc cannot use again comes on top.
+Methods of the zoo, on a random two-layer model, a process each, and each twice. *In use* is the peak of resident memory
+with freed memory handed back at once, less what the process had after a small run of the same; it is held against the
+forecast without what is kept though freed. *Taken* is the peak as `scalar train` runs (runs.keep_freed_memory).
 """
 
 import ctypes
@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from scalar_sae.corpora import load_corpus
+from scalar_sae import runs
+from scalar_sae.corpora import Corpus, load_corpus
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import Events, keep_freed_memory
+from scalar_sae.runs import Events, hand_back_freed_memory, keep_freed_memory
 from scalar_sae.training.config import TrainConfig, read_preset
 from scalar_sae.training.loop import train
 
-SHAPES = {"toy": (64, 8, 4096), "large": (768, 16, 1024)}
+SHAPES = {"toy": (64, 8, 4096), "middle": (256, 16, 2048), "large": (768, 16, 1024)}
 """Width, latents per dimension, tokens of a batch."""
 M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
@@ -35,33 +36,45 @@ def resident(what: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(what))
 
 
+def run(method: dict[str, Any], shape: tuple[int, int, int], corpus: Corpus, folder: Path) -> dict[str, Any]:
+    """Train it; the event of its start."""
+    width, expansion, batch = shape
+    gpt = GPT2Config(
+        vocab_size=128, n_positions=128, n_embd=width, n_layer=2, n_head=width // 64, use_cache=False,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    config = TrainConfig(
+        saes=[{**method, "expansion": expansion}], tokens=12 * batch, batch_tokens=batch, buffer_tokens=8 * batch,
+        validations=2,
+    )  # fmt: skip
+    folder.mkdir()
+    log = folder / "events.jsonl"
+    train(config, LanguageModel(GPT2LMHeadModel(gpt), "random"), corpus, folder, Events(log))
+    return json.loads(log.read_text().splitlines()[0])
+
+
 def measured(method: dict[str, Any], shape: tuple[int, int, int], keep: bool) -> tuple[float, float]:
     """MiB predicted and taken."""
     torch.set_num_threads(1)
     if keep:
         keep_freed_memory()
     else:
+        runs.keep_freed_memory = lambda: None
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
-    width, expansion, batch = shape
-    torch.nn.Linear(8, 8)(torch.randn(8, 8)).sum().backward()
-    gpt = GPT2Config(
-        vocab_size=128, n_positions=128, n_embd=width, n_layer=2, n_head=width // 64, use_cache=False,
-        bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        text, log = Path(folder) / "text.txt", Path(folder) / "events.jsonl"
+        text = Path(folder) / "text.txt"
         text.write_text("".join(chr(32 + (7 * i * i + i // 9) % 90) for i in range(1_000_000)))
         corpus = load_corpus(str(text))
         corpus_bytes = corpus.train.nbytes + corpus.val.nbytes
+        run(method, (64, 8, 256), corpus, Path(folder) / "small")
+        hand_back_freed_memory()
         base = resident("VmRSS") - corpus_bytes / 2**20
-        lm = LanguageModel(GPT2LMHeadModel(gpt), "random")
-        config = TrainConfig(
-            saes=[{**method, "expansion": expansion}], tokens=12 * batch, batch_tokens=batch, buffer_tokens=8 * batch,
-            validations=2,
-        )  # fmt: skip
-        train(config, lm, corpus, Path(folder), Events(log))
-        start = json.loads(log.read_text().splitlines()[0])
-    return sum(start["memory"].values()) / 2**20, resident("VmHWM") - base
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        start = run(method, shape, corpus, Path(folder) / "measured")
+    parts = start["memory"]
+    if not keep:
+        del parts["kept though freed"]
+    return sum(parts.values()) / 2**20, resident("VmHWM") - base
 
 
 def main() -> None:
@@ -69,7 +82,7 @@ def main() -> None:
     for shape in [name for name in SHAPES if name in sys.argv] or SHAPES:
         width, expansion, batch = SHAPES[shape]
         table = Table(title=f"width {width}, {width * expansion:,} latents, batches of {batch:,}")
-        for column in ("method", "predicted (MiB)", "taken", "taken / predicted", "kept / predicted"):
+        for column in ("method", "predicted in use (MiB)", "in use", "predicted taken", "taken", "ratio", "ratio"):
             table.add_column(column, justify="right")
         for method in read_preset("zoo")["train"]["saes"]:
             name = method.get("name", method["method"])
@@ -82,9 +95,7 @@ def main() -> None:
             for keep in (False, True):
                 with multiprocessing.get_context("spawn").Pool(1) as alone:
                     found.append(alone.apply(measured, (method, SHAPES[shape], keep)))
-            (predicted, taken), (_, kept) = found
-            ratios = f"{taken / predicted:.2f}", f"{kept / predicted:.2f}"
-            table.add_row(name, f"{predicted:,.0f}", f"{taken:,.0f}", *ratios)
+            table.add_row(name, *(f"{n:,.0f}" for two in found for n in two), *(f"{b / a:.2f}" for a, b in found))
         Console().print(table)
 
 

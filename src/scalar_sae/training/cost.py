@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalar_sae.saes.trainee import Progress, Trainee
-from scalar_sae.training.memory import PROBES, Bytes, most, probe, unchanged
+from scalar_sae.training.memory import PROBES, Bytes, History, most, probe, unchanged
 
 START, END = Progress(0, 2), Progress(1, 1)
 
@@ -35,7 +35,7 @@ def cost(trainee: Trainee, d_model: int, batch_tokens: int) -> Cost:
     return Cost(sum(p.numel() for p in trainee.parameters()), (many - few) // (PROBES[1] - PROBES[0]), in_use)
 
 
-def _step(trainee: Trainee, d_model: int, n: int, progress: Progress) -> tuple[int, list[int]]:
+def _step(trainee: Trainee, d_model: int, n: int, progress: Progress) -> tuple[int, History]:
     """Floating-point operations of a step on n tokens, and the bytes in use after each operation."""
     acts = probe(trainee, d_model, n)
     known = {torch.ops.mkldnn._linear_pointwise: _linear_flop}

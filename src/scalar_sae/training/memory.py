@@ -8,7 +8,8 @@ largest counts. Not foreseen is the auxiliary loss on latents that have died by 
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from itertools import takewhile
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,17 @@ Some = TypeVar("Some")
 
 PROBES = (64, 128)
 """Tokens that a trainee is probed with."""
+
+
+class Moment(NamedTuple):
+    """After an operation."""
+
+    operation: str
+    in_use: int
+    """Bytes."""
+
+
+History = list[Moment]
 
 
 def reading(stream: ActivationStream) -> int:
@@ -78,7 +90,7 @@ def unchanged(trainee: Trainee) -> Generator[None]:
 
 def filled(run: Callable[[Some], object], few: Some, many: Some, times: int | float) -> int:
     """Most bytes that `run` has in use on `times` as much as `few`; `many` is twice as much."""
-    histories: list[list[int]] = []
+    histories: list[History] = []
     for some in (few, many):
         with Bytes() as used:
             run(some)
@@ -86,9 +98,19 @@ def filled(run: Callable[[Some], object], few: Some, many: Some, times: int | fl
     return most(histories[0], histories[1], times)
 
 
-def most(few: list[int], many: list[int], times: int | float) -> int:
-    """The largest of the bytes after each operation, on `times` as much as `few`; `many` is twice as much."""
-    return round(max((a + (b - a) * (times - 1) for a, b in zip(few, many, strict=False)), default=0))
+def most(few: History, many: History, times: int | float) -> int:
+    """The largest of the bytes after each operation, on `times` as much as `few`; `many` is twice as much.
+
+    Operations are matched from the start and from the end, as far as they are the same: what is done in pieces of one
+    size between takes more operations on more data, not more bytes.
+    """
+    matched = [*_matched(few, many), *_matched(few[::-1], many[::-1])]
+    return round(max((a + (b - a) * (times - 1) for a, b in matched), default=0))
+
+
+def _matched(few: History, many: History) -> list[tuple[int, int]]:
+    same = takewhile(lambda both: both[0].operation == both[1].operation, zip(few, many, strict=False))
+    return [(a.in_use, b.in_use) for a, b in same]
 
 
 class Bytes(TorchDispatchMode):
@@ -96,7 +118,7 @@ class Bytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.history: list[int] = []
+        self.history: History = []
         self._now = 0
         self._live: set[int] = set()
 
@@ -109,7 +131,7 @@ class Bytes(TorchDispatchMode):
                 self._live.add(key)
                 self._now += storage.nbytes()
                 weakref.finalize(storage, self._free, key, storage.nbytes())
-        self.history.append(self._now)
+        self.history.append(Moment(str(func), self._now))
         return out
 
     @staticmethod
