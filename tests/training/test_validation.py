@@ -67,6 +67,24 @@ def test_validation_is_logged(tmp_path: Path, text: Path):
     assert found[-1]["kl_all"] == pytest.approx(kl.item(), rel=1e-3, abs=1e-4)
 
 
+def test_saes_beside_the_residual_stream_are_spliced_in_at_once(tmp_path: Path, text: Path):
+    """Before the first MLP and behind the second, by hooks of torch."""
+    events = Events(tmp_path / "events.jsonl")
+    sites = ["mlp_in.0", "mlp_out.1"]
+    saes = trained(tmp_path, text, "run", [{**TOPK, "sites": sites}], events, validations=1)["topk"]
+    before, behind = (saes[Site.parse(site)] for site in sites)
+    lm, text_ids = tiny_lm(), windows(load_corpus(str(text)).val, 16)
+    clean = lm.logits(text_ids).log_softmax(-1)
+    first, second = (block.mlp for block in lm.hf.transformer.h)
+    first.register_forward_pre_hook(lambda _, args: (before.decode(before.encode(args[0])),))
+    second.register_forward_hook(lambda _, args, out: behind.decode(behind.encode(out)))
+    spliced = lm.hf(text_ids).logits.log_softmax(-1)
+    kl = torch.nn.functional.kl_div(spliced, clean, log_target=True, reduction="none").sum(-1).mean().item()
+    found = logged(tmp_path / "events.jsonl")[-1]
+    assert found["kl_all"] == pytest.approx(kl, rel=1e-3, abs=1e-4)
+    assert found["kl_all"] > max(measures["kl"] for measures in found["saes"].values())
+
+
 def test_a_staircase_has_its_chunks_and_its_jacobian_measured(tmp_path: Path, text: Path):
     events = Events(tmp_path / "events.jsonl")
     saes = trained(tmp_path, text, "run", [STAIRS], events, validations=1)["staircase"]

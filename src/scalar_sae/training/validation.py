@@ -1,7 +1,7 @@
 """How SAEs in training do on text they never see.
 
 The text is read once, and lies where the model does. A validation splices every SAE in by itself (one run of the rest
-of the model) and, on the residual stream, all of a group at once. Definitions: docs/training.md.
+of the model), and all of a group at once. Definitions: docs/training.md.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ from scalar_sae.activations.reading import Gradient
 from scalar_sae.activations.stream import read_all
 from scalar_sae.errors import UserError
 from scalar_sae.lm.feedforward import FeedForward
-from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.model import LanguageModel, Replacement
 from scalar_sae.lm.special import counted
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.ff_jacobian import mean_jacobian
@@ -115,19 +115,19 @@ class Validation:
             blocks: the computations that its SAEs stand at both ends of.
         """
         ends = sorted(((site, trainee) for trainee in trainees for site in trainee.sites), key=lambda end: end[0])
-        stacked = all(site.on_residual_stream and trainee.target(site) == site for site, trainee in ends)
+        in_place = all(trainee.target(site) == site for site, trainee in ends)
         alone, together = {site: _Sums(float) for site, _ in ends}, _Sums(float)
         for part in self._parts:
             clean = self._lm.logits_from(self._last, part.acts[self._last], part.skips[self._last]).log_softmax(-1)
             for site, trainee in ends:
                 self._splice(part, clean, trainee, site, alone[site])
-            if stacked:
+            if in_place:
                 self._splice_all(part, clean, ends, together)
         found: dict[str, Any] = {
             "saes": {str(site): self._scores(alone[site], trainee, site) for site, trainee in ends},
             "jacobian": self._jacobians(dict(ends), blocks),
         }
-        return found | ({"ce_increase_all": _ce(together), "kl_all": _kl(together)} if stacked else {})
+        return found | ({"ce_increase_all": _ce(together), "kl_all": _kl(together)} if in_place else {})
 
     def _splice(self, part: _Part, clean: Tensor, trainee: Trainee, site: Site, sums: "_Sums") -> None:
         """One SAE alone, and what it makes of its input."""
@@ -141,12 +141,12 @@ class Validation:
 
     def _splice_all(self, part: _Part, clean: Tensor, ends: list[tuple[Site, Trainee]], sums: "_Sums") -> None:
         """All at once, each reading what the earlier ones left."""
-        here = ends[0][0]
-        x = part.acts[here]
-        for site, trainee in ends:
-            x = x if site == here else self._lm.run(here, site, x)
-            x, here = part.put(x, _through(trainee.sae(site), x[part.kept])[0]), site
-        _count(self._lm.logits_from(here, x), clean, part, sums)
+
+        def stand_in(sae: SAE) -> Replacement:
+            return lambda x: part.put(x, _through(sae, x[part.kept])[0])
+
+        put = {site: stand_in(trainee.sae(site)) for site, trainee in ends}
+        _count(self._lm.spliced_logits(part.tokens, put), clean, part, sums)
 
     def _scores(self, sums: "_Sums", trainee: Trainee, site: Site) -> dict[str, Any]:
         fired: Tensor = sums["fired"]
