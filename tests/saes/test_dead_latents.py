@@ -35,8 +35,8 @@ def test_the_auxiliary_loss_is_its_equation():
 
 def test_dead_is_counted_in_tokens():
     firing = Firing(3)
-    firing.record(torch.tensor([[1.0, 0.0, 0.0]] * 5))
-    firing.record(torch.tensor([[0.0], [2.0]]), torch.tensor([[2], [1]]))
+    firing.record(torch.tensor([True, False, False]), 5)
+    firing.record(torch.tensor([False, True, False]), 2)
     assert firing.idle.tolist() == [2, 0, 7]
     firing.window = 7
     assert firing.dead().tolist() == [False, False, True]
@@ -47,7 +47,7 @@ def test_dead_is_counted_in_tokens():
 
 def test_zipf_dying_latents_are_the_dead_ones_when_tau_is_one():
     densities = Densities(Zipf(tau=0.999), 4)
-    densities.record(torch.tensor([[1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]]))
+    densities.record(torch.tensor([0, 2, 3, 0, 3]), 2)
     assert densities.rank.tolist() == [0, 3, 2, 1]
     assert densities.dying(2).tolist() == [False, True, False, False]
     torch.testing.assert_close(Zipf().shares(100).sum(), torch.tensor(1.0))

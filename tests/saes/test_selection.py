@@ -14,6 +14,7 @@ from scalar_sae.saes.gradient import GradientConfig
 from scalar_sae.saes.llama_scope import LlamaScopeConfig
 from scalar_sae.saes.matryoshka import MatryoshkaConfig
 from scalar_sae.saes.mutual_choice import MutualChoiceConfig
+from scalar_sae.saes.sparse import largest_values
 from scalar_sae.saes.topk import TopKConfig
 from scalar_sae.saes.trainee import Progress
 from scalar_sae.saes.zipf import Zipf
@@ -33,10 +34,21 @@ def test_batch_topk_of_one_token_is_topk():
 @settings(deadline=None, max_examples=30)
 def test_batch_selection_keeps_the_largest_of_the_batch(seed: int, k: int, batch: int):
     acts = torch.rand(batch, 6, generator=torch.Generator().manual_seed(seed))
-    kept = batch_top_k(acts, k)
+    kept = acts * batch_top_k(acts, k)
     expected = acts.flatten().sort(descending=True).values[: batch * k]
     torch.testing.assert_close(kept.flatten().sort(descending=True).values[: len(expected)], expected)
     assert int((kept > 0).sum()) == len(expected)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 30_000), st.sampled_from([1.0, 0.5, 0.01, 0.0]))
+@settings(deadline=None, max_examples=30)
+def test_the_largest_values_are_found_among_many(seed: int, k: int, share: float):
+    """Also where a sample misleads: all equal but a share of them, which stand together."""
+    flat = torch.zeros(30_000)
+    some = flat[: int(share * len(flat))]
+    some += torch.randn(some.shape, generator=torch.Generator().manual_seed(seed))
+    expected = flat.sort(descending=True).values[:k]
+    assert torch.equal(largest_values(flat, k).sort(descending=True).values, expected)
 
 
 def test_mutual_choice_selects_as_batch_topk():
@@ -127,7 +139,7 @@ def test_llama_scope_transcoders_draw_their_encoder_apart():
 
 def test_feature_choice_with_the_whole_batch_as_budget_is_relu():
     acts = data().relu()
-    assert torch.equal(feature_choice(acts, torch.full((8,), 64)), acts)
+    assert torch.equal(feature_choice(acts, torch.full((8,), 64)), acts > 0)
 
 
 @given(st.integers(0, 10**6))
@@ -135,7 +147,7 @@ def test_feature_choice_with_the_whole_batch_as_budget_is_relu():
 def test_feature_choice_gives_every_latent_its_budget(seed: int):
     g = torch.Generator().manual_seed(seed)
     acts, budgets = torch.rand(20, 6, generator=g), torch.randint(1, 21, (6,), generator=g)
-    kept = feature_choice(acts, budgets)
+    kept = acts * feature_choice(acts, budgets)
     assert torch.equal((kept > 0).sum(0), budgets)
     for column, all_of_it, m in zip(kept.T, acts.T, budgets.tolist(), strict=True):
         torch.testing.assert_close(column[column > 0].sort().values, all_of_it.sort().values[-m:])
@@ -162,7 +174,7 @@ def test_feature_choice_keeps_k_on_average(mode: str):
     trainee.densities.rank.copy_(torch.arange(64).flip(0))
     assert trainee.budgets(100).sum() == 2400
     assert trainee.budgets(100)[-1] == {"zipf": 100, "uniform": 38}[mode]  # the most frequent one's: all, or 37.5
-    assert (trainee.select(1 + torch.rand(100, 64), LATE) > 0).sum(1).float().mean() == 24
+    assert trainee.select(1 + torch.rand(100, 64), LATE).sum(1).float().mean() == 24
 
 
 def test_feature_choice_ends_with_a_threshold_for_each_latent():
@@ -171,8 +183,7 @@ def test_feature_choice_ends_with_a_threshold_for_each_latent():
     trainee.losses({SITE: x}, LATE)
     rule = trainee.activation()
     u = trainee.weights().pre_acts(x * trainee.scale[0])
-    kept = feature_choice(u.relu(), trainee.budgets(200))
-    smallest = torch.where(kept > 0, kept, torch.inf).amin(0)
+    smallest = torch.where(feature_choice(u.relu(), trainee.budgets(200)), u, torch.inf).amin(0)
     torch.testing.assert_close(rule.threshold[smallest < torch.inf], smallest[smallest < torch.inf])
 
 
@@ -204,9 +215,30 @@ def test_matryoshka_levels_are_decoded_from_prefixes():
     trainee = prepared(MatryoshkaConfig(sites=HERE, k=3, fractions=[0.25, 0.75], level_weights=[3.0, 1.0], auxk=0), x)
     loss = trainee.losses({SITE: x}, LATE)[SITE]
     y, weights = x * trainee.scale[0], trainee.weights()
-    f = batch_top_k(weights.pre_acts(y).relu(), 3)
+    u = weights.pre_acts(y).relu()
+    f = u * batch_top_k(u, 3)
     errors = [(y - f[:, :end] @ weights.W_dec[:end] - weights.b_dec).square().sum(1).mean() for end in (16, 64)]
-    torch.testing.assert_close(loss, 3 * errors[0] + errors[1])
+    expected = 3 * errors[0] + errors[1]
+    torch.testing.assert_close(loss, expected)
+    parameters = list(trainee.parameters())
+    assert_same(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters))
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_sparse_gradients_are_those_of_the_dense_code(rows: int):
+    """Also of a batch in which fewer latents are positive than may stay, or none."""
+    trainee = prepared(BatchTopKConfig(sites=HERE, k=3, auxk=0), data())
+    for bias in (0.0, -0.5, -100.0):
+        torch.nn.init.constant_(trainee.b_enc, bias)
+        x = data(rows, seed=1)
+        loss = trainee.losses({SITE: x}, LATE)[SITE]
+        y, weights = x * trainee.scale[0], trainee.weights()
+        u = weights.pre_acts(y).relu()
+        f = u * batch_top_k(u, 3)
+        expected = (y - weights.decode(f)).square().sum(1).mean()
+        parameters = list(trainee.parameters())
+        ours, dense = (torch.autograd.grad(one, parameters) for one in (loss, expected))
+        assert_same([loss.detach(), *ours], [expected.detach(), *dense])
 
 
 @pytest.mark.parametrize(

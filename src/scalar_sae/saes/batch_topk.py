@@ -11,17 +11,18 @@ their encoder bias is unused for BatchTopK, ours is there.
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
 from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod, Place
 from scalar_sae.saes.firing import revival_loss
-from scalar_sae.saes.sparse import largest_values
+from scalar_sae.saes.sparse import Ragged, largest_values, pre_acts, ragged
 from scalar_sae.saes.topk import check_k
-from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Scale, Trainee, Weights
+from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Scale, Trainee, Weights, squared_error
 
 
 class BatchSelection(DictionaryMethod, frozen=True):
@@ -72,34 +73,34 @@ class BatchTopKTrainee(Dictionary):
     ) -> Float[Tensor, ""]:
         """Squared error and the auxiliary loss, in units of the frozen variance of y."""
         weights = self.weights()
-        f = self.select(weights.pre_acts(x).relu(), progress)
-        self.firing.record(f)
-        residual = y - weights.decode(f)
-        loss = self.reconstruction(weights, y, f, residual)
+        u = pre_acts(weights, x).relu_()
+        code = ragged(weights, x, u, self.select(u, progress))
+        self.firing.record(code.fired(), len(x))
+        self.follow(code, progress)
+        y_hat = code.decoded()
+        loss = self.reconstruction(code, y, y_hat)
         if self.auxk > 0:
-            loss = loss + self.auxk * self.variance * self.revival(weights, x, residual)
+            loss = loss + self.auxk * self.variance * self.revival(weights, x, y - y_hat)
         return loss
 
-    def select(self, acts: Float[Tensor, "batch d_sae"], progress: Progress) -> Float[Tensor, "batch d_sae"]:
-        """Keep the largest of the batch, and follow the threshold between kept and not."""
-        kept = batch_top_k(acts, self.k)
-        with torch.no_grad():
-            smallest = workers.smallest(torch.where(kept > 0, kept, torch.inf).amin())
-            if bool(smallest < torch.inf):
-                self.seen += 1
-                decay = self.threshold_decay
-                self.threshold.lerp_(smallest, (1 - decay) / (1 - decay ** int(self.seen)))
-        return kept
+    def select(self, acts: Float[Tensor, "batch d_sae"], progress: Progress) -> Bool[Tensor, "batch d_sae"]:
+        """What stays: the largest of the batch."""
+        return batch_top_k(acts, self.k)
+
+    @torch.no_grad()
+    def follow(self, code: Ragged, progress: Progress) -> None:
+        """Follow the threshold between kept and not."""
+        smallest = workers.smallest(pad(code.acts, (0, 1), value=torch.inf).amin())
+        if bool(smallest < torch.inf):
+            self.seen += 1
+            decay = self.threshold_decay
+            self.threshold.lerp_(smallest, (1 - decay) / (1 - decay ** int(self.seen)))
 
     def reconstruction(
-        self,
-        weights: Weights,
-        y: Float[Tensor, "batch d_model"],
-        f: Float[Tensor, "batch d_sae"],
-        residual: Float[Tensor, "batch d_model"],
+        self, code: Ragged, y: Float[Tensor, "batch d_model"], y_hat: Float[Tensor, "batch d_model"]
     ) -> Float[Tensor, ""]:
-        """The reconstruction term."""
-        return residual.square().sum(-1).mean()
+        """The reconstruction term; `y_hat` is what the whole code makes of y."""
+        return squared_error(y, y_hat)
 
     def revival(
         self, weights: Weights, x: Float[Tensor, "batch d_model"], residual: Float[Tensor, "batch d_model"]
@@ -113,7 +114,7 @@ class BatchTopKTrainee(Dictionary):
         x = acts[self.sites[0]]
         weights = self.weights()
         smallest = [
-            acts.masked_fill_((acts < last_kept(acts, self.k)) | (acts <= 0), torch.inf).amin()
+            acts.masked_fill_(~batch_top_k(acts, self.k), torch.inf).amin()
             for part in x.split(CALIBRATION_TOKENS)
             for acts in [weights.pre_acts(part * self.scale[0]).relu_()]
         ]
@@ -124,9 +125,9 @@ class BatchTopKTrainee(Dictionary):
         return JumpReLU(self.threshold.expand(self.d_sae).clone())
 
 
-def batch_top_k(acts: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor, "batch d_sae"]:
-    """Keep the `batch` times `k` largest of all workers' entries, and what equals the last of them."""
-    return torch.where(acts >= last_kept(acts, k), acts, 0.0)
+def batch_top_k(acts: Float[Tensor, "batch d_sae"], k: int) -> Bool[Tensor, "batch d_sae"]:
+    """The `batch` times `k` largest of all workers' entries, and what equals the last of them, if positive."""
+    return acts >= last_kept(acts, k).clamp_min(torch.finfo(acts.dtype).tiny)
 
 
 def last_kept(acts: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor, ""]:

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from scalar_sae import workers
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Place
 from scalar_sae.saes.mutual_choice import MutualChoiceTrainee, ZipfSelection
+from scalar_sae.saes.sparse import Ragged
 from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Name, Progress, Trainee
 
 JUST_BELOW = 1 - 1e-5
@@ -62,14 +63,18 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
         self.register_buffer("thresholds", torch.zeros(self.d_sae))
         self.register_buffer("choices", torch.zeros(self.d_sae, dtype=torch.int64))
 
-    def select(self, acts: Float[Tensor, "batch d_sae"], progress: Progress) -> Float[Tensor, "batch d_sae"]:
+    def select(self, acts: Float[Tensor, "batch d_sae"], progress: Progress) -> Bool[Tensor, "batch d_sae"]:
         """Budgets by latent; before that, Mutual Choice."""
         if progress.fraction < self._mutual:
             return super().select(acts, progress)
-        kept = feature_choice(acts, self.budgets(len(acts) * workers.count()))
-        self.densities.record(kept)
-        self._follow(kept)
-        return kept
+        return feature_choice(acts, self.budgets(len(acts) * workers.count()))
+
+    def follow(self, code: Ragged, progress: Progress) -> None:
+        """The thresholds of all latents; before that, Mutual Choice's."""
+        if progress.fraction < self._mutual:
+            return super().follow(code, progress)
+        self.densities.record(code.latents, code.n_tokens)
+        self._follow(_smallest(code.acts, code.latents, self.d_sae))
 
     def budgets(self, batch: int) -> Int[Tensor, " d_sae"]:
         """m_i: tokens that each latent may keep."""
@@ -78,8 +83,8 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
         return self._by_rank[batch].to(self.thresholds.device)[self.densities.rank]
 
     @torch.no_grad()
-    def _follow(self, kept: Float[Tensor, "batch d_sae"]) -> None:
-        smallest = workers.smallest(_smallest(kept))
+    def _follow(self, smallest: Float[Tensor, " d_sae"]) -> None:
+        smallest = workers.smallest(smallest)
         fired = smallest < torch.inf
         self.choices += fired
         decayed = self.threshold_decay ** self.choices.clamp_min(1).double()
@@ -93,8 +98,9 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
         x, weights = acts[self.sites[0]], self.weights()
         with workers.apart():  # all hold the same buffer
             smallest = torch.stack([
-                _smallest(feature_choice(weights.pre_acts(part * self.scale[0]).relu_(), self.budgets(len(part))))
+                acts.masked_fill_(~feature_choice(acts, self.budgets(len(part))), torch.inf).amin(0)
                 for part in x.split(CALIBRATION_TOKENS)
+                for acts in [weights.pre_acts(part * self.scale[0]).relu_()]
             ])  # fmt: skip
         parts = (smallest < torch.inf).sum(0)
         mean = torch.where(smallest < torch.inf, smallest, 0.0).sum(0) / parts * JUST_BELOW
@@ -122,13 +128,13 @@ def divided(total: int, shares: Float[np.ndarray, " d_sae"], most: int) -> Int[n
     return whole
 
 
-def feature_choice(acts: Float[Tensor, "batch d_sae"], budgets: Int[Tensor, " d_sae"]) -> Float[Tensor, "batch d_sae"]:
-    """Each column keeps the `budgets` largest of all workers' entries (ties with the last of them too)."""
+def feature_choice(acts: Float[Tensor, "batch d_sae"], budgets: Int[Tensor, " d_sae"]) -> Bool[Tensor, "batch d_sae"]:
+    """Of each column the `budgets` largest of all workers' entries (ties with the last of them too), if positive."""
     ranked = workers.gather(acts).sort(dim=0, descending=True).values
     last = ranked.gather(0, (budgets - 1).unsqueeze(0))
-    return torch.where(acts >= last, acts, 0.0)
+    return acts >= last.clamp_min(torch.finfo(acts.dtype).tiny)
 
 
-def _smallest(kept: Float[Tensor, "batch d_sae"]) -> Float[Tensor, " d_sae"]:
-    """Of each latent the smallest activation that was kept, infinity where none was."""
-    return torch.where(kept > 0, kept, torch.inf).amin(0)
+def _smallest(acts: Float[Tensor, " n"], latents: Int[Tensor, " n"], d_sae: int) -> Float[Tensor, " d_sae"]:
+    """Of each latent the smallest activation, infinity where there is none."""
+    return acts.new_full((d_sae,), torch.inf).scatter_reduce_(0, latents, acts.detach(), "amin")

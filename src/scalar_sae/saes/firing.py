@@ -5,7 +5,7 @@ run where that is less, if a method does not say otherwise.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scalar_sae import workers
@@ -31,14 +31,9 @@ class Firing(nn.Module):
         self.register_buffer("idle", torch.zeros(d_sae, dtype=torch.int64))
 
     @torch.no_grad()
-    def record(self, acts: Float[Tensor, "batch width"], latents: Int[Tensor, "batch width"] | None = None) -> None:
-        """Count a batch: `acts` of all latents, or of those that `latents` names."""
-        if latents is None:
-            fired = (acts > 0).any(0)
-        else:
-            fired = torch.zeros_like(self.idle, dtype=torch.bool)
-            fired[latents[acts > 0]] = True
-        self.idle.add_(acts.shape[0] * workers.count()).masked_fill_(workers.anywhere(fired), 0)
+    def record(self, fired: Bool[Tensor, " d_sae"], tokens: int) -> None:
+        """Count a batch of so many tokens: which latents fired on any of them."""
+        self.idle.add_(tokens * workers.count()).masked_fill_(workers.anywhere(fired), 0)
 
     def dead(self) -> Bool[Tensor, " d_sae"]:
         """Latents that have not fired for the window's tokens."""

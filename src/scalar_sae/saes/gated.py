@@ -54,7 +54,7 @@ class GatedTrainee(Dictionary):
         projected = torch.addmm(self._shift(), x, self.W_enc)
         gate = projected + self.b_gate
         f = torch.where(gate > 0, projected * self.r_mag.exp() + self.b_enc, 0.0).relu()
-        self.firing.record(f)
+        self.firing.record((f > 0).any(0), len(f))
         opened = gate.relu()
         weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
         frozen = torch.addmm(self.b_dec.detach(), opened, self.W_dec.detach())

@@ -61,7 +61,7 @@ class GradientTrainee(Dictionary):
     ) -> Float[Tensor, ""]:
         """Squared error of the selected latents."""
         coded = self.coded(x, acts[Gradient(self.target(self.sites[0]))])
-        self.firing.record(coded.acts, coded.latents)
+        self.firing.record(coded.fired(), len(x))
         return squared_error(y, coded.decoded())
 
     def coded(self, x: Float[Tensor, "batch d_model"], g: Float[Tensor, "batch d_model"]) -> Coded:

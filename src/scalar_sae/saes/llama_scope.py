@@ -78,7 +78,7 @@ class LlamaScopeTrainee(Dictionary):
     ) -> Float[Tensor, ""]:
         """The authors' normalised squared error."""
         coded = self.coded(x, self.k_at(progress))
-        self.firing.record(coded.acts, coded.latents)
+        self.firing.record(coded.fired(), len(x))
         spread = (y - workers.mean(y.mean(0))).norm(dim=1, keepdim=True)
         return ((y - coded.decoded()).square() / spread).mean()
 

@@ -5,7 +5,6 @@ L = sum over m of w_m ‖y - f[:F_m] W_dec[:F_m] - b_dec‖² + AuxK on the full
 The published code weighs the levels by 1/M twice or not at all; here they are explicit and default to the mean.
 """
 
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 from scalar_sae.errors import UserError
 from scalar_sae.saes.batch_topk import BatchSelection, BatchTopKTrainee
 from scalar_sae.saes.dictionary import Place
-from scalar_sae.saes.trainee import Name, Trainee, Weights, squared_error
+from scalar_sae.saes.sparse import Ragged
+from scalar_sae.saes.trainee import Name, Trainee
 
 
 class MatryoshkaConfig(BatchSelection, frozen=True):
@@ -60,16 +60,9 @@ class MatryoshkaTrainee(BatchTopKTrainee):
         self.level_weights = config.level_weights or [1 / len(self.ends)] * len(self.ends)
 
     def reconstruction(
-        self,
-        weights: Weights,
-        y: Float[Tensor, "batch d_model"],
-        f: Float[Tensor, "batch d_sae"],
-        residual: Float[Tensor, "batch d_model"],
+        self, code: Ragged, y: Float[Tensor, "batch d_model"], y_hat: Float[Tensor, "batch d_model"]
     ) -> Float[Tensor, ""]:
         """Every level's squared error, each group decoded once."""
-        y_hat = weights.b_dec.expand_as(y)
-        total = y.new_zeros(())
-        for (start, end), weight in zip(pairwise([0, *self.ends]), self.level_weights, strict=True):
-            y_hat = y_hat + f[:, start:end] @ weights.W_dec[start:end]
-            total = total + weight * squared_error(y, y_hat)
-        return total
+        levels = code.weights.b_dec + code.shares(self.ends).cumsum(1)
+        errors = (y.unsqueeze(1) - levels).square().sum(-1).mean(0)
+        return errors @ errors.new_tensor(self.level_weights)

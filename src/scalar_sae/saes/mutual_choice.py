@@ -13,6 +13,7 @@ from torch import Tensor
 from scalar_sae.saes.batch_topk import BatchSelection, BatchTopKTrainee
 from scalar_sae.saes.dictionary import Place
 from scalar_sae.saes.firing import revival_loss
+from scalar_sae.saes.sparse import Ragged
 from scalar_sae.saes.trainee import Name, Progress, Trainee, Weights
 from scalar_sae.saes.zipf import Densities, Zipf
 
@@ -43,11 +44,10 @@ class MutualChoiceTrainee(BatchTopKTrainee):
         super().__init__(config, place, seed)
         self.densities = Densities(config.zipf, self.d_sae)
 
-    def select(self, acts: Float[Tensor, "batch d_sae"], progress: Progress) -> Float[Tensor, "batch d_sae"]:
-        """As BatchTopK, and the densities are followed."""
-        kept = super().select(acts, progress)
-        self.densities.record(kept)
-        return kept
+    def follow(self, code: Ragged, progress: Progress) -> None:
+        """As BatchTopK, and the densities."""
+        super().follow(code, progress)
+        self.densities.record(code.latents, code.n_tokens)
 
     def revival(
         self, weights: Weights, x: Float[Tensor, "batch d_model"], residual: Float[Tensor, "batch d_model"]

@@ -46,7 +46,7 @@ class ReluTrainee(Dictionary):
         """Squared error and the L1 norm weighted by decoder norms."""
         weights = self.weights()
         f = weights.pre_acts(x).relu()
-        self.firing.record(f)
+        self.firing.record((f > 0).any(0), len(f))
         weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
         return squared_error(y, weights.decode(f)) + weight * (f @ weights.norms()).mean()
 

@@ -1,14 +1,15 @@
-"""Sparse codes with k latents a token: selection, and a decoder and gradients that touch k rows a token.
+"""Sparse codes, k latents a token or another number each: selection, and a decoder and gradients that touch few rows.
 
 Only the pre-activations need a product of all tokens with all latents. Everything else goes by the selected latents:
 the reconstruction and W_dec's gradient (`embedding_bag` over W_dec's rows), and W_enc's (the same over tokens).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae.kernels import linear
@@ -16,6 +17,8 @@ from scalar_sae.saes.trainee import Weights
 
 GROUP = 8
 PARTS = 16
+SAMPLE = 61
+"""One in so many, prime: of a [batch, d_sae] matrix all latents are met."""
 
 
 class Coded(NamedTuple):
@@ -32,6 +35,10 @@ class Coded(NamedTuple):
             return self
         return self._replace(acts=self.acts[:, :k].contiguous(), latents=self.latents[:, :k].contiguous())
 
+    def fired(self) -> Bool[Tensor, " d_sae"]:
+        """Which latents are active on any token."""
+        return _marked(self.latents[self.acts > 0], len(self.weights.W_dec))
+
     def of_tokens(self, n: int) -> "Coded":
         """Of the first n tokens."""
         return self._replace(acts=self.acts[:n], latents=self.latents[:n])
@@ -40,6 +47,51 @@ class Coded(NamedTuple):
         """The reconstruction."""
         summed = F.embedding_bag(self.latents, self.weights.W_dec, per_sample_weights=self.acts, mode="sum")
         return summed + self.weights.b_dec
+
+
+class Ragged(NamedTuple):
+    """Selected latents, another number of them for each token, and the weights that selected them."""
+
+    weights: Weights
+    acts: Float[Tensor, " n"]
+    """Their activations, positive, by token and then by latent."""
+    tokens: Int[Tensor, " n"]
+    latents: Int[Tensor, " n"]
+    n_tokens: int
+
+    def fired(self) -> Bool[Tensor, " d_sae"]:
+        """Which latents are active on any token."""
+        return _marked(self.latents, len(self.weights.W_dec))
+
+    def decoded(self) -> Float[Tensor, "batch d_out"]:
+        """The reconstruction."""
+        return self.shares([len(self.weights.W_dec)]).squeeze(1) + self.weights.b_dec
+
+    def shares(self, ends: Sequence[int]) -> Float[Tensor, "batch group d_out"]:
+        """What groups of latents, the first up to `ends[0]`, add to each token's reconstruction."""
+        group = torch.bucketize(self.latents, torch.tensor(ends, device=self.latents.device), right=True)
+        sizes = (self.tokens * len(ends) + group).bincount(minlength=self.n_tokens * len(ends))
+        summed = F.embedding_bag(
+            self.latents, self.weights.W_dec, _starts(sizes), mode="sum", per_sample_weights=self.acts,
+            include_last_offset=True,
+        )  # fmt: skip
+        return summed.unflatten(0, (self.n_tokens, len(ends)))
+
+
+def ragged(
+    weights: Weights, x: Float[Tensor, "batch d_in"], u: Float[Tensor, "batch d_sae"], kept: Bool[Tensor, "batch d_sae"]
+) -> Ragged:
+    """The code of the latents that are kept, which must have positive pre-activations.
+
+    Args:
+        weights: encoder and decoder.
+        x: what the encoder reads.
+        u: all pre-activations, outside the graph.
+        kept: which of them stay.
+    """
+    tokens, latents = kept.nonzero(as_tuple=True)
+    acts = _Chosen.apply(x, weights.centre, weights.W_enc, weights.b_enc, u, tokens, latents)
+    return Ragged(weights, acts, tokens, latents, len(x))
 
 
 def top_k(weights: Weights, x: Float[Tensor, "batch d_in"], k: int, ordered: bool = False) -> Coded:
@@ -71,7 +123,16 @@ def largest(u: Float[Tensor, "batch d_sae"], k: int, ordered: bool = False) -> I
 
 
 def largest_values(flat: Float[Tensor, " n"], k: int) -> Float[Tensor, " k"]:
-    """The k largest entries in any order, looked for in parts first: `torch.topk` fills 16 bytes for every entry."""
+    """The k largest entries in any order.
+
+    `torch.topk` is slow where k is large and fills 16 bytes for every entry: it is given those that a sample says are
+    large enough, in parts.
+    """
+    sample = flat[::SAMPLE]
+    n = k // SAMPLE * 5 // 4 + 8
+    if n < len(sample):
+        few = flat[flat >= sample.topk(n, sorted=False).values.amin()]
+        flat = few if len(few) >= k else flat
     best = [part.topk(min(k, len(part)), sorted=False).values for part in flat.chunk(PARTS)]
     return torch.cat(best).topk(k, sorted=False).values
 
@@ -90,28 +151,37 @@ def chosen(
         u: all pre-activations, outside the graph.
         latents: which are wanted.
     """
-    return _Chosen.apply(x, weights.centre, weights.W_enc, weights.b_enc, u, latents)
+    tokens = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(latents)
+    return _Chosen.apply(x, weights.centre, weights.W_enc, weights.b_enc, u, tokens, latents)
 
 
 class _Chosen(torch.autograd.Function):
+    """Pre-activations at (token, latent) pairs, and the gradients of the weights that made them."""
+
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, centre: Tensor | None, W_enc: Tensor, b_enc: Tensor, u: Tensor, latents: Tensor
+        ctx: Any,
+        x: Tensor,
+        centre: Tensor | None,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        u: Tensor,
+        tokens: Tensor,
+        latents: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, centre, W_enc, latents)
-        return u.gather(1, latents)
+        ctx.save_for_backward(x, centre, W_enc, tokens, latents)
+        return u.take(tokens * u.shape[1] + latents)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, centre, W_enc, latents = ctx.saved_tensors
+        x, centre, W_enc, tokens, latents = ctx.saved_tensors
         grad, latent = grads[0].flatten(), latents.flatten()
         d_b = torch.zeros_like(W_enc[0]).index_add_(0, latent, grad)
         order, ends = _by_latent(latent, len(d_b))
-        token = order // latents.shape[1]
         x = x if centre is None else x - centre
-        weights = grad[order]
+        token, weights = tokens.flatten()[order], grad[order]
         d_W = F.embedding_bag(token, x, ends, mode="sum", per_sample_weights=weights, include_last_offset=True).T
-        return None, None if centre is None else -(W_enc @ d_b), d_W, d_b, None, None
+        return None, None if centre is None else -(W_enc @ d_b), d_W, d_b, None, None, None
 
 
 def summed_by_latent(
@@ -124,4 +194,13 @@ def summed_by_latent(
 
 def _by_latent(latent: Int[Tensor, " n"], d_sae: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " ends"]]:
     """The order that brings equal latents together, and where each latent's part begins and ends."""
-    return latent.argsort(), F.pad(latent.bincount(minlength=d_sae).cumsum(0), (1, 0))
+    return latent.argsort(), _starts(latent.bincount(minlength=d_sae))
+
+
+def _starts(sizes: Int[Tensor, " n"]) -> Int[Tensor, " n_and_end"]:
+    """Where parts of these sizes begin, and the end of the last."""
+    return F.pad(sizes.cumsum(0), (1, 0))
+
+
+def _marked(latents: Int[Tensor, " n"], d_sae: int) -> Bool[Tensor, " d_sae"]:
+    return torch.zeros(d_sae, dtype=torch.bool, device=latents.device).index_fill_(0, latents, True)

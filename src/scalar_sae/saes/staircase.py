@@ -156,7 +156,7 @@ class StaircaseTrainee(Trainee):
         coded = top_k(self.stairs.weights(i), acts[site], self.k)
         firing = self.firing[i]
         assert isinstance(firing, Firing)
-        firing.record(coded.acts, coded.latents)
+        firing.record(coded.fired(), len(acts[site]))
         return coded
 
     def sae(self, site: Site) -> SAE:

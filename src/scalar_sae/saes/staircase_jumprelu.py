@@ -63,7 +63,7 @@ class StaircaseJumpReluTrainee(Trainee):
             firing, sparsity = self.firing[i], self.sparsity[i]
             assert isinstance(firing, Firing)
             assert isinstance(sparsity, SparsityWeight)
-            firing.record(f)
+            firing.record((f > 0).any(0), len(f))
             l0 = step(u, threshold, self.bandwidth).sum(1).mean()
             found[site] = squared_error(acts[site], weights.decode(f)) + sparsity.at(progress, l0.detach()) * l0
         return found

@@ -90,7 +90,7 @@ class TemporalTrainee(Dictionary):
         weights = self.weights()
         raw = weights.pre_acts(x).relu()
         f = raw * self.kept(progress)
-        self.firing.record(raw)
+        self.firing.record((raw > 0).any(0), len(raw))
         self._follow(weights, raw, y)
         left_after = (raw * self.left() > 0).float().sum(1).mean()
         weight = self.sparsity.at(progress, left_after)

@@ -83,7 +83,7 @@ class TopKTrainee(Dictionary):
         """The code of the widest loss, whose first k are the SAE's; what fired is counted."""
         k, multi = self._config.k, self._config.multi
         wide = top_k(self.weights(), x, k * multi, ordered=multi > 1)
-        self.firing.record(wide.first(k).acts, wide.first(k).latents)
+        self.firing.record(wide.first(k).fired(), len(x))
         return wide
 
     def activation(self) -> TopK:

@@ -11,7 +11,7 @@ frozen for `window` steps, so that a target cannot run after its own latent.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -54,9 +54,10 @@ class Densities(nn.Module):
         self.register_buffer("_shares", config.shares(d_sae), persistent=False)
 
     @torch.no_grad()
-    def record(self, acts: Float[Tensor, "batch d_sae"]) -> None:
-        """Follow a batch; refresh the ranks at the end of a window."""
-        now = workers.mean((acts > 0).float().sum(0)) / len(acts)  # counts are exact: so ties are, for any workers
+    def record(self, fired: Int[Tensor, " n"], tokens: int) -> None:
+        """Follow a batch of so many tokens, given the latent of every firing; refresh the ranks at a window's end."""
+        counts = fired.bincount(minlength=len(self.rank)).float()
+        now = workers.mean(counts) / tokens  # counts are exact: so ties are, for any workers
         self.density.lerp_(now, 1 - self._config.decay if self.steps > 0 else 1.0)
         if self.steps % self._config.window == 0:
             order = self.density.argsort(descending=True, stable=True)
