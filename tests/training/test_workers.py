@@ -20,7 +20,7 @@ METHODS = [
     STAIRS,
     {"method": "staircase_jumprelu", "along": "ff_blocks", "expansion": 2, "sparsity": [SPARSITY]},
     {"method": "jacobian", "along": "ff_blocks", "k": 2, "expansion": 2, "share": 0.5},
-    {"method": "staircase_jacobian", "k": 2, "expansion": 2},
+    {"method": "staircase_jacobian", "k": 2, "expansion": 2, "share": 0.1},
     {"method": "relu", **HERE, "sparsity": SPARSITY},
     {"method": "gated", **HERE, "sparsity": SPARSITY},
     {"method": "jumprelu", **HERE, "bandwidth": 0.1, "loss": "target_l0", "sparsity": SPARSITY},

@@ -37,9 +37,10 @@ class JacobianPenalty(Method, frozen=True):
     """lambda, in the Jacobian SAE paper's units."""
     warmup: float = Field(default=0.05, ge=0, le=1)
     """Share of training over which the weight rises from 0."""
-    share: float = Field(default=1.0, gt=0, le=1)
-    """Share of a batch's tokens at which the Jacobian is computed in training: its rows are in random order, so the
-    mean over the first of them has the same expectation, at that share of its cost. Validation takes all."""
+    share: float = Field(default=0.25, gt=0, le=1)
+    """Share of a batch's tokens, of each worker and rounded up, at which the Jacobian is computed in training: rows are
+    in random order, so the mean over the first of them has the same expectation, at that share of its cost (both papers
+    take all: 1; what it changes: docs/methods.md). Validation takes all."""
 
     def penalty(
         self,
