@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.runs import keep_freed_memory
@@ -194,34 +195,36 @@ def table(shape: Shape, dead: bool) -> Table:
     return rows
 
 
-def jacobian_pairs() -> Table:
-    """What a pair of Jacobian SAEs costs against a pair of TopK SAEs, on the shipped model's layer 1."""
+def jacobian_pairs(lm: LanguageModel, layer: int, shape: Shape, repeats: int) -> Table:
+    """What a pair of Jacobian SAEs costs against a pair of TopK SAEs, step by step in turn."""
     torch.set_num_threads(THREADS)
     keep_freed_memory()
-    lm, shape, rows = (
-        LanguageModel.load("python-stdlib"),
-        SHAPES[-1],
-        Table(title="64 x 512: a pair of SAEs, ms a step"),
-    )
-    for column in ("around", "TopK", "Jacobian", "ratio", "at 1/4 of the tokens", "ratio"):
+    rows = Table(title=f"{shape.d_model} x {shape.d_sae:,}, k = {shape.k}, batch {shape.batch:,}: a pair, ms a step")
+    for column in ("around", "TopK", "Jacobian", "ratio", "Jacobian at all tokens", "ratio"):
         rows.add_column(column, justify="right")
-    for along, names in (("ff_blocks", ["resid_mid.1", "resid_post.1"]), ("ff_layers", ["mlp_in.1", "mlp_out.1"])):
-        ends = [Site.parse(name) for name in names]
+    some = {"k": shape.k, "expansion": shape.d_sae // shape.d_model}
+    for along, kinds in (("ff_blocks", ("resid_mid", "resid_post")), ("ff_layers", ("mlp_in", "mlp_out"))):
+        ends = [Site(kind, layer) for kind in kinds]
         acts = {site: sparse_mixture(shape, shape.batch, seed) for seed, site in enumerate(ends)}
-        jacobians = [JacobianConfig(along=along, k=shape.k, share=share) for share in (1.0, 0.25)]
-        ms: list[float] = []
-        for method in (TopKConfig(sites=names, k=shape.k), *jacobians):
-            config = TrainConfig(saes=[method], tokens=10**9, batch_tokens=shape.batch, lr=LR)
-            pair = [Learner(method, one, config) for one in method.trainees(lm, 0) if one.sites[0] in ends]
-            seconds: list[float] = []
-            for step in range(25):
+        pairs = [
+            [Learner(method, one, TrainConfig(saes=[method], tokens=10**9, batch_tokens=shape.batch, lr=LR))
+             for one in method.trainees(lm, 0) if one.sites[0] in ends]
+            for method in (
+                TopKConfig(sites=[str(site) for site in ends], **some),
+                JacobianConfig(along=along, **some),
+                JacobianConfig(along=along, share=1.0, **some),
+            )
+        ]  # fmt: skip
+        seconds = torch.zeros(repeats, len(pairs))
+        for step in range(repeats):
+            for number, pair in enumerate(pairs):
                 start = time.perf_counter()
                 for learner in pair:
                     learner.step(acts, step)
-                seconds.append(time.perf_counter() - start)
-            ms.append(1000 * torch.tensor(seconds[2:]).median().item())
+                seconds[step, number] = time.perf_counter() - start
+        ms = (1000 * seconds[2:].median(0).values).tolist()
         ratios = [f"{one / ms[0]:.1f}" for one in ms]
-        rows.add_row(along, f"{ms[0]:.0f}", f"{ms[1]:.0f}", ratios[1], f"{ms[2]:.0f}", ratios[2])
+        rows.add_row(along, f"{ms[0]:,.0f}", f"{ms[1]:,.0f}", ratios[1], f"{ms[2]:,.0f}", ratios[2])
     return rows
 
 
@@ -229,7 +232,10 @@ def main() -> None:
     for shape in SHAPES:
         for dead in (False, True):
             Console(width=110).print(table(shape, dead))
-    Console(width=110).print(jacobian_pairs())
+    Console(width=110).print(jacobian_pairs(LanguageModel.load("python-stdlib"), 1, SHAPES[-1], 25))
+    gpt = GPT2Config(n_layer=1, bos_token_id=None, eos_token_id=None)  # d_model 768, 3,072 hidden units
+    lm = LanguageModel(GPT2LMHeadModel(gpt), "GPT-2's shapes, random")
+    Console(width=110).print(jacobian_pairs(lm, 0, Shape(768, 12_288, 32, 4096, 0), 6))
 
 
 if __name__ == "__main__":

@@ -13,22 +13,22 @@ behind it as
 s as  ((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding, embedding_bag
+from torch.nn.functional import embedding
 
 from scalar_sae.lm.feedforward import DyT, FeedForward, Norm
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
-from scalar_sae.saes.sparse import Coded, summed_by_latent, top_k
+from scalar_sae.saes.sparse import Coded, top_k
 from scalar_sae.saes.trainee import Weights
 
-CACHED = 2**18
-"""Numbers on either side of a sandwich that are gathered at once on a CPU; a GPU is better off with one large call."""
+CACHED = 2**19
+"""Numbers on either side of a sandwich that are gathered at once on a CPU; a GPU takes a whole batch."""
 
 
 def ff_jacobian(
@@ -106,36 +106,33 @@ def _through_dyt(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, 
 
 
 class _Sandwich(torch.autograd.Function):
-    """A[a] diag(s) B[b]^T for every token. Rows are gathered for as many tokens as stay in a CPU's cache; the
-    gradient sums them as it gathers (`embedding_bag`), then by latent.
+    """A[a] diag(s) B[b]^T for every token, there and back, for as many tokens at a time as stay in a CPU's cache: the
+    rows of a whole batch are k times its hidden layers.
     """
 
     @staticmethod
-    def forward(ctx: Any, A: Tensor, s: Tensor, B: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(A, s, B, a, b)
-        width = max(1, CACHED // (a.shape[1] * A.shape[1])) if A.device.type == "cpu" else len(a)
+    def forward(ctx: Any, A: Tensor, slopes: Tensor, B: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        ctx.save_for_backward(A, slopes, B, up, down)
         return torch.cat(
-            [
-                (embedding(some_a, A) * some_s.unsqueeze(1)) @ embedding(some_b, B).transpose(1, 2)
-                for some_a, some_s, some_b in zip(a.split(width), s.split(width), b.split(width), strict=True)
-            ]
+            [(embedding(a, A) * s.unsqueeze(1)) @ embedding(b, B).mT for s, a, b in _pieces(A, slopes, up, down)]
         )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        A, s, B, a, b = ctx.saved_tensors
-        to_A = summed_by_latent(_weighted(grads[0], B, b).mul_(s.unsqueeze(1)), a, len(A))
-        to_B = summed_by_latent(_weighted(grads[0].transpose(1, 2), A, a).mul_(s.unsqueeze(1)), b, len(B))
+        A, slopes, B, up, down = ctx.saved_tensors
+        to_A, to_B = torch.zeros_like(A), torch.zeros_like(B)
+        for s, a, b, to_J in _pieces(A, slopes, up, down, grads[0]):
+            to_A.index_add_(0, a.flatten(), (to_J @ embedding(b, B)).mul_(s.unsqueeze(1)).flatten(0, 1))
+            to_B.index_add_(0, b.flatten(), (to_J.mT @ embedding(a, A)).mul_(s.unsqueeze(1)).flatten(0, 1))
         return to_A, None, to_B, None, None
 
 
-def _weighted(
-    weights: Float[Tensor, "batch n k"], rows: Float[Tensor, "_d_sae d"], latents: Int[Tensor, "batch k"]
-) -> Float[Tensor, "batch n d"]:
-    """For every token n weighted sums of the k rows of its latents."""
-    again = latents.unsqueeze(1).expand_as(weights)
-    summed = embedding_bag(again.flatten(0, 1), rows.detach(), per_sample_weights=weights.flatten(0, 1), mode="sum")
-    return summed.view(*weights.shape[:2], -1)
+def _pieces(
+    rows: Float[Tensor, "_n d"], slopes: Tensor, latents: Tensor, *more: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """These and more, some tokens at a time."""
+    few = max(1, CACHED // (latents.shape[1] * rows.shape[1])) if rows.device.type == "cpu" else len(slopes)
+    return zip(*(each.split(few) for each in (slopes, latents, *more)), strict=True)
 
 
 def jacobian_penalty(J: Float[Tensor, "batch k_up k_down"], d_model: int) -> Float[Tensor, ""]:

@@ -184,14 +184,6 @@ class _Chosen(torch.autograd.Function):
         return None, None if centre is None else -(W_enc @ d_b), d_W, d_b, None, None, None
 
 
-def summed_by_latent(
-    rows: Float[Tensor, "batch k d"], latents: Int[Tensor, "batch k"], d_sae: int
-) -> Float[Tensor, "d_sae d"]:
-    """For each latent the sum of the rows of all tokens that chose it."""
-    order, ends = _by_latent(latents.flatten(), d_sae)
-    return F.embedding_bag(order, rows.flatten(0, 1), ends, mode="sum", include_last_offset=True)
-
-
 def _by_latent(latent: Int[Tensor, " n"], d_sae: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " ends"]]:
     """The order that brings equal latents together, and where each latent's part begins and ends."""
     return latent.argsort(), _starts(latent.bincount(minlength=d_sae))
