@@ -30,6 +30,19 @@ def test_a_linear_map_and_its_gelu_are_those_of_torch():
     torch.testing.assert_close(linear_gelu(x, W, b), nn.functional.gelu(x @ W + b, approximate="tanh"))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lies", ["by row", "by column"])
+def test_gradients_of_a_linear_map_are_those_of_torch(bias: bool, lies: str):
+    x, W, b = seeded(7, 24).requires_grad_(), seeded(24, 40), seeded(40).requires_grad_()
+    W = (W if lies == "by row" else W.T.contiguous().T).requires_grad_()
+    to, wanted = seeded(7, 40), [x, W, b] if bias else [x, W]
+    ours = torch.autograd.grad(linear(x, W, b if bias else None), wanted, to)
+    torchs = torch.autograd.grad(x @ W + b if bias else x @ W, wanted, to)
+    for one, other in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert ours[1].stride() == W.stride()
+
+
 @pytest.mark.parametrize("name", MODULES)
 @torch.no_grad()
 def test_modules_compute_the_same(name: str):

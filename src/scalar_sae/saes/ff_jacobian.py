@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from scalar_sae.kernels import linear
 from scalar_sae.lm.feedforward import DyT, FeedForward, Norm
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
@@ -57,8 +58,8 @@ def ff_jacobian(
 def _through_mlp(ff: FeedForward, h: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
     """Through the MLP alone: the sum over hidden units of (W_dec[i] W_in) s (W_out W_enc[:, j])."""
     paths = _paths(ff, h)
-    into = torch.cat([up.weights.W_dec @ W for W, _ in paths], 1)
-    out_of = (ff.W_out @ down.weights.W_enc).T.repeat(1, len(paths))
+    into = torch.cat([linear(up.weights.W_dec, W) for W, _ in paths], 1)
+    out_of = linear(down.weights.W_enc.T, ff.W_out.T).repeat(1, len(paths))
     slopes = torch.cat([slope for _, slope in paths], 1)
     return _Sandwich.apply(into, slopes, out_of, up.latents, down.latents)
 
@@ -75,10 +76,10 @@ def _through_norm(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded,
     gain = ff.norm.weight
     paths = _paths(ff, x_n * gain + ff.norm.bias)
     inwards = (W_dec - W_dec.mean(1, keepdim=True) if ff.norm.centred else W_dec) * gain
-    into = torch.cat([*(inwards @ W for W, _ in paths), W_dec], 1)
-    out_of = torch.cat([(ff.W_out @ W_enc).T] * len(paths) + [W_enc.T], 1)
+    into = torch.cat([*(linear(inwards, W) for W, _ in paths), W_dec], 1)
+    out_of = torch.cat([linear(W_enc.T, ff.W_out.T)] * len(paths) + [W_enc.T], 1)
     slopes = torch.cat([*(slope for _, slope in paths), sigma.expand_as(x)], 1)
-    heard = torch.cat([*((x_n * gain) @ W for W, _ in paths), torch.zeros_like(x)], 1)
+    heard = torch.cat([*(linear(x_n * gain, W) for W, _ in paths), torch.zeros_like(x)], 1)
     along = torch.zeros_like(heard)
     along[:, -x.shape[1] :] = x_n / (x.shape[1] * sigma)
     A, a = _with_own(into, up.latents, heard)
@@ -171,7 +172,7 @@ def _normalised(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _paths(ff: FeedForward, h: Float[Tensor, "batch d_model"]) -> list[tuple[Tensor, Tensor]]:
     """The input matrices of the MLP, each with the hidden units' slopes along it."""
-    hidden = h @ ff.W_in + ff.b_in
+    hidden = linear(h, ff.W_in, ff.b_in)
     if ff.W_gate is None:
         return [(ff.W_in, _slope(ff, hidden))]
     gate = h @ ff.W_gate + (0.0 if ff.b_gate is None else ff.b_gate)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scalar_sae import workers
+from scalar_sae.kernels import linear
 from scalar_sae.saes.trainee import Weights
 
 DEAD_TOKENS = 10_000_000
@@ -62,4 +63,4 @@ def revival_loss(
     if k < rows.numel():
         kept = u.topk(k, dim=1, sorted=False)
         u = torch.zeros_like(u).scatter(1, kept.indices, kept.values)
-    return (residual - u.relu() @ weights.W_dec.index_select(0, rows)).square().mean() / spread
+    return (residual - linear(u.relu(), weights.W_dec.index_select(0, rows))).square().mean() / spread

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from scalar_sae.kernels import linear
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.dictionary import Dictionary, Place
 from scalar_sae.saes.sparsity import PenaltyMethod, Sparsity, SparsityWeight
@@ -51,14 +52,14 @@ class GatedTrainee(Dictionary):
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
     ) -> Float[Tensor, ""]:
         """The three terms."""
-        projected = torch.addmm(self._shift(), x, self.W_enc)
+        projected = linear(x, self.W_enc, self._shift())
         gate = projected + self.b_gate
         f = torch.where(gate > 0, projected * self.r_mag.exp() + self.b_enc, 0.0).relu()
         self.firing.record((f > 0).any(0), len(f))
         opened = gate.relu()
         weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
-        frozen = torch.addmm(self.b_dec.detach(), opened, self.W_dec.detach())
-        y_hat = torch.addmm(self.b_dec, f, self.W_dec)
+        frozen = linear(opened, self.W_dec.detach(), self.b_dec.detach())
+        y_hat = linear(f, self.W_dec, self.b_dec)
         return squared_error(y, y_hat) + weight * opened.sum(1).mean() + squared_error(y, frozen)
 
     def weights(self) -> Weights:

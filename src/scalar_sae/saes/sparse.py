@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scalar_sae.kernels import linear
 from scalar_sae.saes.trainee import Weights
 
 GROUP = 8
@@ -104,7 +103,7 @@ def top_k(weights: Weights, x: Float[Tensor, "batch d_in"], k: int, ordered: boo
 @torch.no_grad()
 def pre_acts(weights: Weights, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
     """All pre-activations, outside the graph: for choosing latents."""
-    return linear(x, weights.W_enc, weights.bias())
+    return weights.pre_acts(x)
 
 
 def largest(u: Float[Tensor, "batch d_sae"], k: int, ordered: bool = False) -> Int[Tensor, "batch k"]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scalar_sae.activations.reading import Gradient
+from scalar_sae.kernels import linear
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.saes.activation import Activation, JumpReLU
 from scalar_sae.saes.sae import SAE
@@ -146,11 +147,11 @@ class Weights(NamedTuple):
 
     def pre_acts(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
         """Pre-activations."""
-        return torch.addmm(self.bias(), x, self.W_enc)
+        return linear(x, self.W_enc, self.bias())
 
     def decode(self, acts: Float[Tensor, "batch d_sae"]) -> Float[Tensor, "batch d_out"]:
         """Reconstruction from dense activations."""
-        return torch.addmm(self.b_dec, acts, self.W_dec)
+        return linear(acts, self.W_dec, self.b_dec)
 
     def norms(self) -> Float[Tensor, " d_sae"]:
         """Norm of each latent's decoder direction."""
