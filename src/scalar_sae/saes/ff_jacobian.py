@@ -132,8 +132,9 @@ def _pieces(
     rows: Float[Tensor, "_n d"], slopes: Tensor, latents: Tensor, *more: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
     """These and more, some tokens at a time."""
-    few = max(1, CACHED // (latents.shape[1] * rows.shape[1])) if rows.device.type == "cpu" else len(slopes)
-    return zip(*(each.split(few) for each in (slopes, latents, *more)), strict=True)
+    gathered = latents.numel() * rows.shape[1]
+    n = min(len(slopes), -(-gathered // CACHED)) if rows.device.type == "cpu" else 1
+    return zip(*(each.chunk(n) for each in (slopes, latents, *more)), strict=True)
 
 
 def jacobian_penalty(J: Float[Tensor, "batch k_up k_down"], d_model: int) -> Float[Tensor, ""]:

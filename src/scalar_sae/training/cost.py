@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalar_sae.saes.trainee import Progress, Trainee
 from scalar_sae.training.memory import PROBES, Bytes, History, most, probe, unchanged
 
+MOST_TOKENS = 512
+"""Tokens of the smaller probe at the most: more than most work in pieces takes at once."""
 START, END = Progress(0, 2), Progress(1, 1)
 
 
@@ -29,10 +31,11 @@ class Cost(NamedTuple):
 
 def cost(trainee: Trainee, d_model: int, batch_tokens: int) -> Cost:
     """The cost of a trainee, steps being of `batch_tokens` on this worker."""
-    steps = [[_step(trainee, d_model, n, progress) for n in PROBES] for progress in (START, END)]
-    in_use = max(most(few, many, batch_tokens / PROBES[0]) for (_, few), (_, many) in steps)
+    n = max(PROBES[0], min(MOST_TOKENS, batch_tokens // 4))
+    steps = [[_step(trainee, d_model, tokens, progress) for tokens in (n, 2 * n)] for progress in (START, END)]
+    in_use = max(most(few, many, batch_tokens / n) for (_, few), (_, many) in steps)
     few, many = (flop for flop, _ in steps[-1])
-    return Cost(sum(p.numel() for p in trainee.parameters()), (many - few) // (PROBES[1] - PROBES[0]), in_use)
+    return Cost(sum(p.numel() for p in trainee.parameters()), (many - few) // n, in_use)
 
 
 def _step(trainee: Trainee, d_model: int, n: int, progress: Progress) -> tuple[int, History]:

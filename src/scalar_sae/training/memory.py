@@ -101,11 +101,12 @@ def filled(run: Callable[[Some], object], few: Some, many: Some, times: int | fl
 def most(few: History, many: History, times: int | float) -> int:
     """The largest of the bytes after each operation, on `times` as much as `few`; `many` is twice as much.
 
-    Operations are matched from the start and from the end, as far as they are the same: what is done in pieces of one
-    size between takes more operations on more data, not more bytes.
+    Operations are matched from the start and from the end, as far as they are the same, and the fullest moments with
+    each other: what is done in pieces of one size takes more operations on more data, not more bytes.
     """
-    matched = [*_matched(few, many), *_matched(few[::-1], many[::-1])]
-    return round(max((a + (b - a) * (times - 1) for a, b in matched), default=0))
+    fullest = [max((moment.in_use for moment in history), default=0) for history in (few, many)]
+    matched = [*_matched(few, many), *_matched(few[::-1], many[::-1]), (fullest[0], fullest[1])]
+    return round(max((a + (b - a) * (times - 1) for a, b in matched)))
 
 
 def _matched(few: History, many: History) -> list[tuple[int, int]]:
