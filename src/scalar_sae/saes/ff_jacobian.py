@@ -133,7 +133,7 @@ def _pieces(
 ) -> Iterator[tuple[Tensor, ...]]:
     """These and more, some tokens at a time."""
     gathered = latents.numel() * rows.shape[1]
-    n = min(len(slopes), -(-gathered // CACHED)) if rows.device.type == "cpu" else 1
+    n = max(1, min(len(slopes), gathered // CACHED)) if rows.device.type == "cpu" else 1
     return zip(*(each.chunk(n) for each in (slopes, latents, *more)), strict=True)
 
 

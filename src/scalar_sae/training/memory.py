@@ -106,7 +106,7 @@ def most(few: History, many: History, times: int | float) -> int:
     """
     fullest = [max((moment.in_use for moment in history), default=0) for history in (few, many)]
     matched = [*_matched(few, many), *_matched(few[::-1], many[::-1]), (fullest[0], fullest[1])]
-    return round(max((a + (b - a) * (times - 1) for a, b in matched)))
+    return round(max(a + (b - a) * (times - 1) for a, b in matched))
 
 
 def _matched(few: History, many: History) -> list[tuple[int, int]]:
