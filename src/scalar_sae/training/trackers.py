@@ -13,20 +13,20 @@ Write = Callable[[dict[str, float], int], None]
 
 
 def check(name: str) -> None:
-    """Raise a UserError if there is no such tracker, or its extra is not installed."""
+    """Raise a UserError if there is no such tracker, or its extra cannot be imported."""
     if name not in TRACKERS:
         raise unknown("--log", name, list(TRACKERS))
     try:
         import_module(MODULES[name])
     except ImportError as error:
-        raise UserError(f"--log {name}: not installed; pip install 'scalar-sae[{name}]'") from error
+        raise UserError(f"--log {name}: cannot be imported ({error}); pip install 'scalar-sae[{name}]'") from error
 
 
 class Tracker:
     """A listener of events.
 
     Raises:
-        UserError: there is no such tracker, or its extra is not installed.
+        UserError: there is no such tracker, or its extra cannot be imported.
     """
 
     def __init__(self, name: str, out: Path) -> None:
