@@ -59,7 +59,7 @@ def measured(method: dict[str, Any], shape: tuple[int, int, int], keep: bool) ->
     if keep:
         keep_freed_memory()
     else:
-        runs.keep_freed_memory = lambda: None
+        runs.keep_freed_memory = lambda: None  # training would keep it again after a validation
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
@@ -82,7 +82,15 @@ def main() -> None:
     for shape in [name for name in SHAPES if name in sys.argv] or SHAPES:
         width, expansion, batch = SHAPES[shape]
         table = Table(title=f"width {width}, {width * expansion:,} latents, batches of {batch:,}")
-        for column in ("method", "predicted in use (MiB)", "in use", "predicted taken", "taken", "ratio", "ratio"):
+        for column in (
+            "method",
+            "predicted in use (MiB)",
+            "in use",
+            "predicted taken",
+            "taken",
+            "in use: ratio",
+            "taken: ratio",
+        ):
             table.add_column(column, justify="right")
         for method in read_preset("zoo")["train"]["saes"]:
             name = method.get("name", method["method"])
