@@ -22,7 +22,7 @@ from scalar_sae.benchmark.scores import published_counts
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import keep_freed_memory
+from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block

@@ -2,7 +2,7 @@
 
 Methods of the zoo, on a random two-layer model, a process each, and each twice. *In use* is the peak of resident memory
 with freed memory handed back at once, less what the process had after a small run of the same; it is held against the
-forecast without what is kept though freed. *Taken* is the peak as `scalar train` runs (runs.keep_freed_memory).
+forecast without what is kept though freed. *Taken* is the peak as `scalar train` runs (malloc.keep_freed_memory).
 """
 
 import ctypes
@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from scalar_sae import runs
+from scalar_sae import malloc
 from scalar_sae.corpora import Corpus, load_corpus
+from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import Events, hand_back_freed_memory, keep_freed_memory
+from scalar_sae.malloc import hand_back_freed_memory, keep_freed_memory
 from scalar_sae.training.config import TrainConfig, read_preset
 from scalar_sae.training.loop import train
 
@@ -59,7 +60,7 @@ def measured(method: dict[str, Any], shape: tuple[int, int, int], keep: bool) ->
     if keep:
         keep_freed_memory()
     else:
-        runs.keep_freed_memory = lambda: None  # training would keep it again after a validation
+        malloc.keep_freed_memory = lambda: None  # training would keep it again after a validation
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"

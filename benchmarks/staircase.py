@@ -22,8 +22,9 @@ from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.ranking import rank
 from scalar_sae.corpora import Corpus, load_corpus
+from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import Events, keep_freed_memory
+from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.saes.store import load_saes
 from scalar_sae.sites import Block
 from scalar_sae.training.config import TrainConfig, read_preset

@@ -1,6 +1,6 @@
 """`python -m benchmarks.steps`: what a training step of each method with one dictionary a site takes, on one thread.
 
-A process each, with freed memory kept, as `scalar train` does (runs.keep_freed_memory), and handed back at once. For
+A process each, with freed memory kept, as `scalar train` does (malloc.keep_freed_memory), and handed back at once. For
 the source of another commit: `git worktree add ../before COMMIT; PYTHONPATH=../before/src python -m benchmarks.steps`.
 """
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.training import LR, SHAPES, Shape, sparse_mixture
-from scalar_sae.runs import freed_memory_handed_back, keep_freed_memory
+from scalar_sae.malloc import freed_memory_handed_back, keep_freed_memory
 from scalar_sae.saes.dictionary import Place
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig

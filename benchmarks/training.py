@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import keep_freed_memory
+from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.saes.dictionary import Place
 from scalar_sae.saes.jacobian import JacobianConfig
 from scalar_sae.saes.topk import TopKConfig, TopKTrainee

@@ -18,11 +18,12 @@ import jsonschema
 import pytest
 import yaml
 
-from scalar_sae import runs, study
+from scalar_sae import study
 from scalar_sae.benchmark import score as benchmark
 from scalar_sae.benchmark.curve import measure
 from scalar_sae.cli import main
 from scalar_sae.errors import UserError
+from scalar_sae.io import write_text
 from scalar_sae.results import Results
 from scalar_sae.study import StudyConfig, open_run
 
@@ -378,12 +379,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_kill_while_writing_leaves_no_half_file(tmp_path: Path):
     code = (
-        "import sys, os, signal; from pathlib import Path; from scalar_sae.runs import whole\n"
+        "import sys, os, signal; from pathlib import Path; from scalar_sae.io import whole\n"
         "with whole(Path(sys.argv[1])) as t:\n    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = tmp_path / "results.json"
     assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
     assert not path.exists()
-    runs.write_text(path, "whole")
+    write_text(path, "whole")
     assert path.read_text() == "whole"
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]

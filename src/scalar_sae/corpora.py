@@ -25,7 +25,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 
 from scalar_sae.errors import UserError, unknown
-from scalar_sae.runs import whole
+from scalar_sae.io import whole
 from scalar_sae.tokenizer import Ascii, Tokenizer
 
 ASCII = Ascii()

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalar_sae.errors import UserError
+from scalar_sae.io import write_json
 from scalar_sae.label_results import SaeAbsorption, SaeProbes
-from scalar_sae.runs import write_json
 from scalar_sae.sae_results import Duplicates, Interval, SaeFidelity, SaeReading, SeedAgreement, SplicedFidelity
 
 SCHEMA_VERSION = 1

@@ -25,12 +25,13 @@ from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import room, score
+from scalar_sae.console import Bar, say
 from scalar_sae.corpora import VAL_SHARE, Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
+from scalar_sae.io import Events, differences, whole, write_text
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.fidelity import fidelity, standing_in
 from scalar_sae.results import Control, Record, Results
-from scalar_sae.runs import Bar, Events, differences, say, whole, write_text
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
 from scalar_sae.sites import Site

@@ -32,7 +32,7 @@ from scalar_sae.benchmark.order import levels
 from scalar_sae.benchmark.pair import Slots, read
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.subcircuits import sweep
-from scalar_sae.runs import hand_back_freed_memory
+from scalar_sae.malloc import hand_back_freed_memory
 from tests.helpers import random_sae, tiny_lm, tiny_pair
 
 def resident(what):

@@ -15,12 +15,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.activations.cache import fingerprint
 from scalar_sae.errors import UserError
+from scalar_sae.io import write_json
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.measures.blind import Answers, FeaturePair, Pairs, draw, prepare, summary
 from scalar_sae.measures.run import prepare_blind
 from scalar_sae.report.blind import Comparison, serve
-from scalar_sae.runs import write_json
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.sites import Site

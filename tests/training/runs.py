@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from scalar_sae.corpora import load_corpus
-from scalar_sae.runs import Events
+from scalar_sae.io import Events
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
 from scalar_sae.sites import Site

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalar_sae.runs import Events
+from scalar_sae.io import Events
 from scalar_sae.saes import ff_jacobian
 from scalar_sae.saes.trainee import Acts, Progress, Trainee
 from scalar_sae.training import cost as costs

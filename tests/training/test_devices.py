@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scalar_sae.corpora import load_corpus
-from scalar_sae.runs import Events
+from scalar_sae.io import Events
 from scalar_sae.training.config import TrainConfig, validated
 from scalar_sae.training.loop import train
 from tests.helpers import tiny_lm

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from scalar_sae.errors import UserError
-from scalar_sae.runs import Events
+from scalar_sae.io import Events
 from scalar_sae.saes.topk import TopKTrainee
 from scalar_sae.saes.trainee import Acts, Progress
 from scalar_sae.sites import Site

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scalar_sae.errors import UserError
-from scalar_sae.runs import Events
+from scalar_sae.io import Events
 from scalar_sae.training.trackers import Tracker
 from tests.test_study import scalar
 from tests.training.runs import STAIRS, trained

@@ -7,7 +7,7 @@ import torch
 
 from scalar_sae.corpora import load_corpus
 from scalar_sae.errors import UserError
-from scalar_sae.runs import Events
+from scalar_sae.io import Events
 from scalar_sae.saes.store import load_sae
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig

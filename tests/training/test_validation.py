@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scalar_sae.corpora import load_corpus, windows
-from scalar_sae.runs import Events
+from scalar_sae.io import Events
 from scalar_sae.saes.store import load_sae
 from scalar_sae.saes.trainee import Progress, Trainee
 from scalar_sae.sites import Site

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scalar_sae.errors import UserError
-from scalar_sae.runs import Events
+from scalar_sae.io import Events
 from scalar_sae.saes.store import load_sae
 from tests.training.runs import STAIRS, TOPK, trained
 
@@ -38,7 +38,7 @@ import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import signal, torch; torch.set_num_threads(1)
 from scalar_sae import workers
-from scalar_sae.runs import Events
+from scalar_sae.io import Events
 from tests.training.test_resume import Stop
 from tests.training.test_workers import AT, METHODS
 from tests.training.runs import trained

@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from scalar_sae import workers
 from scalar_sae.activations.stream import ActivationStream, Buffer
+from scalar_sae.console import say
 from scalar_sae.errors import UserError
+from scalar_sae.io import whole, write_json
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import say, whole, write_json
 
 _NO_PART = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 """Fields of a model's configuration that do not decide its activations (the weights say of what type they are)."""

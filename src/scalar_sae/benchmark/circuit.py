@@ -19,8 +19,8 @@ from scalar_sae.benchmark.score import DEFINITIONS, Done, digest, hash_of, n_liv
 from scalar_sae.benchmark.scores import Counts
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.malloc import hand_back_freed_memory
 from scalar_sae.results import Record
-from scalar_sae.runs import hand_back_freed_memory
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from scalar_sae import workers
 from scalar_sae.benchmark.unfinished import Unfinished
+from scalar_sae.io import unwritable, whole
 from scalar_sae.results import Curves
-from scalar_sae.runs import unwritable, whole
 
 
 class Partial:

@@ -27,10 +27,11 @@ from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, Scores, rank
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import QUANTILES, Counts
+from scalar_sae.malloc import hand_back_freed_memory
 from scalar_sae.results import Control, Curves, Floor, PromptCurves, Record
-from scalar_sae.runs import hand_back_freed_memory, versions
 from scalar_sae.sae_results import Interval
 from scalar_sae.saes.sae import SAE
+from scalar_sae.versions import versions
 
 DEFINITIONS = 2
 """Changes when what a ranking or a curve is does: nothing that was begun before is gone on with."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scalar_sae import workers
-from scalar_sae.runs import whole
+from scalar_sae.io import whole
 
 WORTH = 1.0
 """Seconds: what took less is found again."""

@@ -12,7 +12,7 @@ from scalar_sae.cli import circuit, compare, measure, saes, score
 from scalar_sae.cli.subjects import Device
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError, unknown
-from scalar_sae.runs import keep_freed_memory
+from scalar_sae.malloc import keep_freed_memory
 
 app = typer.Typer(
     no_args_is_help=True,

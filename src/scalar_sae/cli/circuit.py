@@ -54,8 +54,8 @@ def circuit(
     from scalar_sae import workers
     from scalar_sae.benchmark.circuit import score_chain
     from scalar_sae.benchmark.config import ScoreConfig, held_out
+    from scalar_sae.console import Bar
     from scalar_sae.results import Results
-    from scalar_sae.runs import Bar
     from scalar_sae.sites import Site
     from scalar_sae.training.config import validated
 

@@ -92,8 +92,8 @@ def score(
     from scalar_sae.benchmark.config import LOCAL, ScoreConfig, held_out
     from scalar_sae.benchmark.pair import Pair
     from scalar_sae.benchmark.score import score as run
+    from scalar_sae.console import Bar
     from scalar_sae.results import Record, Results
-    from scalar_sae.runs import Bar
     from scalar_sae.sites import Block
     from scalar_sae.training.config import validated
 

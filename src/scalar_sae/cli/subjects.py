@@ -8,9 +8,9 @@ import typer
 from scalar_sae.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from scalar_sae.console import Bar
     from scalar_sae.corpora import Corpus
     from scalar_sae.lm.model import LanguageModel
-    from scalar_sae.runs import Bar
     from scalar_sae.saes.sae import SAE
     from scalar_sae.sites import Site
 
@@ -49,8 +49,8 @@ def _model_with(saes: list[str]) -> Path:
 
 def text(tokens: str, model: "LanguageModel") -> "Corpus":
     """The text that a command reads, with its remark said."""
+    from scalar_sae.console import say
     from scalar_sae.corpora import load_held_out
-    from scalar_sae.runs import say
 
     corpus = load_held_out(tokens, model.tokenizer)
     if corpus.remark:
@@ -61,7 +61,7 @@ def text(tokens: str, model: "LanguageModel") -> "Corpus":
 
 def check_out(out: Path | None) -> None:
     """Raise a UserError if results are there already, or cannot be written there."""
-    from scalar_sae.runs import check_writable
+    from scalar_sae.io import check_writable
 
     if out and out.exists():
         raise UserError(f"{out}: exists already; choose another --out")

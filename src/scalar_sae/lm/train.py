@@ -19,12 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from scalar_sae.console import Bar, say
 from scalar_sae.corpora import Corpus, Texts, load_texts, tokenized, windows
 from scalar_sae.errors import UserError
+from scalar_sae.io import Events, whole, write_json
 from scalar_sae.lm.loading import load_tokenizer
 from scalar_sae.lm.toy import toy_gpt
-from scalar_sae.runs import Bar, Events, say, versions, whole, write_json
 from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer, byte_pairs
+from scalar_sae.versions import versions
 
 TOKENIZER = "tokenizer"
 UNFINISHED = {"checkpoint.pt", "events.jsonl", TOKENIZER}

@@ -28,9 +28,9 @@ from torch import Tensor
 from scalar_sae.activations.cache import fingerprint
 from scalar_sae.benchmark.score import digest, rules
 from scalar_sae.errors import UserError
+from scalar_sae.io import claim, write_json
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.features import read_features, read_vocabulary
-from scalar_sae.runs import claim, write_json
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from scalar_sae.benchmark.memory import columns_bytes
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.ranking import RULES, Work, summed
+from scalar_sae.console import Bar
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import Bar
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block, Site
 

@@ -26,11 +26,12 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
+from scalar_sae.console import Bar
+from scalar_sae.io import whole
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import counted
 from scalar_sae.measures.logits import logit_effects
 from scalar_sae.measures.rules import Sparse, rule_scores
-from scalar_sae.runs import Bar, whole
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 

@@ -19,11 +19,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae.benchmark.scores import resamples
+from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import At, LanguageModel, Replacement
 from scalar_sae.lm.special import counted
 from scalar_sae.measures.sums import OfSae, PerPrompt, Tally, sae_record, spliced_record
-from scalar_sae.runs import Bar
 from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site

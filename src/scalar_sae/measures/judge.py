@@ -33,10 +33,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
+from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.features import read_vocabulary
-from scalar_sae.runs import Bar
 from scalar_sae.tokenizer import Pretrained
 
 Ask = Callable[[str], str]

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scalar_sae.console import Bar, say
 from scalar_sae.label_results import CrossedLabels, LabelProbe, ParentAbsorption, SaeAbsorption, SaeProbes
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.absorption import (
@@ -25,7 +26,6 @@ from scalar_sae.measures.absorption import (
 )
 from scalar_sae.measures.labels import Task
 from scalar_sae.measures.probes import Probe, Rows, balanced_accuracy, fit, scr, sparse_probe, tpp
-from scalar_sae.runs import Bar, say
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 

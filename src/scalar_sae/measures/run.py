@@ -11,8 +11,10 @@ from torch import Tensor
 from scalar_sae.activations.cache import fingerprint
 from scalar_sae.benchmark.ranking import RULES
 from scalar_sae.benchmark.score import digest, rules
+from scalar_sae.console import say
 from scalar_sae.corpora import load_held_out, windows
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.io import claim, whole
 from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import counted
@@ -27,7 +29,6 @@ from scalar_sae.measures.overlap import THRESHOLD
 from scalar_sae.measures.seeds import in_common, seed_agreement
 from scalar_sae.measures.spelling import WORDS, first_letters
 from scalar_sae.results import Results
-from scalar_sae.runs import claim, say, whole
 from scalar_sae.saes.store import load_sae, load_saes
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Ascii

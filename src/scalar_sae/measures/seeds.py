@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import counted
 from scalar_sae.measures.consistency import mcc
 from scalar_sae.measures.matching import Dictionary
 from scalar_sae.measures.overlap import THRESHOLD, appearances, check_threshold, overlap, overlaps
-from scalar_sae.runs import Bar
 from scalar_sae.sae_results import SeedAgreement
 from scalar_sae.saes.formats.files import about
 from scalar_sae.saes.sae import SAE

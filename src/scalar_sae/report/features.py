@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scalar_sae.errors import UserError
+from scalar_sae.io import whole
 from scalar_sae.measures.edges import SCHEMA
 from scalar_sae.measures.features import OCTAVES, read_vocabulary
 from scalar_sae.measures.judge import read_judged
 from scalar_sae.measures.rules import LENGTHS
 from scalar_sae.report.environment import environment
-from scalar_sae.runs import whole
 
 CHUNK = 100
 """Latents in a file."""

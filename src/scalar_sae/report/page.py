@@ -11,10 +11,10 @@ import plotly.io
 import yaml
 from plotly.offline import get_plotlyjs
 
+from scalar_sae.io import write_text
 from scalar_sae.report import figures, measures
 from scalar_sae.report.environment import environment
 from scalar_sae.results import Record, Results
-from scalar_sae.runs import write_text
 from scalar_sae.sae_results import SaeFidelity
 
 BASELINE = "topk"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 
 from scalar_sae.errors import UserError
-from scalar_sae.runs import whole
+from scalar_sae.io import whole
 from scalar_sae.saes import hub
 from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, Kind, ReLU, TopK
 from scalar_sae.saes.formats.detect import FORMATS, Located, nothing, walk

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from scalar_sae.errors import UserError
-from scalar_sae.runs import whole
+from scalar_sae.io import whole
 from scalar_sae.training.learner import Learner
 
 

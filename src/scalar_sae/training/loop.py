@@ -16,10 +16,12 @@ from torch import Tensor
 from scalar_sae import workers
 from scalar_sae.activations.cache import CachedStream
 from scalar_sae.activations.stream import ActivationStream, Buffer
+from scalar_sae.console import Bar, say
 from scalar_sae.corpora import Corpus, windows
 from scalar_sae.errors import UserError
+from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.runs import Bar, Events, freed_memory_handed_back, say, versions
+from scalar_sae.malloc import freed_memory_handed_back
 from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.saes.trainee import Trainee
 from scalar_sae.sites import Site
@@ -29,6 +31,7 @@ from scalar_sae.training.config import TrainConfig
 from scalar_sae.training.cost import cost
 from scalar_sae.training.learner import Learner, learners
 from scalar_sae.training.validation import Validation, rounded
+from scalar_sae.versions import versions
 
 CHECKPOINT_SECONDS = 60.0
 VALIDATION_TOKENS = 8192

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scalar_sae.errors import UserError
-from scalar_sae.runs import whole
+from scalar_sae.io import whole
 from scalar_sae.saes.activation import Activation, JumpReLU
 from scalar_sae.saes.folds import without_pre_bias
 from scalar_sae.saes.norm import InputNorm

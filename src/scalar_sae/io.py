@@ -1,65 +1,23 @@
-"""Where results live on disk: whole files or none, an event log, a progress bar.
+"""Where results live on disk: whole files or none, and an event log.
 
 Contract: a file that exists under its final name is complete. Everything is written to a temporary name beside it
 and renamed; a kill or a full disk leaves at most a `.partial` file, which nothing reads.
 """
 
-import ctypes
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
 from safetensors import SafetensorError
 
 from scalar_sae.errors import UserError
 
 PARTIAL = ".partial"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc not to hand freed buffers back to the system: getting them anew, zeroed, costs up to a third of the
-    time of training and scoring on a CPU. Elsewhere nothing happens.
-    """
-    if libc := _glibc():
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**28)  # larger ones still go back
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def hand_back_freed_memory() -> None:
-    """Between two stages whose buffers have other sizes: those of the second would not fit into what is kept."""
-    if libc := _glibc():
-        libc.malloc_trim(0)
-
-
-@contextmanager
-def freed_memory_handed_back() -> Generator[None]:
-    """In the block buffers go back as soon as they are freed; before it, those that were kept; after it they are kept.
-
-    For work whose buffers have other sizes than those before it.
-    """
-    hand_back_freed_memory()
-    if libc := _glibc():
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
-    try:
-        yield
-    finally:
-        keep_freed_memory()
-
-
-def _glibc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return libc if hasattr(libc, "malloc_trim") else None
 
 
 @contextmanager
@@ -189,76 +147,3 @@ class Events:
             raise UserError(f"{self._path}: cannot be written ({error.strerror}); free space") from error
         for listener in self.listeners:
             listener(kind, fields)
-
-
-class Bar:
-    """A progress bar with elapsed time and an estimate of what is left; silent when not at a terminal's side."""
-
-    def __init__(self, what: str, total: int | float, *, done: int = 0) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=32),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            Remaining(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            disable=not leads(),
-            speed_estimate_period=120,
-        )
-        self._task: TaskID = self._progress.add_task(what, total=total, completed=done, note="")
-
-    def __enter__(self) -> "Bar":
-        """Show the bar."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the bar as it stands."""
-        self._progress.stop()
-
-    def step(self, n: int | float = 1, note: str | None = None) -> None:
-        """Advance by `n`, optionally with a new note at the end of the line."""
-        if note is None:
-            self._progress.update(self._task, advance=n)
-        else:
-            self._progress.update(self._task, advance=n, note=note)
-
-
-def say(text: str) -> None:
-    """One line for the user, beside the progress bars."""
-    if leads():
-        Console(stderr=True).print(text, highlight=False, markup=False)
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with `+` when it has changes; None outside one."""
-    folder = Path(__file__).parent
-    if not any((parent / ".git").exists() for parent in folder.parents):
-        return None
-    try:
-        git = ["git", "-C", str(folder)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if dirty.strip() else "")
-
-
-def versions() -> dict[str, str | None]:
-    """What a result was computed with."""
-    import platform
-
-    import torch
-    import transformers
-
-    from scalar_sae._version import __version__
-
-    return {
-        "scalar_sae": __version__,
-        "git": git_commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
