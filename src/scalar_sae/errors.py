@@ -3,9 +3,14 @@
 import difflib
 from collections.abc import Iterable
 
+from scalar_sae.redaction import redacted
+
 
 class UserError(ValueError):
-    """Bad input, reported as one line; the command line exits with code 2."""
+    """Bad input, reported as one line; the command line exits with code 2. No key or token is in its message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 def unknown(kind: str, value: str, valid: Iterable[str]) -> UserError:

@@ -19,7 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.errors import UserError
 from scalar_sae.measures.features import read_vocabulary
-from scalar_sae.measures.judge import TRIES, Judge, endpoint, judge_features, judged, local, read_judged
+from scalar_sae.measures.judge import judge_features, judged, read_judged
+from scalar_sae.measures.judges import TRIES, Judge, endpoint, local
 from scalar_sae.measures.reading import keep_reading, reading
 from scalar_sae.report.page import render
 from scalar_sae.results import Results
@@ -107,7 +108,7 @@ def test_an_endpoint_is_asked_as_openais_is(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
-    monkeypatch.setattr("scalar_sae.measures.judge.time.sleep", waits.append)
+    monkeypatch.setattr("scalar_sae.measures.judges.time.sleep", waits.append)
 
     def answer(_: str) -> dict:
         return {"choices": [{"message": {"content": "yes"}}]}
@@ -154,8 +155,8 @@ def test_the_command_judges_and_goes_on(tables: Path):
         assert (len(sent), len(read_judged(tables))) == (30, 10)
         scalar("judge", tables, "--url", f"{url}/", "--model", "m", "--latents", 8)
         assert len(sent) == 30
-    assert {row["latent"] for row in read_judged(tables)} < set(range(10))
-    assert {row["detection"] for row in read_judged(tables)} == {1.0}
+    assert {row.latent for row in read_judged(tables)} < set(range(10))
+    assert {row.detection for row in read_judged(tables)} == {1.0}
     pages = "".join(path.read_text() for path in (tables / "page" / "data").iterdir())
     assert (pages.count('"model":"m"'), pages.count('"model":"another"')) == (8, 2)
     done = scalar("judge", tables, check=False)
@@ -173,8 +174,8 @@ def test_only_latents_that_can_be_asked_about_are_drawn(tables: Path):
     rows = [{"latent": latent, "position": 0, "start": 0, **row} for latent, some in enumerate(texts) for row in some]
     pq.write_table(pa.Table.from_pylist(rows), tables / "contexts.parquet")
     judge_features(tables, Judge(knows, "m"), 7)
-    assert {row["latent"] for row in read_judged(tables)} == set(range(2, 9))
-    assert {row["detection"] for row in read_judged(tables)} == {1}
+    assert {row.latent for row in read_judged(tables)} == set(range(2, 9))
+    assert {row.detection for row in read_judged(tables)} == {1}
 
 
 def test_an_sae_has_one_record_of_how_it_reads(features_run: Path):

@@ -103,7 +103,8 @@ def judge(
 
     Example: **scalar judge runs/quickstart/features/topk/resid_post.0 --url http://127.0.0.1:8000/v1 --model m**
     """
-    from scalar_sae.measures.judge import endpoint, judge_features, local
+    from scalar_sae.measures.judge import judge_features
+    from scalar_sae.measures.judges import endpoint, local
     from scalar_sae.measures.reading import keep_reading, reading
     from scalar_sae.report.features import write_page
 

@@ -1,6 +1,6 @@
 """Can a language model tell where a latent fires, once it has put its examples into words? (arXiv 2410.13928)
 
-    judge = endpoint("http://127.0.0.1:8000/v1", "some-model")    # any OpenAI-compatible server; or local("a-folder")
+    judge = endpoint("http://127.0.0.1:8000/v1", "some-model")    # judges.py says who can be asked
     judge_features(folder, judge, 100)                            # a line a latent in folder/judged.jsonl
 
 The judge is shown strongest examples, the tokens where the latent fires between << and >>, and says what they have in
@@ -15,51 +15,55 @@ about. Every line says who judged, so that another judge is asked anew and its a
 
 import hashlib
 import json
-import os
 import re
-import time
-import urllib.request
-from collections.abc import Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.error import HTTPError
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, Field
 
+from scalar_sae import jsonl
 from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
-from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.features import read_vocabulary
-from scalar_sae.tokenizer import Pretrained
-
-Ask = Callable[[str], str]
-"""From a question to the judge's answer."""
-
-
-class Judge(NamedTuple):
-    """Who is asked."""
-
-    ask: Ask
-    model: str
-    url: str | None = None
-    """Its server; None for a model in this process."""
-
+from scalar_sae.measures.judges import Ask, Judge
 
 SHOWN = 5
 """Examples that the judge explains."""
 FEWEST = 4
 """Texts of either kind that a latent needs to be asked about."""
-SECONDS = 120.0
-"""How long an answer may take, and how long a busy server may ask to wait."""
-BUSY = (429, 503)
-TRIES = 6
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Judged(BaseModel):
+    """A line of `judged.jsonl`: what one judge made of one latent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    latent: Annotated[int, Field(ge=0)]
+    explanation: str | None = None
+    """None if there are too few examples."""
+    detection: Share | None
+    """Balanced accuracy; None if the judge did not give one answer a text."""
+    fuzzing: Share | None
+    judge: dict[str, str | int | None]
+    """Who: `model`, `url`, a hash of the `questions`, and the `seed` of the sample."""
+
+
+class Said(BaseModel):
+    """A line of `.judging.jsonl`: one answer of a latent that is not finished."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    question: str
+    """SHA-256 of the judge, the latent and the question."""
+    answer: str
+
 
 EXPLAIN = """Some texts, in which a feature is active at the tokens between << and >>:
 
@@ -82,111 +86,54 @@ In which of these {n} texts are the marked tokens those where the feature is act
 separated by commas: 1 for yes, 0 for no, in the order of the texts."""
 
 
-def endpoint(url: str, model: str) -> Judge:
-    """A judge behind an OpenAI-compatible address (`.../v1`); the key is taken from OPENAI_API_KEY if that is set.
-
-    A server that is too busy (429, 503) is asked again, TRIES times in all.
-    """
-    url = url.rstrip("/")
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get("OPENAI_API_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
-
-    def ask(question: str) -> str:
-        body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
-        request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
-        try:
-            said = _reply(request)["choices"][0]["message"]["content"]
-            if not isinstance(said, str):
-                raise ValueError("an empty message")
-            return said
-        except (OSError, HTTPException, ValueError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{url}: no answer from {model} ({error}); the same command goes on from here") from error
-
-    return Judge(ask, model, url)
-
-
-def _reply(request: urllib.request.Request) -> Any:
-    """The server's JSON, after as many waits as it takes."""
-    attempt = 0
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as reply:
-                return json.load(reply)
-        except HTTPError as error:
-            attempt += 1
-            if error.code not in BUSY or attempt == TRIES:
-                raise
-            with error:
-                wait = _wait(error.headers["Retry-After"], 2.0 ** (attempt - 1))
-            if wait > SECONDS:
-                raise OSError(f"{error}; it asks to wait {wait:,.0f} s") from error
-            time.sleep(wait)
-
-
-def _wait(asked: str | None, otherwise: float) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date (RFC 9110, section 10.2.3)."""
-    if asked is None:
-        return otherwise
-    if asked.strip().isdecimal():
-        return float(asked)
-    try:
-        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return otherwise
-
-
-def local(source: str) -> Judge:
-    """A judge of `transformers`, in this process.
-
-    Raises:
-        UserError: no such model, or one without a tokenizer of words.
-    """
-    lm = LanguageModel.load(source)
-    if not isinstance(lm.tokenizer, Pretrained):
-        raise UserError(f"{source}: a model of characters cannot judge")
-    inner = lm.tokenizer.inner
-
-    def ask(question: str) -> str:
-        if inner.chat_template:
-            turns = [{"role": "user", "content": question}]
-            question = inner.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        given = inner(question, return_tensors="pt", add_special_tokens=not inner.chat_template)
-        length = given.input_ids.shape[1]
-        said = lm.hf.generate(**given, max_new_tokens=100, do_sample=False, pad_token_id=0)
-        return inner.decode(said[0, length:], skip_special_tokens=True)
-
-    return Judge(ask, source)
-
-
 def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) -> Path:
     """Judge a random sample of the latents that can be asked about; those this judge has answered for are left out.
 
+    Every answer is on disk before the next question, so that none is paid for twice.
+
     Raises:
-        UserError: there are no feature tables, too few examples in them, or the judge does not answer.
+        UserError: there are no feature tables, too few examples in them, the folder cannot be written, or the judge
+            does not answer.
     """
     if not (folder / "contexts.parquet").is_file():
         raise UserError(f"{folder}: no feature tables here; make them with scalar features")
     table = pq.read_table(folder / "contexts.parquet")
     out, vocabulary = folder / "judged.jsonl", read_vocabulary(folder)
     questions = hashlib.sha256(json.dumps([SHOWN, EXPLAIN, DETECT, FUZZ]).encode()).hexdigest()[:12]
-    who = {"model": judge.model, "url": judge.url, "questions": questions, "seed": seed}
-    done = {row["latent"] for row in read_judged(folder) if row.get("judge") == who}
+    who: dict[str, str | int | None] = {"model": judge.model, "url": judge.url, "questions": questions, "seed": seed}
+    done = {row.latent for row in read_judged(folder) if row.judge == who}
     candidates = _askable(table)
     if not len(candidates):
         raise UserError(
             f"{folder}: no latent has {FEWEST} texts where it fires and {FEWEST} where it does not; read more"
         )
     chosen = np.random.default_rng(seed).permutation(candidates)[:n_latents].tolist()
+    jsonl.check_appendable(out)
+    begun = folder / ".judging.jsonl"
+    said = {line.question: line.answer for line in jsonl.read(begun, Said)}
     with Bar("judge", len(chosen)) as bar:
         for latent in chosen:
             if latent not in done:
                 rows = table.filter(pc.field("latent") == latent).to_pylist()
-                record = judged(rows, vocabulary, judge.ask, np.random.default_rng([seed, latent]))
-                with out.open("a", encoding="utf-8") as file:
-                    file.write("\n" + json.dumps({"latent": latent, **record, "judge": who}) + "\n")
+                ask = _remembering(judge.ask, said, begun, [who, latent])
+                record = judged(rows, vocabulary, ask, np.random.default_rng([seed, latent]))
+                jsonl.append(out, Judged(latent=latent, judge=who, **record))
             bar.step()
+    begun.unlink(missing_ok=True)
     return out
+
+
+def _remembering(ask: Ask, said: dict[str, str], path: Path, about: list[Any]) -> Ask:
+    """A judge that keeps what it says in a file, and is not asked what was `said` of the same latent before."""
+
+    def remembering(question: str) -> str:
+        key = hashlib.sha256(json.dumps([about, question]).encode()).hexdigest()
+        if key not in said:
+            said[key] = ask(question)
+            jsonl.append(path, Said(question=key, answer=said[key]))
+        return said[key]
+
+    return remembering
 
 
 def _askable(table: pa.Table) -> Int[np.ndarray, " n"]:
@@ -203,16 +150,13 @@ def _askable(table: pa.Table) -> Int[np.ndarray, " n"]:
     return np.flatnonzero((random >= FEWEST) & (silent >= FEWEST))
 
 
-def read_judged(folder: Path) -> list[dict[str, Any]]:
-    """What judges said so far; a line that was cut off is left out."""
-    found: list[dict[str, Any]] = []
-    path = folder / "judged.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+def read_judged(folder: Path) -> list[Judged]:
+    """What judges said so far.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return jsonl.read(folder / "judged.jsonl", Judged)
 
 
 def judged(

@@ -8,14 +8,13 @@ Means over latents, with a bootstrap over latents: they are what another SAE wou
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from scalar_sae.benchmark.scores import interval
-from scalar_sae.measures.judge import read_judged
+from scalar_sae.measures.judge import Judged, read_judged
 from scalar_sae.measures.rules import LENGTHS
 from scalar_sae.results import Results
 from scalar_sae.sae_results import JudgedBy, MeanScore, SaeReading
@@ -24,16 +23,20 @@ from scalar_sae.sae_results import JudgedBy, MeanScore, SaeReading
 def reading(folder: Path) -> SaeReading:
     """The scores of one SAE whose feature tables are in a folder."""
     f1 = np.stack(pq.read_table(folder / "latents.parquet")["rule_f1"].to_pylist())
-    judges: dict[str, list[dict[str, Any]]] = {}
+    judges: dict[str, list[Judged]] = {}
     for row in read_judged(folder):
-        judges.setdefault(json.dumps(row["judge"], sort_keys=True), []).append(row)
+        judges.setdefault(json.dumps(row.judge, sort_keys=True), []).append(row)
     method, site = folder.resolve().parts[-2:]
     return SaeReading(
         method=method,
         site=site,
         rule_f1={n: _mean(f1[:, number]) for number, n in enumerate(LENGTHS)},
         judged=[
-            JudgedBy(judge=rows[0]["judge"], detection=_of(rows, "detection"), fuzzing=_of(rows, "fuzzing"))
+            JudgedBy(
+                judge=rows[0].judge,
+                detection=_mean(np.array([row.detection for row in rows], dtype=float)),
+                fuzzing=_mean(np.array([row.fuzzing for row in rows], dtype=float)),
+            )
             for rows in judges.values()
         ],
     )
@@ -45,10 +48,6 @@ def keep_reading(path: Path, found: Sequence[SaeReading]) -> None:
     new = {(record.method, record.site) for record in found}
     results.reading = [old for old in results.reading if (old.method, old.site) not in new] + list(found)
     results.write(path)
-
-
-def _of(rows: list[dict[str, Any]], name: str) -> MeanScore:
-    return _mean(np.array([row[name] for row in rows], dtype=float))
 
 
 def _mean(scores: Float[np.ndarray, " latent"], n_resamples: int = 1000) -> MeanScore:

@@ -67,7 +67,7 @@ def write_page(folder: Path, title: str) -> Path:
         )
         for number, (rows, examples, links) in enumerate(chunks):
             some = {row["latent"]: _plain(row) | {"examples": [], "edges": [], "judged": []} for row in rows}
-            mine = [dict(row) for row in judged if row["latent"] in some]
+            mine = [row.model_dump() for row in judged if row.latent in some]
             for kind, more in (("examples", examples), ("edges", links), ("judged", mine)):
                 for row in more:
                     some[row.pop("latent")][kind].append(row)

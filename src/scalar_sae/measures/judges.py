@@ -1,0 +1,174 @@
+"""Who can be asked about features: a server that speaks OpenAI's protocol, or a model in this process."""
+
+import json
+import os
+import re
+import time
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPResponse, responses
+from typing import IO, Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit, urlunsplit
+
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.tokenizer import Pretrained
+
+Ask = Callable[[str], str]
+"""From a question to the judge's answer."""
+
+
+class Judge(NamedTuple):
+    """Who is asked."""
+
+    ask: Ask
+    model: str
+    url: str | None = None
+    """Its server; None for a model in this process."""
+
+
+SECONDS = 120.0
+"""How long an answer may take, and how long a busy server may ask to wait."""
+BUSY = (429, 503)
+TRIES = 6
+ANSWER_BYTES = 2**20
+"""A longer reply is refused."""
+NEW_TOKENS = 100
+"""That a judge in this process may answer with."""
+
+
+def endpoint(url: str, model: str) -> Judge:
+    """A judge behind an OpenAI-compatible address (`.../v1`); the key is taken from OPENAI_API_KEY if that is set.
+
+    A server that is too busy (429, 503) is asked again, TRIES times in all. The key goes to this address alone: a
+    server that redirects is refused.
+
+    Raises:
+        UserError: not such an address, one that holds a secret, or a key that no header can hold.
+    """
+    url = _address(url)
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get("OPENAI_API_KEY", "").strip():
+        if not re.fullmatch(r"[!-~]+", key):
+            raise UserError("OPENAI_API_KEY: holds a blank or a character outside ASCII; set it again, the key alone")
+        headers["Authorization"] = f"Bearer {key}"
+
+    def ask(question: str) -> str:
+        body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
+        request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
+        try:
+            said = _reply(request)["choices"][0]["message"]["content"]
+            if not isinstance(said, str):
+                raise ValueError("an empty message")
+            return said
+        except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(f"{url}: no answer from {model} ({error}); the same command goes on from here") from error
+
+    return Judge(ask, model, url)
+
+
+def _address(url: str) -> str:
+    """An address without anything secret, since records keep it."""
+    if set(url) & set("@?#"):
+        raise UserError("--url: holds a user name, password or query, which records would keep; use OPENAI_API_KEY")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not re.fullmatch(r"[!-~]+", url):
+        raise UserError(f"--url {url}: expected an address such as http://127.0.0.1:8000/v1")
+    return url.rstrip("/")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows nothing: urllib would send the key on to whatever host a reply names."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> None:
+        """Refuse, and say where the server wants the request to go."""
+        there = urlunsplit(urlsplit(newurl)._replace(query="", fragment="")).removesuffix("/chat/completions")
+        raise OSError(f"it redirects to {there}; give that as --url if you trust it with the key")
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def _reply(request: urllib.request.Request) -> Any:
+    """The server's JSON, after as many waits as it takes."""
+    attempt = 0
+    while True:
+        try:
+            with _OPENER.open(request, timeout=SECONDS) as reply:
+                return json.loads(_body(reply))
+        except HTTPError as error:
+            attempt += 1
+            with error:
+                if error.code not in BUSY or attempt == TRIES:
+                    raise OSError(_status(error)) from None  # its text could repeat what was sent
+                wait = _wait(error.headers["Retry-After"], 2.0 ** (attempt - 1))
+            if wait > SECONDS:
+                raise OSError(f"{_status(error)}; it asks to wait {wait:,.0f} s") from None
+            time.sleep(wait)
+
+
+def _status(error: HTTPError) -> str:
+    return f"HTTP status {error.code} {responses.get(error.code, '')}".rstrip()
+
+
+def _body(reply: HTTPResponse) -> bytes:
+    """All of a reply that is neither too long nor too slow."""
+    end = time.monotonic() + SECONDS
+    parts: list[bytes] = []
+    while part := reply.read1(2**16):
+        parts.append(part)
+        if sum(map(len, parts)) > ANSWER_BYTES:
+            raise OSError(f"more than {ANSWER_BYTES:,} bytes")
+        if time.monotonic() > end:
+            raise OSError(f"not complete after {SECONDS:g} s")
+    return b"".join(parts)
+
+
+def _wait(asked: str | None, otherwise: float) -> float:
+    """Seconds that a Retry-After header asks for, as a number or a date (RFC 9110, section 10.2.3)."""
+    if asked is None:
+        return otherwise
+    if asked.strip().isdecimal():
+        return float(asked)
+    try:
+        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return otherwise
+
+
+def local(source: str) -> Judge:
+    """A judge of `transformers`, in this process.
+
+    Raises:
+        UserError: no such model, or one without a tokenizer of words; when it is asked, more tokens than it reads.
+    """
+    lm = LanguageModel.load(source)
+    if not isinstance(lm.tokenizer, Pretrained):
+        raise UserError(f"{source}: a model of characters cannot judge")
+    inner = lm.tokenizer.inner
+
+    def ask(question: str) -> str:
+        if inner.chat_template:
+            turns = [{"role": "user", "content": question}]
+            question = inner.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        given = inner(question, return_tensors="pt", add_special_tokens=not inner.chat_template)
+        length = given.input_ids.shape[1]
+        if length + NEW_TOKENS > lm.context:
+            raise UserError(
+                f"{source}: reads {lm.context} tokens, a question has {length} and the answer up to {NEW_TOKENS}; "
+                "take a model that reads more"
+            )
+        said = lm.hf.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+        return inner.decode(said[0, length:], skip_special_tokens=True)
+
+    return Judge(ask, source)
