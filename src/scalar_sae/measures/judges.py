@@ -7,10 +7,9 @@ import time
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
-from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse, responses
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit, urlunsplit
 
@@ -81,7 +80,7 @@ def _address(url: str) -> str:
     except ValueError:
         usable = False
     if not usable or not re.fullmatch(r"[!-~]+", url):
-        raise UserError(f"--url {url}: expected an address such as http://127.0.0.1:8000/v1")
+        raise UserError(f"--url {url!r}: expected an address such as http://127.0.0.1:8000/v1")
     return url.rstrip("/")
 
 
@@ -89,9 +88,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Follows nothing: urllib would send the key on to whatever host a reply names."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> None:
         """Refuse, and say where the server wants the request to go."""
+        fp.close()
         there = urlunsplit(urlsplit(newurl)._replace(query="", fragment="")).removesuffix("/chat/completions")
         raise OSError(f"it redirects to {there}; give that as --url if you trust it with the key")
 
