@@ -1,10 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
+DTYPE ?= float32
 READY := $(VENV)/.installed
 PEERS := .peers/.installed
 
-.PHONY: install demo test bench lint clean
+.PHONY: install demo smollm2 test bench lint clean
 
 install: $(READY)
 
@@ -18,6 +19,9 @@ $(READY): requirements.lock pyproject.toml
 
 demo: install
 	$(RUN)scalar quickstart --out runs/quickstart
+
+smollm2: install  # or make smollm2 DTYPE=bfloat16
+	$(RUN)python -m benchmarks.smollm2 --dtype $(DTYPE)
 
 test: install
 	$(RUN)python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

