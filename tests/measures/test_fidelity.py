@@ -137,6 +137,35 @@ def test_one_sae_spliced_in_is_the_same_alone_and_together():
     assert found.spliced[0].kl_recovered == pytest.approx(found.saes[0].kl_recovered, rel=1e-6)
 
 
+def passes(monkeypatch: pytest.MonkeyPatch, saes: dict[str, dict[Site, SAE]], **options) -> int:
+    """Prompts that are run from a site to the end of the model while SAEs are measured."""
+    lm, run, prompts = tiny_lm(), LanguageModel.run, []
+
+    def counted(self, start, end, x, skip=None):
+        prompts.append(len(x))
+        return run(self, start, end, x, skip)
+
+    monkeypatch.setattr(LanguageModel, "run", counted)
+    fidelity(lm, saes, TOKENS, batch=2, **options)
+    return sum(prompts)
+
+
+def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch):
+    """Of five prompts: the model itself, every SAE, every method's SAEs together; zeros and means once for all."""
+    mid, pre, post = Site("resid_mid", 0), Site("resid_pre", 1), Site("resid_post", 0)
+    one_method = {mid: random_sae(16, 24, 4, 0), post: random_sae(16, 24, 4, 1)}
+    other = {mid: random_sae(16, 20, 3, 2), pre: random_sae(16, 20, 3, 3)}  # pre is post by another name
+    assert passes(monkeypatch, {"a": one_method, "b": other}) == 5 * (1 + 4 + 2) + 2 * 2
+    assert passes(monkeypatch, {"a": {mid: one_method[mid]}}) == 5 * (1 + 1) + 2
+
+
+def test_ablation_that_leaves_prompts_different_is_computed_for_each(monkeypatch: pytest.MonkeyPatch):
+    branch = {"a": {Site("mlp_out", 0): random_sae(16, 24, 4, 0)}}  # the residual stream passes beside it
+    assert passes(monkeypatch, branch) == 5 * (1 + 1 + 2)
+    stream = {"a": {Site("resid_mid", 0): random_sae(16, 24, 4, 0)}}
+    assert passes(monkeypatch, stream, ignore=[int(TOKENS[0, 3])]) > 5 * (1 + 1) + 2
+
+
 def test_a_perfect_sae_loses_nothing():
     found = one(identity_sae(), Site("resid_mid", 0))
     assert found.fvu == pytest.approx(0, abs=1e-9)

@@ -202,27 +202,36 @@ class LanguageModel(nn.Module):
 
         On a side branch `skip` is the residual stream added after it: the model's own.
         """
-        return _out(self._anatomy.unembed(self._run(site, Site("resid_post", self.n_layers - 1), x, skip)), x)
+        return self.unembed(self.run(site, self.end, x, skip))
 
-    def spliced_logits(
-        self, tokens: Int[Tensor, "batch token"], replace: dict[Site, Replacement]
-    ) -> Float[Tensor, "batch token d_vocab"]:
-        """Next-token logits with the activation at every listed site replaced by a function of what stands there.
+    @property
+    def end(self) -> Site:
+        """The residual stream behind the last layer."""
+        return Site("resid_post", self.n_layers - 1)
 
-        A later site sees what the earlier replacements made of it.
+    def unembed(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_vocab"]:
+        """Next-token logits when `x` is the residual stream behind the last layer."""
+        return _out(self._anatomy.unembed(x.to(self._anatomy.layers[-1].weight)), x)
+
+    def spliced(self, first: At, replace: dict[Site, Replacement]) -> At:
+        """The state at the last listed site, the activation at each of them replaced by a function of what stands
+        there. A later site sees what the earlier replacements made of it.
+
+        Args:
+            first: the state at the first of the sites.
+            replace: by site, in any order.
         """
-        places, end = sorted(replace), Site("resid_post", self.n_layers - 1)
-        here = self.states(tokens, places[:1])[places[0]]
-        here = here._replace(x=replace[places[0]](here.x))
+        places = sorted(replace)
+        here = first._replace(x=replace[places[0]](first.x))
         weight = self._anatomy.layers[0].weight
-        for start, stop in pairwise([*places, end]):
+        for start, stop in pairwise(places):
             if start.same_place(stop):
                 continue
             here = At(here.x.to(weight), None if here.skip is None else here.skip.to(weight))
             [(_, here)] = deque(self._walk(start, stop, here), maxlen=1)
-            if stop in replace:
-                here = here._replace(x=replace[stop](_out(here.x, here.x)))
-        return self.logits_from(end, here.x)
+            here = At(_out(here.x, first.x), None if here.skip is None else _out(here.skip, first.x))
+            here = here._replace(x=replace[stop](here.x))
+        return here
 
     def feed_forward(self, layer: int) -> FeedForward:
         """The norm and MLP of one layer as plain tensors.

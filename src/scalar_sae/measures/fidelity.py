@@ -11,8 +11,9 @@ The text is read twice: for the mean activation at each site, and for everything
 """
 
 from collections.abc import Collection, Iterator
+from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,14 +22,19 @@ from torch import Tensor
 from scalar_sae.benchmark.scores import resamples
 from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
+from scalar_sae.kernels import ByOurKernels
 from scalar_sae.lm.model import At, LanguageModel, Replacement
+from scalar_sae.lm.outputs import compare, log_probs
 from scalar_sae.lm.special import counted
-from scalar_sae.measures.sums import OfSae, PerPrompt, Tally, sae_record, spliced_record
+from scalar_sae.measures.sums import ABLATIONS, OfSae, PerPrompt, Tally, sae_record, spliced_record
 from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
 SAEs = dict[str, dict[Site, SAE]]
+
+LOGIT_BYTES = 2**28
+"""The model's log-probabilities of a batch of prompts are held, as many prompts as fit this."""
 
 
 class Fidelity(NamedTuple):
@@ -48,6 +54,10 @@ class _Batch(NamedTuple):
     """Number of the first prompt."""
 
 
+Losses = dict[str, PerPrompt]
+"""Sums over a prompt's tokens: `ce` and `kl`, followed by the name of what was put in (`ce_zero`)."""
+
+
 @torch.no_grad()
 def fidelity(
     lm: LanguageModel,
@@ -64,7 +74,7 @@ def fidelity(
         saes: by method and site; transcoders, which do not reconstruct what they read, are left out.
         tokens: the prompts.
         ignore: tokens (a BOS, say) at which nothing is replaced or counted, and which are no targets.
-        batch: prompts per forward pass.
+        batch: prompts per forward pass; fewer where the vocabulary is wide.
         seed: of the bootstrap.
 
     Raises:
@@ -74,6 +84,7 @@ def fidelity(
     saes = standing_in(saes)
     _check(lm, saes, tokens)
     sites = sorted({site for group in saes.values() for site in group})
+    batch = max(1, min(batch, LOGIT_BYTES // (4 * lm.d_vocab * tokens.shape[1])))
     means = _means(lm, sites, tokens, ignore, batch)
     clean, ablated = Tally(), {site: Tally() for site in sites}
     alone = {
@@ -82,18 +93,18 @@ def fidelity(
         for site, sae in sorted(group.items())
     }
     together = {method: Tally() for method in saes}
+    ends = _Ends(lm, means)
     with Bar("measure SAEs", tokens.shape[0]) as bar:
         for part in _batches(lm, sites, tokens, ignore, batch):
-            last = part.states[sites[-1]]
-            model = lm.logits_from(sites[-1], last.x, last.skip).log_softmax(-1)
-            ce, _ = _losses(model, model, part)
-            clean.add(ce_clean=ce, n=part.keep.sum(1), n_targets=part.keep[:, 1:].sum(1))
+            ends.go_on(part)
+            clean.add(**ends.clean(), n=part.keep.sum(1), n_targets=part.keep[:, 1:].sum(1))
             for site in sites:
-                _ablate(lm, site, means[site], part, model, ablated[site])
+                ablated[site].add(**ends.ablated([site]))
             for (method, site), of_sae in alone.items():
-                _splice(lm, site, saes[method][site], means[site], part, model, of_sae)
+                _read_sae(part, site, saes[method][site], means[site], of_sae)
+                of_sae.tally.add(**ends.spliced({site: saes[method][site]}))
             for method, group in saes.items():
-                _splice_all(lm, group, means, part, model, together[method])
+                together[method].add(**ends.spliced(group), **ends.ablated(group))
             bar.step(part.tokens.shape[0])
     n_prompts = tokens.shape[0]
     draws = resamples(n_prompts, seed) if n_prompts > 1 else None
@@ -152,37 +163,90 @@ def _means(
     return {site: (total / n).float() for site, total in sums.items()}
 
 
-def _losses(
-    log_probs: Float[Tensor, "prompt token d_vocab"], model: Float[Tensor, "prompt token d_vocab"], part: _Batch
-) -> tuple[PerPrompt, PerPrompt]:
-    """Sums over a prompt: next-token cross-entropy, and KL from the model."""
-    target = part.tokens[:, 1:].unsqueeze(-1)
-    ce = -log_probs[:, :-1].gather(-1, target).squeeze(-1) * part.keep[:, 1:]
-    kl = (model.exp() * (model - log_probs)).sum(-1) * part.keep
-    return ce.double().sum(1), kl.double().sum(1)
+class _Ends:
+    """The model's output with something else at some sites, batch by batch, and what that costs.
+
+    Each output is a pass through the rest of the model, the largest cost of all, so none is computed twice: sites that
+    several methods share are ablated once, and prompts that ablation makes equal are run as one. (With an SAE in the
+    residual stream that is every prompt: the rest of the model then sees the mean, or zeros, at all tokens.)
+    """
+
+    def __init__(self, lm: LanguageModel, means: dict[Site, Float[Tensor, " d_model"]]) -> None:
+        self._lm = lm
+        self._means = means
+        self._equal: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        """By place and ablation: an activation that every prompt had, and the end of the model for it."""
+
+    def go_on(self, part: _Batch) -> None:
+        """Take the next batch."""
+        self._part = part
+        last = max(part.states)
+        self._model = log_probs(self._lm, self._end(last, part.states[last]))
+        self._found: dict[tuple[Any, ...], Losses] = {}
+
+    def clean(self) -> Losses:
+        """Of the model itself."""
+        target = self._part.tokens[:, 1:].unsqueeze(-1)
+        ce = -self._model[:, :-1].gather(-1, target).squeeze(-1) * self._part.keep[:, 1:]
+        return {"ce_clean": ce.double().sum(1)}
+
+    def spliced(self, saes: dict[Site, SAE]) -> Losses:
+        """With reconstructions in place of the activations; a later SAE reads what the earlier ones left."""
+        key = tuple((site.depth, id(sae)) for site, sae in sorted(saes.items()))
+        if key not in self._found:
+            replace = {site: partial(self._reconstructed, sae) for site, sae in saes.items()}
+            self._found[key] = self._losses("", self._end(max(saes), self._states_with(replace)))
+        return self._found[key]
+
+    def ablated(self, sites: Collection[Site]) -> Losses:
+        """With zeros, and with the means, in place of the activations."""
+        key = tuple(sorted({site.depth for site in sites}))
+        if key not in self._found:
+            self._found[key] = {}
+            for name in ABLATIONS:
+                replace = {site: partial(self._constant, self._means[site], name) for site in sites}
+                end = self._end_of_ablated(max(sites), self._states_with(replace), name)
+                self._found[key] |= self._losses(f"_{name}", end)
+        return self._found[key]
+
+    def _states_with(self, replace: dict[Site, Replacement]) -> At:
+        return self._lm.spliced(self._part.states[min(replace)], replace)
+
+    def _end(self, site: Site, state: At) -> Float[Tensor, "prompt token d_model"]:
+        with ByOurKernels():
+            return self._lm.run(site, self._lm.end, *state)
+
+    def _end_of_ablated(self, site: Site, state: At, name: str) -> Float[Tensor, "_ token d_model"]:
+        """The same; of one prompt where all are the same."""
+        x = state.x[:1]
+        if state.skip is not None or not bool((state.x == x).all()):
+            return self._end(site, state)
+        key = site.depth, name
+        if key not in self._equal or not torch.equal(self._equal[key][0], x):
+            self._equal[key] = x.clone(), self._end(site, At(x, None))
+        return self._equal[key][1]
+
+    def _losses(self, name: str, end: Float[Tensor, "_ token d_model"]) -> Losses:
+        keep = self._part.keep
+        found = compare(self._lm, end, [self._model], self._part.tokens)
+        ce, kl = found.ce * keep[:, 1:], found.kl[0] * keep
+        return {f"ce{name}": ce.double().sum(1), f"kl{name}": kl.double().sum(1)}
+
+    def _reconstructed(self, sae: SAE, x: Tensor) -> Tensor:
+        return self._at_kept(x, sae.decode(sae.encode(x), x))
+
+    def _constant(self, mean: Float[Tensor, " d_model"], name: str, x: Tensor) -> Tensor:
+        return self._at_kept(x, torch.zeros_like(x) if name == "zero" else mean.expand_as(x))
+
+    def _at_kept(self, x: Tensor, new: Tensor) -> Tensor:
+        return torch.where(self._part.keep.unsqueeze(-1), new, x)
 
 
-def _replaced(x: Tensor, new: Tensor, part: _Batch) -> Tensor:
-    return torch.where(part.keep.unsqueeze(-1), new, x)
-
-
-def _ablate(
-    lm: LanguageModel, site: Site, mean: Float[Tensor, " d_model"], part: _Batch, model: Tensor, tally: Tally
-) -> None:
-    """The losses with zeros, and with the mean, in place of the activation."""
-    state = part.states[site]
-    for name, value in (("zero", torch.zeros_like(mean)), ("mean", mean)):
-        x = _replaced(state.x, value.expand_as(state.x), part)
-        ce, kl = _losses(lm.logits_from(site, x, state.skip).log_softmax(-1), model, part)
-        tally.add(**{f"ce_{name}": ce, f"kl_{name}": kl})
-
-
-def _splice(lm: LanguageModel, site: Site, sae: SAE, mean: Tensor, part: _Batch, model: Tensor, into: OfSae) -> None:
-    """The SAE's own sums, and the losses with its reconstruction in place of the activation."""
-    x, skip = part.states[site]
+def _read_sae(part: _Batch, site: Site, sae: SAE, mean: Tensor, into: OfSae) -> None:
+    """The sums of an SAE that the rest of the model has no part in."""
+    x = part.states[site].x
     acts = sae.encode(x)
     x_hat = sae.decode(acts, x)
-    ce, kl = _losses(lm.logits_from(site, _replaced(x, x_hat, part), skip).log_softmax(-1), model, part)
     error, spread = (x - x_hat).square().sum(-1), (x - mean).square().sum(-1)
     sums = {
         "l0": (acts > 0).sum(-1),
@@ -196,28 +260,7 @@ def _splice(lm: LanguageModel, site: Site, sae: SAE, mean: Tensor, part: _Batch,
     fired = (acts > 0) & part.keep.unsqueeze(-1)
     for number, (start, end) in enumerate(pairwise((0, *(sae.chunks or (sae.d_sae,))))):
         sums[f"l0_per_chunk.{number}"] = fired[..., start:end].sum(-1)
-    into.tally.add(ce=ce, kl=kl, **{name: (value.double() * part.keep).sum(1) for name, value in sums.items()})
+    into.tally.add(**{name: (value.double() * part.keep).sum(1) for name, value in sums.items()})
     groups = (part.first + torch.arange(len(x))) % len(into.fired)
     into.fired.index_add_(0, groups, fired.sum(1).int())
     into.error.index_add_(0, groups, ((x - x_hat).double() * part.keep.unsqueeze(-1)).sum(1))
-
-
-def _splice_all(
-    lm: LanguageModel, group: dict[Site, SAE], means: dict[Site, Tensor], part: _Batch, model: Tensor, tally: Tally
-) -> None:
-    """The losses with all SAEs of a group spliced in, and with all their sites ablated."""
-    for name in ("", "_zero", "_mean"):
-        replace = {site: _stand_in(name, sae, means[site], part) for site, sae in group.items()}
-        ce, kl = _losses(lm.spliced_logits(part.tokens, replace).log_softmax(-1), model, part)
-        tally.add(**{f"ce{name}": ce, f"kl{name}": kl})
-
-
-def _stand_in(name: str, sae: SAE, mean: Float[Tensor, " d_model"], part: _Batch) -> Replacement:
-    """The SAE's reconstruction, zeros (`_zero`) or the mean (`_mean`) in place of whatever stands at a site."""
-
-    def put(x: Tensor) -> Tensor:
-        if name == "":
-            return _replaced(x, sae.decode(sae.encode(x), x), part)
-        return _replaced(x, torch.zeros_like(x) if name == "_zero" else mean.expand_as(x), part)
-
-    return put

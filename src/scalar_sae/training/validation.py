@@ -18,8 +18,10 @@ from scalar_sae import workers
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.activations.stream import read_all
 from scalar_sae.errors import UserError
+from scalar_sae.kernels import ByOurKernels
 from scalar_sae.lm.feedforward import FeedForward
-from scalar_sae.lm.model import LanguageModel, Replacement
+from scalar_sae.lm.model import At, LanguageModel, Replacement
+from scalar_sae.lm.outputs import compare, log_probs
 from scalar_sae.lm.special import counted
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.ff_jacobian import mean_jacobian
@@ -118,7 +120,7 @@ class Validation:
         in_place = all(trainee.target(site) == site for site, trainee in ends)
         alone, together = {site: _Sums(float) for site, _ in ends}, _Sums(float)
         for part in self._parts:
-            clean = self._lm.logits_from(self._last, part.acts[self._last], part.skips[self._last]).log_softmax(-1)
+            clean = log_probs(self._lm, self._end(part, self._last, part.acts[self._last]))
             for site, trainee in ends:
                 self._splice(part, clean, trainee, site, alone[site])
             if in_place:
@@ -137,7 +139,7 @@ class Validation:
         sums["fired"] += fired
         sums["error"] += (y - y_hat).square().sum().item()
         sums["cosine"] += cosine_similarity(y, y_hat).sum().item()
-        _count(self._lm.logits_from(target, part.put(part.acts[target], y_hat), part.skips[target]), clean, part, sums)
+        self._count(self._end(part, target, part.put(part.acts[target], y_hat)), clean, part, sums)
 
     def _splice_all(self, part: _Part, clean: Tensor, ends: list[tuple[Site, Trainee]], sums: "_Sums") -> None:
         """All at once, each reading what the earlier ones left."""
@@ -146,7 +148,26 @@ class Validation:
             return lambda x: part.put(x, _through(sae, x[part.kept])[0])
 
         put = {site: stand_in(trainee.sae(site)) for site, trainee in ends}
-        _count(self._lm.spliced_logits(part.tokens, put), clean, part, sums)
+        first, last = ends[0][0], ends[-1][0]
+        with ByOurKernels():
+            state = self._lm.spliced(At(part.acts[first], part.skips[first]), put)
+            end = self._lm.run(last, self._lm.end, *state)
+        self._count(end, clean, part, sums)
+
+    def _end(self, part: _Part, site: Site, x: Tensor) -> Float[Tensor, "prompt token d_model"]:
+        """What stands behind the last layer when x stands at a site."""
+        with ByOurKernels():
+            return self._lm.run(site, self._lm.end, x, part.skips[site])
+
+    def _count(self, end: Float[Tensor, "prompt token d_model"], clean: Tensor, part: _Part, sums: "_Sums") -> None:
+        """Add a part's cross-entropy above the clean model's, and its KL from the clean model."""
+        kept, target = part.kept, part.tokens[:, 1:].long().unsqueeze(-1)
+        found = compare(self._lm, end, [clean], part.tokens.long())
+        more = found.ce + clean[:, :-1].gather(-1, target).squeeze(-1)
+        sums["ce"] += more[kept[:, 1:]].sum().item()
+        sums["targets"] += int(kept[:, 1:].sum())
+        sums["kl"] += found.kl[0][kept].sum().item()
+        sums["tokens"] += int(kept.sum())
 
     def _scores(self, sums: "_Sums", trainee: Trainee, site: Site) -> dict[str, Any]:
         fired: Tensor = sums["fired"]
@@ -195,19 +216,6 @@ def _through(sae: SAE, x: Float[Tensor, "row d_model"]) -> tuple[Float[Tensor, "
         y_hat.append(sae.decode(acts))
         fired += (acts > 0).sum(0)
     return torch.cat(y_hat), fired
-
-
-def _count(logits: Float[Tensor, "prompt token d_vocab"], clean: Tensor, part: _Part, sums: _Sums) -> None:
-    """Add a part's cross-entropy above the clean model's, and its KL from the clean model."""
-    kept = part.kept
-    target = part.tokens[:, 1:].long().unsqueeze(-1)
-    more = logits.log_softmax(-1).neg_().add_(clean)  # in place: with a real vocabulary these tensors are large
-    del logits
-    ce = more[:, :-1].gather(-1, target).squeeze(-1)
-    sums["ce"] += ce[kept[:, 1:]].sum().item()
-    sums["targets"] += int(kept[:, 1:].sum())
-    sums["kl"] += more.mul_(clean.exp()).sum(-1)[kept].sum().item()
-    sums["tokens"] += int(kept.sum())
 
 
 def _ce(sums: _Sums) -> float:
