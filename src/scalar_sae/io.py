@@ -1,12 +1,17 @@
 """Where results live on disk: whole files or none, and an event log.
 
-Contract: a file that exists under its final name is complete. Everything is written to a temporary name beside it
-and renamed; a kill or a full disk leaves at most a `.partial` file, which nothing reads.
+Contract: a file that exists under its final name is complete. Everything is written under a temporary name of its own
+beside it, brought to the disk, and renamed. A process that is killed leaves at most a `.partial` file, which nothing
+reads and which the next process that writes there removes. What is replaced is of the same kind as what replaces it:
+no folder is removed for a file, and no folder for one that lacks some of its files.
 """
 
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -16,9 +21,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, quoted, reason
+from scalar_sae.readers import parse_json, read_text
 
-PARTIAL = ".partial"
+_HOST = re.sub(r"\W", "-", socket.gethostname())[:64]
+_TEMPORARY = re.compile(rf"\.{_HOST}\.(\d+)\.[0-9a-f]{{8}}\.partial")
 
 
 @contextmanager
@@ -26,19 +33,20 @@ def whole(path: Path, option: str = "--out") -> Generator[Path]:
     """Yield a temporary path (file or folder) that becomes `path` if the block succeeds; `option` is what named it.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full, the folder cannot be written, or something else is there that would be lost.
     """
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        _remove_leftovers(path.parent)
         yield temporary
-        if temporary.is_file():
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        _check_replaced(path, temporary, option)
+        _to_disk(temporary)
+        if temporary.is_dir():
+            _replace_folder(path, temporary)
+        else:
+            temporary.replace(path)
+        _to_disk_alone(path.parent)
     except (OSError, SafetensorError, RuntimeError) as error:  # the last two: how safetensors and torch fail to write
         _remove(temporary)
         raise unwritable(path, error, option) from error
@@ -47,15 +55,16 @@ def whole(path: Path, option: str = "--out") -> Generator[Path]:
         raise
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "--out") -> None:
     """Raise a UserError if a file cannot be written, before the work that it is to hold is done."""
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.exists()  # names that no file can have
         temporary.touch()
         temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(path, error, option) from error
 
 
 def unwritable(path: Path, error: Exception, option: str = "--out") -> UserError:
@@ -69,13 +78,85 @@ def _reason(error: BaseException) -> str:
     while (cause := causes[-1].__context__) is not None:
         causes.append(cause)
     said = (cause.strerror for cause in causes if isinstance(cause, OSError))
-    return next(filter(None, said), str(error).partition("\n")[0])
+    return next(filter(None, said), reason(error))
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside a path that no other process and no other call has; it does not grow with the path's name."""
+    return path.with_name(f".{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine left there that do not run any more."""
+    for entry in list(os.scandir(folder)):
+        found = _TEMPORARY.fullmatch(entry.name)
+        if found and not _runs(int(found[1])):
+            _remove(folder / entry.name)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
+
+
+def _check_replaced(path: Path, temporary: Path, option: str) -> None:
+    """Raise a UserError if putting something at a path would remove what is not its like."""
+    if not os.path.lexists(path):
+        return
+    if not temporary.is_dir():
+        if path.is_dir() or (path.exists() and not path.is_file()):
+            kind = "folder" if path.is_dir() else "device or pipe"
+            raise UserError(f"{path}: is a {kind}, and a file is to be written there; move it away")
+        return
+    if path.is_symlink() or not path.is_dir():
+        raise UserError(f"{path}: is no folder, and one is to be written there; move it away")
+    lost = sorted({entry.name for entry in path.iterdir()} - {entry.name for entry in temporary.iterdir()})
+    if lost:
+        names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        raise UserError(f"{path}: holds {names}, which would be lost; move the folder away, or choose another {option}")
+
+
+def _replace_folder(path: Path, temporary: Path) -> None:
+    """Put a folder in the place of one that may be there, which is put back if that fails."""
+    aside = _temporary(path)
+    if path.is_dir():
+        path.rename(aside)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if aside.is_dir():
+            aside.rename(path)
+        raise
+    _remove(aside)
+
+
+def _to_disk(path: Path) -> None:
+    """Bring a file, or a folder with all in it, to the disk."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            _to_disk(entry)
+    _to_disk_alone(path)
+
+
+def _to_disk_alone(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    elif path.is_file():  # no folder may be there for it to lie in
+    elif os.path.lexists(path):
         path.unlink(missing_ok=True)
 
 
@@ -115,14 +196,23 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         UserError: the folder holds tables that were made otherwise.
     """
     path = folder / "settings.json"
-    if path.is_file():
-        differing = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+    if os.path.lexists(path):
+        differing = differences(read_plain(path), settings)
         if differing:
             raise UserError(f"{folder}: holds other tables ({'; '.join(differing)}); choose another --out")
     elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise UserError(f"{folder}: exists and does not say how its tables were made; choose another --out")
     else:
         write_json(path, settings)
+
+
+def read_plain(path: Path) -> Any:
+    """The plain values of a JSON file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return parse_json(read_text(path, "choose another --out"), str(path))
 
 
 def differences(here: Any, asked: Any, where: str = "") -> list[str]:
@@ -139,7 +229,7 @@ def differences(here: Any, asked: Any, where: str = "") -> list[str]:
 
 
 def _short(value: Any) -> str:
-    return f"{len(value)} entries" if isinstance(value, list | dict) else str(value)
+    return f"{len(value)} entries" if isinstance(value, list | dict) else quoted(value).strip("'")
 
 
 class Events:

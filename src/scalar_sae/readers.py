@@ -1,0 +1,255 @@
+"""Read what this package wrote: JSON, YAML and lists of settings, each against one schema.
+
+    results = read_json(path, Results, "score something first")
+
+A file is opened once. It is refused in one line, with its name, the place in it and a remedy, if it is no regular file,
+no UTF-8 text, damaged, of a later version of the package, or not what the schema describes. Numbers must be finite,
+integers must fit into 64 bits, keys must be different, and nothing may be nested more deeply than `DEEPEST`.
+"""
+
+import io
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from scalar_sae._version import __version__
+from scalar_sae.errors import LONGEST_VALUE, UserError, one_line, quoted, reason
+
+Model = TypeVar("Model", bound=BaseModel)
+
+DEEPEST = 50
+"""Lists and objects inside one another."""
+MOST_BYTES = 2**31
+"""Of a text file of ours."""
+MOST_VALUES = 100_000
+"""Of a YAML file, aliases followed: a few lines can name one another until they are billions of values."""
+RESTORE = "restore it from a copy, or move it away and run the command again"
+_VERSIONS = ("schema_version", "format_version")
+WRITER = f"scalar-sae {__version__}"
+"""What files of ours say of who wrote them."""
+
+
+def read_bytes(path: Path, missing: str, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: the file.
+        missing: what to do if there is none.
+        most: the largest file that is read.
+
+    Raises:
+        UserError: there is none, it cannot be read, is no regular file, or is too large.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise UserError(f"{path}: {size:,} bytes, no file of this kind has more than {most:,}; {RESTORE}")
+            return file.read()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file; {missing}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file to read its bytes; a pipe or a device does not block.
+
+    Raises:
+        UserError: it is a folder, a pipe or a device.
+        OSError: it cannot be opened.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    mode = os.fstat(file.fileno()).st_mode
+    if stat.S_ISREG(mode):
+        return file
+    file.close()
+    raise UserError(
+        f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a pipe or device'}, expected a file; move it away"
+    )
+
+
+def read_text(path: Path, missing: str, most: int = MOST_BYTES) -> str:
+    """The content of a UTF-8 text file.
+
+    Raises:
+        UserError: as `read_bytes`, or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, missing, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); {RESTORE}") from error
+
+
+def read_json(path: Path, schema: type[Model], missing: str) -> Model:
+    """A JSON file of ours.
+
+    Args:
+        path: the file.
+        schema: what it must hold.
+        missing: what to do if there is none.
+
+    Raises:
+        UserError: as `read_text`, it is not JSON, was written by a later version, or does not follow the schema.
+    """
+    text = read_text(path, missing)
+    check_version(path, parse_json(text, str(path)), schema)
+    return checked(path, text, schema)
+
+
+def checked(where: Path | str, text: str, schema: type[Model]) -> Model:
+    """JSON text that `parse_json` accepted, as the schema describes it: no string stands for a number.
+
+    Raises:
+        UserError: it does not follow the schema.
+    """
+    try:
+        return schema.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{where}: {explained(error)}; {RESTORE}") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Plain values from JSON text.
+
+    Raises:
+        UserError: it is not JSON, or holds what no file of ours does.
+    """
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_different_keys, parse_constant=_no_number, parse_float=_finite, parse_int=_int64
+        )
+    except (ValueError, RecursionError) as error:  # a JSONDecodeError, or one of the hooks
+        deep = isinstance(error, RecursionError)
+        raise UserError(f"{where}: damaged ({'nested too deeply' if deep else reason(error)}); {RESTORE}") from error
+    check_plain(value, where)
+    return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain values from YAML text: what JSON could hold too.
+
+    Raises:
+        UserError: it is not one YAML document, or holds dates, tags, keys that are not text or come twice, or numbers
+            that are not finite.
+    """
+    try:
+        value = yaml.load(text, _PlainLoader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: not valid YAML ({one_line(error.problem or '', LONGEST_VALUE)})") from error
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # of a date or number that is none
+        deep = isinstance(error, RecursionError)
+        raise UserError(f"{where}: not valid YAML ({'nested too deeply' if deep else reason(error)})") from error
+    check_plain(value, where, MOST_VALUES)
+    return value
+
+
+def check_plain(value: Any, where: str, most: int | float = math.inf) -> None:
+    """Raise a UserError unless a value is made of what JSON holds, not too deep, and of no more than `most` values."""
+    n = 0
+    todo: list[tuple[Any, tuple[str | int, ...]]] = [(value, ())]
+    while todo:
+        value, place = todo.pop()
+        n += 1
+        if len(place) > DEEPEST or n > most:
+            too = "nested too deeply" if n <= most else "too many values"
+            raise UserError(f"{where}: {'.'.join(map(str, place[:6]))}: {too}")
+        if isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, str):
+                    raise UserError(f"{where}: the key {quoted(key)} is not text; write it in quotes")
+            todo += [(inner, (*place, key)) for key, inner in value.items()]
+        elif isinstance(value, list):
+            n += len(value)
+            todo += [(inner, (*place, i)) for i, inner in enumerate(value) if not _finite_float(inner)]
+        elif problem := _not_plain(value):
+            raise UserError(f"{where}: {'.'.join(map(str, place)) or 'the value'} = {quoted(value)}: {problem}")
+
+
+def _finite_float(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
+def _not_plain(value: Any) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "expected a finite number"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "too large: integers have 64 bits"
+    if value is None or isinstance(value, str | int | float):
+        return None
+    return "expected text, a number, a list or an object; write text in quotes"
+
+
+def check_version(where: Path | str, content: Any, schema: type[BaseModel]) -> None:
+    """Raise a UserError if a file was written by a later version of the package than this."""
+    for field in _VERSIONS:
+        if isinstance(content, dict) and field in schema.model_fields:
+            newest, found = schema.model_fields[field].default, content.get(field, 0)
+            if isinstance(found, int) and found > newest:
+                writer = content.get("written_by")
+                by = quoted(writer).strip("'") if isinstance(writer, str) and writer != WRITER else "a later scalar-sae"
+                raise UserError(
+                    f"{where}: written by {by} ({field} {found}), this is {WRITER} ({field} {newest}); "
+                    "upgrade with pip install --upgrade scalar-sae"
+                )
+
+
+def explained(error: ValidationError) -> str:
+    """The first thing that a schema found wrong, in one line: its place, its value, and what was expected."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    said = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{place or 'it'} is missing"
+    if first["type"] == "extra_forbidden":
+        return f"{place} is not a field that this version knows"
+    value = "" if isinstance(first["input"], dict | list | tuple) else f" = {quoted(first['input'])}"
+    return f"{place or 'it'}{value}: {said}"
+
+
+def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in found if keys.count(key) > 1)!r} comes twice")
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not a finite number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
+
+
+def _int64(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) >= 2**63:
+        raise ValueError(f"{text[:40]} is too large: integers have 64 bits")
+    return int(text)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A loader that accepts no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose own keys are all different."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} comes twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,120 @@
+"""Tensors and checkpoints that carry a SHA-256 of what they hold, so that one changed bit is found when they are read.
+
+A `.safetensors` file has the digest of its names, types, shapes and bytes among its metadata. A checkpoint, a file of
+`torch.save`, has that of all bytes before it as the comment which every zip archive may end with; PyTorch reads the
+file as if the comment were not there.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scalar_sae.errors import UserError, reason
+from scalar_sae.readers import open_regular
+
+_DIGEST = 64
+"""Characters of a SHA-256."""
+_CHUNK = 2**20
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        UserError: it is not a regular file.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a `.safetensors` file with its digest."""
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, path, {"sha256": digest_of(plain)})
+
+
+def load_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
+    """Read a file of `save_tensors`, onto the CPU.
+
+    Args:
+        path: the file.
+        remedy: what to do if it is damaged.
+
+    Raises:
+        UserError: it is not what was written.
+    """
+    try:
+        open_regular(path).close()
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except UserError:
+        raise
+    except Exception as error:  # a damaged header fails in as many ways as it has fields
+        raise UserError(f"{path}: damaged ({reason(error)}); {remedy}") from error
+    if metadata.get("sha256") != digest_of(tensors):
+        raise UserError(f"{path}: damaged (its SHA-256 is not that of what was written); {remedy}")
+    return tensors
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write plain values and tensors with their digest."""
+    with path.open("w+b") as file:
+        torch.save(content, file)
+        file.seek(-2, os.SEEK_END)  # an archive's last field: the length of the comment that follows
+        file.write(_DIGEST.to_bytes(2, "little"))
+        file.seek(0)
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0, os.SEEK_END)
+        file.write(found.encode("ascii"))
+
+
+def load_checkpoint(path: Path, device: str | torch.device, remedy: str) -> dict[str, Any]:
+    """Read a file of `save_checkpoint`. Nothing in it is executed, and it is not parsed unless it is what was written.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        with open_regular(path) as file:
+            if not _is_whole(file):
+                raise UserError(f"{path}: damaged (its SHA-256 is not that of what was written); {remedy}")
+            file.seek(0)
+            content = torch.load(file, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except UserError:
+        raise
+    except Exception as error:  # of another version of PyTorch, or no room on the device
+        raise UserError(f"{path}: cannot be read ({reason(error)}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a checkpoint; {remedy}")
+    return content
+
+
+def _is_whole(file: io.BufferedReader) -> bool:
+    """Whether a file ends with the digest of all that is before it."""
+    left = os.fstat(file.fileno()).st_size - _DIGEST
+    found = hashlib.sha256()
+    while left > 0 and (chunk := file.read(min(_CHUNK, left))):
+        found.update(chunk)
+        left -= len(chunk)
+    return file.read() == found.hexdigest().encode("ascii")
