@@ -25,6 +25,8 @@ from scalar_sae.errors import UserError, quoted, reason
 from scalar_sae.readers import parse_json, read_text
 
 _HOST = re.sub(r"\W", "-", socket.gethostname())[:64]
+_LOCKS = {".lock", ".owner"}
+"""What locks.py puts into a folder that is in use."""
 _TEMPORARY = re.compile(rf"\.{_HOST}\.(\d+)\.[0-9a-f]{{8}}\.partial")
 
 
@@ -115,8 +117,8 @@ def _check_replaced(path: Path, temporary: Path, option: str) -> None:
         return
     if path.is_symlink() or not path.is_dir():
         raise UserError(f"{path}: is no folder, and one is to be written there; move it away")
-    lost = sorted({entry.name for entry in path.iterdir()} - {entry.name for entry in temporary.iterdir()})
-    if lost:
+    lost = sorted({entry.name for entry in path.iterdir()} - {entry.name for entry in temporary.iterdir()} - _LOCKS)
+    if lost := [name for name in lost if not _TEMPORARY.fullmatch(name)]:
         names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
         raise UserError(f"{path}: holds {names}, which would be lost; move the folder away, or choose another {option}")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 _VARIABLES = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 _BEARER = re.compile(r"(Bearer )[^\s'\"]+")
-_USER = re.compile(r"(\w+://)[^/\s@'\"]+@")
-_QUERY = re.compile(r"(\w+://[^\s?#'\"]+)[?#][^\s'\"]*")
+_USER = re.compile(r"(\b\w+://)[^/\s@'\"]+@")
+_QUERY = re.compile(r"(\b\w+://[^\s?#'\"]+)[?#][^\s'\"]*")
 _PATH = re.compile(r"(?<![\w.:/~\\-])(?:file://|~|[A-Za-z]:(?=[\\/]))?(?:[\\/][^\\/\s'\",;:=]+)+")
 _WHOLE = re.compile(r"(?:file://|~?[\\/]|[A-Za-z]:[\\/]).*", re.DOTALL)
 

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,9 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str):
         read_text(path, "make one")
 
 
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{new}: &{new} [{','.join(['*' + old] * 10)}]\n" for old, new in pairwise("abcdefghi")
+)
 BROKEN_YAML = {
     "twice": ("a: 1\na: 2", "line 2: .*'a' comes twice"),
     "tag": ("a: !!python/object/apply:os.system [x]", "line 1: .*python/object"),
@@ -111,9 +115,7 @@ BROKEN_YAML = {
     "deep": ("[" * 3000, "nested too deeply"),
     "a list as key": ("? [1]\n: 2", "unhashable"),
     "a control character": ("a: \x00", "not valid YAML"),
-    "a bomb": ("a: &a [1,1,1,1,1,1,1,1,1,1]\n"
-               + "".join(f"{new}: &{new} [{','.join(['*' + old] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)),
-               "too many values"),
+    "a bomb": (BOMB, "too many values"),
 }  # fmt: skip
 
 
@@ -194,6 +196,9 @@ def test_a_folder_replaces_one_only_if_nothing_is_lost(tmp_path: Path):
     assert (tmp_path / "site" / "judged.jsonl").read_text() == "paid for"
     assert (tmp_path / "site" / "latents.parquet").read_text() == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
+    (tmp_path / "site" / "judged.jsonl").unlink()
+    with held(tmp_path / "site"):
+        write("four")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is no folder"), whole(tmp_path / "file") as temporary:
         temporary.mkdir()
@@ -227,7 +232,7 @@ def test_two_writers_of_one_file_never_mix(tmp_path: Path):
 
 def test_what_a_folder_holds_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     synced: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(str(Path(f"/proc/self/fd/{number}").readlink())))
     with whole(tmp_path / "d") as temporary:
         (temporary / "inner").mkdir(parents=True)
         (temporary / "inner" / "f").write_text("x")
