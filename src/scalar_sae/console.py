@@ -45,4 +45,4 @@ class Bar:
 def say(text: str) -> None:
     """One line for the user, beside the progress bars."""
     if leads():
-        Console(stderr=True).print(text, highlight=False, markup=False)
+        Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)

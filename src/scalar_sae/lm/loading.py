@@ -1,49 +1,176 @@
-"""Find a model and its tokenizer: a shipped name, a local folder, a Hub id. What goes wrong is said in one line."""
+"""Find a model and its tokenizer: a shipped name, a folder, a GGUF file, the Hub. What goes wrong is said in one line.
+
+Weights, configuration and tokenizer of a model on the Hub come from one commit. Code from a repository is never run.
+"""
 
 import difflib
+import json
+import os
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from scalar_sae.console import say
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm import gpt_circuits
+from scalar_sae.lm.gguf import is_gguf, unpacked
 from scalar_sae.lm.toy import WEIGHTS, shipped
 from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+"""Precisions that a model can compute in; `auto`: the one that its configuration names."""
+HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", "proxies", "local_files_only")
+"""Options that say which files of the Hub are meant, and how they are reached."""
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+_ADDRESS = re.compile(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?(?:/(.+?))?/?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _LAYER = re.compile(r"(.*\b(?:h|layers)\.)(\d+)\.")
 
 
-def load_hf(source: str | Path, device: str | torch.device | None = None, **options: Any) -> Any:
-    """Load a causal language model with `transformers`; code from a repository is never run.
+@dataclass(frozen=True)
+class Origin:
+    """Where the files of a model are: in a folder, or in a repository on the Hub."""
+
+    path: str
+    """The folder, or `owner/name`; empty where there are no files."""
+    hub: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    """For a repository: which of `HUB_OPTIONS` are set. The revision is a commit, so that files which are read later
+    belong to those read first, even if the repository has changed by then."""
+
+    @property
+    def local(self) -> bool:
+        """Whether there is nothing to download."""
+        return self.path == "" or Path(self.path).is_dir()
+
+    @classmethod
+    def of(cls, hf: Any) -> "Origin":
+        """Where a module says that it came from. It does not say which revision of a repository that was."""
+        return cls(str(hf.name_or_path))
+
+
+def locate(source: str | Path, options: dict[str, Any], *, with_tokenizer: bool = True) -> Origin:
+    """Where a model's files are. The Hub's options are taken out of `options`.
+
+    Args:
+        source: a shipped name; a folder; a GGUF file; `owner/name[@revision]`, or
+            `hf://owner/name[@revision][/subfolder]`, which may end in the name of a GGUF file.
+        options: of `LanguageModel.load`.
+        with_tokenizer: whether the tokenizer of a GGUF file is wanted.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    name = str(source)
+    hub = {key: value for key in HUB_OPTIONS if (value := options.pop(key, None)) is not None}
+    if (file := options.pop("gguf_file", None)) is not None:
+        name = f"{name.rstrip('/')}/{file}"
+    path = WEIGHTS / name if name in shipped() else Path(name)
+    if path.exists():
+        if "revision" in hub:
+            raise UserError(f"{name}: on this machine, where there is no revision {hub['revision']!r}; leave it out")
+        path = path / hub.get("subfolder", "")
+        if path.is_file() and not is_gguf(path):
+            raise UserError(f"{name}: a single file; give the folder that config.json lies in, or a GGUF file")
+        return Origin(str(unpacked(path, with_tokenizer=with_tokenizer) if is_gguf(path) else path))
+    address = _address(name, as_file=file is not None)
+    if address is None or difflib.get_close_matches(name, shipped(), cutoff=0.8):
+        expected = ["a folder with config.json", "a GGUF file", "a Hub id such as owner/name or owner/name@revision"]
+        raise unknown("language model", name, [*shipped(), *expected])
+    repository, revision, inside = address
+    for key, value in (("revision", revision), ("subfolder", inside)):
+        if value is not None and hub.setdefault(key, value) != value:
+            raise UserError(f"{name}: names the {key} {value!r}, the option {key} is {hub[key]!r}; give one of them")
+    if is_gguf(hub.get("subfolder", "")):
+        found = _downloaded(name, repository, hub.pop("subfolder"), hub)
+        return Origin(str(unpacked(found, with_tokenizer=with_tokenizer)))
+    config = _downloaded(name, repository, "config.json", hub)
+    commit = next(part for part, above in zip(config.parts[1:], config.parts, strict=False) if above == "snapshots")
+    return Origin(repository, hub | {"revision": commit})
+
+
+def _address(name: str, *, as_file: bool = False) -> tuple[str, str | None, str | None] | None:
+    """Repository, revision and what is meant inside; None for what is no address, such as the path of no folder."""
+    found = _ADDRESS.fullmatch(name)
+    if found is None:
+        return None
+    repository, revision, inside = found.groups()
+    certain = name.startswith("hf://") or revision is not None or as_file
+    return None if (inside or is_gguf(name)) and not certain else (repository, revision, inside)
+
+
+def _downloaded(name: str, repository: str, file: str, hub: dict[str, Any]) -> Path:
+    """A file of a repository, in the cache of the Hub."""
+    try:
+        return Path(hf_hub_download(repository, file, **hub))
+    except Exception as error:
+        raise _explained(name, "cannot be loaded from the Hub", error) from error
+
+
+def precision(dtype: Any) -> Any:
+    """What `transformers` calls a precision: a `torch.dtype`, or `auto`.
+
+    Raises:
+        UserError: it is none of `DTYPES`.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if dtype is None or name == "auto":
+        return "auto"
+    if name not in DTYPES:
+        raise unknown("dtype", name, DTYPES)
+    return getattr(torch, name)
+
+
+def load_hf(
+    origin: Origin, name: str, device: str | torch.device | None = None, dtype: Any = "auto", **options: Any
+) -> Any:
+    """Load a causal language model with `transformers`.
+
+    Args:
+        origin: where it is.
+        name: what the user calls it.
+        device: where to move it; by default it stays where `transformers` puts it.
+        dtype: one of `DTYPES`, or a `torch.dtype`.
+        options: for `from_pretrained`.
 
     Raises:
         UserError: there is no such model, it is gated, or its files are damaged or of no causal language model.
     """
-    name = str(source)
-    folder = WEIGHTS / name if name in shipped() else Path(source)
+    dtype = precision(dtype)
+    if options.pop("trust_remote_code", False):
+        raise UserError(
+            f"{name}: trust_remote_code: code from a repository is never run here; load the model with transformers "
+            "and give the module: LanguageModel.load(hf_model, tokenizer=...)"
+        )
+    folder = Path(origin.path)
     if gpt_circuits.is_checkpoint(folder):
         hf: Any = gpt_circuits.load(folder)
-        return hf if device is None else hf.to(device)
-    local = folder.is_dir()
-    if local and not (folder / "config.json").is_file():
-        raise UserError(f"{name}: no config.json there; expected a folder with config.json and model.safetensors")
-    if not local and (not _HUB_ID.fullmatch(name) or difflib.get_close_matches(name, shipped(), cutoff=0.8)):
-        raise unknown("language model", name, [*shipped(), "a folder with config.json", "a Hub id such as owner/name"])
-    if local:
+        return hf.to(device=device, dtype=None if dtype == "auto" else dtype)
+    if origin.local:
+        _check_folder(folder, name)
         transformers_logging.disable_progress_bar()
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks a server to convert .bin files
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder if local else name,
-            local_files_only=local,
+            origin.path,
+            dtype=dtype,
+            trust_remote_code=False,
+            weights_only=True,  # of .bin files: no code in a pickle is run
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
+            **({"local_files_only": True} if origin.local else origin.hub),
             **options,
         )
     except Exception as error:  # a config can be wrong in as many ways as there are models
@@ -51,6 +178,17 @@ def load_hf(source: str | Path, device: str | torch.device | None = None, **opti
     hf, report = loaded
     _check_report(name, hf, report)
     return hf if device is None else hf.to(device)
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Raise a UserError if a folder holds no model, and say what it holds instead."""
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{name}: holds an adapter, no model; merge it (peft: merge_and_unload) and save the model")
+    if files := sorted(folder.glob("*.gguf")):
+        raise UserError(f"{name}: no config.json there; a GGUF file is given by its name, such as {files[0]}")
+    raise UserError(f"{name}: no config.json there; expected a folder with config.json and {WEIGHT_FILES[0]}")
 
 
 def _check_report(name: str, hf: Any, report: dict[str, Any]) -> None:
@@ -63,41 +201,60 @@ def _check_report(name: str, hf: Any, report: dict[str, Any]) -> None:
         )
     n_layers = hf.config.get_text_config().num_hidden_layers
     lists = {found[1] for key in hf.state_dict() if (found := _LAYER.match(key))}
+    modules = dict(hf.named_modules())
     for key in sorted(report["unexpected_keys"]):  # others are common: buffers of old versions, vision towers
         found = _LAYER.match(key)
         if found and found[1] in lists and int(found[2]) >= n_layers:
             raise UserError(f"{name}: holds {key}, by its config it has {n_layers} layers; one is of another model")
+        module, _, leaf = key.rpartition(".")
+        if module in modules and leaf in modules[module]._parameters:  # pyright: ignore[reportPrivateUsage]
+            raise UserError(f"{name}: holds {key}, by its config there is none; one is of another model")
 
 
 def model_in(folder: Path) -> Path | None:
     """The language model that lies in a folder of SAEs: the folder itself, or `lm` in it."""
-    for place in (folder / "lm", folder):
-        has_config = (place / "config.json").is_file() or (place / "model.json").is_file()
-        if has_config and (place / "model.safetensors").is_file():
-            return place
-    return None
+    return next((place for place in (folder / "lm", folder) if _is_model(place)), None)
 
 
-def load_tokenizer(source: str, name: str, d_vocab: int) -> Tokenizer:
+def _is_model(folder: Path) -> bool:
+    """Whether a folder holds a language model: its configuration, and weights in one file or in shards."""
+    if gpt_circuits.is_checkpoint(folder):
+        return True
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    named = isinstance(config, dict) and ("model_type" in config or "architectures" in config)
+    return named and any((folder / file).is_file() for file in WEIGHT_FILES)
+
+
+def load_tokenizer(origin: Origin, name: str, d_vocab: int) -> Tokenizer:
     """The tokenizer beside a model's weights; ASCII codes for a model of 128 symbols that has none.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    folder = Path(source)
-    local = source == "" or folder.is_dir()
-    if local and not any((folder / file).is_file() for file in _TOKENIZER_FILES if source):
+    folder = Path(origin.path)
+    if origin.local and not any((folder / file).is_file() for file in _TOKENIZER_FILES if origin.path):
         if d_vocab == Ascii().d_vocab:
             return Ascii()
         raise UserError(
             f"{name}: no tokenizer beside the weights; save one there (tokenizer.json), "
             "or LanguageModel.load(..., tokenizer=...)"
         )
+    if not origin.local and "revision" not in origin.hub:
+        say(
+            f"{name}: the tokenizer is that of {origin.path}, main; if the weights are of another revision, "
+            "give the tokenizer too"
+        )
     try:
-        found = Pretrained(AutoTokenizer.from_pretrained(source, local_files_only=local), name)
+        options = {"local_files_only": True} if origin.local else origin.hub
+        found = Pretrained(AutoTokenizer.from_pretrained(origin.path, trust_remote_code=False, **options), name)
         ids, _ = found.encode("a")
     except Exception as error:
         raise _explained(name, "its tokenizer cannot be loaded", error) from error
+    if "AutoTokenizer" in (found.inner.init_kwargs.get("auto_map") or ()):
+        say(f"{name}: its tokenizer has code of its own, which is not run; its other files are read")
     if not len(ids):
         raise UserError(f"{name}: its tokenizer makes nothing of a text; take the files of the model's own tokenizer")
     return found
@@ -109,11 +266,14 @@ def _explained(name: str, what: str, error: Exception) -> UserError:
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
     if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return UserError(
-            f"{name}: a gated repository; ask for access at https://huggingface.co/{name}, then hf auth login"
-        )
+        address = _ADDRESS.fullmatch(name)
+        page = f"https://huggingface.co/{address[1] if address else name}"
+        return UserError(f"{name}: a gated repository; ask for access at {page}, then hf auth login")
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return UserError(f"{name}: the repository has no such revision; give a branch, a tag or a commit that it has")
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return UserError(
             f"{name}: neither a local folder nor a repository on the Hub that you can read (hf auth login?)"
         )
-    return UserError(f"{name}: {what} ({str(error).strip().splitlines()[0]})")
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return UserError(f"{name}: {what} ({first})")

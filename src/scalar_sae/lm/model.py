@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from scalar_sae.errors import UserError
 from scalar_sae.lm.architectures import dissect
 from scalar_sae.lm.feedforward import FeedForward
-from scalar_sae.lm.gguf import is_gguf, unpacked
 from scalar_sae.lm.hooked import as_hf
 from scalar_sae.lm.layers import At
-from scalar_sae.lm.loading import load_hf, load_tokenizer
+from scalar_sae.lm.loading import Origin, load_hf, load_tokenizer, locate
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
 
@@ -38,12 +37,15 @@ Replacement = Callable[[Tensor], Tensor]
 class LanguageModel(nn.Module):
     """A frozen decoder-only transformer with named sites."""
 
-    def __init__(self, hf: nn.Module, name: str, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, hf: nn.Module, name: str, tokenizer: Tokenizer | None = None, origin: Origin | None = None
+    ) -> None:
         super().__init__()
         self.hf: Any = hf.eval().requires_grad_(False)
         self.name = name
         self._anatomy = dissect(hf, name)
         self._tokenizer = tokenizer
+        self._origin = origin or Origin.of(self.hf)
         config = self.hf.config.get_text_config()
         self.d_model: int = config.hidden_size
         self.n_layers: int = len(self._anatomy.layers)
@@ -55,24 +57,25 @@ class LanguageModel(nn.Module):
         """Load any decoder-only causal language model of `transformers`.
 
         Args:
-            source: a shipped model's name, a local folder, a GGUF file, a Hub id, or a model that is loaded already
-                (which is frozen and put into evaluation mode), also TransformerLens' HookedTransformer or bridge.
+            source: a shipped model's name; a folder; a GGUF file; a model on the Hub, `owner/name[@revision]` or
+                `hf://owner/name[@revision][/subfolder]`; or a model that is loaded already (which is frozen and put
+                into evaluation mode), also TransformerLens' HookedTransformer or bridge.
             tokenizer: a `transformers` tokenizer, if not the model's own.
-            options: passed on to `transformers`' `from_pretrained`: `dtype`, `device_map`, `revision`; and `device`, to
-                which the model is moved.
+            options: `device`, to which the model is moved; `dtype`, the precision in which it computes (by default the
+                one that its configuration names); `revision`, `token`, `cache_dir` and `subfolder`, which hold for
+                weights, configuration and tokenizer alike; whatever else `from_pretrained` of `transformers` takes,
+                such as `device_map`.
 
         Raises:
             UserError: there is no such model, its files are damaged, or its architecture is not understood.
         """
         if isinstance(source, nn.Module):
             hf, name, own = as_hf(source)
-            tokenizer = own if tokenizer is None else tokenizer
+            origin, tokenizer = None, own if tokenizer is None else tokenizer
         else:
-            name = str(source)
-            if is_gguf(source):
-                source = unpacked(Path(source), with_tokenizer=tokenizer is None)
-            hf = load_hf(source, **options)
-        return cls(hf, name, None if tokenizer is None else Pretrained(tokenizer, name))
+            name, origin = str(source), locate(source, options, with_tokenizer=tokenizer is None)
+            hf = load_hf(origin, name, **options)
+        return cls(hf, name, None if tokenizer is None else Pretrained(tokenizer, name), origin)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -82,7 +85,7 @@ class LanguageModel(nn.Module):
             UserError: there is none.
         """
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.hf.name_or_path, self.name, self.d_vocab)
+            self._tokenizer = load_tokenizer(self._origin, self.name, self.d_vocab)
         return self._tokenizer
 
     @property
@@ -117,7 +120,7 @@ class LanguageModel(nn.Module):
         for weights in hf.parameters():
             order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
             weights.data = weights.data.flatten()[order].view_as(weights)
-        return LanguageModel(hf, f"{self.name}, weights shuffled", self._tokenizer)
+        return LanguageModel(hf, f"{self.name}, weights shuffled", self._tokenizer, self._origin)
 
     def check(self, site: Site) -> None:
         """Raise a UserError if the model has no such site, or if the module it is named after is at another one."""

@@ -23,7 +23,7 @@ from scalar_sae.console import Bar, say
 from scalar_sae.corpora import Corpus, Texts, load_texts, tokenized, windows
 from scalar_sae.errors import UserError
 from scalar_sae.io import Events, whole, write_json
-from scalar_sae.lm.loading import load_tokenizer
+from scalar_sae.lm.loading import Origin, load_tokenizer
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer, byte_pairs
 from scalar_sae.versions import versions
@@ -162,7 +162,7 @@ def _vocabulary(recipe: LmRecipe, texts: Texts, out: Path) -> Tokenizer:
     if recipe.d_vocab == Ascii().d_vocab:
         return Ascii()
     if (out / "checkpoint.pt").exists() and (out / TOKENIZER).is_dir():
-        return load_tokenizer(str(out / TOKENIZER), "byte pairs", recipe.d_vocab)
+        return load_tokenizer(Origin(str(out / TOKENIZER)), "byte pairs", recipe.d_vocab)
     return byte_pairs(texts.train, recipe.d_vocab)
 
 
