@@ -42,7 +42,7 @@ def comparison(
 def answered(out: Path, pairs: list[FeaturePair], raters: dict[str, list[str]]) -> None:
     write_json(out / "pairs.json", Pairs(names=NAMES, pairs=pairs).model_dump())
     for name, choices in raters.items():
-        answers = Answers(out, name)
+        answers = Answers(out, name, len(pairs))
         for pair, choice in enumerate(choices):
             answers.add(pair, choice, 1.0)
 
@@ -102,7 +102,7 @@ def test_answers_survive_and_go_on(tmp_path: Path):
     again.answer({"pair": 2, "choice": "right"})
     assert Comparison(tmp_path, "ann").answers.choices == {0: "left", 1: "neither", 2: "right"}
     assert again.question(1)["answer"] == "neither"
-    again.answer({"pair": 1, "choice": "left"})
+    again.answer({"pair": 1, "choice": "left", "before": "neither"})
     assert Comparison(tmp_path, "ann").answers.choices == {0: "left", 1: "left", 2: "right"}
     assert again.question()["number"] == 3
 
@@ -193,7 +193,7 @@ def test_bad_input(tmp_path: Path):
     with pytest.raises(UserError, match="no answers yet"):
         summary(tmp_path)
     with pytest.raises(UserError, match="letters, digits"):
-        Answers(tmp_path, "../ann")
+        Answers(tmp_path, "../ann", 4)
     with pytest.raises(UserError, match="expected a pair below 4"):
         Comparison(tmp_path, "ann").answer({"pair": 4, "choice": "left"})
 
@@ -205,14 +205,15 @@ def test_the_server_refuses_what_is_no_answer(tmp_path: Path):
         address = f"http://127.0.0.1:{server.server_port}"
         wrong = [("answer", body) for body in (b"not json", b"[]", b'{"pair": 0, "choice": "both"}')]
         for path, body in (*wrong, ("question/4", None)):
+            request = urllib.request.Request(f"{address}/{path}", body, {"Content-Type": "application/json"})
             with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(f"{address}/{path}", data=body)
+                urllib.request.urlopen(request)
             assert refused.value.code == 400
             refused.value.close()
         with pytest.raises(UserError, match="choose another"):
             serve(Comparison(tmp_path, "ann"), server.server_port)
         server.shutdown()
-    assert not (tmp_path / "answers").exists()
+    assert list((tmp_path / "answers").iterdir()) == []
 
 
 @pytest.mark.browser
@@ -260,6 +261,6 @@ def test_the_page_under_keys(tmp_path: Path, browser: Any):
         ActionChains(browser).send_keys(Keys.ARROW_LEFT).perform()
         shows("null")
         server.shutdown()
-    assert list(Answers(tmp_path, "ann").choices.values()) == ["left", "neither", "left", "right"]
+    assert list(Answers(tmp_path, "ann", 4).choices.values()) == ["left", "neither", "left", "right"]
     done = scalar("blind", "--out", tmp_path, "--summary")
     assert json.loads(done.stdout)["counts"]["ann"]["neither"] == 1

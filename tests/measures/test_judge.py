@@ -18,10 +18,10 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.errors import UserError
-from scalar_sae.measures.features import read_vocabulary
 from scalar_sae.measures.judge import judge_features, judged, read_judged
 from scalar_sae.measures.judges import TRIES, Judge, endpoint, local
 from scalar_sae.measures.reading import keep_reading, reading
+from scalar_sae.measures.tables import read_vocabulary
 from scalar_sae.report.page import render
 from scalar_sae.results import Results
 from scalar_sae.tokenizer import byte_pairs

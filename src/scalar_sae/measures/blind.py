@@ -1,7 +1,7 @@
 """Blind comparison of two SAEs' features (SCALAR §4.5): which of two features is easier to make sense of?
 
     prepare(out, lm, site, {"a": sae, "b": sae}, tokens)     pairs matched by density, sides drawn at random
-    pairs, answers = Pairs.read(out), Answers(out, "rater")  answers are on disk one by one
+    answers = Answers(out, "rater", len(pairs.pairs))        answers are on disk one by one
     summary(out)                                             preference with an interval, agreement of raters
 
 In `out`: settings.json, a/ and b/ (feature tables), pairs.json (which latents, which side is which: not shown to
@@ -10,31 +10,34 @@ raters) and answers/<rater>.jsonl, a line an answer.
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor
 
+from scalar_sae import jsonl
 from scalar_sae.activations.cache import fingerprint
 from scalar_sae.benchmark.score import digest, rules
 from scalar_sae.errors import UserError
 from scalar_sae.io import claim, write_json
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.measures.features import read_features, read_vocabulary
+from scalar_sae.measures.features import read_features
+from scalar_sae.measures.tables import read_examples, read_table
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
 Choice = Literal["left", "right", "neither"]
+LONGEST_NAME = 64
+"""Of a rater."""
 CHOICES: tuple[Choice, ...] = ("left", "right", "neither")
 EXAMPLES = 10
 """Of each kind, strongest and random, shown of each feature."""
@@ -43,21 +46,21 @@ EXAMPLES = 10
 class FeaturePair(BaseModel):
     """Two latents of about the same density, and which is shown on the left."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    a: int
-    b: int
+    a: NonNegativeInt
+    b: NonNegativeInt
     left: Literal["a", "b"]
 
 
 class Pairs(BaseModel):
     """What `pairs.json` holds."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     names: dict[Literal["a", "b"], str]
     """Where the two SAEs come from."""
-    pairs: list[FeaturePair]
+    pairs: list[FeaturePair] = Field(min_length=1)
 
     @classmethod
     def read(cls, out: Path) -> "Pairs":
@@ -92,7 +95,7 @@ def prepare(
     settings: dict[str, Any] = {side: [digest(sae), *rules(sae)] for side, sae in saes.items()}
     settings |= {"lm": fingerprint(lm), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
     claim(out, settings | {"site": str(site), "pairs": n_pairs, "seed": seed})
-    if (out / "pairs.json").is_file():
+    if (out / "pairs.json").exists():
         return Pairs.read(out)
     for side, sae in saes.items():
         read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, ignore=lm.special_tokens)
@@ -104,7 +107,7 @@ def prepare(
 
 def _density(folder: Path) -> Float[np.ndarray, " n"]:
     """Firing rates; 0 for latents with fewer than EXAMPLES tokens to show."""
-    latents = pq.read_table(folder / "latents.parquet")
+    latents = read_table(folder, "latents")
     times = np.stack(latents["octaves"].to_pylist()).sum(1)
     return np.where(times >= EXAMPLES, latents["density"].to_numpy(), 0)
 
@@ -141,13 +144,24 @@ class Examples:
     vocabulary: dict[int, str]
 
     @classmethod
-    def read(cls, folder: Path) -> "Examples":
-        """From a feature table."""
-        rows: dict[int, list[dict[str, Any]]] = {}
-        fires = pq.read_table(folder / "contexts.parquet", filters=[("kind", "in", ["top", "random"])])
-        for row in fires.to_pylist():
-            rows.setdefault(row["latent"], []).append(row)
-        return cls(rows, read_vocabulary(folder))
+    def read(cls, folder: Path, latents: Iterable[int]) -> "Examples":
+        """Those of some latents, from an SAE's tables.
+
+        Raises:
+            UserError: the tables are damaged, or have no examples of one of the latents.
+        """
+        contexts, vocabulary = read_examples(folder)
+        rows: dict[int, list[dict[str, Any]]] = {latent: [] for latent in latents}
+        for row in contexts.filter(pc.field("kind").isin(["top", "random"])).to_pylist():
+            if row["latent"] in rows:
+                rows[row["latent"]].append(row)
+        for latent, some in rows.items():
+            if max((act for row in some for act in row["acts"]), default=0) <= 0:
+                raise UserError(
+                    f"{folder}: shows latent {latent} firing nowhere, and it is one of the pairs: these files are not "
+                    "of one comparison; start another with another --out"
+                )
+        return cls(rows, vocabulary)
 
     def of(self, latent: int) -> list[dict[str, Any]]:
         """Of each example its kind, and each token's text with its activation as a share of the largest shown."""
@@ -160,43 +174,55 @@ class Examples:
         return [(self.vocabulary[token], share) for token, share in zip(row["tokens"], shares, strict=True)]
 
 
+class Answer(BaseModel):
+    """A line of `answers/<rater>.jsonl`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    pair: NonNegativeInt
+    choice: Choice
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Between question and answer."""
+
+
 class Answers:
     """One rater's answers, each on disk before the next question."""
 
-    def __init__(self, out: Path, rater: str) -> None:
-        if not rater or not all(c.isalnum() or c in "-_" for c in rater):
-            raise UserError(f"rater {rater!r}: letters, digits, - and _ only")
+    def __init__(self, out: Path, rater: str, n_pairs: int) -> None:
+        """Those that were given before.
+
+        Raises:
+            UserError: not a name, the file is damaged, or it cannot be written.
+        """
+        if not 0 < len(rater) <= LONGEST_NAME or not all(c.isalnum() or c in "-_" for c in rater):
+            raise UserError(f"--rater {rater!r}: up to {LONGEST_NAME} letters, digits, - and _ only")
         self._path = out / "answers" / f"{rater}.jsonl"
-        self.choices = read_answers(self._path) if self._path.is_file() else {}
+        self._n_pairs = n_pairs
+        jsonl.check_appendable(self._path)
+
+    @property
+    def choices(self) -> dict[int, Choice]:
+        """What is on disk: other windows, and other processes, write there too."""
+        return read_answers(self._path, self._n_pairs)
 
     def add(self, pair: int, choice: Choice, seconds: float) -> None:
         """Keep an answer; a second one to the same pair replaces the first."""
-        line = json.dumps({"pair": pair, "choice": choice, "seconds": round(seconds, 2)})
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"\n{line}\n")  # the first newline ends a line that a crash may have cut off
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror})") from error
-        self.choices[pair] = choice
-
-    def next(self, n_pairs: int) -> int | None:
-        """The first pair without an answer; None when all have one."""
-        return next((pair for pair in range(n_pairs) if pair not in self.choices), None)
+        jsonl.append(self._path, Answer(pair=pair, choice=choice, seconds=round(seconds, 2)))
 
 
-def read_answers(path: Path) -> dict[int, Choice]:
-    """Answers by pair; a last line that was cut off is left out."""
-    found: dict[int, Choice] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            answer = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[answer["pair"]] = answer["choice"]
-    return found
+def read_answers(path: Path, n_pairs: int) -> dict[int, Choice]:
+    """Answers by pair, of each the last.
+
+    Raises:
+        UserError: the file is damaged, or of another comparison.
+    """
+    answers = jsonl.read(path, Answer)
+    for answer in answers:
+        if answer.pair >= n_pairs:
+            raise UserError(
+                f"{path}: answers pair {answer.pair}, the comparison has {n_pairs}: it is of another one; move it away"
+            )
+    return {answer.pair: answer.choice for answer in answers}
 
 
 class Summary(BaseModel):
@@ -222,7 +248,7 @@ def summary(out: Path, seed: int = 0) -> Summary:
     """
     pairs = Pairs.read(out)
     files = sorted((out / "answers").glob("*.jsonl"))
-    raters = {path.stem: _by_sae(read_answers(path), pairs.pairs) for path in files}
+    raters = {path.stem: _by_sae(read_answers(path, len(pairs.pairs)), pairs.pairs) for path in files}
     if not any(raters.values()):
         raise UserError(f"{out}: no answers yet")
     votes = np.zeros((len(pairs.pairs), 2))

@@ -2,12 +2,7 @@
 
     read_features(lm, site, sae, tokens, out)    # writes three tables into out
 
-| table                | a row                                                                                       |
-|----------------------|---------------------------------------------------------------------------------------------|
-| `latents.parquet`    | a latent: density, maximum, mean, counts by octaves, its rule (rules.py), its direct effect |
-|                      | on the logits (logits.py)                                                                   |
-| `contexts.parquet`   | an example: the tokens around it and the latent's activation at each                        |
-| `vocabulary.parquet` | a token that occurs in the other two: its text                                              |
+tables.py says what is in each of them. Rules are those of rules.py, effects on the logits those of logits.py.
 
 Examples are the strongest (`top`), a uniform sample of all tokens where the latent fires (`random`), which shows what
 the strongest hide, one at random of each power of two that its activation reaches (`band`), and stretches of text where
@@ -20,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array, vstack
@@ -32,13 +26,12 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import counted
 from scalar_sae.measures.logits import logit_effects
 from scalar_sae.measures.rules import Sparse, rule_scores
+from scalar_sae.measures.tables import OCTAVES, write_table
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
 BEFORE, AFTER = 24, 8
 """Tokens of context around an example."""
-OCTAVES = range(-10, 11)
-"""Activations are counted by powers of two from 2^-10 to 2^10; the ends include everything beyond them."""
 RULE_TOKENS = 2**17
 """Most tokens that rules are made from and tried on."""
 
@@ -137,15 +130,9 @@ def read_features(
     texts = lm.tokenizer.pieces(vocabulary.tolist())
     with whole(out) as temporary:
         temporary.mkdir()
-        pq.write_table(pa.table(latents), temporary / "latents.parquet")
-        pq.write_table(contexts, temporary / "contexts.parquet")
-        pq.write_table(pa.table({"token": vocabulary, "text": texts}), temporary / "vocabulary.parquet")
-
-
-def read_vocabulary(folder: Path) -> dict[int, str]:
-    """The text of each token of a feature table."""
-    table = pq.read_table(folder / "vocabulary.parquet")
-    return dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
+        write_table(pa.table(latents), temporary / "latents.parquet")
+        write_table(contexts, temporary / "contexts.parquet")
+        write_table(pa.table({"token": vocabulary, "text": texts}), temporary / "vocabulary.parquet")
 
 
 def _activations(

@@ -22,15 +22,14 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
 
 from scalar_sae import jsonl
 from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
-from scalar_sae.measures.features import read_vocabulary
 from scalar_sae.measures.judges import Ask, Judge
+from scalar_sae.measures.tables import read_examples
 
 SHOWN = 5
 """Examples that the judge explains."""
@@ -95,10 +94,8 @@ def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) ->
         UserError: there are no feature tables, too few examples in them, the folder cannot be written, or the judge
             does not answer.
     """
-    if not (folder / "contexts.parquet").is_file():
-        raise UserError(f"{folder}: no feature tables here; make them with scalar features")
-    table = pq.read_table(folder / "contexts.parquet")
-    out, vocabulary = folder / "judged.jsonl", read_vocabulary(folder)
+    table, vocabulary = read_examples(folder)
+    out = folder / "judged.jsonl"
     questions = hashlib.sha256(json.dumps([SHOWN, EXPLAIN, DETECT, FUZZ]).encode()).hexdigest()[:12]
     who: dict[str, str | int | None] = {"model": judge.model, "url": judge.url, "questions": questions, "seed": seed}
     done = {row.latent for row in read_judged(folder) if row.judge == who}

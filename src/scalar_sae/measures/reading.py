@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from scalar_sae.benchmark.scores import interval
 from scalar_sae.measures.judge import Judged, read_judged
 from scalar_sae.measures.rules import LENGTHS
+from scalar_sae.measures.tables import read_table
 from scalar_sae.results import Results
 from scalar_sae.sae_results import JudgedBy, MeanScore, SaeReading
 
 
 def reading(folder: Path) -> SaeReading:
     """The scores of one SAE whose feature tables are in a folder."""
-    f1 = np.stack(pq.read_table(folder / "latents.parquet")["rule_f1"].to_pylist())
+    f1 = np.stack(read_table(folder, "latents")["rule_f1"].to_pylist())
     judges: dict[str, list[Judged]] = {}
     for row in read_judged(folder):
         judges.setdefault(json.dumps(row.judge, sort_keys=True), []).append(row)

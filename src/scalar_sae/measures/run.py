@@ -4,7 +4,6 @@ import hashlib
 import math
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from jaxtyping import Int
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from scalar_sae.measures.layers import duplicates
 from scalar_sae.measures.overlap import THRESHOLD
 from scalar_sae.measures.seeds import in_common, seed_agreement
 from scalar_sae.measures.spelling import WORDS, first_letters
+from scalar_sae.measures.tables import write_table
 from scalar_sae.results import Results
 from scalar_sae.saes.store import load_sae, load_saes
 from scalar_sae.sites import Site
@@ -198,7 +198,7 @@ def read_run(
             edges = strongest_edges(model, group, tokens[:: -(-prompts // rank_prompts)], ranking, memory=memory)
             for site, folder in places.items():
                 with whole(folder / "edges.parquet") as temporary:
-                    pq.write_table(edges[site], temporary)
+                    write_table(edges[site], temporary)
         folders += places.values()
     return folders
 

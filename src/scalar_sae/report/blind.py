@@ -1,26 +1,43 @@
 """The page of a blind comparison, served to a browser on this machine; answers go to disk one by one."""
 
-import json
 import re
+import threading
 import time
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from scalar_sae.errors import UserError
-from scalar_sae.measures.blind import CHOICES, Answers, Examples, Pairs
-from scalar_sae.report.environment import environment
+from scalar_sae.measures.blind import CHOICES, Answers, Choice, Examples, Pairs
+from scalar_sae.report.environment import viewer
+from scalar_sae.report.loopback import LoopbackServer, RefusedError
+from scalar_sae.report.text import token_text
+
+
+class Posted(BaseModel):
+    """An answer as the page sends it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    pair: int
+    choice: Choice
+    before: Choice | None = None
+    """The answer to this pair that the page knew of: another tab may have given one since."""
 
 
 class Comparison:
-    """What one rater is asked, and what becomes of the answers."""
+    """What one rater is asked, and what becomes of the answers. One thread at a time is in it."""
 
     def __init__(self, out: Path, rater: str) -> None:
         self.pairs = Pairs.read(out).pairs
-        self.answers = Answers(out, rater)
-        self._examples = {"a": Examples.read(out / "a"), "b": Examples.read(out / "b")}
-        self._asked = time.monotonic()
+        self.answers = Answers(out, rater, len(self.pairs))
+        self._examples = {
+            "a": Examples.read(out / "a", [pair.a for pair in self.pairs]),
+            "b": Examples.read(out / "b", [pair.b for pair in self.pairs]),
+        }
+        self._asked: dict[int, float] = {}
+        self._lock = threading.Lock()
 
     def question(self, number: int | None = None) -> dict[str, Any]:
         """A pair without names, by default the next one; `number` is None when all are answered.
@@ -28,86 +45,71 @@ class Comparison:
         Raises:
             UserError: there is no such pair.
         """
-        if number is None:
-            number = self.answers.next(len(self.pairs))
-        found: dict[str, Any] = {"number": number, "done": len(self.answers.choices), "total": len(self.pairs)}
-        if number is None:
-            return found
-        self._check(number)
-        found["answer"] = self.answers.choices.get(number)
-        pair = self.pairs[number]
-        sides = {"left": pair.left, "right": "b" if pair.left == "a" else "a"}
-        self._asked = time.monotonic()
-        for side, sae in sides.items():
-            found[side] = self._examples[sae].of(pair.a if sae == "a" else pair.b)
-        return found
+        with self._lock:
+            return self._question(number)
 
-    def answer(self, content: Any) -> None:
-        """Keep an answer.
+    def answer(self, content: Any) -> dict[str, Any]:
+        """Keep an answer; returns the next question.
 
         Raises:
             UserError: not an answer to one of the pairs.
+            RefusedError: another tab has answered since the page asked.
         """
-        pair, choice = content.get("pair"), content.get("choice")
-        if choice not in CHOICES:
-            raise UserError(f"answer {choice!r}: expected one of {', '.join(CHOICES)}")
-        self._check(pair)
-        self.answers.add(pair, choice, time.monotonic() - self._asked)
+        try:
+            posted = Posted.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "answer"
+            raise UserError(f"{where}: {first['msg']}; expected a pair and one of {', '.join(CHOICES)}") from error
+        self._check(posted.pair)
+        with self._lock:
+            here = self.answers.choices.get(posted.pair)
+            if here != posted.before:
+                raise RefusedError(
+                    409, f"pair {posted.pair + 1} was answered in another window ({here}); Backspace goes back"
+                )
+            asked = self._asked.get(posted.pair, time.monotonic())
+            self.answers.add(posted.pair, posted.choice, time.monotonic() - asked)
+            return self._question(None)
 
-    def _check(self, pair: Any) -> None:
-        if not isinstance(pair, int) or not 0 <= pair < len(self.pairs):
-            raise UserError(f"pair {pair!r}: expected a pair below {len(self.pairs)}")
+    def _question(self, number: int | None) -> dict[str, Any]:
+        choices = self.answers.choices
+        if number is None:
+            number = next((pair for pair in range(len(self.pairs)) if pair not in choices), None)
+        found: dict[str, Any] = {"number": number, "done": len(choices), "total": len(self.pairs)}
+        if number is None:
+            return found
+        self._check(number)
+        found["answer"] = choices.get(number)
+        pair = self.pairs[number]
+        sides = {"left": pair.left, "right": "b" if pair.left == "a" else "a"}
+        self._asked[number] = time.monotonic()
+        for side, sae in sides.items():
+            examples = self._examples[sae].of(pair.a if sae == "a" else pair.b)
+            for example in examples:
+                example["tokens"] = [(token_text(text), share) for text, share in example["tokens"]]
+            found[side] = examples
+        return found
+
+    def _check(self, pair: int) -> None:
+        if not 0 <= pair < len(self.pairs):
+            raise UserError(f"pair {pair}: expected a pair below {len(self.pairs)}")
 
 
-def serve(comparison: Comparison, port: int) -> ThreadingHTTPServer:
+def serve(comparison: Comparison, port: int) -> LoopbackServer:
     """A server on this machine alone; `serve_forever` starts it.
 
     Raises:
         UserError: the port is taken.
     """
-    page = environment().get_template("blind.html.j2").render().encode()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/":
-                self._send(200, page, "text/html; charset=utf-8")
-            elif self.path == "/question":
-                self._send_json(200, comparison.question())
-            elif number := re.fullmatch(r"/question/(\d+)", self.path):
-                self._try(lambda: comparison.question(int(number[1])))
-            else:
-                self._send_json(404, {"error": "no such page"})
-
-        def do_POST(self) -> None:
-            self._try(self._answered)
-
-        def _answered(self) -> dict[str, Any]:
-            comparison.answer(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0)))))
+    def reply(path: str, posted: Any) -> dict[str, Any]:
+        if posted is not None and path == "/answer":
+            return comparison.answer(posted)
+        if posted is None and path == "/question":
             return comparison.question()
+        if posted is None and (number := re.fullmatch(r"/question/([0-9]{1,9})", path)):
+            return comparison.question(int(number[1]))
+        raise RefusedError(404, "no such page")
 
-        def _try(self, reply: Callable[[], dict[str, Any]]) -> None:
-            """Send a reply, or why there is none."""
-            try:
-                found = reply()
-            except (UserError, ValueError, AttributeError) as error:
-                self._send_json(400, {"error": str(error)})
-            else:
-                self._send_json(200, found)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing on the terminal for each request."""
-
-        def _send_json(self, code: int, content: Any) -> None:
-            self._send(code, json.dumps(content).encode(), "application/json")
-
-        def _send(self, code: int, content: bytes, kind: str) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-    try:
-        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as error:
-        raise UserError(f"--port {port}: {error.strerror}; choose another") from error
+    return LoopbackServer(viewer("blind"), reply, port)

@@ -1,8 +1,8 @@
 """Pages to browse the features of one SAE, from its feature tables: files that a browser opens without a server.
 
-    page/index.html    the page
-    page/index.js      numbers of every latent, the texts of tokens
-    page/data/N.js     examples, logits and edges of CHUNK latents, loaded when one of them is looked at
+    page/index.html            the page, with page.css and page.js
+    page/index.js              numbers of every latent, the texts of tokens
+    page/data/N.js             examples, logits and edges of CHUNK latents, loaded when one of them is looked at
 
 Scripts and not JSON, since a page from disk may load scripts but not read files.
 """
@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from scalar_sae.errors import UserError
 from scalar_sae.io import whole
 from scalar_sae.measures.edges import SCHEMA
-from scalar_sae.measures.features import OCTAVES, read_vocabulary
-from scalar_sae.measures.judge import read_judged
+from scalar_sae.measures.judge import Judged, read_judged
 from scalar_sae.measures.rules import LENGTHS
-from scalar_sae.report.environment import environment
+from scalar_sae.measures.tables import OCTAVES, read_examples, read_table
+from scalar_sae.report.environment import viewer
+from scalar_sae.report.text import token_text, visible
 
 CHUNK = 100
 """Latents in a file."""
@@ -37,37 +36,36 @@ def write_page(folder: Path, title: str) -> Path:
     """Write the page of an SAE beside its feature tables.
 
     Raises:
-        UserError: there are no feature tables.
+        UserError: there are no feature tables, or they are damaged.
     """
-    if not (folder / "latents.parquet").is_file():
-        raise UserError(f"{folder}: no feature tables here; make them with scalar features")
-    latents = pq.read_table(folder / "latents.parquet")
-    edges = folder / "edges.parquet"
+    latents = read_table(folder, "latents")
+    contexts, vocabulary = read_examples(folder)
+    edges = read_table(folder, "edges") if (folder / "edges.parquet").exists() else SCHEMA.empty_table()
     judged = read_judged(folder)
     index = {
-        "title": title,
+        "title": visible(title),
         "chunk": CHUNK,
         "octaves": list(OCTAVES),
         "lengths": LENGTHS,
         "density": latents["density"].to_pylist(),
         "maximum": latents["maximum"].to_pylist(),
         "f1": [_number(scores[-1]) for scores in latents["rule_f1"].to_pylist()],
-        "vocabulary": read_vocabulary(folder),
+        "vocabulary": {token: token_text(text) for token, text in vocabulary.items()},
     }
-    page = environment().get_template("features.html.j2").render()
     with whole(folder / "page") as temporary:
         (temporary / "data").mkdir(parents=True)
-        (temporary / "index.html").write_text(page, encoding="utf-8")
+        for name, text in viewer("features").items():
+            (temporary / name).write_text(text, encoding="utf-8")
         _write(temporary / "index.js", "index", index)
         chunks = zip(
             _chunks(latents, latents.num_rows),
-            _chunks(_examples(folder), latents.num_rows),
-            _chunks(pq.read_table(edges) if edges.is_file() else SCHEMA.empty_table(), latents.num_rows),
+            _chunks(_shown(contexts), latents.num_rows),
+            _chunks(edges, latents.num_rows),
             strict=True,
         )
         for number, (rows, examples, links) in enumerate(chunks):
             some = {row["latent"]: _plain(row) | {"examples": [], "edges": [], "judged": []} for row in rows}
-            mine = [row.model_dump() for row in judged if row.latent in some]
+            mine = [_said(row) for row in judged if row.latent in some]
             for kind, more in (("examples", examples), ("edges", links), ("judged", mine)):
                 for row in more:
                     some[row.pop("latent")][kind].append(row)
@@ -75,13 +73,15 @@ def write_page(folder: Path, title: str) -> Path:
     return folder / "page" / "index.html"
 
 
-def _examples(folder: Path) -> pa.Table:
+def _said(row: Judged) -> dict[str, Any]:
+    """What a judge said, with every character visible."""
+    explanation = None if row.explanation is None else visible(row.explanation)
+    return {**row.model_dump(), "explanation": explanation, "judge": {"model": visible(str(row.judge.get("model")))}}
+
+
+def _shown(contexts: pa.Table) -> pa.Table:
     """What is shown of the contexts, activations to three digits."""
-    table = pq.read_table(
-        folder / "contexts.parquet",
-        columns=["latent", "kind", "position", "start", "tokens", "acts"],
-        filters=pc.field("kind") != "silent",
-    ).combine_chunks()
+    table = contexts.filter(pc.field("kind") != "silent").drop_columns(["prompt"]).combine_chunks()
     acts = table["acts"].combine_chunks()
     digits = np.round(acts.values.to_numpy().astype(float), 3)
     return table.set_column(5, "acts", pa.ListArray.from_arrays(acts.offsets, digits))

@@ -1,0 +1,144 @@
+"""The feature tables of an SAE on disk: written with checksums, read against a schema, refused in one line.
+
+| table        | a row                                                                        | written by    |
+|--------------|------------------------------------------------------------------------------|---------------|
+| `latents`    | a latent: how often and how strongly it fires, its rule, its effect on logits | `features.py` |
+| `contexts`   | an example: the tokens around it and the latent's activation at each          | `features.py` |
+| `vocabulary` | a token that occurs in the other two: its text                                | `features.py` |
+| `edges`      | an edge between a latent and one of a neighbouring SAE                        | `edges.py`    |
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scalar_sae.errors import UserError
+from scalar_sae.measures.rules import LENGTHS
+
+OCTAVES = range(-10, 11)
+"""Activations are counted by powers of two from 2^-10 to 2^10; the ends include everything beyond them."""
+integer, real, text = pa.types.is_integer, pa.types.is_floating, pa.types.is_string
+
+
+def integers(kind: Any) -> bool:
+    """Whether an Arrow type is that of lists of integers."""
+    return pa.types.is_list(kind) and (integer(kind.value_type) or pa.types.is_null(kind.value_type))
+
+
+def reals(kind: Any) -> bool:
+    """Whether an Arrow type is that of lists of floating-point numbers."""
+    return pa.types.is_list(kind) and (real(kind.value_type) or pa.types.is_null(kind.value_type))
+
+
+SCHEMAS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "latents": {
+        "latent": integer, "density": real, "maximum": real, "mean": real, "octaves": integers, "rule_f1": reals,
+        "rule_accuracy": reals, "rule_tokens": integers, "promoted": integers, "promoted_by": reals,
+        "suppressed": integers, "suppressed_by": reals,
+    },
+    "contexts": {
+        "latent": integer, "kind": text, "prompt": integer, "position": integer, "start": integer, "tokens": integers,
+        "acts": reals,
+    },
+    "vocabulary": {"token": integer, "text": text},
+    "edges": {"latent": integer, "side": text, "site": text, "other": integer, "score": real},
+}  # fmt: skip
+"""The columns of each table."""
+_ONE_OF = {"kind": ("top", "random", "band", "silent"), "side": ("up", "down")}
+_FINITE = ("density", "maximum", "mean", "acts", "score")
+_COUNTED = ("latent", "prompt", "position", "start", "other")
+_LENGTHS = {"octaves": len(OCTAVES), "rule_f1": len(LENGTHS), "rule_accuracy": len(LENGTHS)}
+_TOGETHER = (("tokens", "acts"), ("promoted", "promoted_by"), ("suppressed", "suppressed_by"))
+"""Lists with as many entries each."""
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table in which a changed bit is found."""
+    pq.write_table(table, path, write_page_checksum=True)
+
+
+def read_table(folder: Path, name: str) -> pa.Table:
+    """A table of an SAE's folder, by its name in SCHEMAS.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is not what is written under this name.
+    """
+    path = folder / f"{name}.parquet"
+    if not path.is_file():
+        raise UserError(f"{folder}: no feature tables here ({path.name}); make them with scalar features")
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
+    except (OSError, pa.ArrowException, MemoryError) as error:
+        raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
+    if problem := _problem(table, name):
+        raise _damaged(path, problem)
+    return table.select(list(SCHEMAS[name]))
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: damaged ({problem}); move its folder away and run the command that made it again")
+
+
+def read_vocabulary(folder: Path) -> dict[int, str]:
+    """The text of each token of an SAE's tables."""
+    table = read_table(folder, "vocabulary")
+    return dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
+def read_examples(folder: Path) -> tuple[pa.Table, dict[int, str]]:
+    """The examples of an SAE's latents, and the text of every token in them.
+
+    Raises:
+        UserError: as `read_table`, or a token has no text.
+    """
+    contexts, vocabulary = read_table(folder, "contexts"), read_vocabulary(folder)
+    there = np.isin(_flat(contexts["tokens"]).to_numpy(), np.fromiter(vocabulary, dtype=np.int64))
+    if not there.all():
+        raise UserError(
+            f"{folder}: contexts.parquet has tokens that vocabulary.parquet lacks: the tables are not of one run; "
+            "move the folder away and run the command that made it again"
+        )
+    return contexts, vocabulary
+
+
+def _flat(column: Any) -> Any:
+    """The values of a column, those of lists one behind the other."""
+    flat = pc.call_function("list_flatten", [column]) if pa.types.is_list(column.type) else column
+    return flat.combine_chunks()
+
+
+def _lengths(column: Any) -> Any:
+    return pc.call_function("list_value_length", [column])
+
+
+def _problem(table: pa.Table, name: str) -> str | None:
+    """What a table does not have that this one must have."""
+    for column, is_type in SCHEMAS[name].items():
+        if column not in table.column_names:
+            return f"no column {column}"
+        if not is_type(table.schema.field(column).type):
+            return f"column {column} is {table.schema.field(column).type}"
+        values = _flat(table[column])
+        if table[column].null_count or values.null_count:
+            return f"column {column} has holes"
+        if column in _ONE_OF and not np.isin(values.to_pylist(), _ONE_OF[column]).all():
+            return f"column {column} holds more than {', '.join(_ONE_OF[column])}"
+        if column in _FINITE and not np.isfinite(values.to_numpy()).all():
+            return f"column {column} is not finite"
+        if column in _COUNTED and len(values) and values.to_numpy().min() < 0:
+            return f"column {column} has negative numbers"
+    for column, n in _LENGTHS.items():
+        if column in SCHEMAS[name] and _lengths(table[column]).unique().to_pylist() not in ([], [n]):
+            return f"column {column} has lists that are not of {n} numbers"
+    for one, other in _TOGETHER:
+        if one in SCHEMAS[name] and not _lengths(table[one]).equals(_lengths(table[other])):
+            return f"{one} and {other} differ in length"
+    if name == "latents" and not np.array_equal(table["latent"].to_numpy(), np.arange(table.num_rows)):
+        return "the latents are not numbered from 0"
+    return None
