@@ -1,0 +1,106 @@
+"""Pages full of hostile text, in a real browser: nothing runs, nothing is torn, nobody else is answered."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalar_sae.measures.blind import Answers
+from scalar_sae.report.blind import Comparison, serve
+from scalar_sae.report.features import write_page
+from scalar_sae.report.text import token_text, visible
+from tests.robustness.hostile import TEARING, TEXTS, write_tables
+
+WIDTHS = (1280, 390)
+
+
+def check_harmless(browser: Any, contents: str) -> None:
+    """Nothing ran, nothing was loaded from elsewhere, nothing is wider than the window; the text is all there."""
+    assert browser.execute_script("return window.ran") is None
+    assert browser.title != "ran"
+    assert browser.execute_script("return document.querySelectorAll('iframe, base, object, embed, form').length") == 0
+    assert browser.execute_script("return document.querySelectorAll('script:not([src])').length") <= 2
+    assert browser.execute_script(
+        "return performance.getEntriesByType('resource').every((e) => e.name.startsWith(location.origin) "
+        "|| e.name.startsWith('file:') || e.name.startsWith('data:'))"
+    )
+    for width in WIDTHS:
+        browser.set_window_size(width, 900)
+        assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), width
+    shown = browser.find_element("css selector", contents).get_attribute("textContent")
+    assert "<script>window.ran=1" in shown
+    assert not set(shown) & set("\x00\x1b\x7f\u202e\u2066\u200b\ufeff")
+
+
+def test_every_character_of_a_text_is_seen():
+    assert visible("a\x00\x1b\u202eb\ud800") == "a␀␛[U+202E]b[U+D800]"
+    assert visible("tab\tline\n") == "tab\tline\n"
+    assert token_text("x" * 10_000) == "x" * 200 + "… (10,000 characters)"
+    family = "\U0001f469\u200d\U0001f469\u200d\U0001f467"
+    assert visible(family) == family
+    for text in TEARING:
+        assert token_text(text).replace("\t", "").replace("\u200d", "").isprintable()
+
+
+@pytest.mark.browser
+def test_hostile_features(tmp_path: Path, browser: Any):
+    folder = tmp_path / "m" / "resid_post.0"
+    write_tables(folder)
+    said = [{"latent": 0, "explanation": text, "detection": 0.5, "fuzzing": None, "judge": {"model": text}}
+            for text in TEXTS]  # fmt: skip
+    (folder / "judged.jsonl").write_text("\n".join(map(json.dumps, said)))
+    page = write_page(folder, "".join(TEXTS[:20]))
+    browser.get(page.as_uri())
+    assert browser.find_element("tag name", "body").get_attribute("data-latent") == "0"
+    assert len(browser.find_elements("css selector", "#latent pre")) > 20
+    check_harmless(browser, "#latent")
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    for side in ("a", "b"):
+        write_tables(tmp_path / side)
+    pairs = [{"a": number, "b": number, "left": "a"} for number in range(4)]
+    (tmp_path / "pairs.json").write_text(json.dumps({"names": {"a": "x", "b": "y"}, "pairs": pairs}))
+    with serve(Comparison(tmp_path, "ann"), 0) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def wait_for(browser: Any, pair: str) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 10).until(lambda b: b.find_element("tag name", "body").get_attribute("data-pair") == pair)
+
+
+@pytest.mark.browser
+def test_hostile_blind_comparison(address: str, browser: Any):
+    browser.get(address)
+    wait_for(browser, "0")
+    check_harmless(browser, "#pair")
+
+
+@pytest.mark.browser
+def test_two_windows_lose_no_answer(address: str, tmp_path: Path, browser: Any):
+    """Both show the first pair; the second to answer it is told, and goes on with the next."""
+    browser.get(address)
+    wait_for(browser, "0")
+    browser.switch_to.new_window("tab")
+    browser.get(address)
+    wait_for(browser, "0")
+    one, _ = browser.window_handles
+    browser.find_element("css selector", "[data-choice=left]").click()
+    wait_for(browser, "1")
+    browser.switch_to.window(one)
+    browser.find_element("css selector", "[data-choice=right]").click()
+    wait_for(browser, "1")
+    assert "pair 1 was answered in another window (left)" in browser.find_element("id", "progress").text
+    browser.find_element("css selector", "[data-choice=right]").click()
+    wait_for(browser, "2")
+    assert Answers(tmp_path, "ann", 4).choices == {0: "left", 1: "right"}
+    [refused] = browser.get_log("browser")  # the browser's own line about the status
+    assert "409" in refused["message"]
