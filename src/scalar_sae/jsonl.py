@@ -7,12 +7,12 @@ JSON; readers leave that line out, and the next line is whole.
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from scalar_sae.errors import UserError
 from scalar_sae.io import unwritable
+from scalar_sae.readers import checked, read_text
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -51,23 +51,15 @@ def read(path: Path, schema: type[Row]) -> list[Row]:
     Raises:
         UserError: the file cannot be read, or a line is JSON but not what the schema describes.
     """
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); restore it from a copy, or move it away") from error
-    return [row for number, line in enumerate(lines, start=1) if (row := _parsed(path, number, line, schema))]
+    lines = enumerate(read_text(path, "run the command again").splitlines(), start=1)
+    return [checked(f"{path}, line {number}", line, schema) for number, line in lines if _is_json(line)]
 
 
-def _parsed(path: Path, number: int, line: str, schema: type[Row]) -> Row | None:
+def _is_json(line: str) -> bool:
     try:
-        value: Any = json.loads(line)
+        json.loads(line)
     except (ValueError, RecursionError):
-        return None
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the line"
-        raise UserError(f"{path}, line {number}: {where}: {first['msg']}; remove that line") from error
+        return False
+    return True

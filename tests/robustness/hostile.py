@@ -51,6 +51,6 @@ def write_tables(folder: Path) -> None:
     write_table(pa.table({"token": tokens, "text": TEXTS}), folder / "vocabulary.parquet")
     edges = [
         {"latent": latent, "side": side, "site": site, "other": 1, "score": 1.0}
-        for latent in range(n) for side in ("up", "down") for site in TEXTS
+        for latent in range(n) for side in ("up", "down") for site in ("resid_mid.0", "resid_post.12")
     ]  # fmt: skip
     write_table(pa.Table.from_pylist(edges), folder / "edges.parquet")

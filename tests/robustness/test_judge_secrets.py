@@ -147,7 +147,7 @@ def test_what_leaves_the_machine_names_no_place_on_it(private: str, public: str)
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
     """Examples of six latents that fire on x."""
-    rows = [{"latent": latent, **row} for latent in range(6) for row in ROWS]
+    rows = [{"latent": latent, "position": 0, "start": 0, **row} for latent in range(6) for row in ROWS]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "contexts.parquet")
     texts = pa.table({"token": list(VOCABULARY), "text": list(VOCABULARY.values())})
     pq.write_table(texts, tmp_path / "vocabulary.parquet")
@@ -193,12 +193,12 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_asked(table
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b'{"latent": 1}', "line 2: detection: Field required"), (b"[1]", "line 2: the line"),
+        (b'{"latent": 1}', "line 2: detection is missing"), (b"[1]", "line 2: it"),
         (b'{"latent": -1, "detection": 1.0, "fuzzing": null, "judge": {}}', "line 2: latent"),
         (b'{"latent": 1, "detection": 1.5, "fuzzing": null, "judge": {}}', "line 2: detection"),
         (b'{"latent": 1, "detection": NaN, "fuzzing": null, "judge": {}}', "line 2: detection"),
         (b'{"latent": 1, "detection": 1.0, "fuzzing": null, "judge": "m"}', "line 2: judge"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "not UTF-8"),
     ],
 )  # fmt: skip
 def test_damaged_answers_are_one_line_with_its_number(line: bytes, complaint: str, tables: Path):

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from scalar_sae.errors import UserError
 from scalar_sae.measures.blind import Answers
+from scalar_sae.measures.tables import write_table
 from scalar_sae.report.blind import Comparison, serve
 from scalar_sae.report.features import write_page
 from scalar_sae.report.text import token_text, visible
@@ -104,3 +107,12 @@ def test_two_windows_lose_no_answer(address: str, tmp_path: Path, browser: Any):
     assert Answers(tmp_path, "ann", 4).choices == {0: "left", 1: "right"}
     [refused] = browser.get_log("browser")  # the browser's own line about the status
     assert "409" in refused["message"]
+
+
+@pytest.mark.parametrize("site", TEXTS[:40])
+def test_an_edge_to_what_is_no_site_is_refused(site: str, tmp_path: Path):
+    write_tables(tmp_path / "x")
+    edges = pa.table({"latent": [0], "side": ["up"], "site": [site], "other": [0], "score": [1.0]})
+    write_table(edges, tmp_path / "x" / "edges.parquet")
+    with pytest.raises(UserError, match=r"edges\.parquet: damaged"):
+        write_page(tmp_path / "x", "x")

@@ -9,7 +9,7 @@ raters) and answers/<rater>.jsonl, a line an answer.
 """
 
 import hashlib
-import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 from torch import Tensor
@@ -32,6 +32,7 @@ from scalar_sae.io import claim, write_json
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.features import read_features
 from scalar_sae.measures.tables import read_examples, read_table
+from scalar_sae.readers import read_json
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
@@ -69,12 +70,7 @@ class Pairs(BaseModel):
         Raises:
             UserError: there is none, or it is damaged.
         """
-        try:
-            return cls.model_validate(json.loads((out / "pairs.json").read_text(encoding="utf-8")))
-        except OSError as error:
-            raise UserError(f"{out}: no blind comparison here; start one with scalar blind A B --out {out}") from error
-        except (json.JSONDecodeError, ValidationError) as error:
-            raise UserError(f"{out / 'pairs.json'}: not readable ({error})") from error
+        return read_json(out / "pairs.json", cls, f"start a comparison with scalar blind A B --out {out}")
 
 
 def prepare(
@@ -95,7 +91,7 @@ def prepare(
     settings: dict[str, Any] = {side: [digest(sae), *rules(sae)] for side, sae in saes.items()}
     settings |= {"lm": fingerprint(lm), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
     claim(out, settings | {"site": str(site), "pairs": n_pairs, "seed": seed})
-    if (out / "pairs.json").exists():
+    if os.path.lexists(out / "pairs.json"):
         return Pairs.read(out)
     for side, sae in saes.items():
         read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, ignore=lm.special_tokens)

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, reason
 from scalar_sae.measures.rules import LENGTHS
+from scalar_sae.sites import Site
 
 OCTAVES = range(-10, 11)
 """Activations are counted by powers of two from 2^-10 to 2^10; the ends include everything beyond them."""
@@ -75,8 +76,12 @@ def read_table(folder: Path, name: str) -> pa.Table:
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)
     except (OSError, pa.ArrowException, MemoryError) as error:
-        raise _damaged(path, " ".join(str(error).split()) or type(error).__name__) from error
-    if problem := _problem(table, name):
+        raise _damaged(path, reason(error)) from error
+    try:
+        problem = _problem(table, name)
+    except UserError as error:  # a name that is no site
+        problem = str(error)
+    if problem:
         raise _damaged(path, problem)
     return table.select(list(SCHEMAS[name]))
 
@@ -139,6 +144,9 @@ def _problem(table: pa.Table, name: str) -> str | None:
     for one, other in _TOGETHER:
         if one in SCHEMAS[name] and not _lengths(table[one]).equals(_lengths(table[other])):
             return f"{one} and {other} differ in length"
+    if "site" in SCHEMAS[name]:
+        for site in set(table["site"].to_pylist()):
+            Site.parse(site)
     if name == "latents" and not np.array_equal(table["latent"].to_numpy(), np.arange(table.num_rows)):
         return "the latents are not numbered from 0"
     return None

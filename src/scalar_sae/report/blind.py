@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scalar_sae.errors import UserError
 from scalar_sae.measures.blind import CHOICES, Answers, Choice, Examples, Pairs
+from scalar_sae.readers import explained
 from scalar_sae.report.environment import viewer
 from scalar_sae.report.loopback import LoopbackServer, RefusedError
 from scalar_sae.report.text import token_text
@@ -58,9 +59,7 @@ class Comparison:
         try:
             posted = Posted.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "answer"
-            raise UserError(f"{where}: {first['msg']}; expected a pair and one of {', '.join(CHOICES)}") from error
+            raise UserError(f"{explained(error)}; expected a pair and one of {', '.join(CHOICES)}") from error
         self._check(posted.pair)
         with self._lock:
             here = self.answers.choices.get(posted.pair)

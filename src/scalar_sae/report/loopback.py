@@ -13,7 +13,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, reason
 from scalar_sae.report.environment import POLICY
 
 BODY_BYTES = 4096
@@ -87,8 +87,8 @@ class LoopbackServer(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """One line of what went wrong here; nothing of clients that went away."""
         error = sys.exception()
-        if not isinstance(error, OSError):
-            sys.stderr.write(f"scalar: a request failed ({type(error).__name__}: {error})\n")
+        if error is not None and not isinstance(error, OSError):
+            sys.stderr.write(f"scalar: a request failed ({type(error).__name__}: {reason(error)})\n")
 
 
 def _hang_up(connection: socket.socket) -> None:
