@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
+from scalar_sae.errors import one_line
 from scalar_sae.io import leads
 
 
@@ -12,18 +13,18 @@ class Bar:
 
     def __init__(self, what: str, total: int | float, *, done: int = 0) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(bar_width=32),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             Remaining(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
             disable=not leads(),
             speed_estimate_period=120,
         )
-        self._task: TaskID = self._progress.add_task(what, total=total, completed=done, note="")
+        self._task: TaskID = self._progress.add_task(one_line(what), total=total, completed=done, note="")
 
     def __enter__(self) -> "Bar":
         """Show the bar."""
@@ -39,10 +40,16 @@ class Bar:
         if note is None:
             self._progress.update(self._task, advance=n)
         else:
-            self._progress.update(self._task, advance=n, note=note)
+            self._progress.update(self._task, advance=n, note=one_line(note))
 
 
 def say(text: str) -> None:
     """One line for the user, beside the progress bars."""
     if leads():
-        Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+        Console(stderr=True).print(one_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def tell(*lines: str) -> None:
+    """Lines of a command's result, on the output stream."""
+    for line in lines:
+        print(one_line(line))  # noqa: T201

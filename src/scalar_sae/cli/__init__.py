@@ -1,6 +1,5 @@
 """The verbs of the `scalar` command: argument handling and nothing else."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +8,10 @@ import yaml
 
 from scalar_sae._version import __version__
 from scalar_sae.cli import circuit, compare, measure, saes, score
+from scalar_sae.cli.ending import ended
 from scalar_sae.cli.subjects import Device
 from scalar_sae.cli.tables import print_records
+from scalar_sae.console import tell
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.malloc import keep_freed_memory
 
@@ -35,7 +36,7 @@ for _module in (score, circuit, compare, measure, saes):
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        typer.echo(f"scalar-sae {__version__}")
+        tell(f"scalar-sae {__version__}")
         raise typer.Exit
     keep_freed_memory()
 
@@ -66,7 +67,7 @@ def quickstart(
         return
     page = write_report(out)
     print_records(results.records)
-    typer.echo(f"\nReport: {page}")
+    tell("", f"Report: {page}")
 
 
 @app.command("train-lm")
@@ -95,7 +96,7 @@ def train_lm(
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, *data or ())
-    typer.echo(
+    tell(
         f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per token, "
         f"{record['val_bits_per_byte']:.4f} bits per byte; {out}"
     )
@@ -138,7 +139,7 @@ def train(
     config = StudyConfig.from_preset(preset, _changes(change)) if preset else StudyConfig.of_run(out)
     train_run(config, out, cache, log or (), device)
     if workers.number() == 0:
-        typer.echo(f"SAEs: {out / 'saes'}")
+        tell(f"SAEs: {out / 'saes'}")
 
 
 @app.command()
@@ -151,7 +152,7 @@ def report(
     """
     from scalar_sae.report.page import write_report
 
-    typer.echo(f"Report: {write_report(run)}")
+    tell(f"Report: {write_report(run)}")
 
 
 def _changes(assignments: list[str] | None) -> dict[str, Any]:
@@ -169,9 +170,5 @@ def _changes(assignments: list[str] | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the command line: exit code 2 and one line for a user's mistake."""
-    try:
-        app()
-    except UserError as error:
-        print(f"scalar: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
+    """Run the command line; `ending.py` says how it ends."""
+    raise SystemExit(ended(lambda: app(prog_name="scalar", standalone_mode=False)))

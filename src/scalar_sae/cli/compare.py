@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from scalar_sae.cli.tables import show
+from scalar_sae.cli.tables import PlainTable, show
 from scalar_sae.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def compare(
         there = sorted({record.ranking for results in everything for record in results.records})
         names = ", ".join(there) or "no others"
         raise UserError(f"{', '.join(map(str, paths))}: no records of the ranking {ranking!r}; there are {names}")
-    table = Table(title=f"{score} of each over that of {base}; below 1 is less than {base}")
+    table = PlainTable(title=f"{score} of each over that of {base}; below 1 is less than {base}")
     for column in ("block", "SAEs", "ratio", "95 %", "do nothing", "paired"):
         table.add_column(column, no_wrap=True)
     for ratio in (at_matched_fidelity if matched else ratios)(records, base, score):

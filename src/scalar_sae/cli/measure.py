@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from scalar_sae.cli.tables import print_measures, print_reading
+from scalar_sae.console import tell
 from scalar_sae.errors import UserError
 
 app = typer.Typer()
@@ -48,7 +49,7 @@ def measure(
 
     results = measure_run(run, against or [], lm, tokens, prompts, context, threshold, not any_partner, labels, words)
     print_measures(results)
-    typer.echo(f"\nRecords: {run / 'results.json'}")
+    tell("", f"Records: {run / 'results.json'}")
 
 
 @app.command()
@@ -80,11 +81,11 @@ def features(
     where = out or run / "features"
     folders = read_run(run, where, lm, method, tokens, prompts, context, ranking, edge_prompts, memory)
     for folder in folders:
-        typer.echo(f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
+        tell(f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
     records = [reading(folder) for folder in folders]
     keep_reading(run / "results.json", records)
     print_reading(records)
-    typer.echo(f"\nRecords: {run / 'results.json'}")
+    tell("", f"Records: {run / 'results.json'}")
 
 
 @app.command()
@@ -111,13 +112,13 @@ def judge(
     if not model:
         raise UserError("scalar judge needs a judge: --url and --model, or --model FOLDER")
     answers = judge_features(folder, endpoint(url, model) if url else local(model), latents)
-    typer.echo(f"Answers: {answers}\nFeatures: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
+    tell(f"Answers: {answers}", f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
     record = reading(folder)
     print_reading([record])
     results = folder.resolve().parent.parent.parent / "results.json"  # RUN/features/METHOD/SITE
     if results.is_file():
         keep_reading(results, [record])
-        typer.echo(f"\nRecords: {results}")
+        tell("", f"Records: {results}")
 
 
 @app.command()
@@ -153,8 +154,8 @@ def blind(
         raise UserError("scalar blind needs the folders of two SAEs")
     prepare_blind(out, a, b, lm, tokens, pairs, prompts)
     with serve(Comparison(out, rater), port) as server:
-        typer.echo(f"Open http://127.0.0.1:{server.server_port} and answer by keyboard; Ctrl-C ends, the same goes on.")
+        tell(f"Open http://127.0.0.1:{server.server_port} and answer by keyboard; Ctrl-C ends, the same goes on.")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo(f"Answers: {out / 'answers'}")
+            tell(f"Answers: {out / 'answers'}")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from scalar_sae.cli.tables import show
+from scalar_sae.cli.tables import PlainTable, show
+from scalar_sae.console import tell
 from scalar_sae.errors import UserError, unknown
 
 app = typer.Typer()
@@ -33,7 +33,7 @@ def list_(path: Source) -> None:
         raise UserError(f"{path}: no such file or folder")
     model = model_in(folder)
     results = folder / "results.json"
-    table = Table(title=path)
+    table = PlainTable(title=path)
     for column in ("method", "site", "d_model", "d_sae", "activation", "chunks", "format"):
         table.add_column(column)
     try:
@@ -47,9 +47,9 @@ def list_(path: Source) -> None:
     if table.row_count:
         show(table)
     if model:
-        typer.echo(f"language model: {model}")
+        tell(f"language model: {model}")
     if results.is_file():
-        typer.echo(f"records: {len(Results.read(results).records)} in {results}")
+        tell(f"records: {len(Results.read(results).records)} in {results}")
 
 
 @app.command()
@@ -77,7 +77,7 @@ def export(
     chosen = [one for one in located if method in (None, one.found.group)]
     where = None if site is None else Site.parse(site)
     written = run(chosen, format_, out, model=model, layers=layers, site=where)
-    typer.echo(f"{len(written)} SAEs: {out}")
+    tell(f"{len(written)} SAEs: {out}")
 
 
 @app.command()
@@ -119,4 +119,4 @@ def push(
         (staged / "README.md").write_text(card, encoding="utf-8")
         if results.is_file():
             shutil.copy(results, staged)
-        typer.echo(f"{len(located)} SAEs: {hub.upload(staged, repository, private)}")
+        tell(f"{len(located)} SAEs: {hub.upload(staged, repository, private)}")

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from scalar_sae.errors import one_line
 
 if TYPE_CHECKING:
     from scalar_sae.results import Record, Results
@@ -17,9 +19,20 @@ DEEP = 0.01
 """A fall of recovery below 90 % that is worth a remark."""
 
 
+class PlainTable(Table):
+    """A table that shows names as they are: nothing in a cell is taken for markup or moves the cursor."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title=one_line(title))
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row of texts."""
+        super().add_row(*map(one_line, cells), **options)
+
+
 def show(table: Table) -> None:
     """Print a table: as wide as the terminal, and into a file or a pipe as wide as it is."""
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 1000
         console.width = console.measure(table).maximum
@@ -29,7 +42,7 @@ def show(table: Table) -> None:
 def print_records(records: "list[Record]") -> None:
     """Headline scores, a row a record; the published scores too if one was scored as the authors do."""
     published = any(record.config.get("conventions") == "published" for record in records)
-    table = Table(title="SCALAR: lower is better, 95 % intervals over prompts")
+    table = PlainTable(title="SCALAR: lower is better, 95 % intervals over prompts")
     for column in ("block", "SAEs", "ranking"):
         table.add_column(column, no_wrap=True)
     for column in ("edges@90", "live", "log area", "floor", *(PUBLISHED if published else ())):
@@ -60,7 +73,7 @@ def print_records(records: "list[Record]") -> None:
 
 def print_measures(results: "Results") -> None:
     """Fidelity of every SAE and of all spliced in, then the agreement of seeds."""
-    table = Table(title=f"SAEs, on {results.saes[0].n_tokens:,} tokens; KL and CE in nats")
+    table = PlainTable(title=f"SAEs, on {results.saes[0].n_tokens:,} tokens; KL and CE in nats")
     for column in ("SAEs", "site"):
         table.add_column(column, no_wrap=True)
     for column in ("L0", "FVU", "cosine", "CE increase", "KL", "KL recovered (mean)", "dead"):
@@ -81,7 +94,7 @@ def print_measures(results: "Results") -> None:
 
 def print_seeds(results: "Results") -> None:
     """Agreement of seeds, a row a method and site."""
-    table = Table(title="Agreement of seeds: latents that fire, signed cosines")
+    table = PlainTable(title="Agreement of seeds: latents that fire, signed cosines")
     for column in ("SAEs", "site", "PW-MCC", "null", "rescaled", "shared", "null"):
         table.add_column(column, no_wrap=True)
     for seeds in results.seeds:
@@ -92,7 +105,7 @@ def print_seeds(results: "Results") -> None:
 
 def print_labels(results: "Results") -> None:
     """Absorption under both settings of the thresholds, and means over labels of the probes' accuracies."""
-    table = Table(title=f"On {results.probes[0].task} of {results.probes[0].n_rows:,} tokens")
+    table = PlainTable(title=f"On {results.probes[0].task} of {results.probes[0].n_rows:,} tokens")
     for column in ("SAEs", "site"):
         table.add_column(column, no_wrap=True)
     settings = [record.thresholds for record in results.absorption[:2]]
@@ -111,7 +124,7 @@ def print_labels(results: "Results") -> None:
 
 def print_reading(records: "Sequence[SaeReading]") -> None:
     """How well latents can be read, a row an SAE and score."""
-    table = Table(title="How well latents can be read: means over latents, 95 % intervals over them")
+    table = PlainTable(title="How well latents can be read: means over latents, 95 % intervals over them")
     for column in ("SAEs", "site", "score"):
         table.add_column(column, no_wrap=True)
     for column in ("mean", "interval", "latents"):
