@@ -149,8 +149,8 @@ def _streams() -> Generator[_Stream]:
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
     for stream in before:
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
     output, errors = (_Stream(stream or open(os.devnull, "w")) for stream in before)  # noqa: PTH123, SIM115
     sys.stdout, sys.stderr = output, errors  # pyright: ignore[reportAttributeAccessIssue]
     try:
