@@ -77,7 +77,7 @@ def whole(pair: Pair, edges: GlobalEdges, n_counts: int, tokens: torch.Tensor) -
 def main() -> None:
     torch.set_num_threads(THREADS)
     keep_freed_memory()
-    prompts = windows(load_corpus("python-stdlib").val, 128)
+    prompts = windows(load_corpus("python-stdlib", LanguageModel.load("python-stdlib")).val, 128)
     table = Table(title=f"512 x 512 latents, 35 counts, prompts of 128, {THREADS} threads")
     for column in (
         "block",

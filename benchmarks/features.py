@@ -31,7 +31,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     lm = LanguageModel.load("python-stdlib")
-    corpus = load_corpus("python-stdlib", tokenizer=lm.tokenizer)
+    corpus = load_corpus("python-stdlib", lm)
     rows = windows(corpus.train, 128, corpus.name, corpus.bos)
     acts = lm.activations(rows[-(given.latents // 128 + 1) :], [SITE])[SITE]
     sae = data_sae(acts, given.latents, 32, 0)

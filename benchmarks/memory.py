@@ -23,6 +23,7 @@ from scalar_sae.corpora import Corpus, load_corpus
 from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import hand_back_freed_memory, keep_freed_memory
+from scalar_sae.tokenizer import Ascii
 from scalar_sae.training.config import TrainConfig, read_preset
 from scalar_sae.training.loop import train
 
@@ -65,7 +66,7 @@ def measured(method: dict[str, Any], shape: tuple[int, int, int], keep: bool) ->
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text("".join(chr(32 + (7 * i * i + i // 9) % 90) for i in range(1_000_000)))
-        corpus = load_corpus(str(text))
+        corpus = load_corpus(str(text), Ascii())
         corpus_bytes = corpus.train.nbytes + corpus.val.nbytes
         run(method, (64, 8, 256), corpus, Path(folder) / "small")
         hand_back_freed_memory()

@@ -48,13 +48,13 @@ def test_a_corpus_in_the_models_own_tokens(gpt2: GPT2Tokenizer, tmp_path: Path):
     text = shared("data", "wikitext2_valid.txt").read_text(encoding="utf-8")[:60_000]
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     tokenizer = Pretrained(gpt2, "gpt2")
-    corpus = load_corpus(str(tmp_path / "text.txt"), tokenizer=tokenizer)
+    corpus = load_corpus(str(tmp_path / "text.txt"), tokenizer)
     whole = load_held_out(str(tmp_path / "text.txt"), tokenizer)
     assert torch.equal(torch.cat([corpus.train, corpus.val]), whole.val)
     assert tokenizer.decode(whole.val.tolist()) == text
-    assert (corpus.d_vocab, corpus.bos, corpus.replaced) == (50_257, None, 0)
+    assert (corpus.tokenizer, corpus.bos, corpus.replaced) == (tokenizer.fingerprint, None, 0)
     assert len(text) / 6 < whole.val.numel() < len(text) / 3
-    assert corpus.fingerprint != load_corpus(str(tmp_path / "text.txt")).fingerprint
+    assert corpus.fingerprint != load_corpus(str(tmp_path / "text.txt"), Ascii()).fingerprint
 
 
 def with_bos() -> PreTrainedTokenizerFast:

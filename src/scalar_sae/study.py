@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
@@ -137,8 +138,8 @@ def train_run(
         if not (out / "lm" / "config.json").is_file():
             with whole(out / "lm") as temporary:
                 lm.save(temporary)
-    if corpus.remark:
-        say(corpus.remark)
+    for remark in corpus.remarks(config.train.context):
+        say(remark)
     if workers.number() == 0:
         events.listeners += [trackers.Tracker(name, out) for name in log]
     lm = LanguageModel.load(out / "lm", device=place)
@@ -150,15 +151,12 @@ def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:
     """The text of a study; of a data set on the Hub as much as training and scoring need."""
     prompts = max(config.score.prompts, *config.score.rankings.values())
     to_score = round(2 * prompts * config.score.context / VAL_SHARE)
-    return load_corpus(config.train.corpus, tokenizer=lm.tokenizer, n_train=max(config.train.tokens, to_score))
+    return load_corpus(config.train.corpus, lm, n_train=max(config.train.tokens, to_score))
 
 
 def check_training(config: TrainConfig, lm: LanguageModel, corpus: Corpus) -> None:
     """Raise a UserError for whatever would stop training later: vocabulary, context, text, sites."""
-    if corpus.d_vocab > lm.d_vocab:
-        raise UserError(
-            f"{lm.name} has a vocabulary of {lm.d_vocab}, {corpus.name} is text of {corpus.d_vocab} symbols"
-        )
+    lm.check_tokens(torch.tensor([[corpus.largest]]))
     _check_context("train.context", config.context, lm)
     windows(corpus.train, config.context, corpus.name, corpus.bos)
     for method in config.saes:

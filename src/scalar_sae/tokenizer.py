@@ -1,7 +1,10 @@
 """Text -> token ids and back: the toy models' ASCII codes, or any tokenizer of `transformers`."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from torch import Tensor
 
 REPLACEMENT = ord("?")
 END = "<|endoftext|>"
+SAMPLE = "Hello, world!  naïve ☃ 日本語\r\n\tdef f(x_1):\n        return x_1 ** 2  # 1234567\n"
+"""A text that tokenizers of one vocabulary cut differently if they differ in their rules."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,12 @@ class Ascii:
     d_vocab: int = 128
     bos: int | None = None
     """The token that starts every prompt, if the tokenizer itself puts one there."""
+    eos: int | None = None
+    """The token that ends a text."""
     special: tuple[int, ...] = ()
     """Tokens that are no text."""
+    fingerprint: str = "ascii"
+    """Two tokenizers with the same fingerprint make the same token ids of a text."""
 
     def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
         """ASCII codes, and how many characters were outside."""
@@ -50,10 +59,26 @@ class Pretrained:
     def __init__(self, inner: Any, name: str) -> None:
         self.inner = inner
         self.name = name
-        self.d_vocab = len(inner)
         start = inner("a").input_ids[:1]
         self.bos: int | None = inner.bos_token_id if start == [inner.bos_token_id] else None
+        self.eos: int | None = inner.eos_token_id
         self.special: tuple[int, ...] = tuple(inner.all_special_ids)
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        """Every token, added ones too."""
+        return self.inner.get_vocab()
+
+    @cached_property
+    def d_vocab(self) -> int:
+        """One more than the largest token id, which may lie beyond the model's embedding."""
+        return max(self._vocabulary.values()) + 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary and the ids of a sample text."""
+        content = [sorted(self._vocabulary.items()), self.encode(SAMPLE)[0].tolist()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
         """Token ids without special ones, in the smallest integers that hold the vocabulary."""

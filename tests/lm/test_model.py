@@ -90,7 +90,7 @@ def test_shipped_weights_have_the_loss_their_record_claims(name: str):
     lm = LanguageModel.load(name)
     assert sum(p.numel() for p in lm.parameters()) == record["parameters"] == 216_448
     data = [shared("data", "tiny_shakespeare.txt")] if name == "tiny-shakespeare" else []
-    corpus = load_corpus(name, *data)
+    corpus = load_corpus(name, lm, data=data)
     if corpus.fingerprint == record["data"]["fingerprint"]:
         assert validation_loss(lm.hf, corpus.val, 128) == pytest.approx(record["val_loss_nats"], abs=2e-5)
     else:  # another Python's standard library: near, not equal

@@ -16,6 +16,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.lm.train import RECIPES, LmRecipe, batch_of, learning_rate, train_lm, validation_loss
+from scalar_sae.tokenizer import Ascii
 
 SMALL = {"steps": 12, "batch_size": 2, "context": 16, "warmup_steps": 2, "eval_every": 3}
 
@@ -85,7 +86,7 @@ def test_another_recipes_checkpoint_is_refused(text: Path, tmp_path: Path):
     recipe = LmRecipe(corpus=str(text), **SMALL)
     from scalar_sae.lm import train as module
 
-    state = module._State(recipe, load_corpus(str(text)).describe())
+    state = module._State(recipe, load_corpus(str(text), Ascii()).describe())
     (tmp_path / "lm").mkdir()
     state.save(tmp_path / "lm" / "checkpoint.pt")
     with pytest.raises(UserError, match="differs in lr, seed"):
@@ -110,7 +111,7 @@ def test_a_medium_model_learns_its_own_vocabulary(text: Path, tmp_path: Path):
     ids, _ = lm.tokenizer.encode("the quick brown fox")
     assert len(ids) < 10
     assert lm.tokenizer.decode(ids.tolist()) == "the quick brown fox"
-    corpus = load_corpus(str(text), tokenizer=lm.tokenizer)
+    corpus = load_corpus(str(text), lm)
     assert corpus.fingerprint == record["data"]["fingerprint"]
     n_bytes = len(lm.tokenizer.decode(corpus.val.tolist()).encode())
     total = validation_loss(lm.hf, corpus.val, 160) * len(corpus.val)

@@ -42,5 +42,5 @@ def trained(
 ) -> dict[str, dict[Site, SAE]]:  # fmt: skip
     """The SAEs of a small run in `tmp_path / name`."""
     config = validated(TrainConfig, {**SMALL, "corpus": str(text), "saes": saes, **changes}, "train")
-    train(config, tiny_lm(), load_corpus(str(text)), tmp_path / name, events or Events(None), cache)
+    train(config, tiny_lm(), load_corpus(str(text), tiny_lm()), tmp_path / name, events or Events(None), cache)
     return load_saes(tmp_path / name)

@@ -24,7 +24,7 @@ DIFFERENT = [method for method in METHODS if method["method"] not in SAME]
 
 def test_training_does_not_depend_on_the_default_device(tmp_path: Path, text: Path):
     settings = {**SMALL, "corpus": str(text), "tokens": 600, "validations": 2, "saes": DIFFERENT}
-    config, lm, corpus = validated(TrainConfig, settings, "train"), tiny_lm(), load_corpus(str(text))
+    config, lm, corpus = validated(TrainConfig, settings, "train"), tiny_lm(), load_corpus(str(text), tiny_lm())
     here, there = tmp_path / "here", tmp_path / "there"
     train(config, lm, corpus, here, Events(None))
     with torch.device("meta"):

@@ -79,5 +79,5 @@ def test_bad_activations_stop_the_run(tmp_path: Path, text: Path):
     lm = tiny_lm()
     lm.hf.transformer.h[1].mlp.c_proj.bias.fill_(float("nan"))
     with pytest.raises(UserError, match=r"resid_post.1: activations are not finite at step 0"):
-        train(config, lm, load_corpus(str(text)), tmp_path / "run", Events(None))
+        train(config, lm, load_corpus(str(text), tiny_lm()), tmp_path / "run", Events(None))
     assert not list(tmp_path.rglob("sae.json"))

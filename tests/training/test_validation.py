@@ -35,7 +35,7 @@ def test_validation_is_logged(tmp_path: Path, text: Path):
     saes = trained(tmp_path, text, "run", [TOPK], events, tokens=4000, validations=4)["topk"]
     found = logged(tmp_path / "events.jsonl")
     assert [line["step"] for line in found] == [10, 20, 30, 40]
-    lm, corpus = tiny_lm(), load_corpus(str(text))
+    lm, corpus = tiny_lm(), load_corpus(str(text), tiny_lm())
     text_ids = windows(corpus.val, 16)
     for site, sae in saes.items():
         measures = found[-1]["saes"][str(site)]
@@ -73,7 +73,7 @@ def test_saes_beside_the_residual_stream_are_spliced_in_at_once(tmp_path: Path, 
     sites = ["mlp_in.0", "mlp_out.1"]
     saes = trained(tmp_path, text, "run", [{**TOPK, "sites": sites}], events, validations=1)["topk"]
     before, behind = (saes[Site.parse(site)] for site in sites)
-    lm, text_ids = tiny_lm(), windows(load_corpus(str(text)).val, 16)
+    lm, text_ids = tiny_lm(), windows(load_corpus(str(text), tiny_lm()).val, 16)
     clean = lm.logits(text_ids).log_softmax(-1)
     first, second = (block.mlp for block in lm.hf.transformer.h)
     first.register_forward_pre_hook(lambda _, args: (before.decode(before.encode(args[0])),))
@@ -96,7 +96,7 @@ def test_a_staircase_has_its_chunks_and_its_jacobian_measured(tmp_path: Path, te
     lm = tiny_lm()
     ends = Site("resid_mid", 1), Site("resid_post", 1)
     up, down = (saes[site] for site in ends)
-    acts = lm.activations(windows(load_corpus(str(text)).val, 16), list(ends))
+    acts = lm.activations(windows(load_corpus(str(text), tiny_lm()).val, 16), list(ends))
     x, y = (acts[site].flatten(0, 1)[:256] for site in ends)
     total = 0.0
     for x_t, z, u in zip(x, up.encode(x), down.encode(y), strict=True):
@@ -156,6 +156,6 @@ def test_the_best_weights_are_written_and_the_card_says_which(tmp_path: Path, te
     _, card = load_sae(tmp_path / "run" / "saes" / "topk" / str(site))
     assert card.recipe["kept"]["step"] == step < 20, "a learning rate that grows to 3 does harm"
     assert found[-1]["saes"][str(site)]["kept_step"] == step
-    x = tiny_lm().activations(windows(load_corpus(str(text)).val, 16), [site])[site]
+    x = tiny_lm().activations(windows(load_corpus(str(text), tiny_lm()).val, 16), [site])[site]
     error = (x - sae.decode(sae.encode(x))).square().sum(-1).mean().item()
     assert error == pytest.approx(card.recipe["kept"]["val_loss"], rel=1e-4)

@@ -81,7 +81,7 @@ def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
     Raises:
         UserError: the text has too few windows.
     """
-    half = 0 if config.overlap else corpus.val.numel() // 2
+    half = 0 if config.overlap else len(corpus.val) // 2
     first = corpus.val if config.overlap else corpus.val[:half]
     parts = {"rank": (first, max(config.rankings.values())), "score": (corpus.val[half:], config.prompts)}
     chosen: list[Tensor] = []

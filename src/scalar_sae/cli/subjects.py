@@ -52,9 +52,9 @@ def text(tokens: str, model: "LanguageModel") -> "Corpus":
     from scalar_sae.console import say
     from scalar_sae.corpora import load_held_out
 
-    corpus = load_held_out(tokens, model.tokenizer)
-    if corpus.remark:
-        say(corpus.remark)
+    corpus = load_held_out(tokens, model)
+    for remark in corpus.remarks(corpus.context(model.context)):
+        say(remark)
     model.check_tokens(corpus.val.unique().long().unsqueeze(1))
     return corpus
 

@@ -39,7 +39,7 @@ class LmRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: str = "python-stdlib"
-    """Corpus name, path to a text file, or hf://owner/name#column."""
+    """A text's name, a path, or hf://owner/name:configuration@split#column; see docs/text.md."""
     steps: int = Field(default=10_000, gt=0)
     """Optimiser steps."""
     batch_size: int = Field(default=128, gt=0)
@@ -135,8 +135,8 @@ def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     tokenizer = _vocabulary(recipe, texts, out)
     corpus = tokenized(texts, tokenizer)
     windows(corpus.val[1:], recipe.context, f"{recipe.corpus}, validation part")
-    if corpus.remark:
-        say(corpus.remark)
+    for remark in corpus.remarks(recipe.context):
+        say(remark)
     state = _start(recipe, out / "checkpoint.pt", corpus)
     if not isinstance(tokenizer, Pretrained):
         shutil.rmtree(out / TOKENIZER, ignore_errors=True)  # of another recipe, stopped before its first checkpoint

@@ -130,7 +130,7 @@ def spread_prompts(text: str, model: LanguageModel, context: int | None, n: int)
     Raises:
         UserError: the text has fewer.
     """
-    corpus = load_held_out(text, model.tokenizer)
+    corpus = load_held_out(text, model)
     context = context or min(model.context, 128)
     rows = windows(corpus.val, context, corpus.name, corpus.bos)
     if rows.shape[0] < n:

@@ -48,7 +48,7 @@ def first_letters(lm: LanguageModel, n_words: int = WORDS, seed: int = 0) -> Tas
     tokenizer = lm.tokenizer
     if not isinstance(tokenizer, Pretrained):
         raise UserError(f"{lm.name}: its tokens are characters and none is a word; take --labels characters")
-    words = words_of(tokenizer)
+    words = {token: word for token, word in words_of(tokenizer).items() if token < lm.d_vocab}
     if len(words) < 2 * EXAMPLES:
         raise UserError(f"{lm.name}: only {len(words)} tokens of its vocabulary are words")
     g = torch.Generator().manual_seed(seed)

@@ -24,7 +24,7 @@ class TrainConfig(BaseModel):
     lm: str = "python-stdlib"
     """A shipped language model, or a folder."""
     corpus: str = "python-stdlib"
-    """Corpus name, path to a text file, or hf://owner/name:configuration#column, read as far as is needed."""
+    """A text's name, a path, or hf://owner/name:configuration@split#column; see docs/text.md."""
     saes: list[MethodConfig] = Field(min_length=1)
     """The SAEs, all trained in one pass over the language model."""
     tokens: int = Field(gt=0)

@@ -1,0 +1,30 @@
+"""Text to token ids in a training and a validation part that share nothing, with a fingerprint; see docs/text.md.
+
+    corpus = load_corpus("stories.jsonl#body", lm)
+    corpus.train, corpus.val                          # token ids of lm's own tokenizer
+    windows(corpus.val, 128, bos=corpus.bos)          # [n, 128] prompts that do not overlap
+
+Each file here is one step on the way: address, files, rows or ids or texts, join, corpus; `load` takes them in turn.
+"""
+
+from scalar_sae.corpora.address import NAMES, Address, absolute
+from scalar_sae.corpora.corpus import Corpus, Tokens, windows
+from scalar_sae.corpora.load import HELD_OUT, HasTokenizer, load_corpus, load_held_out, load_texts, tokenized
+from scalar_sae.corpora.texts import VAL_SHARE, Texts
+
+__all__ = [
+    "HELD_OUT",
+    "NAMES",
+    "VAL_SHARE",
+    "Address",
+    "Corpus",
+    "HasTokenizer",
+    "Texts",
+    "Tokens",
+    "absolute",
+    "load_corpus",
+    "load_held_out",
+    "load_texts",
+    "tokenized",
+    "windows",
+]

@@ -1,0 +1,96 @@
+"""How a text is named: `python-stdlib`, a path, or a data set on the Hub, with what to take from it.
+
+    PLACE[:WHAT][@SPLIT][#COLUMN]
+
+    stories.jsonl#body                      the field `body` of each row
+    pile.bin:uint16                         token ids, two bytes each
+    hf://owner/name:english@test#doc.text   configuration, split, and the field `text` of the column `doc`
+
+The parts in brackets may be left out. A path that contains one of the marks is still found if it exists as it is.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scalar_sae.errors import UserError, unknown
+
+HUB = "hf://"
+NAMES = ("python-stdlib", "python-docs", "tiny-shakespeare")
+"""Texts that have a name of their own."""
+_PARTS = {"#": "column", "@": "split", ":": "what"}
+
+
+@dataclass(frozen=True)
+class Address:
+    """A place and what to take from it."""
+
+    place: str
+    """A path, or the name of a data set on the Hub."""
+    on_hub: bool = False
+    what: str | None = None
+    """After the colon: a configuration of a data set, or the type of the integers in a raw file."""
+    split: str | None = None
+    column: str | None = None
+
+    @classmethod
+    def parse(cls, spec: str) -> "Address":
+        """Read an address; a mark that is part of an existing path stays there.
+
+        Raises:
+            UserError: nothing lies at a local path.
+        """
+        place = spec.removeprefix(HUB)
+        if spec.startswith(HUB) and not place.startswith(("/", "./", "../", "~")):
+            return _hub(spec, place)
+        found = _local(cls(str(Path(place).expanduser())), list(_PARTS))
+        if found is None:
+            raise unknown("corpus", spec, [*NAMES, "a path that exists", "hf://owner/name:config@split#column"])
+        return found
+
+    def __str__(self) -> str:
+        """The address, from whatever folder it is read."""
+        place = f"{HUB}{self.place}" if self.on_hub else str(Path(self.place).absolute())
+        parts = {":": self.what, "@": self.split, "#": self.column}
+        return place + "".join(f"{mark}{part}" for mark, part in parts.items() if part)
+
+    def refuse(self, what: str, *parts: str) -> None:
+        """Raise a UserError if the address has a part that this kind of place does not."""
+        for mark, name in _PARTS.items():
+            part = getattr(self, name)
+            if part and name in parts:
+                raise UserError(f"{self}: {what} has no {mark}{part}; leave it out")
+
+
+def absolute(spec: str) -> str:
+    """The same text, named so that it is found from any folder.
+
+    Raises:
+        UserError: nothing lies at a local path.
+    """
+    return spec if spec in NAMES else str(Address.parse(spec))
+
+
+def _hub(spec: str, place: str) -> Address:
+    address = Address(place, on_hub=True)
+    for mark, name in _PARTS.items():
+        place, found, part = address.place.partition(mark)
+        if found:
+            address = replace(address, place=place, **{name: part})
+        if found and not part:
+            raise UserError(f"{spec}: nothing follows {mark!r}; expected hf://owner/name[:config][@split][#column]")
+    if Path(address.place).exists():
+        raise UserError(f"{spec}: a folder {address.place} lies here; write ./{address.place} to read that one")
+    return address
+
+
+def _local(address: Address, marks: list[str]) -> Address | None:
+    """The address whose place exists, with as few parts as possible split off from its end."""
+    if Path(address.place).exists():
+        return address
+    for number, mark in enumerate(marks):
+        place, _, part = address.place.rpartition(mark)
+        if place and part and "/" not in part:
+            shorter = replace(address, place=place, **{_PARTS[mark]: part})
+            if (found := _local(shorter, marks[number + 1 :])) is not None:
+                return found
+    return None

@@ -1,0 +1,120 @@
+"""What the `datasets` library does: the splits of a folder, data sets that it saved, data sets on the Hub."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalar_sae.corpora.address import Address
+from scalar_sae.corpora.files import known
+from scalar_sae.corpora.rows import Row, Table
+from scalar_sae.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+SPLIT = "train"
+"""What is read where no split is named."""
+_SAVED = ("dataset_dict.json", "state.json")
+_ABOUT_DATA = ("dataset_infos.json", "dataset_info.json")
+_OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False}, "text": {"sample_by": "document"}}
+"""A field that says NA is text, and a text file is one document."""
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return any((folder / name).is_file() for name in _SAVED)
+
+
+def saved(address: Address) -> Table:
+    """A data set that `save_to_disk` wrote.
+
+    Raises:
+        UserError: damaged, or no such split.
+    """
+    address.refuse("a data set that was saved to disk", "what")
+    with _explained(address) as datasets:
+        found = datasets.load_from_disk(address.place)
+    if isinstance(found, datasets.DatasetDict):
+        found = found[_split(address, list(found))]
+    else:
+        address.refuse("a data set without splits", "split")
+    return _table(address, found)
+
+
+def files_of(address: Address) -> tuple[list[Path], list[Path]]:
+    """The files of a folder's split, in the order of their names; then those that are in none of its splits.
+
+    Raises:
+        UserError: no such configuration or split, or none of the files is of a kind that holds data.
+    """
+    with _explained(address) as datasets:
+        builder = datasets.load_dataset_builder(address.place, address.what)
+        splits = {str(name): list(map(Path, files)) for name, files in builder.config.data_files.items()}
+    folder, found = Path(address.place), set(chain(*splits.values()))
+    card, left = folder / "README.md", list[Path]()
+    if not (card.is_file() and "configs:" in card.read_text(encoding="utf-8")):  # which says what is read
+        left = [path for path in sorted(folder.rglob("*")) if _holds_data(path, folder) and path not in found]
+    return splits[_split(address, list(splits))], left
+
+
+def _holds_data(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.is_file() and not hidden and path.name not in _ABOUT_DATA and known(path)
+
+
+def streamed(address: Address) -> Table:
+    """A data set on the Hub, read as far as it is asked for.
+
+    Raises:
+        UserError: no such data set, configuration or split, no access to it, or no connection.
+    """
+    with _explained(address) as datasets:
+        builder = datasets.load_dataset_builder(address.place, address.what)
+        if builder.name in _OPTIONS:
+            builder = datasets.load_dataset_builder(address.place, address.what, **_OPTIONS[builder.name])
+        splits = builder.as_streaming_dataset()
+        return _table(address, splits[_split(address, list(splits))])
+
+
+def _table(address: Address, found: Any) -> Table:
+    """A data set as a table: its columns are looked for in its first row where it does not say."""
+
+    def rows(columns: list[str]) -> Iterator[Row]:
+        with _explained(address):
+            yield from found.select_columns(columns)
+
+    with _explained(address):
+        names = found.column_names or list(next(iter(found), {}))
+    return Table(str(address), names, rows)
+
+
+def _split(address: Address, there: list[str]) -> str:
+    split = address.split or SPLIT
+    if split not in there:
+        raise UserError(f"{address}: no split {split!r}; name one with @, there are {', '.join(there)}")
+    return split
+
+
+@contextmanager
+def _explained(address: Address) -> "Generator[Any]":
+    """The library; what it raises becomes one line."""
+    try:
+        import datasets
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise UserError(f"{address}: needs the datasets library: pip install 'scalar-sae[data]'") from error
+    logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)  # most folders have no card
+    try:
+        yield datasets
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        if "Config name is missing" in reason:
+            names = ", ".join(datasets.get_dataset_config_names(address.place))
+            raise UserError(f"{address}: name a configuration after a colon, there are {names}") from error
+        place = "the Hugging Face Hub" if address.on_hub else "this folder"
+        raise UserError(f"{address}: cannot be read from {place} ({reason})") from error

@@ -1,0 +1,128 @@
+"""What a file holds, by its name and by its first bytes; the two must agree."""
+
+import gzip
+import io
+import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+from safetensors import SafetensorError
+
+from scalar_sae.errors import UserError
+
+Kind = Literal["text", "json", "csv", "parquet", "arrow", "ids"]
+
+SUFFIXES: dict[str, Kind] = {
+    ".txt": "text", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet", ".arrow": "arrow", ".npy": "ids", ".bin": "ids", ".safetensors": "ids",
+}  # fmt: skip
+"""A file with any other suffix is text, if its content is."""
+PACKED = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
+_REFUSED = {
+    **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle"), "could run code when it is read; save the ids as .npy"),
+    **dict.fromkeys((".npz", ".h5", ".hdf5"), "is not read; save the ids as .npy"),
+    **dict.fromkeys((".pdf", ".docx", ".epub"), "is no plain text; give the text in it as .txt"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar"), "is an archive; unpack it first"),
+}
+_MAGIC = {
+    b"PAR1": ".parquet", b"ARROW1": ".arrow", b"\x93NUMPY": ".npy", b"PK\x03\x04": ".zip", b"\xfd7zXZ": ".xz",
+    b"%PDF": ".pdf", b"\x89HDF": ".h5", **{magic: suffix for suffix, magic in PACKED.items()},
+}  # fmt: skip
+"""Three bytes or more each: raw token ids begin with one of them about once in ten million files."""
+_ALWAYS = {".parquet", ".npy"}
+"""Kinds that can be told by their first bytes; an Arrow stream may begin otherwise."""
+
+
+class File(NamedTuple):
+    """A file and what is in it."""
+
+    path: Path
+    kind: Kind
+    suffix: str
+    """Without that of the compression."""
+    packed: str
+    """`.gz`, `.zst`, or empty."""
+
+    @contextmanager
+    def open(self) -> Generator[io.BufferedIOBase]:
+        """Its content, unpacked; what goes wrong while it is read becomes a UserError.
+
+        Raises:
+            UserError: the file cannot be read, or what is in it is damaged.
+        """
+        try:
+            with _unpacked(self.path, self.packed) as stream:
+                yield stream
+        except UserError:
+            raise
+        except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException, SafetensorError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.path}: damaged, or not what its name says ({reason})") from error
+
+    @contextmanager
+    def whole(self) -> Generator[Any]:
+        """The same, where any place in it can be reached: the path itself, or what is unpacked into memory."""
+        with self.open() as stream:
+            yield io.BytesIO(stream.read()) if self.packed else self.path
+
+
+def known(path: Path) -> bool:
+    """Whether the name of a file says that it is text, a table or token ids."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return bool(suffixes) and suffixes[-1 - (suffixes[-1] in PACKED and len(suffixes) > 1)] in SUFFIXES
+
+
+def recognised(path: Path) -> File:
+    """What a file holds.
+
+    Raises:
+        UserError: its name and its content contradict each other, or it is of a kind that is not read.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes.pop() if suffixes and suffixes[-1] in PACKED else ""
+    suffix = suffixes[-1] if suffixes else ""
+    file = File(path, SUFFIXES.get(suffix, "text"), suffix, packed)
+    if suffix in _REFUSED:
+        raise UserError(f"{path}: {_REFUSED[suffix]}")
+    with _unpacked(path, "") as stream:
+        outside = _magic(stream.read(8))
+    if packed and outside != packed:
+        raise UserError(f"{path}: is not a {packed} file by its content; name it after what it is")
+    if not packed and outside in PACKED:
+        raise UserError(f"{path}: is a {outside} file by its content; name it {path.name}{outside}")
+    with file.open() as stream:
+        inside = _magic(stream.read(8))
+    if inside and inside != suffix:
+        raise UserError(f"{path}: is a {inside} file by its content, not {suffix or 'a text'}; {_remedy(inside)}")
+    if suffix in _ALWAYS and inside != suffix:
+        raise UserError(f"{path}: is not a {suffix} file by its content; name it after what it is")
+    return file
+
+
+def _remedy(inside: str) -> str:
+    return _REFUSED.get(inside, f"name it so, with {inside}" if inside in SUFFIXES else "give a text")
+
+
+def _magic(start: bytes) -> str:
+    """The suffix that the first bytes of a file stand for; empty if none."""
+    return next((suffix for magic, suffix in _MAGIC.items() if start.startswith(magic)), "")
+
+
+@contextmanager
+def _unpacked(path: Path, packed: str) -> Generator[io.BufferedIOBase]:
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    with raw:
+        if packed == ".gz":
+            with gzip.GzipFile(fileobj=raw) as stream:
+                yield stream
+        elif packed == ".zst":
+            with pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd") as stream:
+                yield io.BufferedReader(stream)
+        else:
+            yield raw

@@ -1,0 +1,68 @@
+"""Documents one after the other: with the tokenizer's end-of-text token between them, or a line break."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+
+from scalar_sae.corpora.rows import Document
+from scalar_sae.errors import UserError
+from scalar_sae.tokenizer import Tokenizer
+
+
+class Joined(NamedTuple):
+    """Token ids: [n] running text, or [n, length] prompts that were cut before."""
+
+    ids: Integer[np.ndarray, "..."]
+    are_ids: bool
+    """Whether the documents were token ids already."""
+    by: str | None = None
+    """What stands between two of them; None if nothing does."""
+    replaced: int = 0
+
+
+def join(documents: Iterator[Document], tokenizer: Tokenizer, wanted: int, name: str) -> Joined:
+    """The first `wanted` tokens of documents. Several lists of token ids of one length are prompts, and not joined.
+
+    Raises:
+        UserError: there are none, or some are text and others token ids.
+    """
+    between = [] if tokenizer.eos is None else [tokenizer.eos]
+    pieces: list[Integer[np.ndarray, " _"]] = []
+    n = replaced = 0
+    kinds: set[type] = set()
+    for document in documents:
+        kinds.add(type(document))
+        if len(kinds) > 1:
+            raise UserError(f"{name}: some rows hold text, others token ids; give one of the two")
+        if isinstance(document, str):
+            ids, bad = tokenizer.encode(document if between or not pieces else f"\n{document}")
+            replaced += bad
+            document = ids.numpy()
+        pieces.append(document)
+        n += len(document) + len(between)
+        if n - len(between) >= wanted:
+            break
+    if not pieces:
+        raise UserError(f"{name}: holds no text")
+    are_ids = kinds != {str}
+    if are_ids and len(pieces) > 1 and len({len(piece) for piece in pieces}) == 1 and len(pieces[0]) > 1:
+        return Joined(np.stack(pieces), are_ids)
+    if are_ids and not between:
+        between = tokenizer.encode("\n")[0].tolist()
+    by = None if len(pieces) == 1 else tokenizer.decode(between) if between else "\n"
+    return Joined(_joined(pieces, between, tokenizer)[:wanted], are_ids, by, replaced)
+
+
+def _joined(
+    pieces: list[Integer[np.ndarray, " _"]], between: list[int], tokenizer: Tokenizer
+) -> Integer[np.ndarray, " n"]:
+    """All pieces in a row; nothing is put where a piece ends with a special token, or the next begins with one."""
+    separator = np.array(between, dtype=pieces[0].dtype)
+    found = [pieces[0]]
+    for before, piece in pairwise(pieces):
+        marked = before[-1] in tokenizer.special or piece[0] in tokenizer.special
+        found += [piece] if marked else [separator, piece]
+    return np.concatenate(found)

@@ -1,0 +1,223 @@
+"""From an address to a corpus: find out what lies there, read as much as is needed, make token ids of it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+
+from scalar_sae.corpora import data_sets
+from scalar_sae.corpora.address import NAMES, Address
+from scalar_sae.corpora.corpus import Corpus, Tokens
+from scalar_sae.corpora.files import File, recognised
+from scalar_sae.corpora.ids import Array, array_of, checked
+from scalar_sae.corpora.join import Joined, join
+from scalar_sae.corpora.named import named
+from scalar_sae.corpora.rows import Document, Tally, documents, table_of
+from scalar_sae.corpora.texts import BLOCK, VAL_SHARE, Texts, first_part, read_text, split
+from scalar_sae.errors import UserError
+from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer, smallest_dtype
+
+ENOUGH = 10_000_000
+"""Training tokens that are read of a table or of token ids where nobody says how many are needed."""
+HELD_OUT = 1_000_000
+"""Tokens that are read of them to evaluate on, where no more are needed."""
+
+
+@runtime_checkable
+class HasTokenizer(Protocol):
+    """A language model, as far as texts are concerned."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its own."""
+        ...
+
+
+class _Opened(NamedTuple):
+    """What lies at an address: a text, documents, or token ids."""
+
+    content: str | Iterator[Document] | Array
+    tally: Tally
+    name: str
+
+
+def load_texts(spec: str, *data: Path) -> Texts:
+    """Read a text by name or address, all of it; documents are joined by line breaks.
+
+    Args:
+        spec: `python-stdlib`, `python-docs`, `tiny-shakespeare`, a path, or `hf://owner/name[:config][@split][#column]`.
+        data: for `tiny-shakespeare` a local copy, instead of the download; for `python-docs` text files to add.
+
+    Raises:
+        UserError: no such text, it cannot be read, or it consists of token ids.
+    """
+    if spec in NAMES:
+        return named(spec, *data)
+    _no_data(data)
+    opened = _open(Address.parse(spec))
+    if isinstance(opened.content, str):
+        return split(opened.name, opened.content)
+    texts: list[str] = []
+    for document in opened.content:
+        if not isinstance(document, str):
+            raise UserError(f"{spec}: holds token ids; a text is needed here")
+        texts.append(document)
+    return split(opened.name, "\n".join(texts))
+
+
+def load_corpus(spec: str, of: Tokenizer | HasTokenizer, *, data: Sequence[Path] = (), n_train: int = ENOUGH) -> Corpus:
+    """Read a text and turn it into the token ids of a model.
+
+    Args:
+        spec: as for `load_texts`, or token ids that exist already (docs/text.md).
+        of: the model that is to read them, or its tokenizer.
+        data: as for `load_texts`.
+        n_train: training tokens that are needed: of a table, or of token ids, no more is read than has them.
+
+    Raises:
+        UserError: no such text, it cannot be read, or its ids are not the tokenizer's.
+    """
+    tokenizer = of if isinstance(of, Ascii | Pretrained) else of.tokenizer
+    if spec in NAMES:
+        return replace(tokenized(named(spec, *data), tokenizer), source=spec)
+    _no_data(data)
+    address = Address.parse(spec)
+    opened = _open(address)
+    if isinstance(opened.content, str):
+        corpus = tokenized(split(opened.name, opened.content), tokenizer)
+    else:
+        corpus = _gathered(opened, tokenizer, math.ceil((n_train + BLOCK) / (1 - VAL_SHARE)))
+    return replace(corpus, source=str(address))
+
+
+def load_held_out(spec: str, of: Tokenizer | HasTokenizer, n: int = HELD_OUT) -> Corpus:
+    """A text to evaluate on: the validation part of a named corpus, otherwise all that is read.
+
+    Args:
+        spec: as for `load_corpus`.
+        of: as for `load_corpus`.
+        n: tokens that are needed: of a table, or of token ids, no more is read than has them.
+
+    Raises:
+        UserError: as for `load_corpus`.
+    """
+    corpus = load_corpus(spec, of, n_train=max(n, HELD_OUT))
+    if spec in NAMES:
+        return corpus
+    return replace(corpus, train=corpus.train[:0], val=torch.cat([corpus.train, corpus.val]))
+
+
+def tokenized(texts: Texts, tokenizer: Tokenizer) -> Corpus:
+    """The token ids of a text."""
+    train, val = ([tokenizer.encode(piece) for piece in pieces] for pieces in (texts.train, texts.val))
+    return Corpus(
+        texts.name,
+        torch.cat([ids for ids, _ in train]),
+        torch.cat([ids for ids, _ in val]),
+        tokenizer.fingerprint,
+        tokenizer.bos,
+        replaced=sum(bad for _, bad in train + val),
+    )
+
+
+def _no_data(data: Sequence[Path]) -> None:
+    if data:
+        raise UserError(f"--data {data[0]}: only tiny-shakespeare (a local copy) and python-docs (more text) take data")
+
+
+def _open(address: Address) -> _Opened:
+    """What lies at an address; documents are read when they are asked for."""
+    tally, place = Tally(), Path(address.place)
+    name = str(address) if address.on_hub else place.name
+    if address.on_hub:
+        return _Opened(documents(data_sets.streamed(address), address.column, tally), tally, name)
+    if place.is_dir() and data_sets.is_saved(place):
+        return _Opened(documents(data_sets.saved(address), address.column, tally), tally, name)
+    if place.is_dir():
+        return _Opened(_in_folder(address, tally), tally, name)
+    file = recognised(place)
+    if file.kind == "ids":
+        return _Opened(array_of(file, address), tally, name)
+    address.refuse("a file", "what", "split")
+    if file.kind == "text":
+        address.refuse("a text file", "column")
+        return _Opened(read_text(file), tally, name)
+    return _Opened(_in_file(file, address.column, tally), tally, name)
+
+
+def _in_file(file: File, column: str | None, tally: Tally) -> Iterator[Document]:
+    if file.kind == "text":
+        yield read_text(file)
+        return
+    with table_of(file) as table:
+        yield from documents(table, column, tally)
+
+
+def _in_folder(address: Address, tally: Tally) -> Iterator[Document]:
+    paths, left = data_sets.files_of(address)
+    files = [recognised(path) for path in paths]
+    kinds = {file.kind: file.path.name for file in [*files, *map(recognised, left)]}
+    if len(kinds) > 1:
+        there = ", ".join(f"{kind} ({name})" for kind, name in kinds.items())
+        raise UserError(f"{address}: files of several kinds, {there}; give a folder of one kind, or one file")
+    if "text" in kinds:
+        address.refuse("a folder of text files", "column")
+    tally.unread += [path.name for path in left]
+    return chain.from_iterable(_in_file(file, address.column, tally) for file in files)
+
+
+def _gathered(opened: _Opened, tokenizer: Tokenizer, wanted: int) -> Corpus:
+    """A corpus of the first tokens of documents, or of token ids."""
+    if isinstance(opened.content, np.ndarray):
+        n = wanted if opened.content.ndim == 1 else math.ceil(wanted / opened.content.shape[1])
+        joined = Joined(opened.content[:n], are_ids=True)
+    else:
+        assert not isinstance(opened.content, str)
+        joined = join(opened.content, tokenizer, wanted, opened.name)
+    checked(joined.ids, tokenizer.d_vocab, opened.name)
+    ids = torch.from_numpy(joined.ids.astype(_numpy_name(tokenizer)))
+    if ids.dim() == 1:
+        ids, cut, bos = _running(ids, tokenizer), first_part(len(ids)), tokenizer.bos
+    else:
+        cut, bos = int((1 - VAL_SHARE) * len(ids)), _row_start(ids, tokenizer, opened.name)
+    notes = opened.tally.notes()
+    if joined.are_ids:
+        start = tokenizer.decode(ids.flatten()[:16].tolist())
+        notes.append(f"its token ids are taken for those of the model's tokenizer, which reads them as {start!r}...")
+    return Corpus(
+        opened.name,
+        ids[:cut],
+        ids[cut:],
+        tokenizer.fingerprint,
+        bos,
+        joined_by=joined.by,
+        replaced=joined.replaced,
+        skipped=opened.tally.skipped,
+        notes=tuple(notes),
+    )
+
+
+def _numpy_name(tokenizer: Tokenizer) -> str:
+    return str(smallest_dtype(tokenizer.d_vocab)).removeprefix("torch.")
+
+
+def _running(ids: Tokens, tokenizer: Tokenizer) -> Tokens:
+    """Running text, without the token that is put before every prompt anyway."""
+    return ids[1:] if tokenizer.bos is not None and len(ids) and int(ids[0]) == tokenizer.bos else ids
+
+
+def _row_start(rows: Tokens, tokenizer: Tokenizer, name: str) -> int | None:
+    """The token that starts every prompt: the special one that all rows have there, or else the tokenizer's."""
+    first = rows[:, 0].long()
+    special = torch.isin(first, torch.tensor(tokenizer.special, dtype=torch.long))
+    if bool((special & (first == rows[:, 1])).any()):
+        raise UserError(
+            f"{name}: rows begin with padding, which a model would read as text; pad on the right, or give an "
+            "attention_mask beside input_ids"
+        )
+    return int(first[0]) if bool(special.all()) and bool((first == first[0]).all()) else tokenizer.bos

@@ -1,0 +1,277 @@
+"""Tables of documents: JSON lines, CSV, Parquet, Arrow and whatever `datasets` reads, one row after the other."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Integer
+
+from scalar_sae.corpora.files import File
+from scalar_sae.errors import UserError, unknown
+
+Row = dict[str, Any]
+Document = str | Integer[np.ndarray, " n"]
+"""A text, or its token ids."""
+
+COLUMNS = ("text", "input_ids", "tokens")
+"""What is read where no column is named: the first of these that is there."""
+MASK = "attention_mask"
+PEEKED = 1000
+"""Rows of a file without a schema that are looked at before the rest."""
+BATCH = 256
+"""Rows of a file with a schema that are in memory at once."""
+
+
+class Table(NamedTuple):
+    """Rows that are read when they are asked for."""
+
+    place: str
+    columns: list[str]
+    rows: Callable[[list[str]], Iterator[Row]]
+    """The rows with some of the columns."""
+
+
+@dataclass
+class Tally:
+    """What was left out or changed while documents were read."""
+
+    skipped: int = 0
+    """Rows without text."""
+    broken: int = 0
+    """Halves of surrogate pairs, which no encoding of Unicode holds."""
+    unread: list[str] = field(default_factory=list[str])
+    """Files of a folder that are in none of its splits."""
+
+    def notes(self) -> list[str]:
+        """What the user should know of it, beside the number of rows without text."""
+        found: list[str] = []
+        if self.broken:
+            found.append(f"{self.broken:,} broken characters became U+FFFD")
+        if self.unread:
+            names = ", ".join(self.unread[:3]) + (", ..." if len(self.unread) > 3 else "")
+            found.append(f"files that are in none of its splits are not read: {names}")
+        return found
+
+
+def documents(table: Table, column: str | None, tally: Tally) -> Iterator[Document]:
+    """The documents in one column of a table.
+
+    A column may lie inside another one: `doc.text`. A list of texts is one document, its parts joined by line breaks.
+    Token ids where the table's attention mask is 0 are padding and left out.
+
+    Raises:
+        UserError: no such column, or one that holds neither text nor token ids.
+    """
+    path = _path(table, column)
+    masked = [MASK] if MASK in table.columns and path[-1] in COLUMNS[1:] else []
+    for number, row in enumerate(table.rows([path[0], *masked]), start=1):
+        value = _inside(row, path)
+        if value is None or value == "" or value == []:
+            tally.skipped += 1
+            continue
+        document = _document(value, f"{table.place}, row {number}: {'.'.join(path)!r}")
+        if isinstance(document, str):
+            document, broken = _mended(document)
+            tally.broken += broken
+        elif masked and row.get(MASK) is not None:
+            document = document[np.asarray(row[MASK], dtype=bool)]
+        if len(document):
+            yield document
+        else:
+            tally.skipped += 1
+
+
+def _path(table: Table, column: str | None) -> list[str]:
+    """The names that lead to a column, the outermost first."""
+    if column is None:
+        column = next((name for name in COLUMNS if name in table.columns), None)
+        if column is None:
+            there = ", ".join(table.columns) or "none"
+            raise UserError(f"{table.place}: no column {COLUMNS[0]!r}; name one with #, there are {there}")
+    if column in table.columns:
+        return [column]
+    path = column.split(".")
+    if path[0] not in table.columns:
+        raise unknown(f"column of {table.place}", path[0], table.columns)
+    return path
+
+
+def _inside(value: Any, path: Sequence[str]) -> Any:
+    """What lies at a path; of a list, what lies there in each entry."""
+    for number, name in enumerate(path):
+        if isinstance(value, list):
+            found = [_inside(entry, path[number:]) for entry in value]
+            return [entry for entry in found if entry not in (None, "")]
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _document(value: Any, where: str) -> Document:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
+    if isinstance(value, list) and all(type(part) is int for part in value):
+        return np.array(value, dtype=np.int64)
+    first = value[0] if isinstance(value, list) else value
+    if isinstance(first, dict):
+        names = ", ".join(map(str, first))
+        raise UserError(f"{where} holds {names}; name one of them with a dot, such as #COLUMN.{next(iter(first))}")
+    kinds = " and ".join(sorted({type(part).__name__ for part in (value if isinstance(value, list) else [value])}))
+    several = "a list of " if isinstance(value, list) else ""
+    raise UserError(f"{where} holds {several}{kinds}, neither text nor token ids; name another #COLUMN")
+
+
+def _mended(text: str) -> tuple[str, int]:
+    """A text with halves of surrogate pairs joined or replaced by U+FFFD, and how many were replaced."""
+    try:
+        text.encode()
+        return text, 0
+    except UnicodeEncodeError:
+        pass
+    mended = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return mended, mended.count("\ufffd") - text.count("\ufffd")
+
+
+@contextmanager
+def table_of(file: File) -> Generator[Table]:
+    """The table in a file.
+
+    Raises:
+        UserError: the file is damaged, or not what its name says.
+    """
+    if file.kind == "json":
+        with file.open() as stream:
+            yield _peeked(str(file.path), _json(stream, str(file.path)))
+    elif file.kind == "csv":
+        with file.open() as stream:
+            yield _csv(stream, str(file.path), "\t" if file.suffix == ".tsv" else ",")
+    elif file.kind == "parquet":
+        with file.whole() as source, pq.ParquetFile(source) as parquet:
+            yield _parquet(parquet, str(file.path))
+    else:
+        with file.whole() as source:
+            yield _arrow(pa.memory_map(str(source)) if isinstance(source, Path) else source, str(file.path))
+
+
+def _peeked(place: str, rows: Iterable[Row]) -> Table:
+    """A table whose columns are those of its first rows."""
+    rows = iter(rows)
+    first = list(islice(rows, PEEKED))
+    columns = list(dict.fromkeys(name for row in first for name in row))
+
+    def all_rows(names: list[str]) -> Iterator[Row]:
+        return chain(first, rows)
+
+    return Table(place, columns, all_rows)
+
+
+def _json(stream: io.BufferedIOBase, place: str) -> Iterator[Row]:
+    """The objects of a JSON list, or of a file with one object a line."""
+    is_first = True
+    for number, line in enumerate(stream, start=1):
+        text = _utf8(line, f"{place}, line {number}").removeprefix("\ufeff").strip()
+        if is_first and text.startswith("["):
+            yield from _json_list(text + _utf8(stream.read(), place), place)
+            return
+        if text:
+            yield _object(text, f"{place}, line {number}")
+            is_first = False
+
+
+def _json_list(text: str, place: str) -> Iterator[Row]:
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not a JSON list ({error})") from error
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict):
+            raise UserError(f'{place}, entry {number}: not an object such as {{"text": ...}}')
+        yield entry
+
+
+def _object(text: str, where: str) -> Row:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error}); expected one object a line, or one list of objects") from error
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: not an object such as {{"text": ...}}')
+    return row
+
+
+def _utf8(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error.reason}); convert the file with iconv -t UTF-8") from error
+
+
+def _csv(stream: Any, place: str, separator: str) -> Table:
+    csv.field_size_limit(sys.maxsize)
+    lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+
+    def row_of(fields: list[str]) -> Row:
+        if fields and len(fields) != len(columns):
+            where = f"{place}, line {reader.line_num}"
+            raise UserError(f"{where}: {len(fields)} fields, the first line names {len(columns)} columns")
+        return dict(zip(columns, fields, strict=False))
+
+    def rows(names: list[str]) -> Iterator[Row]:
+        found = map(row_of, _csv_rows(reader, place))
+        first = list(islice(found, PEEKED))
+        if first and all(_is_number(row.get(names[0])) for row in first):
+            raise UserError(f"{place}: column {names[0]!r} holds numbers, not text; name another #COLUMN")
+        return chain(first, found)
+
+    columns = next(_csv_rows(reader, place), [])
+    return Table(place, columns, rows)
+
+
+def _csv_rows(reader: Any, place: str) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UserError(f"{place}, line {reader.line_num}: not CSV ({error})") from error
+
+
+def _is_number(field: str | None) -> bool:
+    try:
+        float(field or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _parquet(parquet: pq.ParquetFile, place: str) -> Table:
+    def rows(columns: list[str]) -> Iterator[Row]:
+        for batch in parquet.iter_batches(BATCH, columns=columns):
+            yield from batch.to_pylist()
+
+    return Table(place, parquet.schema_arrow.names, rows)
+
+
+def _arrow(source: Any, place: str) -> Table:
+    """A file or a stream in Arrow's format."""
+    try:
+        table = pa.ipc.open_file(source).read_all()
+    except pa.ArrowInvalid:
+        source.seek(0)
+        table = pa.ipc.open_stream(source).read_all()
+
+    def rows(columns: list[str]) -> Iterator[Row]:
+        for batch in table.select(columns).to_batches(BATCH):
+            yield from batch.to_pylist()
+
+    return Table(place, table.column_names, rows)
