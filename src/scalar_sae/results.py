@@ -1,18 +1,21 @@
 """What `results.json` holds: a self-describing record per block, method and ranking. See docs/results.md."""
 
-import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from scalar_sae.errors import UserError
 from scalar_sae.io import write_json
 from scalar_sae.label_results import SaeAbsorption, SaeProbes
+from scalar_sae.locks import held
+from scalar_sae.readers import RESTORE, WRITER, read_json
+from scalar_sae.record_checks import check
 from scalar_sae.sae_results import Duplicates, Interval, SaeFidelity, SaeReading, SeedAgreement, SplicedFidelity
 
 SCHEMA_VERSION = 1
@@ -158,6 +161,8 @@ class Results(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    written_by: str = WRITER
+    """The package and version that wrote the file last."""
     records: list[Record] = Field(default_factory=list[Record])
     saes: list[SaeFidelity] = Field(default_factory=list[SaeFidelity])
     spliced: list[SplicedFidelity] = Field(default_factory=list[SplicedFidelity])
@@ -173,18 +178,52 @@ class Results(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        write_json(path, self.model_dump(mode="json"))
+        write_json(path, {**self.model_dump(mode="json"), "written_by": WRITER})
 
     @classmethod
     def read(cls, path: Path) -> "Results":
         """Read a results file.
 
         Raises:
-            UserError: there is none, or it does not follow the schema.
+            UserError: there is none, it is damaged, of a later version, or does not follow the schema.
         """
+        found = read_json(path, cls, "score or measure something first")
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise UserError(f"{path}: no results here; score something first") from error
-        except (json.JSONDecodeError, ValidationError) as error:
-            raise UserError(f"{path}: not a results file of schema {SCHEMA_VERSION} ({error})") from error
+            check(found)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {RESTORE}") from error
+        return found
+
+    @classmethod
+    def read_if_there(cls, path: Path) -> "Results":
+        """What a results file holds; nothing where there is none.
+
+        Raises:
+            UserError: as `read`.
+        """
+        return cls.read(path) if os.path.lexists(path) else cls()
+
+    @classmethod
+    def update(cls, path: Path, change: Callable[["Results"], None]) -> "Results":
+        """Change a results file; what other processes wrote into it meanwhile stays.
+
+        Args:
+            path: the file, which need not be there.
+            change: called with what the file holds at that moment, which no other process changes until it is written.
+
+        Returns:
+            What was written.
+
+        Raises:
+            UserError: as `read`, another process holds the file for a minute, or it cannot be written.
+        """
+        with held(path.parent, path.name, wait=60.0, remedy="run the command again when that one has ended"):
+            results = cls.read_if_there(path)
+            change(results)
+            results.write(path)
+        return results
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Add records, in place of those of the same key."""
+        new = {record.key for record in records}
+        self.records = [old for old in self.records if old.key not in new] + list(records)

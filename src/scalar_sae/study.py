@@ -25,7 +25,7 @@ from scalar_sae.activations.reading import Gradient
 from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, held_out
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import room, score
+from scalar_sae.benchmark.score import digest, room, score
 from scalar_sae.console import Bar, say
 from scalar_sae.corpora import VAL_SHARE, Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
@@ -33,6 +33,7 @@ from scalar_sae.io import Events, differences, whole, write_text
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.fidelity import fidelity, standing_in
 from scalar_sae.results import Control, Record, Results
+from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
 from scalar_sae.sites import Site
@@ -202,15 +203,15 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     """Measure the SAEs of a run and score every pair; what `results.json` has already is not computed again."""
     events = Events(out / "events.jsonl")
     path = out / "results.json"
-    results = Results.read(path) if path.is_file() else Results()
-    workers.meet()  # all have read it before it grows
+    results = workers.from_first(lambda: Results.read_if_there(path))
     corpus = text_of(config, lm)
     saes = load_saes(out)
+    workers.agree(f"the SAEs in {out}", [digest(sae) for group in saes.values() for sae in group.values()])
     if not results.saes and standing_in(saes) and workers.number() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)
         prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
-        results.saes, results.spliced = fidelity(lm, saes, prompts, lm.special_tokens)
-        results.write(path)
+        measured = fidelity(lm, saes, prompts, lm.special_tokens)
+        results = Results.update(path, partial(_put_fidelity, measured))
     saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
     texts = held_out(corpus, config.score)
     done = {record.key for record in results.records}
@@ -220,9 +221,9 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     with Bar("score", total) as bar:
         work = partial(_record, config.score, texts, out, bar)
         for finished in workers.deal(jobs, work):
-            results.records += finished
+            results.put(finished)
             if workers.number() == 0:
-                results.write(path)
+                results = Results.update(path, partial(Results.put, records=finished))
                 for record in finished:
                     shutil.rmtree(_partly(out, record.key), ignore_errors=True)
                     said = record.model_dump(include={"block", "method", "ranking", "control", "seconds"})
@@ -230,6 +231,10 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     if workers.number() == 0:
         shutil.rmtree(out / "partial", ignore_errors=True)
     return results
+
+
+def _put_fidelity(measured: tuple[list[SaeFidelity], list[SplicedFidelity]], results: Results) -> None:
+    results.saes, results.spliced = measured
 
 
 class _Job(NamedTuple):

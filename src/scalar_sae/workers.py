@@ -5,7 +5,9 @@ prompts, of which each takes every n-th. Training gives each a part of every bat
 takes from the whole batch goes through `mean`, `smallest`, `anywhere` or `gather`, and gradients through `average`.
 """
 
+import hashlib
 import os
+import socket
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -123,6 +125,35 @@ def collect(found: dict[int, Any]) -> dict[int, Any]:
     parts: list[dict[int, Any]] = [{}] * count()
     dist.all_gather_object(parts, found)
     return {key: value for part in parts for key, value in part.items()}
+
+
+def from_first(make: Callable[[], Job]) -> Job:
+    """What the first worker makes, for everybody: a file that it reads is the same for all."""
+    if not _together():
+        return make()
+    found = [make() if number() == 0 else None]
+    dist.broadcast_object_list(found)
+    return found[0]  # pyright: ignore[reportReturnType]
+
+
+def agree(what: str, value: Any) -> None:
+    """Raise a UserError, in every worker, if not all have the same value: they do not see the same files.
+
+    Args:
+        what: named in the message.
+        value: plain values, compared by their repr.
+    """
+    if not _together():
+        return
+    mine = (hashlib.sha256(repr(value).encode()).hexdigest(), socket.gethostname())
+    everybody: list[tuple[str, str]] = [mine] * count()
+    dist.all_gather_object(everybody, mine)
+    for other, (digest, host) in enumerate(everybody):
+        if digest != everybody[0][0]:
+            raise UserError(
+                f"{what}: worker {other} on {host} sees others than worker 0 on {everybody[0][1]}; "
+                "give all workers one folder that they share, and the same files"
+            )
 
 
 def meet() -> None:

@@ -26,13 +26,18 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
     curves = Curves(kl, kl, kl, kl, floor_kl=floor * noise, floor_ce=floor * noise)
     found = scores.every_score(COUNTS, curves, 1000, n_edges, np.arange(8)[None])
     q = ("50", "90", "99")
+    ci: dict = dict.fromkeys(found, None) | dict.fromkeys(
+        ("kl_model", "kl_circuit", "recovery"), [(0.0, 1.0)] * len(COUNTS)
+    )
+    mean = kl.mean(1).tolist()
     return Record(
         block=block, method=method, ranking="ablation", seed=seed, n_up=10, n_down=n_edges // 10, n_edges=n_edges,
-        n_live_edges=1000, edges=COUNTS.tolist(), kl_model=[0.0], kl_circuit=[0.0], live_edges=[0.0], l0_down=[0.0],
+        n_live_edges=1000, edges=COUNTS.tolist(), kl_model=mean, kl_circuit=mean, live_edges=mean, l0_down=mean,
         absolute=float(found["absolute"][0]), relative=float(found["relative"][0]), pure=0.0,
         edges_at=dict.fromkeys(q, 1.0), live_edges_at=dict.fromkeys(q, 1.0), dip=dict.fromkeys(q, 0.0), log_area=0.0,
-        floor=Floor(kl=floor, ce_increase=floor), ci={}, prompts=PromptCurves.of(curves), versions={}, seconds=1.0,
-        config={"prompts": 8, "context": 4}, data={"fingerprint": "f", "scored_on": "s"},
+        floor=Floor(kl=floor, ce_increase=floor), ci=ci, prompts=PromptCurves.of(curves), versions={}, seconds=1.0,
+        config={"prompts": 8, "context": 4, "edges": "full", "rank_prompts": 2},
+        data={"corpus": "c", "fingerprint": "f", "ranked_on": "r", "scored_on": "s"},
     )  # fmt: skip
 
 

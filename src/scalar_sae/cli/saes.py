@@ -1,5 +1,6 @@
 """The verbs for files of SAEs: `ls`, `export`, `push`, `pull`."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -33,6 +34,7 @@ def list_(path: Source) -> None:
         raise UserError(f"{path}: no such file or folder")
     model = model_in(folder)
     results = folder / "results.json"
+    records = Results.read(results).records if os.path.lexists(results) else None
     table = PlainTable(title=path)
     for column in ("method", "site", "d_model", "d_sae", "activation", "chunks", "format"):
         table.add_column(column)
@@ -42,14 +44,14 @@ def list_(path: Source) -> None:
             chunks = " ".join(map(str, sae.chunks))
             table.add_row(found.group, site, str(sae.d_model), str(sae.d_sae), str(sae.activation), chunks, format_)
     except NothingFoundError:
-        if model is None:
+        if model is None and records is None:
             raise
     if table.row_count:
         show(table)
     if model:
         tell(f"language model: {model}")
-    if results.is_file():
-        tell(f"records: {len(Results.read(results).records)} in {results}")
+    if records is not None:
+        tell(f"records: {len(records)} in {results}")
 
 
 @app.command()
@@ -112,7 +114,7 @@ def push(
 
     located = list(find_saes(path))
     results = Path(path) / "results.json"
-    card = model_card(repository, located, Results.read(results) if results.is_file() else None)
+    card = model_card(repository, located, Results.read(results) if os.path.lexists(results) else None)
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / "saes"
         write(located, "scalar", staged)

@@ -44,10 +44,12 @@ def reading(folder: Path) -> SaeReading:
 
 def keep_reading(path: Path, found: Sequence[SaeReading]) -> None:
     """Write records into a results file, in place of older ones of the same SAEs."""
-    results = Results.read(path) if path.is_file() else Results()
     new = {(record.method, record.site) for record in found}
-    results.reading = [old for old in results.reading if (old.method, old.site) not in new] + list(found)
-    results.write(path)
+
+    def put(results: Results) -> None:
+        results.reading = [old for old in results.reading if (old.method, old.site) not in new] + list(found)
+
+    Results.update(path, put)
 
 
 def _mean(scores: Float[np.ndarray, " latent"], n_resamples: int = 1000) -> MeanScore:

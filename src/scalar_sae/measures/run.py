@@ -2,7 +2,9 @@
 
 import hashlib
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -85,17 +87,25 @@ def measure_run(
     ignore = model.special_tokens
     _warn_of_rare(int(counted(tokens, ignore).sum()), len(tokens))
     path = run / "results.json"
-    results = Results.read(path) if path.is_file() else Results()
-    results.saes, results.spliced = fidelity(model, saes[str(run)], tokens, ignore)
-    results.duplicates = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
-    results.write(path)
+    Results.read_if_there(path)  # what is damaged is said before anything is measured
+    measured: dict[str, Any] = dict(
+        zip(("saes", "spliced"), fidelity(model, saes[str(run)], tokens, ignore), strict=True)
+    )
+    measured["duplicates"] = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
+    results = Results.update(path, partial(_put, measured))
     if against:
-        results.seeds = seed_agreement(saes, model, tokens, threshold, require_same_partner, ignore)
-        results.write(path)
+        found = seed_agreement(saes, model, tokens, threshold, require_same_partner, ignore)
+        results = Results.update(path, partial(_put, {"seeds": found}))
     if task is not None:
-        results.absorption, results.probes = labelled(model, saes[str(run)], task)
-        results.write(path)
+        absorption, probes = labelled(model, saes[str(run)], task)
+        results = Results.update(path, partial(_put, {"absorption": absorption, "probes": probes}))
     return results
+
+
+def _put(measured: dict[str, Any], results: Results) -> None:
+    """Put lists of records in the place of those that were there; other lists stay."""
+    for name, records in measured.items():
+        setattr(results, name, records)
 
 
 def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
