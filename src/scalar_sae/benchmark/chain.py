@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from scalar_sae import workers
-from scalar_sae.benchmark.curve import Exact, check_finite
+from scalar_sae.benchmark.curve import check_finite
 from scalar_sae.benchmark.edges import GlobalEdges
 from scalar_sae.benchmark.order import NEVER, levels
 from scalar_sae.benchmark.pair import Pair, Prompt, Slots, read
@@ -23,7 +23,9 @@ from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import Counts
 from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.errors import UserError
+from scalar_sae.kernels import ByOurKernels
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.outputs import compare, log_probs
 from scalar_sae.results import Curves
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block, Site
@@ -95,17 +97,18 @@ def curves(
 
 def _measure(pairs: list[Pair], readouts: list[Readout], prompt: Prompt, level: list[Level], n_counts: int) -> Curves:
     """The curve of one prompt."""
-    kl = Exact().kl
-    target = prompt.tokens[:, 1:].unsqueeze(-1)
-    model = pairs[0].lm.logits(prompt.tokens).log_softmax(-1)
-    circuit, _, _ = _run(pairs, readouts, prompt, [torch.zeros_like(one) for one in level])
-    ce = [-log_probs[:, :-1].gather(-1, target).mean().item() for log_probs in (model, circuit)]
-    floors = np.array([[kl(model, circuit).mean().item()], [ce[1] - ce[0]]])
+    lm = pairs[0].lm
+    with ByOurKernels():
+        own = lm.states(prompt.tokens, [lm.end])[lm.end].x
+    full, _, _ = _run(pairs, readouts, prompt, [torch.zeros_like(one) for one in level])
+    references = [log_probs(lm, own), log_probs(lm, full)]
+    of_model, of_circuit = (compare(lm, end, references[:1], prompt.tokens) for end in (own, full))
+    floors = np.array([[of_circuit.kl.mean().item()], [(of_circuit.ce - of_model.ce).mean().item()]])
     rows: list[list[float]] = []
     for index in range(n_counts):
         kept = [one.gt(index).byte().mul_(NEVER) for one in level]  # a ranking of one step
-        log_probs, live, l0 = _run(pairs, readouts, prompt, kept)
-        rows.append([kl(model, log_probs).mean().item(), kl(circuit, log_probs).mean().item(), live, l0])
+        end, live, l0 = _run(pairs, readouts, prompt, kept)
+        rows.append([*compare(lm, end, references, prompt.tokens).kl.mean((1, 2)).tolist(), live, l0])
     curves = np.array(rows).T[..., None]
     check_finite(prompt, curves, floors)
     return Curves(*curves, *floors)
@@ -113,8 +116,8 @@ def _measure(pairs: list[Pair], readouts: list[Readout], prompt: Prompt, level: 
 
 def _run(
     pairs: list[Pair], readouts: list[Readout], prompt: Prompt, kept: list[Level]
-) -> tuple[Float[Tensor, "one token d_vocab"], float, float]:
-    """Log-probabilities behind the last site, live edges per token in all pairs, live latents at the last site."""
+) -> tuple[Float[Tensor, "one token d_model"], float, float]:
+    """What stands behind the model's last layer, live edges per token in all pairs, live latents at the last site."""
     z, live = prompt.z, 0.0
     for pair, readout, level in zip(pairs, readouts, kept, strict=True):
         here = replace(prompt, z=z, slots=Slots.of(z, pair.changes(z, prompt.x_up)))
@@ -122,4 +125,4 @@ def _run(
         z = sub.acts
         live += sub.live_edges.float().mean().item()
     last = pairs[-1]
-    return last.log_probs(last.decoded(z, prompt).unsqueeze(0), prompt), live, (z > 0).sum(-1).float().mean().item()
+    return last.run_on(last.decoded(z, prompt).unsqueeze(0), prompt), live, (z > 0).sum(-1).float().mean().item()

@@ -5,23 +5,23 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from scalar_sae.benchmark import published
 from scalar_sae.benchmark.edges import Edges
 from scalar_sae.benchmark.pair import Pair, Prompt
 from scalar_sae.benchmark.readout import Readout
-from scalar_sae.benchmark.subcircuits import SubCircuit, sweep
+from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.errors import UserError
+from scalar_sae.kernels import ByOurKernels
+from scalar_sae.lm.outputs import compare, kl, log_probs
 from scalar_sae.results import Curves
 
-LOGIT_BYTES = 2**25
-"""Sub-circuits run on to the output so many at a time that their logits fit this."""
+PASS_BYTES = 2**25
+"""Sub-circuits run on to the end of the model so many at a time that their widest activation fits this."""
 
-
-LogProbs = Float[Tensor, "one token d_vocab"]
-SomeLogProbs = Float[Tensor, "batch token d_vocab"]
+LogProbs = Float[Tensor, "*#batch d_vocab"]
 
 
 @runtime_checkable
@@ -36,7 +36,7 @@ class Conventions(Protocol):
         """Downstream activations that `kl_circuit` is measured from."""
         ...
 
-    def kl(self, p: LogProbs, q: SomeLogProbs) -> Float[Tensor, "batch token"]:
+    def kl(self, p: LogProbs, q: LogProbs) -> Float[Tensor, "*batch"]:
         """KL(p || q) in nats from log-probabilities."""
         ...
 
@@ -57,9 +57,9 @@ class Exact:
         """down.encode(F(up.decode(z)))."""
         return pair.full_circuit(prompt)
 
-    def kl(self, p: LogProbs, q: SomeLogProbs) -> Float[Tensor, "batch token"]:
+    def kl(self, p: LogProbs, q: LogProbs) -> Float[Tensor, "*batch"]:
         """KL(p || q) in nats from log-probabilities."""
-        return (p.exp() * (p - q)).sum(-1)
+        return kl(p, q)
 
 
 class AsPublished:
@@ -75,7 +75,7 @@ class AsPublished:
         """What their hooks leave."""
         return published.full_circuit(pair, prompt)
 
-    def kl(self, p: LogProbs, q: SomeLogProbs) -> Float[Tensor, "batch token"]:
+    def kl(self, p: LogProbs, q: LogProbs) -> Float[Tensor, "*batch"]:
         """With their epsilon."""
         return published.kl(p, q)
 
@@ -107,30 +107,32 @@ def measure(
     Raises:
         UserError: an output that is not finite.
     """
-    model = pair.lm.logits(prompt.tokens).log_softmax(-1)
-    whole = conventions.full_circuit(pair, prompt)
-    circuit = pair.log_probs(pair.decoded(whole, prompt).unsqueeze(0), prompt)
+    lm, whole = pair.lm, conventions.full_circuit(pair, prompt)
+    with ByOurKernels():
+        own = lm.states(prompt.tokens, [lm.end])[lm.end].x
+    full = pair.run_on(pair.decoded(whole, prompt).unsqueeze(0), prompt)
+    references = [log_probs(lm, own), log_probs(lm, full)]
+    live_edges: list[Tensor] = []
+
+    def sub_circuits() -> Iterator[Float[Tensor, "token n_down"]]:
+        for sub in sweep(pair, prompt, edges, n_counts, readout, lambda p: conventions.select(pair, p)):
+            live_edges.append(sub.live_edges.float().mean())
+            is_all = len(live_edges) == n_counts and reaches_all
+            yield whole if is_all and conventions.last_is_full_circuit else sub.acts
+
     rows: list[Tensor] = []
-    sub_circuits = sweep(pair, prompt, edges, n_counts, readout, lambda p: conventions.select(pair, p))
-    done = 0
-    for acts, live_edges in _batches(pair, prompt, sub_circuits):
-        done += len(acts)
-        if done == n_counts and reaches_all and conventions.last_is_full_circuit:
-            acts[-1] = whole
-        log_probs = pair.log_probs(pair.decoded(acts, prompt), prompt)
-        columns = [
-            conventions.kl(model, log_probs).mean(-1),
-            conventions.kl(circuit, log_probs).mean(-1),
-            live_edges,
-            (acts != 0).sum(-1).float().mean(-1),
-        ]
-        rows.append(torch.stack(columns, -1))
-    curves = torch.cat(rows).double().T.unsqueeze(-1).cpu().numpy()
-    target = prompt.tokens[:, 1:].unsqueeze(-1)
-    ce = [-log_probs[:, :-1].gather(-1, target).mean() for log_probs in (model, circuit)]
-    floors = torch.stack([conventions.kl(model, circuit).mean(), ce[1] - ce[0]]).double().unsqueeze(-1).cpu().numpy()
-    check_finite(prompt, curves, floors)
-    return Curves(*curves, *floors)
+    for acts, times in _distinct(sub_circuits(), _at_once(pair, prompt)):
+        end = pair.run_on(pair.decoded(acts, prompt), prompt)
+        divergence = compare(lm, end, references, prompt.tokens, conventions.kl).kl.mean(-1)
+        row = torch.stack([*divergence, (acts != 0).sum(-1).float().mean(-1)], -1)
+        rows.append(row.repeat_interleave(times, dim=0))
+    kl_model, kl_circuit, l0_down = torch.cat(rows).double().T.unsqueeze(-1).cpu().numpy()
+    live = torch.stack(live_edges).double().unsqueeze(-1).cpu().numpy()
+    of_model, of_circuit = (compare(lm, end, references[:1], prompt.tokens, conventions.kl) for end in (own, full))
+    floors = torch.stack([of_circuit.kl.mean(), (of_circuit.ce - of_model.ce).mean()])
+    floor_kl, floor_ce = floors.double().unsqueeze(-1).cpu().numpy()
+    check_finite(prompt, kl_model, kl_circuit, floors.cpu().numpy())
+    return Curves(kl_model, kl_circuit, live, l0_down, floor_kl, floor_ce)
 
 
 def check_finite(prompt: Prompt, *measured: Float[np.ndarray, "..."]) -> None:
@@ -139,19 +141,26 @@ def check_finite(prompt: Prompt, *measured: Float[np.ndarray, "..."]) -> None:
         raise UserError(f"prompt {prompt.number}: the model's output is not finite; check the language model's weights")
 
 
-def _batches(
-    pair: Pair, prompt: Prompt, sub_circuits: Iterator[SubCircuit]
-) -> Iterator[tuple[Float[Tensor, "count token n_down"], Float[Tensor, " count"]]]:
-    """Activations and live edges of a few counts at a time."""
-    n_token, n_down = len(prompt.z), pair.down.d_sae
-    size = max(1, LOGIT_BYTES // (4 * n_token * max(pair.lm.d_vocab, n_down)))
-    acts: list[Tensor] = []
-    live: list[Tensor] = []
-    for sub in sub_circuits:
-        acts.append(sub.acts)
-        live.append(sub.live_edges.float().mean())
-        if len(acts) == size:
-            yield torch.stack(acts), torch.stack(live)
-            acts, live = [], []
-    if acts:
-        yield torch.stack(acts), torch.stack(live)
+def _at_once(pair: Pair, prompt: Prompt) -> int:
+    """How many sub-circuits run on to the end of the model at a time."""
+    return max(1, PASS_BYTES // (4 * len(prompt.z) * max(8 * pair.lm.d_model, pair.down.d_sae)))
+
+
+def _distinct(
+    sub_circuits: Iterator[Float[Tensor, "token n_down"]], size: int
+) -> Iterator[tuple[Float[Tensor, "some token n_down"], Int[Tensor, " some"]]]:
+    """Some different sub-circuits at a time, and for how many counts each of them stands: the next counts of a sweep
+    often change nothing at the tokens of a prompt.
+    """
+    some: list[Tensor] = []
+    times: list[int] = []
+    for acts in sub_circuits:
+        if some and torch.equal(some[-1], acts):
+            times[-1] += 1
+            continue
+        if len(some) == size:
+            yield torch.stack(some), torch.tensor(times, device=acts.device)
+            some, times = [], []
+        some.append(acts)
+        times.append(1)
+    yield torch.stack(some), torch.tensor(times, device=some[0].device)

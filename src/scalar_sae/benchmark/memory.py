@@ -26,9 +26,12 @@ PLACE_BYTES = 40
 """What a downstream latent takes at a token: its pre-activation, its activation and what selects it, all copied."""
 CHANGE_BYTES = 12
 """What a change along a sweep takes: its place and its value."""
-OUTPUT_BYTES = 28
-"""What a token takes for each entry of the vocabulary while outputs are compared, one sub-circuit at a time: the
-log-probabilities of the model, of the full circuit and of the sub-circuit, and four more on the way to a divergence.
+OUTPUT_BYTES = 8
+"""What a token takes for each entry of the vocabulary during a sweep: the log-probabilities of the model and of the
+full circuit. Those of sub-circuits are made for a few tokens at a time.
+"""
+LABEL_BYTES = 28
+"""What it takes while a ranking draws labels (`output`), one label at a time: log-probabilities and their gradients.
 """
 
 
@@ -100,7 +103,14 @@ def _sweep(pair: Pair, n_token: int, n_counts: int) -> int:
         used = min(used * n_token, pair.up.d_sae)
     changes = CHANGE_BYTES * min(n_counts, used + 1)
     places = (PLACE_BYTES + changes) * n_token * pair.down.d_sae
-    return _always(pair) + WORKSPACE + _readout(pair) + places + _slots(pair, n_token) + _outputs(pair, n_token)
+    return (
+        _always(pair)
+        + WORKSPACE
+        + _readout(pair)
+        + places
+        + _slots(pair, n_token)
+        + OUTPUT_BYTES * n_token * pair.lm.d_vocab
+    )
 
 
 def _k(pair: Pair) -> int | None:
@@ -111,7 +121,8 @@ def _k(pair: Pair) -> int | None:
 
 def _prompt(pair: Pair, n_token: int) -> int:
     """What a prompt takes while edges are ranked on it."""
-    return PLACE_BYTES * n_token * pair.down.d_sae + _slots(pair, n_token) + _outputs(pair, n_token)
+    labels = LABEL_BYTES * n_token * pair.lm.d_vocab
+    return PLACE_BYTES * n_token * pair.down.d_sae + _slots(pair, n_token) + labels
 
 
 def _readout(pair: Pair) -> int:
@@ -122,11 +133,6 @@ def _readout(pair: Pair) -> int:
 def _slots(pair: Pair, n_token: int) -> int:
     """Under mean ablation each token has a slot for every upstream latent: its place twice, change and two marks."""
     return 0 if pair.fill is None else 22 * n_token * pair.up.d_sae
-
-
-def _outputs(pair: Pair, n_token: int) -> int:
-    """Of a prompt; a ranking by `output` takes as much for a label at a time."""
-    return OUTPUT_BYTES * n_token * pair.lm.d_vocab
 
 
 def _left(pair: Pair, gigabytes: float, held: int, least: int) -> int:

@@ -187,13 +187,17 @@ class Pair:
         """Downstream activations behind the whole upstream reconstruction: down.encode(F(up.decode(z)))."""
         return self.down.activation.select(self.pre_acts(self.reconstruct(prompt.z, prompt).unsqueeze(0), prompt))[0]
 
+    def run_on(self, x: Float[Tensor, "batch token d_model"], prompt: Prompt) -> Float[Tensor, "batch token d_model"]:
+        """What stands behind the model's last layer when x is spliced in."""
+        skip = prompt.down_skip
+        with ByOurKernels():
+            return self.lm.run(self.spliced, self.lm.end, x, None if skip is None else skip.expand_as(x))
+
     def log_probs(
         self, x: Float[Tensor, "batch token d_model"], prompt: Prompt
     ) -> Float[Tensor, "batch token d_vocab"]:
         """The model's next-token log-probabilities when x is spliced in."""
-        skip = prompt.down_skip
-        skip = None if skip is None else skip.expand_as(x)
-        return self.lm.logits_from(self.spliced, x, skip).log_softmax(-1)
+        return self.lm.unembed(self.run_on(x, prompt)).log_softmax(-1)
 
 
 def upstream(saes: dict[Site, SAE], site: Site) -> Site | None:
