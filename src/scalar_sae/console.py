@@ -1,5 +1,7 @@
 """What the user sees while a command works: progress bars and messages, on the error stream."""
 
+from functools import cache
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
@@ -53,3 +55,9 @@ def tell(*lines: str) -> None:
     """Lines of a command's result, on the output stream."""
     for line in lines:
         print(one_line(line))  # noqa: T201
+
+
+@cache
+def say_once(text: str) -> None:
+    """One line for the user, the first time that it is said in this process."""
+    say(text)

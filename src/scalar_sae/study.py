@@ -129,7 +129,7 @@ def train_run(
     for name in log:
         trackers.check(name)
     place = workers.device(device)
-    lm = LanguageModel.load(config.train.lm)
+    lm = _source(config, out)
     corpus = text_of(config, lm)
     check_training(config.train, lm, corpus)
     if to_score:
@@ -146,6 +146,16 @@ def train_run(
     lm = LanguageModel.load(out / "lm", device=place)
     train(config.train, lm, corpus, out, events, cache)
     return lm
+
+
+def _source(config: StudyConfig, out: Path) -> LanguageModel:
+    """The language model of a study: the one that its run directory keeps, else the one that the config names."""
+    path, kept = out / "config.yaml", out / "lm"
+    if path.is_file() and (kept / "config.json").is_file():
+        train = yaml.safe_load(path.read_text(encoding="utf-8"))["train"]
+        if (train["lm"], train.get("dtype", "auto")) == (config.train.lm, config.train.dtype):
+            return LanguageModel.load(kept)
+    return LanguageModel.load(config.train.lm, dtype=config.train.dtype)
 
 
 def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:

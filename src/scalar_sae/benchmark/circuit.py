@@ -67,7 +67,7 @@ def score_chain(
         pairs = [mean_ablated(pair, texts.ranking) for pair in pairs]
     ends = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
     hashes = {"lm": hash_of(lm.parameters())} | {str(site): digest(sae) for site, sae in ends.items()}
-    settings = settings_of(config, ranking) | {"lm": lm.name, "budget": "one order" if one_order else "per pair"}
+    settings = settings_of(config, ranking) | lm.describe() | {"budget": "one order" if one_order else "per pair"}
     identity = {"definitions": DEFINITIONS, "settings": settings, "ranking": ranking, "hashes": hashes}
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in ends.values()], "n": len(texts.ranking)}
     kept = Partial(partial, {**identity, "settings": {**settings, "memory": None}})

@@ -100,7 +100,7 @@ def score(
         n_up=pair.up.d_sae,
         n_down=pair.down.d_sae,
         n_edges=pair.n_edges,
-        config=settings_of(config, ranking) | {"lm": pair.lm.name},
+        config=settings_of(config, ranking) | pair.lm.describe(),
         hashes=hashes,
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),

@@ -27,6 +27,13 @@ OutRun = Annotated[Path, typer.Option("--out", help="Run directory; the same com
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field, e.g. --set tokens=2000000 (repeat for more).")
 ]
+TrainDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="Precision of the language model, as `--set dtype=...`: `float32`, `bfloat16`, `float16`, `auto`.",
+    ),
+]
 
 
 for _module in (score, circuit, compare, measure, saes):
@@ -47,6 +54,7 @@ def quickstart(
     preset: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "quickstart",
     change: Changes = None,
     device: Device = None,
+    dtype: TrainDtype = None,
 ) -> None:
     """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
 
@@ -60,7 +68,7 @@ def quickstart(
     from scalar_sae.study import StudyConfig, score_run, train_run
 
     workers.join()
-    config = StudyConfig.from_preset(preset, _changes(change))
+    config = StudyConfig.from_preset(preset, _changes(change, dtype))
     lm = train_run(config, out, device=device, to_score=True)
     results = score_run(config, lm, out)
     if workers.number() != 0:
@@ -120,6 +128,7 @@ def train(
         typer.Option(help="Beside events.jsonl: `tensorboard`, `wandb` (repeat for both); extras of the package."),
     ] = None,
     device: Device = None,
+    dtype: TrainDtype = None,
 ) -> None:
     """Train the SAEs of a preset, all in one pass over the language model.
 
@@ -131,12 +140,14 @@ def train(
     from scalar_sae import workers
     from scalar_sae.study import StudyConfig, train_run
 
-    if resume and (preset or change):
-        raise UserError(f"--resume: {out / 'config.yaml'} says what is trained; leave out the preset and --set")
+    if resume and (preset or change or dtype):
+        raise UserError(
+            f"--resume: {out / 'config.yaml'} says what is trained; leave out the preset, --set and --dtype"
+        )
     if not (resume or preset):
         raise UserError("scalar train needs a preset, or --resume and the --out of a run that was stopped")
     workers.join()
-    config = StudyConfig.from_preset(preset, _changes(change)) if preset else StudyConfig.of_run(out)
+    config = StudyConfig.from_preset(preset, _changes(change, dtype)) if preset else StudyConfig.of_run(out)
     train_run(config, out, cache, log or (), device)
     if workers.number() == 0:
         tell(f"SAEs: {out / 'saes'}")
@@ -155,8 +166,8 @@ def report(
     tell(f"Report: {write_report(run)}")
 
 
-def _changes(assignments: list[str] | None) -> dict[str, Any]:
-    """`key=value` arguments, the value read as YAML."""
+def _changes(assignments: list[str] | None, dtype: str | None = None) -> dict[str, Any]:
+    """`key=value` arguments, the value read as YAML, and `--dtype`."""
     changes: dict[str, Any] = {}
     for assignment in assignments or []:
         key, equals, value = assignment.partition("=")
@@ -166,6 +177,8 @@ def _changes(assignments: list[str] | None) -> dict[str, Any]:
             changes[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"--set {assignment}: {value!r} is not a YAML value") from error
+    if dtype is not None and changes.setdefault("dtype", dtype) != dtype:
+        raise UserError(f"--dtype {dtype}: --set says dtype={changes['dtype']}; give one of them")
     return changes
 
 

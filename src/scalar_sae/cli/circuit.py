@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import Device, Memory, check_out, finished, subjects, text
+from scalar_sae.cli.subjects import Device, Dtype, Memory, check_out, finished, subjects, text
 from scalar_sae.cli.tables import print_records
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def circuit(
     ] = False,
     memory: Memory = 8.0,
     device: Device = None,
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Seed.", min=0)] = 0,
     out: Annotated[
         Path | None,
@@ -62,7 +63,7 @@ def circuit(
     check_out(out)
     places = [Site.parse(name.strip()) for name in sites.split(",")]
     workers.join()
-    model, chosen = subjects(lm, saes, method, device)
+    model, chosen = subjects(lm, saes, method, device, dtype)
     groups = {name: group for name, group in chosen.items() if _at_all(group, places)} or chosen
     used = ranking or ("output" if one_order else "expected")
     settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from scalar_sae.cli.subjects import Dtype
 from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError
@@ -37,6 +38,7 @@ def measure(
             "`first-letters` of words, for models that spell."
         ),
     ] = None,
+    dtype: Dtype = "auto",
     words: Annotated[int, typer.Option(help="Words that `--labels first-letters` looks at.", min=40)] = 4096,
 ) -> None:
     """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds, what labels say of them.
@@ -47,7 +49,9 @@ def measure(
     """
     from scalar_sae.measures.run import measure_run
 
-    results = measure_run(run, against or [], lm, tokens, prompts, context, threshold, not any_partner, labels, words)
+    results = measure_run(
+        run, against or [], lm, tokens, prompts, context, threshold, not any_partner, labels, words, dtype
+    )
     print_measures(results)
     tell("", f"Records: {run / 'results.json'}")
 
@@ -66,6 +70,7 @@ def features(
     edges: Annotated[str, typer.Option(help="Ranking of the edges between neighbouring SAEs, or `none`.")] = "ablation",
     edge_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 4,
     memory: Annotated[float, typer.Option(help="Gigabytes that ranking edges may take.", min=0, max=1e6)] = 8.0,
+    dtype: Dtype = "auto",
 ) -> None:
     """Write a page of every SAE's features: examples, histogram, effect on the logits, edges, a rule; docs/measures.md.
 
@@ -79,7 +84,7 @@ def features(
 
     ranking = None if edges == "none" else edges
     where = out or run / "features"
-    folders = read_run(run, where, lm, method, tokens, prompts, context, ranking, edge_prompts, memory)
+    folders = read_run(run, where, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype)
     for folder in folders:
         tell(f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
     records = [reading(folder) for folder in folders]
@@ -96,6 +101,7 @@ def judge(
     ] = None,
     model: Annotated[str, typer.Option(help="Its model; without --url, a folder or Hub id to load here.")] = "",
     latents: Annotated[int, typer.Option(help="Latents to judge, a random sample.", min=1)] = 100,
+    dtype: Dtype = "auto",
 ) -> None:
     """Have a language model explain features, and test it on its explanations: detection and fuzzing.
 
@@ -109,9 +115,11 @@ def judge(
     from scalar_sae.measures.reading import keep_reading, reading
     from scalar_sae.report.features import write_page
 
+    if url and dtype != "auto":
+        raise UserError(f"--dtype {dtype}: a server decides in which precision its model computes; leave it out")
     if not model:
         raise UserError("scalar judge needs a judge: --url and --model, or --model FOLDER")
-    answers = judge_features(folder, endpoint(url, model) if url else local(model), latents)
+    answers = judge_features(folder, endpoint(url, model) if url else local(model, dtype), latents)
     tell(f"Answers: {answers}", f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
     record = reading(folder)
     print_reading([record])
@@ -134,6 +142,7 @@ def blind(
     pairs: Annotated[int, typer.Option(help="Pairs of features.", min=1)] = 100,
     prompts: Annotated[int, typer.Option(help="Prompts to look for examples in.", min=1)] = 512,
     port: Annotated[int, typer.Option(help="Port on this machine.", min=0, max=65535)] = 8765,
+    dtype: Dtype = "auto",
     summary: Annotated[bool, typer.Option("--summary", help="Say what raters preferred so far.")] = False,
 ) -> None:
     """Compare two SAEs' features blindly, by keyboard, in a browser; see docs/measures.md.
@@ -152,7 +161,7 @@ def blind(
 
     if a is None or b is None:
         raise UserError("scalar blind needs the folders of two SAEs")
-    prepare_blind(out, a, b, lm, tokens, pairs, prompts)
+    prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype)
     with serve(Comparison(out, rater), port) as server:
         tell(f"Open http://127.0.0.1:{server.server_port} and answer by keyboard; Ctrl-C ends, the same goes on.")
         try:

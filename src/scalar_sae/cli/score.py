@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import Device, Memory, check_out, finished, subjects, text
+from scalar_sae.cli.subjects import Device, Dtype, Memory, check_out, finished, subjects, text
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError
 
@@ -75,6 +75,7 @@ def score(
         typer.Option(help="Score a control instead: `padded` with dead latents, or a model with `shuffled` weights."),
     ] = None,
     device: Device = None,
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Seed of prompts, ties and bootstrap.", min=0)] = 0,
     out: Annotated[
         Path | None,
@@ -102,7 +103,7 @@ def score(
         raise UserError(f"--ablation {ablation}: the authors' code knows zero ablation alone; leave out --published")
     workers.join()
     place = Block.parse(block)
-    model, chosen = subjects(lm, saes, method, device)
+    model, chosen = subjects(lm, saes, method, device, dtype)
     complete = {name: group for name, group in chosen.items() if _at_both_ends(group, place)}
     pairs = {name: Pair.between(model, place, group) for name, group in (complete or chosen).items()}
     usual = ("published", "published", "published") if published else ("expected", "full", "exact")

@@ -15,11 +15,18 @@ if TYPE_CHECKING:
     from scalar_sae.sites import Site
 
 Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default a GPU if there is one.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Precision in which the language model computes: `float32`, `bfloat16`, `float16`, or `auto`, the one "
+        "that its configuration names."
+    ),
+]
 Memory = Annotated[float, typer.Option(help="Gigabytes to stay within; of several processes each.", min=0, max=1e6)]
 
 
 def subjects(
-    lm: str | None, saes: list[str], method: str | None, device: str | None
+    lm: str | None, saes: list[str], method: str | None, device: str | None, dtype: str
 ) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
     """The language model and the groups of SAEs that a command is about."""
     from scalar_sae import workers
@@ -27,7 +34,7 @@ def subjects(
     from scalar_sae.saes.store import load_saes
 
     place = workers.device(device)
-    model = LanguageModel.load(lm or _model_with(saes), device=place)
+    model = LanguageModel.load(lm or _model_with(saes), device=place, dtype=dtype)
     groups = load_saes(*saes)
     if method is not None and method not in groups:
         raise unknown("method", method, groups)

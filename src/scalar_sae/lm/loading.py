@@ -133,22 +133,19 @@ def precision(dtype: Any) -> Any:
     return getattr(torch, name)
 
 
-def load_hf(
-    origin: Origin, name: str, device: str | torch.device | None = None, dtype: Any = "auto", **options: Any
-) -> Any:
+def load_hf(origin: Origin, name: str, dtype: Any, device: str | torch.device | None = None, **options: Any) -> Any:
     """Load a causal language model with `transformers`.
 
     Args:
         origin: where it is.
         name: what the user calls it.
         device: where to move it; by default it stays where `transformers` puts it.
-        dtype: one of `DTYPES`, or a `torch.dtype`.
+        dtype: as `precision` gives it.
         options: for `from_pretrained`.
 
     Raises:
         UserError: there is no such model, it is gated, or its files are damaged or of no causal language model.
     """
-    dtype = precision(dtype)
     if options.pop("trust_remote_code", False):
         raise UserError(
             f"{name}: trust_remote_code: code from a repository is never run here; load the model with transformers "

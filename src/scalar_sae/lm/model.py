@@ -21,12 +21,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from scalar_sae.console import say_once
 from scalar_sae.errors import UserError
 from scalar_sae.lm.architectures import dissect
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.hooked import as_hf
 from scalar_sae.lm.layers import At
-from scalar_sae.lm.loading import Origin, load_hf, load_tokenizer, locate
+from scalar_sae.lm.loading import Origin, load_hf, load_tokenizer, locate, precision
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
 
@@ -72,10 +73,18 @@ class LanguageModel(nn.Module):
         if isinstance(source, nn.Module):
             hf, name, own = as_hf(source)
             origin, tokenizer = None, own if tokenizer is None else tokenizer
+            if options:
+                raise UserError(
+                    f"{name}: {', '.join(options)}: options are for models in files; convert the module first"
+                )
         else:
+            options["dtype"] = precision(options.get("dtype"))
             name, origin = str(source), locate(source, options, with_tokenizer=tokenizer is None)
             hf = load_hf(origin, name, **options)
-        return cls(hf, name, None if tokenizer is None else Pretrained(tokenizer, name), origin)
+        lm = cls(hf, name, None if tokenizer is None else Pretrained(tokenizer, name), origin)
+        if remark := lm.remark():
+            say_once(remark)
+        return lm
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -102,6 +111,25 @@ class LanguageModel(nn.Module):
             ids = getattr(self.hf.config.get_text_config(), name, None)
             found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
         return tuple(sorted(found))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which it computes."""
+        return self._anatomy.layers[0].weight.dtype
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says of the model: its name, its precision, and what its weights were dequantised from."""
+        made_of = getattr(self.hf.config, "dequantized_from", None)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"lm": self.name, "dtype": dtype} | ({"dequantized_from": made_of} if made_of else {})
+
+    def remark(self) -> str:
+        """What to tell the user of the model's precision; nothing if it is plain float32."""
+        about = self.describe()
+        if made_of := about.get("dequantized_from"):
+            kinds = " and ".join(kind for kind in made_of["types"] if kind != "F32") or "F32"
+            return f"language model in {about['dtype']}; its weights were dequantised from {kinds} ({made_of['file']})"
+        return "" if about["dtype"] == "float32" else f"language model in {about['dtype']}"
 
     @property
     def device(self) -> torch.device:

@@ -146,13 +146,13 @@ def _wait(asked: str | None, otherwise: float) -> float:
         return otherwise
 
 
-def local(source: str) -> Judge:
+def local(source: str, dtype: str = "auto") -> Judge:
     """A judge of `transformers`, in this process.
 
     Raises:
         UserError: no such model, or one without a tokenizer of words; when it is asked, more tokens than it reads.
     """
-    lm = LanguageModel.load(source)
+    lm = LanguageModel.load(source, dtype=dtype)
     if not isinstance(lm.tokenizer, Pretrained):
         raise UserError(f"{source}: a model of characters cannot judge")
     inner = lm.tokenizer.inner

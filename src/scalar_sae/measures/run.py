@@ -52,6 +52,7 @@ def measure_run(
     require_same_partner: bool = True,
     labels: str | None = None,
     words: int = WORDS,
+    dtype: str = "auto",
 ) -> Results:
     """Measure fidelity of the SAEs in a folder, and compare them with those of other seeds.
 
@@ -66,6 +67,7 @@ def measure_run(
         require_same_partner: of the overlap between seeds.
         labels: one of LABELS, to measure absorption and probes on; by default neither is measured.
         words: of `first-letters`.
+        dtype: precision in which the model computes.
 
     Results are written after each of fidelity, seeds and labels.
 
@@ -78,7 +80,7 @@ def measure_run(
     for folder in (run, *against):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder")
-    model = _model(run, lm)
+    model = _model(run, lm, dtype)
     saes = {str(folder): load_saes(folder) for folder in (run, *against)}
     tokens = spread_prompts(text, model, context, prompts)
     task = None if labels is None else _task(model, labels, tokens, words)
@@ -118,11 +120,11 @@ def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
         )
 
 
-def _model(run: Path, lm: str | None) -> LanguageModel:
+def _model(run: Path, lm: str | None, dtype: str) -> LanguageModel:
     source = lm or model_in(run)
     if source is None:
         raise UserError(f"{run}: holds no language model; name the one that the SAEs read with --lm")
-    return LanguageModel.load(source)
+    return LanguageModel.load(source, dtype=dtype)
 
 
 def _task(model: LanguageModel, labels: str, tokens: Int[Tensor, "prompt token"], words: int) -> Task:
@@ -159,6 +161,7 @@ def read_run(
     ranking: str | None = "ablation",
     rank_prompts: int = 4,
     memory: int | float = 8.0,
+    dtype: str = "auto",
 ) -> list[Path]:
     """Write feature tables of a run's SAEs into `out/METHOD/SITE`, and the edges between neighbouring ones.
 
@@ -175,6 +178,7 @@ def read_run(
         ranking: of the edges; None: no edges.
         rank_prompts: of them, prompts to rank edges on.
         memory: gigabytes that ranking edges may take.
+        dtype: precision in which the model computes.
 
     Returns:
         The folders of the SAEs.
@@ -185,7 +189,7 @@ def read_run(
     """
     if ranking is not None and ranking not in RULES:
         raise unknown("ranking", ranking, RULES)
-    model = _model(run, lm)
+    model = _model(run, lm, dtype)
     groups = load_saes(run)
     if method is not None and method not in groups:
         raise unknown("method", method, groups)
@@ -213,7 +217,9 @@ def read_run(
     return folders
 
 
-def prepare_blind(out: Path, a: Path, b: Path, lm: str | None, text: str, pairs: int, prompts: int) -> None:
+def prepare_blind(
+    out: Path, a: Path, b: Path, lm: str | None, text: str, pairs: int, prompts: int, dtype: str = "auto"
+) -> None:
     """Draw the pairs of a blind comparison of two SAEs at one site, unless that was done before.
 
     Raises:
@@ -227,7 +233,7 @@ def prepare_blind(out: Path, a: Path, b: Path, lm: str | None, text: str, pairs:
     source = lm or next((found for above in (*a.parents, *b.parents) if (found := model_in(above))), None)
     if source is None:
         raise UserError(f"{a}, {b}: no language model in a folder above; name the one that they read with --lm")
-    model = LanguageModel.load(source)
+    model = LanguageModel.load(source, dtype=dtype)
     for folder, sae in ((a, first), (b, second)):
         if sae.d_model != model.d_model:
             raise UserError(f"{folder}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")

@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,7 +22,10 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lm: str = "python-stdlib"
-    """A shipped language model, or a folder."""
+    """A shipped language model, a folder, a GGUF file, or `owner/name[@revision]` on the Hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision in which the language model computes; `auto`: the one that its configuration names. The run keeps the
+    model in it. SAEs are trained in float32."""
     corpus: str = "python-stdlib"
     """A text's name, a path, or hf://owner/name:configuration@split#column; see docs/text.md."""
     saes: list[MethodConfig] = Field(min_length=1)

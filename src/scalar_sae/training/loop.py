@@ -89,7 +89,7 @@ class _Run:
         held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
         held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
         self.validation = Validation(lm, held_out, reads, exclude) if config.validations else None
-        self.n_layers, self.device = lm.n_layers, lm.device
+        self.n_layers, self.device, self.about_lm = lm.n_layers, lm.device, lm.describe()
         rows = config.batch_tokens // workers.count()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
         self.costs = {name: cost(trainee, lm.d_model, rows) for name, trainee in reversed(one_each.items())}
@@ -235,7 +235,8 @@ class _Run:
 
     def _write(self, learner: Learner) -> None:
         recipe = {
-            "config": self.config.model_dump(mode="json"), "data": self.corpus.describe(), "versions": versions(),
+            "config": self.config.model_dump(mode="json"), "data": self.corpus.describe(), "lm": self.about_lm,
+            "versions": versions(),
             "kept": learner.best.remark() or {"step": self.config.steps},
             "cost": self.costs[learner.method.name]._asdict(),
         }  # fmt: skip
