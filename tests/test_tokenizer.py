@@ -65,14 +65,6 @@ def with_bos() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
 
 
-def test_special_tokens_are_the_configurations_and_the_tokenizers():
-    hf = tiny_lm().hf
-    assert LanguageModel(hf, "tiny", Pretrained(with_bos(), "characters")).special_tokens == (0,)
-    hf.config.eos_token_id, hf.config.pad_token_id = [5, 9], 3
-    assert LanguageModel(hf, "tiny", Pretrained(with_bos(), "characters")).special_tokens == (0, 3, 5, 9)
-    assert tiny_lm().special_tokens == ()
-
-
 def test_every_prompt_starts_as_the_tokenizer_starts_a_text(tmp_path: Path):
     tokenizer = Pretrained(with_bos(), "characters")
     (tmp_path / "text.txt").write_text("abcdefghij" * 100)

@@ -53,6 +53,9 @@ class SaeFidelity(BaseModel):
     l0_per_chunk: list[float]
     """For a staircase: live latents per token in each chunk, oldest first."""
     n_tokens: int
+    """Positions that were counted."""
+    n_special: int = 0
+    """Positions of special tokens: they kept the model's own activation and were counted nowhere."""
     n_prompts: int
     ci: dict[str, Interval | None]
     """95 % bootstrap intervals over prompts, or over 64 groups of them (`fvu_residual_variance`, `dense`); `dead` and
@@ -74,6 +77,9 @@ class SplicedFidelity(BaseModel):
     """1 - ce_increase / that of ablating all the sites."""
     kl_recovered: dict[Ablation, float | None]
     n_tokens: int
+    """Positions that were counted."""
+    n_special: int = 0
+    """Positions of special tokens: they kept the model's own activation and were counted nowhere."""
     n_prompts: int
     ci: dict[str, Interval | None]
 
@@ -145,6 +151,8 @@ class SeedAgreement(BaseModel):
     """Latents of all runs by the number of other runs that have them: none, one, ..."""
     in_others: list[list[int | None]] = Field(default_factory=list[list[int | None]])
     """For each run its latents in their order: how many other runs have it; null for one that never fired."""
+    n_special: int | None = None
+    """Positions of special tokens, at which firing was not measured; null where firing was not."""
     n_tokens: int | None
     """Tokens on which firing was measured: latents that never fired there are left out. Null where it was not: then
     all latents are in, and nothing is known by frequency."""
@@ -205,6 +213,10 @@ class SaeReading(BaseModel):
 
     method: str
     site: str
+    n_tokens: int = 0
+    """Positions that the features were read on; 0 where the tables do not say."""
+    n_special: int = 0
+    """Positions of special tokens, at which no latent was counted."""
     rule_f1: dict[int, MeanScore]
     """F1 of a rule of the last n tokens, by n (see measures/rules.py)."""
     judged: list[JudgedBy]

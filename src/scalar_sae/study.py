@@ -31,6 +31,7 @@ from scalar_sae.corpora import VAL_SHARE, Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.io import Events, differences, whole, write_text
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import Rule
 from scalar_sae.measures.fidelity import fidelity, standing_in
 from scalar_sae.results import Control, Record, Results
 from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
@@ -53,8 +54,10 @@ class StudyConfig(BaseModel):
     score: ScoreConfig = ScoreConfig()
 
     @classmethod
-    def from_preset(cls, name: str, changes: dict[str, Any] | None = None) -> "StudyConfig":
-        """A preset with some of its `train` fields changed.
+    def from_preset(
+        cls, name: str, changes: dict[str, Any] | None = None, special: Rule | None = None
+    ) -> "StudyConfig":
+        """A preset with some of its `train` fields changed, and another rule for special tokens everywhere, if given.
 
         Raises:
             UserError: no such preset, or a field is unknown or out of range.
@@ -65,7 +68,9 @@ class StudyConfig(BaseModel):
             raise UserError(
                 f"{name}: unknown section {', '.join(sorted(set(content) - known))}; expected train and score"
             )
-        return cls._of({**content["train"], **(changes or {})}, content.get("score", {}))
+        everywhere = {} if special is None else {"special": special}
+        train = {**content["train"], **(changes or {}), **everywhere}
+        return cls._of(train, {**(content.get("score") or {}), **everywhere})
 
     @classmethod
     def of_run(cls, out: Path) -> "StudyConfig":
@@ -220,7 +225,7 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     if not results.saes and standing_in(saes) and workers.number() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)
         prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
-        measured = fidelity(lm, saes, prompts, lm.special_tokens)
+        measured = fidelity(lm, saes, prompts, config.score.special)
         results = Results.update(path, partial(_put_fidelity, measured))
     saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
     texts = held_out(corpus, config.score)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ REPLACEMENT = ord("?")
 END = "<|endoftext|>"
 SAMPLE = "Hello, world!  naïve ☃ 日本語\r\n\tdef f(x_1):\n        return x_1 ** 2  # 1234567\n"
 """A text that tokenizers of one vocabulary cut differently if they differ in their rules."""
+_MARK = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
+"""What a token looks like that marks a place, where nothing else says that it does."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,13 @@ class Ascii:
     eos: int | None = None
     """The token that ends a text."""
     special: tuple[int, ...] = ()
-    """Tokens that are no text."""
+    """Tokens that are not text: none."""
     fingerprint: str = "ascii"
     """Two tokenizers with the same fingerprint make the same token ids of a text."""
+
+    def has_text(self, token: int) -> bool:
+        """Whether the token is text: every ASCII code is."""
+        return 0 <= token < self.d_vocab
 
     def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
         """ASCII codes, and how many characters were outside."""
@@ -62,7 +69,16 @@ class Pretrained:
         start = inner("a").input_ids[:1]
         self.bos: int | None = inner.bos_token_id if start == [inner.bos_token_id] else None
         self.eos: int | None = inner.eos_token_id
-        self.special: tuple[int, ...] = tuple(inner.all_special_ids)
+        added: dict[int, Any] = inner.added_tokens_decoder
+        marked = {*inner.all_special_ids, *(token for token, entry in added.items() if entry.special)}
+        self.special: tuple[int, ...] = tuple(sorted(marked - {None}))
+
+    def has_text(self, token: int) -> bool:
+        """Whether the vocabulary holds the token as text, and not as a mark such as `</s>` or `[PAD]`."""
+        if token in self.special or not 0 <= token < self.d_vocab:
+            return False
+        piece: str | None = self.inner.convert_ids_to_tokens(token)
+        return piece is not None and not _MARK.fullmatch(self.decode([token]).strip())
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:

@@ -18,8 +18,10 @@ from scalar_sae.errors import UserError
 from scalar_sae.measures.edges import strongest_edges
 from scalar_sae.measures.features import AFTER, BEFORE, OCTAVES, read_features
 from scalar_sae.measures.logits import TOKENS as LINEARISED
-from scalar_sae.measures.logits import logit_effects
+from scalar_sae.measures.logits import final_jacobian, logit_effects
+from scalar_sae.measures.reading import reading
 from scalar_sae.measures.rules import rule_scores
+from scalar_sae.measures.tables import read_counted
 from scalar_sae.report.features import write_page
 from scalar_sae.sites import Block, Site
 from tests.helpers import random_sae, tiny_lm
@@ -77,10 +79,10 @@ def test_every_band_that_a_latent_reaches_has_one_example(tables: tuple[list[dic
     assert max(len([n for n in row["octaves"] if n]) for row in latents) > 2
 
 
-def test_tokens_to_ignore_are_context_and_nothing_else(tmp_path: Path):
+def test_special_tokens_are_context_and_nothing_else(tmp_path: Path):
     lm, sae = tiny_lm(), random_sae(16, 24, 4, 0)
     tokens = torch.cat([torch.full((9, 1), 3), TOKENS[:, 1:].where(TOKENS[:, 1:] != 3, 4)], 1)
-    read_features(lm, SITE, sae, tokens, tmp_path / "sae", n_examples=200, ignore=[3])
+    read_features(lm, SITE, sae, tokens, tmp_path / "sae", n_examples=200, special=(3,))
     latents, contexts = (
         pq.read_table(tmp_path / "sae" / f"{name}.parquet").to_pylist() for name in ("latents", "contexts")
     )
@@ -89,13 +91,17 @@ def test_tokens_to_ignore_are_context_and_nothing_else(tmp_path: Path):
     assert min(row["position"] for row in contexts) == 1
     assert all(row["acts"][0] == 0 for row in contexts if row["start"] == 0)
     assert sum(row["kind"] == "random" for row in contexts) == fired.sum()
+    assert read_counted(tmp_path / "sae").special == (3,)
+    assert (reading(tmp_path / "sae").n_tokens, reading(tmp_path / "sae").n_special) == (9 * 15, 9)
+    with pytest.raises(UserError, match=r"every token is special \(ids 3\)"):
+        read_features(lm, SITE, sae, torch.full((2, 8), 3), tmp_path / "none", special=(3,))
 
 
-def test_rules_are_not_tried_on_tokens_to_ignore():
+def test_rules_are_not_tried_on_special_tokens():
     tokens = torch.tensor([[0, 1, 2, 1], [0, 1, 1, 2], [0, 2, 1, 2], [0, 2, 2, 1]])
     fired = tokens == 1
     fired[1, 2] = False
-    found = rule_scores(tokens, csr_array(fired.reshape(-1, 1).numpy()), ignore=[0])
+    found = rule_scores(tokens, csr_array(fired.reshape(-1, 1).numpy()), special=[0])
     assert found.accuracy[0, 0] == pytest.approx((1 + 3 / 4) / 2)  # both 1s found; of the four others one is wrong
 
 
@@ -181,6 +187,15 @@ def test_logit_effects_are_finite_differences_of_the_model():
         assert found["suppressed"][latent].tolist() == worst.indices.tolist()
         assert found["suppressed_by"][latent].tolist() == pytest.approx((-worst.values).tolist(), rel=1e-3)
     assert len(logit_effects(lm, Site("mlp_in", 0), sae, TOKENS)["promoted"][0]) == 0
+
+
+def test_the_final_norm_is_linearised_at_text():
+    """Prompts that end with a special token count at the last token before it."""
+    lm, tokens = tiny_lm(), TOKENS.where(TOKENS != 3, 4)
+    ended = torch.cat([tokens[:, :9], torch.full((len(tokens), 2), 3)], 1)
+    ended[0] = 3
+    found = final_jacobian(lm, ended, (3,))
+    torch.testing.assert_close(found, final_jacobian(lm, tokens[1:, :9]))
 
 
 @pytest.mark.parametrize("width", [1, 4, 10])

@@ -96,20 +96,30 @@ def test_an_sae_that_normalises_its_input_is_that_sae_between_two_lines_of_its_o
     assert (found.saes[0].ce_increase, found.spliced[0].ce_increase) == pytest.approx((rise, rise), abs=1e-5)
 
 
-def hooked(lm: LanguageModel, saes: dict[Site, SAE]) -> Tensor:
-    """All SAEs spliced in by hooks on the `transformers` modules: an independent route."""
+def hooked(
+    lm: LanguageModel,
+    saes: dict[Site, SAE],
+    tokens: Tensor = TOKENS,
+    own: dict[Site, Tensor] | None = None,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """All SAEs spliced in by hooks on the `transformers` modules, but for places that are not `kept`: an independent
+    route.
+    """
     handles = []
     for site, sae in saes.items():
         block = lm.hf.transformer.h[site.layer]
 
-        def put(_, __, out, sae=sae):
-            if isinstance(out, tuple):
-                return (sae.decode(sae.encode(out[0])), *out[1:])
-            return sae.decode(sae.encode(out))
+        def put(_, __, out, sae=sae, site=site):
+            x = out[0] if isinstance(out, tuple) else out
+            x_hat = sae.decode(sae.encode(x))
+            if own is not None and kept is not None:
+                x_hat = torch.where(kept.unsqueeze(-1), x_hat, own[site])
+            return (x_hat, *out[1:]) if isinstance(out, tuple) else x_hat
 
         module = {"resid_post": block, "mlp_out": block.mlp, "attn_out": block.attn, "mlp_in": block.ln_2}[site.kind]
         handles.append(module.register_forward_hook(put))
-    logits = lm.hf(TOKENS).logits
+    logits = lm.hf(tokens).logits
     for handle in handles:
         handle.remove()
     return logits
@@ -163,7 +173,7 @@ def test_ablation_that_leaves_prompts_different_is_computed_for_each(monkeypatch
     branch = {"a": {Site("mlp_out", 0): random_sae(16, 24, 4, 0)}}  # the residual stream passes beside it
     assert passes(monkeypatch, branch) == 5 * (1 + 1 + 2)
     stream = {"a": {Site("resid_mid", 0): random_sae(16, 24, 4, 0)}}
-    assert passes(monkeypatch, stream, ignore=[int(TOKENS[0, 3])]) > 5 * (1 + 1) + 2
+    assert passes(monkeypatch, stream, special=(int(TOKENS[0, 3]),)) > 5 * (1 + 1) + 2
 
 
 def test_a_perfect_sae_loses_nothing():
@@ -216,23 +226,45 @@ def test_the_batch_size_does_not_matter():
                 assert first[name] == pytest.approx(second[name], abs=1e-5)
 
 
-def test_ignored_tokens_are_neither_replaced_nor_counted():
+def test_special_tokens_are_neither_replaced_nor_counted():
     tokens = TOKENS.clone()
     tokens[tokens == 7] = 8
     tokens[:, 0] = 7
     sae, site = random_sae(16, 24, 4, 0), Site("resid_mid", 1)
     lm = tiny_lm()
-    found = one(sae, site, tokens, lm, ignore=[7])
+    found = one(sae, site, tokens, lm, special=(7,))
     x = lm.activations(tokens, [site])[site]
-    assert found.n_tokens == 5 * 11
+    assert (found.n_tokens, found.n_special) == (5 * 11, 5)
     assert found.loss == pytest.approx((x - sae.decode(sae.encode(x)))[:, 1:].square().sum(-1).mean().item(), rel=1e-5)
     x_hat = sae.decode(sae.encode(x))
     x_hat[:, 0] = x[:, 0]
     assert found.ce_increase == pytest.approx(
         ce(lm.logits_from(site, x_hat), tokens) - ce(lm.logits(tokens), tokens), abs=1e-5
     )
-    with pytest.raises(UserError, match="every token is one of those to ignore"):
-        one(sae, site, torch.full((2, 3), 7), lm, ignore=[7])
+    with pytest.raises(UserError, match=r"every token is special \(ids 7\)"):
+        one(sae, site, torch.full((2, 3), 7), lm, special=(7,))
+
+
+@pytest.mark.parametrize(
+    "names", [("attn_out.0", "mlp_out.0", "resid_post.1"), ("mlp_in.0", "attn_out.1"), ("resid_post.0", "mlp_out.1")]
+)
+def test_special_tokens_anywhere_keep_the_clean_models_activation_at_every_site(names: tuple[str, ...]):
+    """At the start, in the middle and twice in a row, by hooks on the `transformers` modules."""
+    tokens = TOKENS.clone()
+    tokens[tokens == 7] = 8
+    tokens[:, 0] = tokens[:, 5] = tokens[1:, 6] = tokens[2, 11] = 7
+    kept = tokens != 7
+    lm = tiny_lm()
+    saes = {Site.parse(name): random_sae(16, 24, 4, i) for i, name in enumerate(names)}
+    own = lm.activations(tokens, sorted(saes))
+    (found,) = fidelity(lm, {"mine": saes}, tokens, special=(7,)).spliced
+    clean, spliced = (logits.log_softmax(-1) for logits in (lm.hf(tokens).logits, hooked(lm, saes, tokens, own, kept)))
+    kl = (clean.exp() * (clean - spliced)).sum(-1)[kept].mean()
+    rise = (clean - spliced)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0][kept[:, 1:]].mean()
+    assert found.kl == pytest.approx(kl.item(), abs=1e-5)
+    assert found.ce_increase == pytest.approx(rise.item(), abs=1e-5)
+    assert (found.n_tokens, found.n_special) == (int(kept.sum()), int((~kept).sum()))
+    assert kl > 0.01
 
 
 def test_intervals_are_those_of_a_bootstrap_over_prompts():

@@ -65,6 +65,15 @@ def test_who_knows_scores_one_and_who_guesses_a_half():
     assert judged(ROWS[:8], VOCABULARY, knows, rng)["explanation"] is None
 
 
+def test_special_tokens_are_never_marked_for_another():
+    """The only place that is left to mark wrongly is a letter; special tokens stand around it."""
+    rows = [{**one, "tokens": [0, 2, 1, 2], "acts": [1.0, 0.0, 0.0, 0.0]} for one in ROWS]
+    asked: list[str] = []
+    judged(rows, VOCABULARY, lambda q: asked.append(q) or "1", np.random.default_rng(0), special={2})
+    fuzzing = re.findall(r"^Text \d+: (.*)$", asked[-1], flags=re.MULTILINE)
+    assert set(fuzzing) == {"<<x>> a ", "x <<a>> "}
+
+
 @contextmanager
 def server(answer, busy: tuple[tuple[int, Mapping[str, str]], ...] = ()) -> Iterator[tuple[str, list[dict]]]:
     """A stand-in for an OpenAI-compatible server: its address, and what it was sent; first it replies `busy`."""

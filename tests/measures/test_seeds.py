@@ -87,32 +87,35 @@ def test_bad_input():
         seed_agreement({"a": one, "b": {"topk": {SITE: broken}}})
 
 
-def test_tokens_to_ignore_do_not_count():
+def test_special_tokens_do_not_count():
     sae, lm = random_sae(16, 24, 4, 0), tiny_lm()
     tokens = torch.cat([torch.full((6, 1), 3), TOKENS.where(TOKENS != 3, 4)], 1)
     acts = sae.encode(lm.activations(tokens, [SITE])[SITE])[:, 1:]
     expected = (acts > 0).flatten(0, 1).float().mean(0)
-    torch.testing.assert_close(densities(lm, SITE, [sae], tokens, [3], batch=4)[0], expected)
+    torch.testing.assert_close(densities(lm, SITE, [sae], tokens, (3,), batch=4)[0], expected)
     runs = {name: {"topk": {SITE: sae}} for name in ("a", "b")}
-    assert seed_agreement(runs, lm, tokens, ignore=[3])[0].n_tokens == 6 * 12
+    assert seed_agreement(runs, lm, tokens, special=(3,))[0].n_tokens == 6 * 12
 
 
 def test_no_score_sees_special_tokens(run: Path, tmp_path: Path):
-    """A model that says which token begins a text is measured without it; the shipped ones have none."""
+    """A model whose tokenizer says which token begins a text is measured without it; the shipped ones have none."""
     for name in shipped():
         assert LanguageModel.load(name).special_tokens == ()
     lm = LanguageModel.load(run / "0" / "lm")
-    lm.hf.config.eos_token_id = ord("e")
+    lm.hf.config.eos_token_id = ord("e")  # a letter, whatever the configuration says
     lm.hf.save_pretrained(tmp_path / "lm")
     text = tmp_path / "text.txt"
     text.write_text("some letters, and e among them\n" * 40)
     options = ("--lm", tmp_path / "lm", "--tokens", text, "--prompts", 4, "--context", 16)
-    scalar("measure", run / "1", "--against", run / "0", *options)
     tokens = spread_prompts(str(text), lm, 16, 4)
     n = int((tokens != ord("e")).sum())
     assert n < 64
-    results = Results.read(run / "1" / "results.json")
-    assert {one.n_tokens for one in (*results.saes, *results.spliced, *results.seeds)} == {n}
+    for rule, counted in (("skip", 64), ("count", 64), (ord("e"), n)):
+        said = scalar("measure", run / "1", "--against", run / "0", *options, "--special", rule).stderr
+        results = Results.read(run / "1" / "results.json")
+        records = (*results.saes, *results.spliced, *results.seeds)
+        assert {(one.n_tokens, one.n_special) for one in records} == {(counted, 64 - counted)}
+        assert said.count("hold special tokens") == (counted < 64)
 
 
 def test_what_was_measured_is_kept_when_something_later_fails(

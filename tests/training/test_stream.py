@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 
 from scalar_sae.activations.cache import CachedStream, fingerprint
 from scalar_sae.activations.reading import Gradient
-from scalar_sae.activations.stream import ActivationStream
+from scalar_sae.activations.stream import ActivationStream, read_all
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.sites import Site
@@ -67,7 +67,7 @@ def test_gradients_are_read_where_the_loss_is_taken():
 
 def test_special_tokens_are_left_out():
     lm, prompts = tiny_lm(), random_prompts(4)
-    stream = ActivationStream(lm, prompts, SITES, 64, seed=0, exclude=(3, 5))
+    stream = ActivationStream(lm, prompts, SITES, 64, seed=0, special=(3, 5))
     buffer = next(stream.buffers())
     kept = ~((prompts == 3) | (prompts == 5))
     assert 0 < int(kept.sum()) < 64
@@ -75,6 +75,26 @@ def test_special_tokens_are_left_out():
         expected = lm.activations(prompts, [site])[site][kept]
         key = torch.linspace(1, 2, 16)
         torch.testing.assert_close((buffer[site] @ key).sort().values, (expected @ key).sort().values)
+
+
+def test_a_gradient_is_of_the_loss_at_ordinary_targets():
+    """A model asked to predict special tokens too would train an SAE to serve them."""
+    lm, prompts, site = tiny_lm(), random_prompts(4), SITES[0]
+    reads = [site, Gradient(site)]
+    x = lm.activations(prompts, [site])[site].requires_grad_()
+    log_p = lm.logits_from(site, x)[:, :-1].log_softmax(-1)
+    targets = prompts[:, 1:]
+    (-log_p.gather(2, targets[..., None])[..., 0][(targets != 3) & (targets != 5)]).sum().backward()
+    found = read_all(lm, prompts, reads, (3, 5))
+    torch.testing.assert_close(found[Gradient(site)], x.grad)
+    assert not torch.allclose(found[Gradient(site)], read_all(lm, prompts, reads)[Gradient(site)])
+
+
+def test_a_cache_of_another_rule_for_special_tokens_is_refused(tmp_path: Path, text: Path):
+    trained(tmp_path, text, "one", [TOPK], cache=tmp_path / "cache", special=[3])
+    trained(tmp_path, text, "two", [TOPK], cache=tmp_path / "cache", special=[3])
+    with pytest.raises(UserError, match=r"activations of another recipe \(special differs\)"):
+        trained(tmp_path, text, "three", [TOPK], cache=tmp_path / "cache", special="count")
 
 
 def test_a_cache_yields_the_same_buffers_without_the_model(tmp_path: Path):

@@ -1,11 +1,12 @@
 """The loop."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from scalar_sae.corpora import load_corpus
+from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.io import Events
 from scalar_sae.saes.store import load_sae
@@ -81,3 +82,18 @@ def test_bad_activations_stop_the_run(tmp_path: Path, text: Path):
     with pytest.raises(UserError, match=r"resid_post.1: activations are not finite at step 0"):
         train(config, lm, load_corpus(str(text), tiny_lm()), tmp_path / "run", Events(None))
     assert not list(tmp_path.rglob("sae.json"))
+
+
+def test_what_is_left_out_is_in_the_log_and_on_the_card(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]):
+    events = Events(tmp_path / "events.jsonl")
+    trained(tmp_path, text, "run", [TOPK], events, special=[3, 11])
+    prompts = windows(load_corpus(str(text)).train, 16)
+    n = int(((prompts == 3) | (prompts == 11)).sum())
+    start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])
+    recipe = json.loads((tmp_path / "run" / "saes" / "topk" / "resid_mid.0" / "sae.json").read_text())["recipe"]
+    assert start["special"] == recipe["special"] == {"ids": [3, 11], "left_out": n, "of": prompts.numel()}
+    assert recipe["seen"] == {"steps": 20, "tokens": 2000}
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert (
+        said.count(f"{n:,} of {prompts.numel():,} positions of the training text hold special tokens (ids 3, 11)") == 1
+    )

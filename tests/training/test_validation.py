@@ -9,6 +9,7 @@ import torch
 
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.io import Events
+from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_sae
 from scalar_sae.saes.trainee import Progress, Trainee
 from scalar_sae.sites import Site
@@ -83,6 +84,35 @@ def test_saes_beside_the_residual_stream_are_spliced_in_at_once(tmp_path: Path, 
     found = logged(tmp_path / "events.jsonl")[-1]
     assert found["kl_all"] == pytest.approx(kl, rel=1e-3, abs=1e-4)
     assert found["kl_all"] > max(measures["kl"] for measures in found["saes"].values())
+
+
+def test_special_tokens_keep_the_models_own_activation_where_saes_are_spliced_in(tmp_path: Path, text: Path):
+    """Two SAEs at once, by hooks of torch, with tokens left out in the middle of the prompts."""
+    events, special = Events(tmp_path / "events.jsonl"), [3, 11, 20]
+    saes = trained(tmp_path, text, "run", [TOPK], events, validations=1, special=special)["topk"]
+    lm, text_ids = tiny_lm(), windows(load_corpus(str(text)).val, 16)
+    kept = ~torch.isin(text_ids, torch.tensor(special))
+    assert 0.5 < kept.float().mean() < 0.98
+    clean, own = lm.logits(text_ids).log_softmax(-1), lm.activations(text_ids, SITES)
+    mid, post = (saes[site] for site in SITES)
+    before, last = lm.hf.transformer.h[0].ln_2, lm.hf.transformer.h[1]
+
+    def put(sae: SAE, site: Site, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(kept.unsqueeze(-1), sae.decode(sae.encode(x)), own[site])
+
+    # the skip past the first MLP keeps the model's own activation, so what the SAE changed is added behind it
+    changed: list[torch.Tensor] = []
+    before.register_forward_pre_hook(lambda _, args: changed.append(put(mid, SITES[0], args[0]) - args[0]))
+    before.register_forward_pre_hook(lambda _, args: (args[0] + changed[-1],))
+    lm.hf.transformer.h[0].register_forward_hook(lambda _, args, out: out + changed[-1])
+    last.register_forward_hook(lambda _, args, out: put(post, SITES[1], out))
+    spliced = lm.hf(text_ids).logits.log_softmax(-1)
+    kl = torch.nn.functional.kl_div(spliced, clean, log_target=True, reduction="none").sum(-1)[kept].mean()
+    target = text_ids[:, 1:, None].long()
+    rise = (clean - spliced)[:, :-1].gather(2, target)[kept[:, 1:]].mean()
+    found = logged(tmp_path / "events.jsonl")[-1]
+    assert found["kl_all"] == pytest.approx(kl.item(), rel=1e-3, abs=1e-4)
+    assert found["ce_increase_all"] == pytest.approx(rise.item(), rel=1e-3, abs=1e-4)
 
 
 def test_a_staircase_has_its_chunks_and_its_jacobian_measured(tmp_path: Path, text: Path):

@@ -110,7 +110,7 @@ def recipe(stream: ActivationStream) -> dict[str, Any]:
         "buffer_tokens": stream.buffer_tokens,
         "seed": stream.seed,
         "lm_batch": stream.lm_batch,
-        "exclude": list(stream.exclude),
+        "special": list(stream.special),
         "reads": sorted(map(str, stream.reads)),
     }
 

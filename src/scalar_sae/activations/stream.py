@@ -7,7 +7,7 @@ and is shuffled token by token, so the tokens of a training batch come from all 
 (seed, i) alone: whoever knows i can go on from there. Several workers run the model on a part of the windows each, and
 all have the whole buffer. The text stays on the CPU; a buffer lies where the model does.
 
-Special tokens are left out by id: a beginning-of-text token carries an activation hundreds of times the others' norm.
+Special tokens are left out by id (lm/special.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +24,9 @@ from scalar_sae.lm.model import At, LanguageModel
 from scalar_sae.lm.special import counted
 from scalar_sae.sites import Site
 
+IGNORED = -100
+"""The target of a position that no loss is taken at."""
+
 Buffer = dict[Site | Gradient, Float[Tensor, "_ d_model"]]
 
 
@@ -38,8 +41,8 @@ class ActivationStream:
     seed: int
     lm_batch: int = 32
     """Windows per forward pass."""
-    exclude: tuple[int, ...] = ()
-    """Ids of tokens whose activations are left out."""
+    special: tuple[int, ...] = ()
+    """Ids of tokens whose activations are left out, and which no gradient's loss predicts."""
 
     @property
     def windows_per_buffer(self) -> int:
@@ -48,7 +51,7 @@ class ActivationStream:
 
     @property
     def tokens_per_buffer(self) -> int:
-        """Tokens in one buffer, excluded ones counted too."""
+        """Tokens in one buffer, special ones included."""
         return self.windows_per_buffer * self.prompts.shape[1]
 
     def buffers(self, start: int = 0) -> Iterator[Buffer]:
@@ -64,13 +67,13 @@ class ActivationStream:
 
     def _read(self, prompts: Int[Tensor, "windows context"], salt: int) -> Buffer:
         prompts = prompts.to(self.lm.device)
-        kept = counted(prompts, self.exclude)
+        kept = counted(prompts, self.special)
         shuffle = self._order(int(kept.sum()), salt).to(prompts.device)
         buffer = {read: torch.zeros(len(shuffle), self.lm.d_model, device=prompts.device) for read in self.reads}
         batches, keeps = prompts.split(self.lm_batch), kept.split(self.lm_batch)
         places = shuffle.split([int(keep.sum()) for keep in keeps])
         for number in workers.mine(len(batches)):
-            for read, acts in read_all(self.lm, batches[number], self.reads).items():
+            for read, acts in read_all(self.lm, batches[number], self.reads, self.special).items():
                 buffer[read][places[number]] = acts[keeps[number]]
         for acts in buffer.values():
             workers.add_up(acts)
@@ -81,23 +84,27 @@ class ActivationStream:
 
 
 def read_all(
-    lm: LanguageModel, tokens: Int[Tensor, "batch token"], reads: Sequence[Site | Gradient]
+    lm: LanguageModel,
+    tokens: Int[Tensor, "batch token"],
+    reads: Sequence[Site | Gradient],
+    special: tuple[int, ...] = (),
 ) -> dict[Site | Gradient, Float[Tensor, "batch token d_model"]]:
-    """Everything read on a few windows."""
+    """Everything read on a few windows, at every position; special tokens are no targets of a gradient's loss."""
     sites = {read.site if isinstance(read, Gradient) else read for read in reads}
     with torch.no_grad():
         states = lm.states(tokens, sorted(sites))
+    target = tokens[:, 1:].long().masked_fill(~counted(tokens[:, 1:], special), IGNORED)
     return {
-        read: _gradient(lm, tokens, read.site, states[read.site]) if isinstance(read, Gradient) else states[read].x
+        read: _gradient(lm, target, read.site, states[read.site]) if isinstance(read, Gradient) else states[read].x
         for read in reads
     }
 
 
 def _gradient(
-    lm: LanguageModel, tokens: Int[Tensor, "batch token"], site: Site, at: At
+    lm: LanguageModel, target: Int[Tensor, "batch n_target"], site: Site, at: At
 ) -> Float[Tensor, "batch token d_model"]:
     with torch.enable_grad():
         x = at.x.detach().requires_grad_()
         logits = lm.logits_from(site, x, at.skip)
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten().long(), reduction="sum")
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), target.flatten(), reduction="sum", ignore_index=IGNORED)
         return torch.autograd.grad(loss, x)[0]

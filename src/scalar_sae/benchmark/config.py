@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +19,7 @@ from scalar_sae.benchmark.ranking import RANKINGS
 from scalar_sae.benchmark.scores import Counts
 from scalar_sae.corpora import Corpus, windows
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.lm.special import Rule
 from scalar_sae.results import Control
 
 GRIDS = ("published", "full", "coarse")
@@ -51,6 +52,9 @@ class ScoreConfig(BaseModel):
     """What an upstream latent without a kept edge is set to; `mean`: its mean over the ranking text."""
     conventions: Literal["exact", "published"] = "exact"
     """`published`: as the authors' code computes the curve (see published.py)."""
+    special: Rule = Field(default_factory=lambda of: "count" if of.get("conventions") == "published" else "skip")
+    """Special tokens: `skip` keeps the model's own activation there and counts them nowhere, `count` treats them like
+    other tokens, a list of ids names others (lm/special.py). The authors' conventions count them."""
     controls: tuple[Control, ...] = ("padded",)
     """Controls scored beside the pairs (see controls.py): once for each group of SAEs, at its first block."""
     overlap: bool = False
@@ -59,6 +63,12 @@ class ScoreConfig(BaseModel):
     """Gigabytes that scoring may take."""
     seed: int = Field(default=0, ge=0)
     """Seed of the choice of prompts, of ties and of the bootstrap."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ScoreConfig":
+        if self.conventions == "published" and self.special != "count":
+            raise ValueError(f"special = {self.special}: the authors' conventions count every token; leave it out")
+        return self
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import yaml
 from scalar_sae._version import __version__
 from scalar_sae.cli import circuit, compare, measure, saes, score
 from scalar_sae.cli.ending import ended
-from scalar_sae.cli.subjects import Device
+from scalar_sae.cli.subjects import Device, Special
 from scalar_sae.cli.tables import print_records
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError, unknown
@@ -53,6 +53,7 @@ def quickstart(
     out: OutRun = Path("runs/quickstart"),
     preset: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "quickstart",
     change: Changes = None,
+    special: Special = None,
     device: Device = None,
     dtype: TrainDtype = None,
 ) -> None:
@@ -64,11 +65,13 @@ def quickstart(
     Example: **scalar quickstart --out runs/quickstart**
     """
     from scalar_sae import workers
+    from scalar_sae.lm.special import parse_rule
     from scalar_sae.report.page import write_report
     from scalar_sae.study import StudyConfig, score_run, train_run
 
+    rule = None if special is None else parse_rule(special)
     workers.join()
-    config = StudyConfig.from_preset(preset, _changes(change, dtype))
+    config = StudyConfig.from_preset(preset, _changes(change, dtype), rule)
     lm = train_run(config, out, device=device, to_score=True)
     results = score_run(config, lm, out)
     if workers.number() != 0:
@@ -127,6 +130,7 @@ def train(
         list[str] | None,
         typer.Option(help="Beside events.jsonl: `tensorboard`, `wandb` (repeat for both); extras of the package."),
     ] = None,
+    special: Special = None,
     device: Device = None,
     dtype: TrainDtype = None,
 ) -> None:
@@ -138,16 +142,18 @@ def train(
     runs/paper-toy**
     """
     from scalar_sae import workers
+    from scalar_sae.lm.special import parse_rule
     from scalar_sae.study import StudyConfig, train_run
 
-    if resume and (preset or change or dtype):
+    if resume and (preset or change or special or dtype):
         raise UserError(
-            f"--resume: {out / 'config.yaml'} says what is trained; leave out the preset, --set and --dtype"
+            f"--resume: {out / 'config.yaml'} says what is trained; leave out the preset, --set, --special and --dtype"
         )
     if not (resume or preset):
         raise UserError("scalar train needs a preset, or --resume and the --out of a run that was stopped")
+    rule = None if special is None else parse_rule(special)
     workers.join()
-    config = StudyConfig.from_preset(preset, _changes(change, dtype)) if preset else StudyConfig.of_run(out)
+    config = StudyConfig.from_preset(preset, _changes(change, dtype), rule) if preset else StudyConfig.of_run(out)
     train_run(config, out, cache, log or (), device)
     if workers.number() == 0:
         tell(f"SAEs: {out / 'saes'}")

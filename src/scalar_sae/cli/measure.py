@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from scalar_sae.cli.subjects import Dtype
+from scalar_sae.cli.subjects import Dtype, Special
 from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError
@@ -40,6 +40,7 @@ def measure(
     ] = None,
     dtype: Dtype = "auto",
     words: Annotated[int, typer.Option(help="Words that `--labels first-letters` looks at.", min=40)] = 4096,
+    special: Special = None,
 ) -> None:
     """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds, what labels say of them.
 
@@ -47,10 +48,12 @@ def measure(
 
     Example: **scalar measure runs/seed0 --against runs/seed1 --against runs/seed2**
     """
+    from scalar_sae.lm.special import parse_rule
     from scalar_sae.measures.run import measure_run
 
+    partner, rule = not any_partner, parse_rule(special or "skip")
     results = measure_run(
-        run, against or [], lm, tokens, prompts, context, threshold, not any_partner, labels, words, dtype
+        run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule
     )
     print_measures(results)
     tell("", f"Records: {run / 'results.json'}")
@@ -71,6 +74,7 @@ def features(
     edge_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 4,
     memory: Annotated[float, typer.Option(help="Gigabytes that ranking edges may take.", min=0, max=1e6)] = 8.0,
     dtype: Dtype = "auto",
+    special: Special = None,
 ) -> None:
     """Write a page of every SAE's features: examples, histogram, effect on the logits, edges, a rule; docs/measures.md.
 
@@ -78,13 +82,14 @@ def features(
 
     Example: **scalar features runs/quickstart --method topk**
     """
+    from scalar_sae.lm.special import parse_rule
     from scalar_sae.measures.reading import keep_reading, reading
     from scalar_sae.measures.run import read_run
     from scalar_sae.report.features import write_page
 
     ranking = None if edges == "none" else edges
-    where = out or run / "features"
-    folders = read_run(run, where, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype)
+    where, rule = out or run / "features", parse_rule(special or "skip")
+    folders = read_run(run, where, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule)
     for folder in folders:
         tell(f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
     records = [reading(folder) for folder in folders]
@@ -141,6 +146,7 @@ def blind(
     rater: Annotated[str, typer.Option(help="Your name: each rater's answers are kept apart.")] = "rater",
     pairs: Annotated[int, typer.Option(help="Pairs of features.", min=1)] = 100,
     prompts: Annotated[int, typer.Option(help="Prompts to look for examples in.", min=1)] = 512,
+    special: Special = None,
     port: Annotated[int, typer.Option(help="Port on this machine.", min=0, max=65535)] = 8765,
     dtype: Dtype = "auto",
     summary: Annotated[bool, typer.Option("--summary", help="Say what raters preferred so far.")] = False,
@@ -156,12 +162,13 @@ def blind(
     if summary:
         typer.echo(summarise(out).model_dump_json(indent=1))
         return
+    from scalar_sae.lm.special import parse_rule
     from scalar_sae.measures.run import prepare_blind
     from scalar_sae.report.blind import Comparison, serve
 
     if a is None or b is None:
         raise UserError("scalar blind needs the folders of two SAEs")
-    prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype)
+    prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype, parse_rule(special or "skip"))
     with serve(Comparison(out, rater), port) as server:
         tell(f"Open http://127.0.0.1:{server.server_port} and answer by keyboard; Ctrl-C ends, the same goes on.")
         try:

@@ -22,6 +22,13 @@ Dtype = Annotated[
         "that its configuration names."
     ),
 ]
+Special = Annotated[
+    str | None,
+    typer.Option(
+        help="Special tokens (BOS, EOS, padding): `skip` keeps the model's own activation there and counts them "
+        "nowhere (the default), `count` treats them like other tokens; or ids such as 0,2, to skip those instead."
+    ),
+]
 Memory = Annotated[float, typer.Option(help="Gigabytes to stay within; of several processes each.", min=0, max=1e6)]
 
 

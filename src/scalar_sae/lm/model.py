@@ -13,6 +13,7 @@ precision and on the device of its weights; what comes out is at least float32 a
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
+from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from scalar_sae.console import say_once
+from scalar_sae.console import say, say_once
 from scalar_sae.errors import UserError
 from scalar_sae.lm.architectures import dissect
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.hooked import as_hf
 from scalar_sae.lm.layers import At
 from scalar_sae.lm.loading import Origin, load_hf, load_tokenizer, locate, precision
+from scalar_sae.lm.special import Rule, find_special, listed
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
 
@@ -97,20 +99,33 @@ class LanguageModel(nn.Module):
             self._tokenizer = load_tokenizer(self._origin, self.name, self.d_vocab)
         return self._tokenizer
 
-    @property
+    @cached_property
     def special_tokens(self) -> tuple[int, ...]:
-        """Tokens that mark beginnings and ends of text, padding or roles: those that configuration or tokenizer name.
+        """Ids of the tokens that are not text (special.py), in ascending order.
 
-        A beginning-of-text token carries an activation hundreds of times the others' norm: SAEs leave them out.
+        The tokenizer names them. Without a tokenizer they are the configuration's, and a sentence says so.
+        """
+        configs = (self.hf.config, self.hf.config.get_text_config(), getattr(self.hf, "generation_config", None))
+        try:
+            return find_special(self.tokenizer, configs, self.d_vocab)
+        except UserError:
+            found = find_special(None, configs, self.d_vocab)
+        ids = f"those that its configuration names count as special: {listed(found)}" if found else "none is special"
+        say(f"{self.name}: no tokenizer says which tokens are special, so {ids}; --special IDS says otherwise")
+        return found
+
+    def special_ids(self, rule: Rule) -> tuple[int, ...]:
+        """Ids of the tokens that a rule leaves out.
 
         Raises:
-            UserError: there is no tokenizer.
+            UserError: the rule names an id that the vocabulary does not have.
         """
-        found = set(self.tokenizer.special)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            ids = getattr(self.hf.config.get_text_config(), name, None)
-            found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-        return tuple(sorted(found))
+        if rule == "skip":
+            return self.special_tokens
+        ids = () if rule == "count" else tuple(sorted(rule))
+        if ids and ids[-1] >= self.d_vocab:
+            raise UserError(f"special token {ids[-1]}: the vocabulary of {self.name} ends at {self.d_vocab - 1}")
+        return ids
 
     @property
     def dtype(self) -> torch.dtype:

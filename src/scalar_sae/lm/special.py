@@ -1,12 +1,89 @@
-"""Tokens that are not text: no SAE is trained on them, and none is measured there."""
+"""Special tokens: marks of the beginning or the end of a text, of padding, of a speaker's turn.
 
-from collections.abc import Collection
+A token of this kind is not text, and it often carries an activation hundreds of times the norm of the others, because
+attention heads park on it when they have nothing to do (an attention sink). SAEs are not trained to reconstruct it, and
+a model whose sink is replaced by a reconstruction computes something else at every position. So one rule holds
+everywhere in the package:
+
+    `skip`    positions of special tokens keep the model's own activation wherever something is spliced in, and they
+              are counted nowhere (the default)
+    `count`   they are treated like every other position, as in the SCALAR paper
+    (0, 2)    the same as `skip`, for these token ids in place of those that the tokenizer names
+
+The tokenizer says which tokens are special. The configuration of a model also names ids (bos, eos, pad), but those may
+be nothing but the defaults of its class, so they are believed only where the tokenizer has no text for them.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
+from pydantic import Field
 from torch import Tensor
 
+from scalar_sae.errors import unknown
+from scalar_sae.tokenizer import Tokenizer
 
-def counted(tokens: Int[Tensor, "prompt token"], ignore: Collection[int]) -> Bool[Tensor, "prompt token"]:
-    """Where tokens are none of those to ignore."""
-    return ~torch.isin(tokens, tokens.new_tensor(sorted(ignore)))
+Rule = Literal["skip", "count"] | tuple[Annotated[int, Field(ge=0)], ...]
+"""What happens at the positions of special tokens."""
+
+_NAMED = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def find_special(tokenizer: Tokenizer | None, configs: Iterable[Any], d_vocab: int) -> tuple[int, ...]:
+    """The ids of a model's special tokens, in ascending order.
+
+    Args:
+        tokenizer: the model's; None: there is none, and the configurations are all that is known.
+        configs: what may name a beginning, an end or padding: the model's configuration, and that of its generation.
+        d_vocab: the size of the model's vocabulary; larger ids never occur.
+    """
+    named: set[int] = set()
+    for config in configs:
+        for field in _NAMED:
+            ids = getattr(config, field, None)
+            named.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+    if tokenizer is not None:
+        named = {*tokenizer.special, *(token for token in named if not tokenizer.has_text(token))}
+    return tuple(sorted(token for token in named if 0 <= token < d_vocab))
+
+
+def parse_rule(text: str) -> Rule:
+    """A rule as it is written on the command line: `skip`, `count`, or ids such as `0,2`.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if text == "skip" or text == "count":
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise unknown("rule for special tokens", text, ["skip", "count", "token ids such as 0,2"])
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def counted(tokens: Int[Tensor, "prompt token"], special: Collection[int]) -> Bool[Tensor, "prompt token"]:
+    """Where the tokens of a text are not special."""
+    return ~torch.isin(tokens, tokens.new_tensor(sorted(special)))
+
+
+def left_out(tokens: Int[Tensor, "prompt token"], special: Collection[int]) -> dict[str, Any]:
+    """What a record or a log says about the special tokens of a text: their ids, and how many positions hold one."""
+    n = tokens.numel() - int(counted(tokens, special).sum())
+    return {"ids": sorted(special), "left_out": n, "of": tokens.numel()}
+
+
+def remark(tokens: Int[Tensor, "prompt token"], special: Collection[int], what: str = "positions") -> str | None:
+    """What to tell the user about the special tokens of a text; None if it holds none."""
+    n = left_out(tokens, special)["left_out"]
+    if not n:
+        return None
+    share = f"{n:,} of {tokens.numel():,} {what} hold special tokens (ids {listed(special)})"
+    return f"{share}: they keep the model's own activation and are not counted; --special count counts them"
+
+
+def listed(special: Collection[int], most: int = 8) -> str:
+    """The first few ids, in words."""
+    some = ", ".join(map(str, sorted(special)[:most]))
+    return some if len(special) <= most else f"{some} and {len(special) - most} more"

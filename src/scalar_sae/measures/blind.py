@@ -30,6 +30,7 @@ from scalar_sae.benchmark.score import digest, rules
 from scalar_sae.errors import UserError
 from scalar_sae.io import claim, write_json
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import Rule
 from scalar_sae.measures.features import read_features
 from scalar_sae.measures.tables import read_examples, read_table
 from scalar_sae.readers import read_json
@@ -82,6 +83,7 @@ def prepare(
     tokens: Int[Tensor, "prompt token"],
     n_pairs: int,
     seed: int = 0,
+    special: Rule = "skip",
 ) -> Pairs:
     """Read both SAEs' features and draw pairs; does nothing if that was done before with the same settings.
 
@@ -90,11 +92,12 @@ def prepare(
     """
     settings: dict[str, Any] = {side: [digest(sae), *rules(sae)] for side, sae in saes.items()}
     settings |= {"lm": fingerprint(lm), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
+    settings |= {"special": list(lm.special_ids(special))}
     claim(out, settings | {"site": str(site), "pairs": n_pairs, "seed": seed})
     if os.path.lexists(out / "pairs.json"):
         return Pairs.read(out)
     for side, sae in saes.items():
-        read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, ignore=lm.special_tokens)
+        read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, special=special)
     density = {side: _density(out / side) for side in saes}
     pairs = Pairs(names=names, pairs=draw(density["a"], density["b"], n_pairs, seed))
     write_json(out / "pairs.json", pairs.model_dump())

@@ -9,7 +9,7 @@ the strongest hide, one at random of each power of two that its activation reach
 it does not fire at all (`silent`), for a judge. Memory: a few numbers an example, whatever the length of the text.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +21,13 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from scalar_sae.console import Bar
+from scalar_sae.errors import UserError
 from scalar_sae.io import whole
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import counted
+from scalar_sae.lm.special import Rule, counted, listed
 from scalar_sae.measures.logits import logit_effects
 from scalar_sae.measures.rules import Sparse, rule_scores
-from scalar_sae.measures.tables import OCTAVES, write_table
+from scalar_sae.measures.tables import OCTAVES, Counted, write_table
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
@@ -66,7 +67,7 @@ def read_features(
     n_examples: int = 10,
     batch: int = 8,
     seed: int = 0,
-    ignore: Collection[int] = (),
+    special: Rule = "skip",
 ) -> None:
     """Write the three tables of an SAE into a folder, whole or not at all.
 
@@ -79,12 +80,19 @@ def read_features(
         n_examples: examples of each kind a latent; one of each band.
         batch: prompts per forward pass.
         seed: of the random examples.
-        ignore: tokens (a BOS, say) at which no latent counts as firing; they are context of those that follow.
+        special: what happens at special tokens (lm/special.py): no latent counts as firing at those skipped; they are
+            context of the tokens that follow.
+
+    Raises:
+        UserError: there is nothing but special tokens.
     """
     g = torch.Generator().manual_seed(seed)
     none = _Firings(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0))
     best, bands = {"top": none, "random": none}, none
-    there = counted(tokens, ignore).flatten()
+    ids = lm.special_ids(special)
+    there = counted(tokens, ids).flatten()
+    if not there.any():
+        raise UserError(f"features: every token is special (ids {listed(ids)}); give text, or --special count")
     count, total = torch.zeros(sae.d_sae, dtype=torch.long), torch.zeros(sae.d_sae).double()
     octaves = torch.zeros(sae.d_sae, len(OCTAVES), dtype=torch.long)
     fired: list[Sparse] = []
@@ -112,8 +120,8 @@ def read_features(
         }
         contexts = _contexts(lm, site, sae, tokens, there, batch, examples, bar)
     firings: Sparse = vstack(fired, format="csr")
-    rules = rule_scores(tokens[: firings.shape[0] // tokens.shape[1]], firings, ignore)
-    effects = logit_effects(lm, site, sae, tokens)
+    rules = rule_scores(tokens[: firings.shape[0] // tokens.shape[1]], firings, ids)
+    effects = logit_effects(lm, site, sae, tokens, special)
     latents = {
         "latent": np.arange(sae.d_sae, dtype=np.int32),
         "density": (count / there.sum()).numpy(),
@@ -130,7 +138,8 @@ def read_features(
     texts = lm.tokenizer.pieces(vocabulary.tolist())
     with whole(out) as temporary:
         temporary.mkdir()
-        write_table(pa.table(latents), temporary / "latents.parquet")
+        sizes = Counted(n_tokens=int(there.sum()), n_special=int((~there).sum()), special=ids)
+        write_table(pa.table(latents, metadata={"counted": sizes.model_dump_json()}), temporary / "latents.parquet")
         write_table(contexts, temporary / "contexts.parquet")
         write_table(pa.table({"token": vocabulary, "text": texts}), temporary / "vocabulary.parquet")
 

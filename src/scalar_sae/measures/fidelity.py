@@ -25,7 +25,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.kernels import ByOurKernels
 from scalar_sae.lm.model import At, LanguageModel, Replacement
 from scalar_sae.lm.outputs import compare, log_probs
-from scalar_sae.lm.special import counted
+from scalar_sae.lm.special import Rule, counted, listed
 from scalar_sae.measures.sums import ABLATIONS, OfSae, PerPrompt, Tally, sae_record, spliced_record
 from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
@@ -48,7 +48,7 @@ class Fidelity(NamedTuple):
 class _Batch(NamedTuple):
     tokens: Int[Tensor, "prompt token"]
     keep: Bool[Tensor, "prompt token"]
-    """False at the tokens to ignore."""
+    """False at special tokens, which keep the clean model's activation."""
     states: dict[Site, At]
     first: int
     """Number of the first prompt."""
@@ -63,7 +63,7 @@ def fidelity(
     lm: LanguageModel,
     saes: SAEs,
     tokens: Int[Tensor, "prompt token"],
-    ignore: Collection[int] = (),
+    special: Rule = "skip",
     batch: int = 8,
     seed: int = 0,
 ) -> Fidelity:
@@ -73,7 +73,8 @@ def fidelity(
         lm: the model the SAEs read.
         saes: by method and site; transcoders, which do not reconstruct what they read, are left out.
         tokens: the prompts.
-        ignore: tokens (a BOS, say) at which nothing is replaced or counted, and which are no targets.
+        special: what happens at special tokens (lm/special.py): those skipped keep the clean model's activation at
+            every site, are counted nowhere, and are no targets.
         batch: prompts per forward pass; fewer where the vocabulary is wide.
         seed: of the bootstrap.
 
@@ -81,11 +82,11 @@ def fidelity(
         UserError: transcoders alone, an SAE of another width, a site that the model lacks, activations that are not
             finite, or nothing to predict.
     """
-    saes = standing_in(saes)
+    saes, ids = standing_in(saes), lm.special_ids(special)
     _check(lm, saes, tokens)
     sites = sorted({site for group in saes.values() for site in group})
     batch = max(1, min(batch, LOGIT_BYTES // (4 * lm.d_vocab * tokens.shape[1])))
-    means = _means(lm, sites, tokens, ignore, batch)
+    means = _means(lm, sites, tokens, ids, batch)
     clean, ablated = Tally(), {site: Tally() for site in sites}
     alone = {
         (method, site): OfSae.empty(sae, tokens.shape[0])
@@ -95,9 +96,10 @@ def fidelity(
     together = {method: Tally() for method in saes}
     ends = _Ends(lm, means)
     with Bar("measure SAEs", tokens.shape[0]) as bar:
-        for part in _batches(lm, sites, tokens, ignore, batch):
+        for part in _batches(lm, sites, tokens, ids, batch):
             ends.go_on(part)
-            clean.add(**ends.clean(), n=part.keep.sum(1), n_targets=part.keep[:, 1:].sum(1))
+            sizes = {"n": part.keep.sum(1), "n_special": (~part.keep).sum(1), "n_targets": part.keep[:, 1:].sum(1)}
+            clean.add(**ends.clean(), **sizes)
             for site in sites:
                 ablated[site].add(**ends.ablated([site]))
             for (method, site), of_sae in alone.items():
@@ -135,7 +137,7 @@ def _check(lm: LanguageModel, saes: SAEs, tokens: Int[Tensor, "prompt token"]) -
 
 
 def _batches(
-    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], ignore: Collection[int], size: int
+    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: tuple[int, ...], size: int
 ) -> Iterator[_Batch]:
     for number, some in enumerate(tokens.split(size)):
         states = lm.states(some, sites)
@@ -145,21 +147,21 @@ def _batches(
                 raise UserError(
                     f"{site}: activations of prompt {number * size + int(bad.int().argmax())} are not finite"
                 )
-        yield _Batch(some, counted(some, ignore), states, number * size)
+        yield _Batch(some, counted(some, special), states, number * size)
 
 
 def _means(
-    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], ignore: Collection[int], size: int
+    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: tuple[int, ...], size: int
 ) -> dict[Site, Float[Tensor, " d_model"]]:
     """Mean activation at each site."""
     sums = {site: torch.zeros(lm.d_model).double() for site in sites}
     n = 0
-    for part in _batches(lm, sites, tokens, ignore, size):
+    for part in _batches(lm, sites, tokens, special, size):
         n += int(part.keep.sum())
         for site in sites:
             sums[site] += part.states[site].x[part.keep].double().sum(0)
     if n == 0:
-        raise UserError(f"fidelity: every token is one of those to ignore ({', '.join(map(str, sorted(ignore)))})")
+        raise UserError(f"fidelity: every token is special (ids {listed(special)}); give text, or --special count")
     return {site: (total / n).float() for site, total in sums.items()}
 
 
@@ -194,7 +196,7 @@ class _Ends:
         """With reconstructions in place of the activations; a later SAE reads what the earlier ones left."""
         key = tuple((site.depth, id(sae)) for site, sae in sorted(saes.items()))
         if key not in self._found:
-            replace = {site: partial(self._reconstructed, sae) for site, sae in saes.items()}
+            replace = {site: partial(self._reconstructed, site, sae) for site, sae in saes.items()}
             self._found[key] = self._losses("", self._end(max(saes), self._states_with(replace)))
         return self._found[key]
 
@@ -204,7 +206,7 @@ class _Ends:
         if key not in self._found:
             self._found[key] = {}
             for name in ABLATIONS:
-                replace = {site: partial(self._constant, self._means[site], name) for site in sites}
+                replace = {site: partial(self._constant, site, name) for site in sites}
                 end = self._end_of_ablated(max(sites), self._states_with(replace), name)
                 self._found[key] |= self._losses(f"_{name}", end)
         return self._found[key]
@@ -232,14 +234,15 @@ class _Ends:
         ce, kl = found.ce * keep[:, 1:], found.kl[0] * keep
         return {f"ce{name}": ce.double().sum(1), f"kl{name}": kl.double().sum(1)}
 
-    def _reconstructed(self, sae: SAE, x: Tensor) -> Tensor:
-        return self._at_kept(x, sae.decode(sae.encode(x), x))
+    def _reconstructed(self, site: Site, sae: SAE, x: Tensor) -> Tensor:
+        return self._put(site, sae.decode(sae.encode(x), x))
 
-    def _constant(self, mean: Float[Tensor, " d_model"], name: str, x: Tensor) -> Tensor:
-        return self._at_kept(x, torch.zeros_like(x) if name == "zero" else mean.expand_as(x))
+    def _constant(self, site: Site, name: str, x: Tensor) -> Tensor:
+        return self._put(site, torch.zeros_like(x) if name == "zero" else self._means[site].expand_as(x))
 
-    def _at_kept(self, x: Tensor, new: Tensor) -> Tensor:
-        return torch.where(self._part.keep.unsqueeze(-1), new, x)
+    def _put(self, site: Site, new: Tensor) -> Tensor:
+        """The new activation at ordinary tokens, the clean model's own at special ones."""
+        return torch.where(self._part.keep.unsqueeze(-1), new, self._part.states[site].x)
 
 
 def _read_sae(part: _Batch, site: Site, sae: SAE, mean: Tensor, into: OfSae) -> None:

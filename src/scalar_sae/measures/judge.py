@@ -16,6 +16,7 @@ about. Every line says who judged, so that another judge is asked anew and its a
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from scalar_sae import jsonl
 from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.measures.judges import Ask, Judge
-from scalar_sae.measures.tables import read_examples
+from scalar_sae.measures.tables import read_counted, read_examples
 
 SHOWN = 5
 """Examples that the judge explains."""
@@ -95,7 +96,7 @@ def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) ->
             does not answer.
     """
     table, vocabulary = read_examples(folder)
-    out = folder / "judged.jsonl"
+    out, special = folder / "judged.jsonl", read_counted(folder).special
     questions = hashlib.sha256(json.dumps([SHOWN, EXPLAIN, DETECT, FUZZ]).encode()).hexdigest()[:12]
     who: dict[str, str | int | None] = {"model": judge.model, "url": judge.url, "questions": questions, "seed": seed}
     done = {row.latent for row in read_judged(folder) if row.judge == who}
@@ -113,7 +114,7 @@ def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) ->
             if latent not in done:
                 rows = table.filter(pc.field("latent") == latent).to_pylist()
                 ask = _remembering(judge.ask, said, begun, [who, latent])
-                record = judged(rows, vocabulary, ask, np.random.default_rng([seed, latent]))
+                record = judged(rows, vocabulary, ask, np.random.default_rng([seed, latent]), special)
                 jsonl.append(out, Judged(latent=latent, judge=who, **record))
             bar.step()
     begun.unlink(missing_ok=True)
@@ -157,7 +158,11 @@ def read_judged(folder: Path) -> list[Judged]:
 
 
 def judged(
-    rows: list[dict[str, Any]], vocabulary: dict[int, str], ask: Ask, rng: np.random.Generator
+    rows: list[dict[str, Any]],
+    vocabulary: dict[int, str],
+    ask: Ask,
+    rng: np.random.Generator,
+    special: Collection[int] = (),
 ) -> dict[str, Any]:
     """Explanation and both scores of one latent, from its examples; null where there are too few, or no answer."""
     record: dict[str, Any] = {"explanation": None, "detection": None, "fuzzing": None}
@@ -172,7 +177,7 @@ def judged(
     plain = [(_marked(row, vocabulary, set()), row["kind"] == "random") for row in active + silent]
     record["detection"] = _score(ask, DETECT, explanation, plain, rng)
     fuzzed = [
-        (_marked(row, vocabulary, _live(row) if right else _others(row, rng)), right)
+        (_marked(row, vocabulary, _live(row) if right else _others(row, rng, special)), right)
         for right, some in ((True, active[::2]), (False, active[1::2]))
         for row in some
     ]
@@ -200,10 +205,10 @@ def _live(row: dict[str, Any]) -> set[int]:
     return {i for i, act in enumerate(row["acts"]) if act > 0}
 
 
-def _others(row: dict[str, Any], rng: np.random.Generator) -> set[int]:
-    """As many tokens where it does not, or as many as there are."""
+def _others(row: dict[str, Any], rng: np.random.Generator, special: Collection[int]) -> set[int]:
+    """As many ordinary tokens where it does not, or as many as there are."""
     live = _live(row)
-    rest = [i for i in range(len(row["acts"])) if i not in live]
+    rest = [i for i, token in enumerate(row["tokens"]) if i not in live and token not in special]
     return set(rng.permutation(rest)[: len(live)].tolist())
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import Rule, counted
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
@@ -29,7 +30,7 @@ _CELLS = 2**25
 
 @torch.no_grad()
 def logit_effects(
-    lm: LanguageModel, site: Site, sae: SAE, tokens: Int[Tensor, "prompt token"], n: int = 10
+    lm: LanguageModel, site: Site, sae: SAE, tokens: Int[Tensor, "prompt token"], special: Rule = "skip", n: int = 10
 ) -> dict[str, list[Any]]:
     """The tokens that each latent promotes and suppresses most; empty where the SAE writes elsewhere.
 
@@ -39,7 +40,7 @@ def logit_effects(
     names = ("promoted", "promoted_by", "suppressed", "suppressed_by")
     if (sae.writes or site).kind not in STREAM:
         return {name: [np.empty(0, dtype=np.int32 if "_" not in name else np.float32)] * sae.d_sae for name in names}
-    J = final_jacobian(lm, tokens)
+    J = final_jacobian(lm, tokens, special)
     found: dict[str, list[Any]] = {name: [] for name in names}
     for some in sae.W_dec.split(max(1, _CELLS // lm.d_vocab)):
         effect = some @ J
@@ -51,10 +52,15 @@ def logit_effects(
     return found
 
 
-def final_jacobian(lm: LanguageModel, tokens: Int[Tensor, "prompt token"]) -> Float[Tensor, "d_model d_vocab"]:
-    """Mean derivative of the logits by the last residual stream, over the last tokens of the first prompts."""
+def final_jacobian(
+    lm: LanguageModel, tokens: Int[Tensor, "prompt token"], special: Rule = "skip"
+) -> Float[Tensor, "d_model d_vocab"]:
+    """Mean derivative of the logits by the last residual stream, over the last ordinary tokens of the first prompts."""
     last = Site("resid_post", lm.n_layers - 1)
-    x = lm.activations(tokens[:TOKENS], [last])[last][:, -1]
+    there = counted(tokens, lm.special_ids(special))
+    place = (there * torch.arange(tokens.shape[1])).argmax(1)
+    some = there.any(1).nonzero()[:TOKENS, 0]
+    x = lm.activations(tokens[some], [last])[last][torch.arange(len(some)), place[some]]
 
     def logits(at: Tensor) -> Tensor:
         return lm.logits_from(last, at)

@@ -15,14 +15,14 @@ from jaxtyping import Float
 from scalar_sae.benchmark.scores import interval
 from scalar_sae.measures.judge import Judged, read_judged
 from scalar_sae.measures.rules import LENGTHS
-from scalar_sae.measures.tables import read_table
+from scalar_sae.measures.tables import read_counted, read_table
 from scalar_sae.results import Results
 from scalar_sae.sae_results import JudgedBy, MeanScore, SaeReading
 
 
 def reading(folder: Path) -> SaeReading:
     """The scores of one SAE whose feature tables are in a folder."""
-    f1 = np.stack(read_table(folder, "latents")["rule_f1"].to_pylist())
+    f1, counted = np.stack(read_table(folder, "latents")["rule_f1"].to_pylist()), read_counted(folder)
     judges: dict[str, list[Judged]] = {}
     for row in read_judged(folder):
         judges.setdefault(json.dumps(row.judge, sort_keys=True), []).append(row)
@@ -30,6 +30,8 @@ def reading(folder: Path) -> SaeReading:
     return SaeReading(
         method=method,
         site=site,
+        n_tokens=counted.n_tokens,
+        n_special=counted.n_special,
         rule_f1={n: _mean(f1[:, number]) for number, n in enumerate(LENGTHS)},
         judged=[
             JudgedBy(

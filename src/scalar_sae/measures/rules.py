@@ -36,16 +36,16 @@ class RuleScores(NamedTuple):
     """The rule of one token: those behind which the latent fires, the most frequent first."""
 
 
-def rule_scores(tokens: Int[Tensor, "prompt token"], fired: Sparse, ignore: Collection[int] = ()) -> RuleScores:
+def rule_scores(tokens: Int[Tensor, "prompt token"], fired: Sparse, special: Collection[int] = ()) -> RuleScores:
     """Make a rule for every latent and length from even prompts, and try them on odd ones.
 
     Args:
         tokens: prompts.
         fired: [prompts * tokens, d_sae], where each latent fires.
-        ignore: tokens at which nothing is learned or tried; they are context of those that follow.
+        special: ids of tokens at which nothing is learned or tried; they are context of those that follow.
     """
     even = np.repeat(np.arange(len(tokens)) % 2 == 0, tokens.shape[1])
-    there = counted(tokens, ignore).flatten().numpy()
+    there = counted(tokens, special).flatten().numpy()
     made, tried = even & there, ~even & there
     truth = fired[tried].astype(np.int64)
     f1, accuracy = (np.empty((fired.shape[1], len(LENGTHS))) for _ in range(2))

@@ -18,7 +18,7 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.io import claim, whole
 from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import counted
+from scalar_sae.lm.special import Rule, counted, remark
 from scalar_sae.measures.blind import prepare
 from scalar_sae.measures.edges import strongest_edges
 from scalar_sae.measures.features import read_features
@@ -53,6 +53,7 @@ def measure_run(
     labels: str | None = None,
     words: int = WORDS,
     dtype: str = "auto",
+    special: Rule = "skip",
 ) -> Results:
     """Measure fidelity of the SAEs in a folder, and compare them with those of other seeds.
 
@@ -68,6 +69,7 @@ def measure_run(
         labels: one of LABELS, to measure absorption and probes on; by default neither is measured.
         words: of `first-letters`.
         dtype: precision in which the model computes.
+        special: what happens at special tokens (lm/special.py).
 
     Results are written after each of fidelity, seeds and labels.
 
@@ -86,17 +88,17 @@ def measure_run(
     task = None if labels is None else _task(model, labels, tokens, words)
     if against:
         in_common(saes, threshold, model)  # what cannot be compared is said before anything is measured
-    ignore = model.special_tokens
-    _warn_of_rare(int(counted(tokens, ignore).sum()), len(tokens))
+    n_tokens = _say_special(model, tokens, special)
+    _warn_of_rare(n_tokens, len(tokens))
     path = run / "results.json"
     Results.read_if_there(path)  # what is damaged is said before anything is measured
     measured: dict[str, Any] = dict(
-        zip(("saes", "spliced"), fidelity(model, saes[str(run)], tokens, ignore), strict=True)
+        zip(("saes", "spliced"), fidelity(model, saes[str(run)], tokens, special), strict=True)
     )
     measured["duplicates"] = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
     results = Results.update(path, partial(_put, measured))
     if against:
-        found = seed_agreement(saes, model, tokens, threshold, require_same_partner, ignore)
+        found = seed_agreement(saes, model, tokens, threshold, require_same_partner, special)
         results = Results.update(path, partial(_put, {"seeds": found}))
     if task is not None:
         absorption, probes = labelled(model, saes[str(run)], task)
@@ -108,6 +110,14 @@ def _put(measured: dict[str, Any], results: Results) -> None:
     """Put lists of records in the place of those that were there; other lists stay."""
     for name, records in measured.items():
         setattr(results, name, records)
+
+
+def _say_special(lm: LanguageModel, tokens: Int[Tensor, "prompt token"], special: Rule) -> int:
+    """Say how many positions hold special tokens; returns how many are left."""
+    ids = lm.special_ids(special)
+    if said := remark(tokens, ids):
+        say(said)
+    return int(counted(tokens, ids).sum())
 
 
 def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
@@ -162,6 +172,7 @@ def read_run(
     rank_prompts: int = 4,
     memory: int | float = 8.0,
     dtype: str = "auto",
+    special: Rule = "skip",
 ) -> list[Path]:
     """Write feature tables of a run's SAEs into `out/METHOD/SITE`, and the edges between neighbouring ones.
 
@@ -179,6 +190,7 @@ def read_run(
         rank_prompts: of them, prompts to rank edges on.
         memory: gigabytes that ranking edges may take.
         dtype: precision in which the model computes.
+        special: what happens at special tokens (lm/special.py).
 
     Returns:
         The folders of the SAEs.
@@ -196,6 +208,8 @@ def read_run(
     tokens = spread_prompts(text, model, context, prompts)
     settings = {"lm": fingerprint(model), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
     settings |= {"prompts": prompts, "context": tokens.shape[1], "edges": ranking, "edge_prompts": rank_prompts}
+    settings |= {"special": list(model.special_ids(special))}
+    _say_special(model, tokens, special)
     folders: list[Path] = []
     for name, group in groups.items():
         if method not in (None, name):
@@ -207,7 +221,7 @@ def read_run(
         places = {site: out / name / str(site) for site in sorted(group)}
         for site, folder in places.items():
             if not (folder / "latents.parquet").is_file():
-                read_features(model, site, group[site], tokens, folder, ignore=model.special_tokens)
+                read_features(model, site, group[site], tokens, folder, special=special)
         if ranking is not None and not all((folder / "edges.parquet").is_file() for folder in places.values()):
             edges = strongest_edges(model, group, tokens[:: -(-prompts // rank_prompts)], ranking, memory=memory)
             for site, folder in places.items():
@@ -218,7 +232,15 @@ def read_run(
 
 
 def prepare_blind(
-    out: Path, a: Path, b: Path, lm: str | None, text: str, pairs: int, prompts: int, dtype: str = "auto"
+    out: Path,
+    a: Path,
+    b: Path,
+    lm: str | None,
+    text: str,
+    pairs: int,
+    prompts: int,
+    dtype: str = "auto",
+    special: Rule = "skip",
 ) -> None:
     """Draw the pairs of a blind comparison of two SAEs at one site, unless that was done before.
 
@@ -238,4 +260,5 @@ def prepare_blind(
         if sae.d_model != model.d_model:
             raise UserError(f"{folder}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
     tokens = spread_prompts(text, model, None, prompts)
-    prepare(out, model, site, {"a": first, "b": second}, {"a": str(a), "b": str(b)}, tokens, pairs)
+    _say_special(model, tokens, special)
+    prepare(out, model, site, {"a": first, "b": second}, {"a": str(a), "b": str(b)}, tokens, pairs, special=special)

@@ -1,6 +1,5 @@
 """SAEs of one method from several seeds: consistency and overlap on the same SAEs, one record a method and site."""
 
-from collections.abc import Collection
 from itertools import combinations
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import counted
+from scalar_sae.lm.special import Rule, counted
 from scalar_sae.measures.consistency import mcc
 from scalar_sae.measures.matching import Dictionary
 from scalar_sae.measures.overlap import THRESHOLD, appearances, check_threshold, overlap, overlaps
@@ -30,7 +29,7 @@ def seed_agreement(
     tokens: Int[Tensor, "prompt token"] | None = None,
     threshold: float = THRESHOLD,
     require_same_partner: bool = True,
-    ignore: Collection[int] = (),
+    special: Rule = "skip",
 ) -> list[SeedAgreement]:
     """Compare the SAEs that several runs have in common: same method, same site.
 
@@ -40,7 +39,7 @@ def seed_agreement(
         tokens: prompts for that.
         threshold: of the overlap.
         require_same_partner: of the overlap.
-        ignore: tokens (a BOS, say) at which firing is not counted.
+        special: what happens at special tokens (lm/special.py): firing is not counted at those skipped.
 
     Raises:
         UserError: as `in_common`, or no latent of an SAE fires.
@@ -51,16 +50,17 @@ def seed_agreement(
         for method, site in common:
             saes = _at(runs, method, site)
             rates: list[Float[Tensor, " _"] | None] = [None] * len(saes)
-            n_tokens = None
+            n_tokens = n_special = None
             if lm and tokens is not None:
-                rates = [*densities(lm, site, list(saes.values()), tokens, ignore)]
-                n_tokens = int(counted(tokens, ignore).sum())
+                rates = [*densities(lm, site, list(saes.values()), tokens, special)]
+                n_tokens = int(counted(tokens, lm.special_ids(special)).sum())
+                n_special = tokens.numel() - n_tokens
             seeds = {run: Dictionary.of(sae, rate) for (run, sae), rate in zip(saes.items(), rates, strict=True)}
             for run, seed in seeds.items():
                 if len(seed.alive().W_dec) == 0:
                     raise UserError(f"{run} {method} {site}: no latent fires on the {n_tokens:,} tokens; leave it out")
             with about(f"{', '.join(runs)}: {method} {site}"):
-                found.append(_compare(method, site, seeds, threshold, require_same_partner, n_tokens))
+                found.append(_compare(method, site, seeds, threshold, require_same_partner, (n_tokens, n_special)))
             bar.step(note=f"{method} {site}")
     return found
 
@@ -104,16 +104,16 @@ def densities(
     site: Site,
     saes: list[SAE],
     tokens: Int[Tensor, "prompt token"],
-    ignore: Collection[int] = (),
+    special: Rule = "skip",
     batch: int = 8,
 ) -> list[Float[Tensor, " _"]]:
-    """Share of the tokens, but for those to ignore, on which each latent fires, for several SAEs of one site."""
-    counts = [torch.zeros(sae.d_sae) for sae in saes]
-    for some in tokens.split(batch):
-        x = lm.activations(some, [site])[site][counted(some, ignore)]
+    """Share of the tokens, special ones left out, on which each latent fires, for several SAEs of one site."""
+    counts, kept = [torch.zeros(sae.d_sae) for sae in saes], counted(tokens, lm.special_ids(special))
+    for some, there in zip(tokens.split(batch), kept.split(batch), strict=True):
+        x = lm.activations(some, [site])[site][there]
         for count, sae in zip(counts, saes, strict=True):
             count += (sae.encode(x) > 0).sum(0)
-    return [count / counted(tokens, ignore).sum() for count in counts]
+    return [count / kept.sum() for count in counts]
 
 
 def _compare(
@@ -122,7 +122,7 @@ def _compare(
     runs: dict[str, Dictionary],
     threshold: float,
     require_same_partner: bool,
-    n_tokens: int | None,
+    sizes: tuple[int | None, int | None],
 ) -> SeedAgreement:
     seeds = [seed.alive() for seed in runs.values()]
     both = overlaps(seeds, threshold, require_same_partner)
@@ -145,7 +145,8 @@ def _compare(
         shared_null=_shared_null(seeds[0], seeds[1], threshold, require_same_partner),
         appearances=counts.tolist(),
         in_others=[_by_latent(seed, time) for seed, time in zip(runs.values(), times, strict=True)],
-        n_tokens=n_tokens,
+        n_tokens=sizes[0],
+        n_special=sizes[1],
     )
 
 

@@ -29,9 +29,9 @@ _WORD = re.compile(r" ?[A-Za-z]+")
 
 
 def words_of(tokenizer: Pretrained) -> dict[int, str]:
-    """The tokens that are words: English letters, maybe after a space."""
+    """The tokens that are words: English letters, maybe after a space, and not special."""
     pieces = enumerate(tokenizer.pieces(range(tokenizer.d_vocab)))
-    return {token: piece for token, piece in pieces if _WORD.fullmatch(piece)}
+    return {token: piece for token, piece in pieces if _WORD.fullmatch(piece) and token not in tokenizer.special}
 
 
 def first_letters(lm: LanguageModel, n_words: int = WORDS, seed: int = 0) -> Task:

@@ -110,7 +110,7 @@ def sae_record(
     """The scores of one SAE; `tallies` together hold every sum, the clean model's first."""
     values, ci = _with_intervals(_sae_scores, tallies, draws)
     counts = of_sae.fired.sum(0).numpy()
-    n_tokens, n_prompts = _size(tallies[0])
+    n_tokens, n_special, n_prompts = _size(tallies[0])
     rate = counts / n_tokens
     spread, error = (torch.cat(of_sae.tally.rows[name]).sum().item() for name in ("spread", "error"))
     bias = of_sae.error.sum(0).square().sum().item() / n_tokens
@@ -129,6 +129,7 @@ def sae_record(
         dense={name: float((rate > float(name)).mean()) for name in DENSE},
         l0_per_chunk=[float(counts[a:b].sum() / n_tokens) for a, b in pairwise((0, *(sae.chunks or (sae.d_sae,))))],
         n_tokens=n_tokens,
+        n_special=n_special,
         n_prompts=n_prompts,
         ci=ci | (_of_groups(of_sae, tallies, seed) if n_prompts > 1 else {}),
     )
@@ -159,20 +160,22 @@ def spliced_record(
 ) -> SplicedFidelity:
     """The scores of all SAEs of a method spliced in at once."""
     values, ci = _with_intervals(_loss_scores, tallies, draws)
-    n_tokens, n_prompts = _size(tallies[0])
+    n_tokens, n_special, n_prompts = _size(tallies[0])
     return SplicedFidelity(
         method=method,
         sites=[str(site) for site in sites],
         **_loss_fields(values),
         n_tokens=n_tokens,
+        n_special=n_special,
         n_prompts=n_prompts,
         ci=ci,
     )
 
 
-def _size(clean: Tally) -> tuple[int, int]:
-    n = torch.cat(clean.rows["n"])
-    return int(n.sum()), len(n)
+def _size(clean: Tally) -> tuple[int, int, int]:
+    """How many tokens were counted, how many were special, and of how many prompts."""
+    n, special = (torch.cat(clean.rows[name]) for name in ("n", "n_special"))
+    return int(n.sum()), int(special.sum()), len(n)
 
 
 def _loss_fields(values: Sums) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalar_sae.errors import UserError, reason
 from scalar_sae.measures.rules import LENGTHS
@@ -88,6 +89,32 @@ def read_table(folder: Path, name: str) -> pa.Table:
 
 def _damaged(path: Path, problem: str) -> UserError:
     return UserError(f"{path}: damaged ({problem}); move its folder away and run the command that made it again")
+
+
+class Counted(BaseModel):
+    """Which positions the latents of a table were counted at: it stands in the metadata of `latents.parquet`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_tokens: int = Field(default=0, ge=0)
+    """Positions where latents were counted; 0 where the table does not say."""
+    n_special: int = Field(default=0, ge=0)
+    """Positions of special tokens, where none was."""
+    special: tuple[int, ...] = ()
+    """Ids of the special tokens."""
+
+
+def read_counted(folder: Path) -> Counted:
+    """Which positions the latents of an SAE's tables were counted at.
+
+    Raises:
+        UserError: as `read_table`.
+    """
+    metadata = read_table(folder, "latents").schema.metadata or {}
+    try:
+        return Counted.model_validate_json(metadata.get(b"counted", b"{}"))
+    except ValidationError as error:
+        raise _damaged(folder / "latents.parquet", reason(error)) from error
 
 
 def read_vocabulary(folder: Path) -> dict[int, str]:

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.lm.special import Rule
 from scalar_sae.saes.methods import CONFIGS, MethodConfig
 from scalar_sae.saes.trainee import Seed
 
@@ -52,6 +53,8 @@ class TrainConfig(BaseModel):
     """Seed of the order of the text, and of the first weights of methods that name none of their own."""
     validations: int = Field(default=5, ge=0)
     """How often the SAEs are measured on validation text while they train; 0 for never."""
+    special: Rule = "skip"
+    """Special tokens: `skip` leaves them out, `count` trains on them too, a list of ids leaves out those instead."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":

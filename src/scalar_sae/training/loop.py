@@ -21,6 +21,7 @@ from scalar_sae.corpora import Corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import left_out, remark
 from scalar_sae.malloc import freed_memory_handed_back
 from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.saes.trainee import Trainee
@@ -80,15 +81,18 @@ class _Run:
         cache: Path | None,
     ) -> None:
         self.config, self.corpus, self.out, self.events, self.group = config, corpus, out, events, group
-        exclude = lm.special_tokens
+        special = lm.special_ids(config.special)
         reads = sorted({read for learner in group for read in learner.trainee.reads}, key=str)
         prompts = windows(corpus.train, config.context, corpus.name, corpus.bos)
-        stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, exclude=exclude)
+        stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, special=special)
         self.stream = CachedStream(stream, cache, _buffers(config, stream.tokens_per_buffer)) if cache else stream
         self.all_text = stream.windows_per_buffer == len(prompts)
+        self.special = left_out(prompts, special)
+        if said := remark(prompts, special, "positions of the training text"):
+            say(said)
         held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
         held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
-        self.validation = Validation(lm, held_out, reads, exclude) if config.validations else None
+        self.validation = Validation(lm, held_out, reads, special) if config.validations else None
         self.n_layers, self.device, self.about_lm = lm.n_layers, lm.device, lm.describe()
         rows = config.batch_tokens // workers.count()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
@@ -115,7 +119,7 @@ class _Run:
             "calibration": memory.calibrating(trainees, lm.d_model, stream.tokens_per_buffer),
         }
         if self.validation:
-            few, many = (Validation(lm, held_out[:n], stream.reads, stream.exclude) for n in (1, 2))
+            few, many = (Validation(lm, held_out[:n], stream.reads, stream.special) for n in (1, 2))
             stays |= {"best weights": weights, "validation text": self.validation.nbytes}
             phases["a validation"] = memory.validating(trainees, few, many, *held_out.shape)
         largest = max(phases, key=lambda phase: phases[phase])
@@ -131,7 +135,9 @@ class _Run:
             say(f"{name}: {saes} SAEs, {parameters:,} parameters, {flop / 1e6:,.2f} MFLOP a token to train")
         listed = ", ".join(f"{n / 2**20:,.0f} {what}" for what, n in parts.items())
         say(f"memory: {sum(parts.values()) / 2**20:,.0f} MiB ({listed})")
-        self.events("start", memory=parts, cost={name: one._asdict() for name, one in self.costs.items()})
+        self.events(
+            "start", memory=parts, special=self.special, cost={name: one._asdict() for name, one in self.costs.items()}
+        )
 
     def go(self) -> None:
         """Train to the end, or to a signal."""
@@ -238,7 +244,8 @@ class _Run:
             "config": self.config.model_dump(mode="json"), "data": self.corpus.describe(), "lm": self.about_lm,
             "versions": versions(),
             "kept": learner.best.remark() or {"step": self.config.steps},
-            "cost": self.costs[learner.method.name]._asdict(),
+            "seen": {"steps": self.config.steps, "tokens": self.config.steps * self.config.batch_tokens},
+            "special": self.special, "cost": self.costs[learner.method.name]._asdict(),
         }  # fmt: skip
         for site in learner.trainee.sites:
             sae, target = learner.trainee.sae(site).to("cpu"), learner.trainee.target(site)

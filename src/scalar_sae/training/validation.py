@@ -49,11 +49,9 @@ class _Part(NamedTuple):
         """The activations that count."""
         return self.acts[read][self.kept]
 
-    def put(
-        self, x: Float[Tensor, "prompt token d_model"], rows: Float[Tensor, "row d_model"]
-    ) -> Float[Tensor, "prompt token d_model"]:
-        """`x` with rows in place of those that count."""
-        x = x.clone()
+    def put(self, site: Site, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "prompt token d_model"]:
+        """The model's own activation at a site, with rows in place of those that count."""
+        x = self.acts[site].clone()
         x[self.kept] = rows
         return x
 
@@ -67,16 +65,16 @@ class Validation:
         lm: LanguageModel,
         tokens: Int[Tensor, "prompt token"],
         reads: Sequence[Site | Gradient],
-        exclude: tuple[int, ...],
+        special: tuple[int, ...],
     ) -> None:
         self._lm = lm
         sites = sorted(read for read in reads if isinstance(read, Site))
         self._last = sites[-1]
         self._parts: list[_Part] = []
         for some in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
-            kept = counted(some, exclude)
+            kept = counted(some, special)
             skips = {site: state.skip for site, state in lm.states(some, sites).items()}
-            self._parts.append(_Part(some, kept, read_all(lm, some, reads), skips))
+            self._parts.append(_Part(some, kept, read_all(lm, some, reads, special), skips))
         self._n = max(1, sum(int(part.kept.sum()) for part in self._parts))
         self._spread = {
             site: (rows - rows.mean(0)).square().sum().item()
@@ -139,15 +137,15 @@ class Validation:
         sums["fired"] += fired
         sums["error"] += (y - y_hat).square().sum().item()
         sums["cosine"] += cosine_similarity(y, y_hat).sum().item()
-        self._count(self._end(part, target, part.put(part.acts[target], y_hat)), clean, part, sums)
+        self._count(self._end(part, target, part.put(target, y_hat)), clean, part, sums)
 
     def _splice_all(self, part: _Part, clean: Tensor, ends: list[tuple[Site, Trainee]], sums: "_Sums") -> None:
-        """All at once, each reading what the earlier ones left."""
+        """All at once, each reading what the earlier ones left; special tokens keep the model's own at every site."""
 
-        def stand_in(sae: SAE) -> Replacement:
-            return lambda x: part.put(x, _through(sae, x[part.kept])[0])
+        def stand_in(site: Site, sae: SAE) -> Replacement:
+            return lambda x: part.put(site, _through(sae, x[part.kept])[0])
 
-        put = {site: stand_in(trainee.sae(site)) for site, trainee in ends}
+        put = {site: stand_in(site, trainee.sae(site)) for site, trainee in ends}
         first, last = ends[0][0], ends[-1][0]
         with ByOurKernels():
             state = self._lm.spliced(At(part.acts[first], part.skips[first]), put)
