@@ -87,7 +87,7 @@ def test_bad_activations_stop_the_run(tmp_path: Path, text: Path):
 def test_what_is_left_out_is_in_the_log_and_on_the_card(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]):
     events = Events(tmp_path / "events.jsonl")
     trained(tmp_path, text, "run", [TOPK], events, special=[3, 11])
-    prompts = windows(load_corpus(str(text)).train, 16)
+    prompts = windows(load_corpus(str(text), tiny_lm()).train, 16)
     n = int(((prompts == 3) | (prompts == 11)).sum())
     start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])
     recipe = json.loads((tmp_path / "run" / "saes" / "topk" / "resid_mid.0" / "sae.json").read_text())["recipe"]

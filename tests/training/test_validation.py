@@ -90,7 +90,7 @@ def test_special_tokens_keep_the_models_own_activation_where_saes_are_spliced_in
     """Two SAEs at once, by hooks of torch, with tokens left out in the middle of the prompts."""
     events, special = Events(tmp_path / "events.jsonl"), [3, 11, 20]
     saes = trained(tmp_path, text, "run", [TOPK], events, validations=1, special=special)["topk"]
-    lm, text_ids = tiny_lm(), windows(load_corpus(str(text)).val, 16)
+    lm, text_ids = tiny_lm(), windows(load_corpus(str(text), tiny_lm()).val, 16)
     kept = ~torch.isin(text_ids, torch.tensor(special))
     assert 0.5 < kept.float().mean() < 0.98
     clean, own = lm.logits(text_ids).log_softmax(-1), lm.activations(text_ids, SITES)
