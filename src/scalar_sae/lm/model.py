@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from scalar_sae.console import say, say_once
+from scalar_sae.console import say_once
 from scalar_sae.errors import UserError
 from scalar_sae.lm.architectures import dissect
 from scalar_sae.lm.feedforward import FeedForward
@@ -111,7 +111,7 @@ class LanguageModel(nn.Module):
         except UserError:
             found = find_special(None, configs, self.d_vocab)
         ids = f"those that its configuration names count as special: {listed(found)}" if found else "none is special"
-        say(f"{self.name}: no tokenizer says which tokens are special, so {ids}; --special IDS says otherwise")
+        say_once(f"{self.name}: no tokenizer says which tokens are special, so {ids}; --special IDS says otherwise")
         return found
 
     def special_ids(self, rule: Rule) -> tuple[int, ...]:
