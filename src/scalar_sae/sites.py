@@ -5,9 +5,10 @@ A decoder layer is a line of places, each reached from the one before by a norm,
     resid_pre ─norm─▶ attn_in ─attention─▶ (attn_raw ─norm─▶) attn_out ─(+ resid_pre)─▶ resid_mid
     resid_mid ─norm─▶ mlp_in  ─MLP───────▶ (mlp_raw  ─norm─▶) mlp_out  ─(+ resid_mid)─▶ resid_post
 
-`attn_out` and `mlp_out` are what is added to the residual stream. Only models with a norm before that addition (Gemma
-2 and 3, OLMo 2) have `attn_raw` and `mlp_raw`, its inputs. Models that run attention and MLP side by side (Pythia,
-GPT-J, Phi) have no `resid_mid`. `resid_post` of one layer is `resid_pre` of the next: two names, one place.
+`attn_out` and `mlp_out` are what is added to the residual stream. Only models with a norm or a factor before that
+addition (Gemma 2 and 3, OLMo 2, GLM-4, Granite) have `attn_raw` and `mlp_raw`, its inputs. Models that run attention
+and MLP side by side (Pythia, GPT-J, Phi, Cohere, Falcon) have no `resid_mid`. `resid_post` of one layer is `resid_pre`
+of the next: two names, one place.
 """
 
 import re

@@ -10,8 +10,9 @@ from torch.nn.functional import gelu, silu
 from scalar_sae.benchmark.config import ScoreConfig, Texts
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import score
-from scalar_sae.lm.feedforward import DyT, FeedForward, Norm
+from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.norms import AnyNorm, DyT, NoNorm, Norm
 from scalar_sae.saes.ff_jacobian import ff_jacobian, jacobian_penalty
 from scalar_sae.saes.jacobian import JacobianConfig, JacobianTrainee
 from scalar_sae.saes.sparse import top_k
@@ -24,18 +25,21 @@ D, MLP, SAE, K = 6, 10, 12, 4
 INDEX = "index.json"
 
 
-def _ff(kind: str, gated: bool) -> FeedForward:
+def _ff(kind: str, gated: bool, post: str = "") -> FeedForward:
     g = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=g)
 
-    norm = Norm(normal(D), normal(D), 0.1, kind == "layer_norm")
+    norm: AnyNorm = Norm(normal(D), normal(D), 0.1, kind == "layer_norm")
     if kind.startswith("dyt"):
-        norm = DyT(norm.weight, norm.bias, 0.0, False, normal(D) if kind == "dyt_each" else torch.tensor(0.7))
+        norm = DyT(norm.weight, norm.bias, normal(D) if kind == "dyt_each" else torch.tensor(0.7))
+    if kind == "none":
+        norm = NoNorm()
     return FeedForward(
         norm, normal(D, MLP), normal(MLP), normal(D, MLP) if gated else None, normal(MLP) if gated else None,
         silu if gated else gelu, normal(MLP, D), normal(D),
+        Norm(normal(D), normal(D), 0.1, post == "layer_norm") if post else None,
     )  # fmt: skip
 
 
@@ -47,9 +51,15 @@ def _weights(seed: int) -> Weights:
 
 @pytest.mark.parametrize("block", [False, True], ids=["ff_layer", "ff_block"])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm", "dyt", "dyt_each"])
-def test_the_closed_form_is_autograds(norm: str, gated: bool, block: bool):
-    ff, before, after = _ff(norm, gated), _weights(2), _weights(3)
+@pytest.mark.parametrize(
+    ("norm", "post"),
+    [
+        ("rms_norm", ""), ("layer_norm", ""), ("none", ""), ("dyt", ""), ("dyt_each", ""),
+        ("rms_norm", "rms_norm"), ("layer_norm", "layer_norm"), ("rms_norm", "layer_norm"), ("none", "rms_norm"),
+    ],
+)  # fmt: skip
+def test_the_closed_form_is_autograds(norm: str, post: str, gated: bool, block: bool):
+    ff, before, after = _ff(norm, gated, post), _weights(2), _weights(3)
     x = torch.randn(5, D, generator=torch.Generator().manual_seed(4))
 
     def through(x: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,10 @@
     p_j = features(x) . weights_j + x . skip_j + constant_j
 
 At a block that ends after an MLP the features are the MLP's hidden activations, weights_j = W_out W_enc_j, and no
-d_model-sized output is ever formed. Before the nonlinearity all is linear in the kept latents once the norm's scale is
-known, so each latent's share of the hidden layer is computed once (`project`) and a kept set costs a sum of shares.
-Elsewhere the features are the block's output, the weights are down's encoder.
+d_model-sized output is ever formed. Where a norm follows the MLP, its size depends on the whole output: there the
+features are that norm's output, weights_j = W_enc_j. Before the nonlinearity all is linear in the kept latents once the
+norm's scale is known, so each latent's share of the hidden layer is computed once (`project`) and a kept set costs a
+sum of shares. Elsewhere the features are the block's output, the weights are down's encoder.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from torch.nn.functional import layer_norm, rms_norm
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
 from scalar_sae.kernels import gelu_tanh, linear_gelu
-from scalar_sae.lm.feedforward import DyT, FeedForward
+from scalar_sae.lm.feedforward import FeedForward
+from scalar_sae.lm.norms import DyT, Norm
 from scalar_sae.sites import Site
 
 
@@ -46,14 +48,15 @@ class Readout:
         if ff is None:
             return cls(pair, start, down.W_enc.T.contiguous(), None, down.b_enc, None, None, None)
         to_hidden, bias = _both(ff)
-        if start.kind == "resid_mid":
+        if start.kind == "resid_mid" and isinstance(ff.norm, Norm):
             to_hidden, bias = ff.norm.weight.unsqueeze(1) * to_hidden, bias + ff.norm.bias @ to_hidden
+        W_enc = down.W_enc.T.contiguous()
         return cls(
             pair=pair,
             start=start,
-            weights=(ff.W_out @ down.W_enc).T.contiguous(),
-            skip=down.W_enc.T.contiguous() if pair.block.down.kind == "resid_post" else None,
-            constant=down.b_enc + ff.b_out @ down.W_enc,
+            weights=W_enc if ff.post is not None else (ff.W_out @ down.W_enc).T.contiguous(),
+            skip=W_enc if pair.block.down.kind == "resid_post" else None,
+            constant=down.b_enc if ff.post is not None else down.b_enc + ff.b_out @ down.W_enc,
             ff=ff,
             to_hidden=to_hidden,
             hidden_bias=bias,
@@ -61,29 +64,27 @@ class Readout:
 
     def project(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_hidden"]:
         """Share of the hidden layer, before the norm's scale and the bias; linear in x."""
-        assert self.ff is not None
         assert self.to_hidden is not None
-        if self._normed and self.ff.norm.centred:
+        if self._norm is not None and self._norm.centred:
             x = x - x.mean(-1, keepdim=True)
         return x @ self.to_hidden
 
     def scale(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row 1"]:
         """What the norm multiplies x by."""
-        assert self.ff is not None
-        if not self._normed:
+        if self._norm is None:
             return torch.ones_like(x[:, :1])
-        if self.ff.norm.centred:
+        if self._norm.centred:
             x = x - x.mean(-1, keepdim=True)
         power = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]  # 20x faster than Tensor.var
-        return (power + self.ff.norm.eps).rsqrt()
+        return (power + self._norm.eps).rsqrt()
 
     def activate(self, hidden: Float[Tensor, "*batch d_hidden"]) -> Float[Tensor, "*batch d_feature"]:
         """Features from the hidden layer."""
         assert self.ff is not None
         if self.ff.W_gate is None:
-            return self.ff.act(hidden)
+            return self._behind(self.ff.act(hidden))
         gate, value = hidden.chunk(2, -1)
-        return self.ff.act(gate) * value
+        return self._behind(self.ff.act(gate) * value)
 
     def features(
         self, x: Float[Tensor, "batch token d_model"], up_skip: Float[Tensor, "_ token d_model"] | None
@@ -93,12 +94,12 @@ class Readout:
             return self.pair.down.seen(self.pair.compute(x, up_skip))
         assert self.to_hidden is not None
         assert self.hidden_bias is not None
-        if self._normed:
-            norm = layer_norm if self.ff.norm.centred else rms_norm
-            x = norm(x, x.shape[-1:], eps=self.ff.norm.eps)
+        if self._norm is not None:
+            norm = layer_norm if self._norm.centred else rms_norm
+            x = norm(x, x.shape[-1:], eps=self._norm.eps)
         flat = x.flatten(0, 1)
         if self.ff.act is gelu_tanh and self.ff.W_gate is None:
-            features = linear_gelu(flat, self.to_hidden, self.hidden_bias)
+            features = self._behind(linear_gelu(flat, self.to_hidden, self.hidden_bias))
         else:
             features = self.activate(torch.addmm(self.hidden_bias, flat, self.to_hidden))
         return features.view(*x.shape[:2], -1)
@@ -108,9 +109,16 @@ class Readout:
         """Numbers a token in the widest activation of an evaluation."""
         return self.weights.shape[1] if self.to_hidden is None else self.to_hidden.shape[1]
 
+    def _behind(self, acts: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "*batch d_feature"]:
+        """Features from the MLP's hidden activations."""
+        assert self.ff is not None
+        return acts if self.ff.post is None else self.ff.post(acts @ self.ff.W_out + self.ff.b_out)
+
     @property
-    def _normed(self) -> bool:
-        return self.start.kind == "resid_mid"
+    def _norm(self) -> Norm | None:
+        """The norm between `start` and the MLP, if there is one."""
+        assert self.ff is not None
+        return self.ff.norm if self.start.kind == "resid_mid" and isinstance(self.ff.norm, Norm) else None
 
 
 def _last_feed_forward(pair: Pair) -> tuple[FeedForward | None, Site]:
@@ -122,8 +130,9 @@ def _last_feed_forward(pair: Pair) -> tuple[FeedForward | None, Site]:
     if not ends_so or beside or (start.kind == "mlp_in" and down.kind == "resid_post"):
         return None, up
     try:
+        pair.lm.check(start)
         ff = pair.lm.feed_forward(down.layer).to(pair.device)
-    except UserError:  # an architecture whose feed-forward half has another form
+    except UserError:  # attention runs beside the MLP, or the modules are of another form
         return None, up
     if isinstance(ff.norm, DyT) and start.kind == "resid_mid":  # shares of the hidden layer do not add up behind it
         return None, up

@@ -1,16 +1,19 @@
 """The feed-forward half of a layer as plain tensors, for code that needs more than its output.
 
-    h = norm(x)                               LayerNorm, RMSNorm or DyT
-    mlp(h) = act(h W_in + b_in) W_out + b_out                       plain
-           = (act(h W_gate + b_gate) * (h W_in + b_in)) W_out + b_out    gated
+    h = norm(x)                               LayerNorm, RMSNorm, DyT or nothing
+    mlp(h) = post(act(h W_in + b_in) W_out + b_out)                       plain
+           = post((act(h W_gate + b_gate) * (h W_in + b_in)) W_out + b_out)    gated
 
-The benchmark's closed form and the Jacobian SAEs read it; everything else calls the model's own modules. What the
-modules hold is found by name; what they compute with it (RMSNorm with w or 1 + w?) by comparing on random inputs.
+`post` is a norm in Gemma 2 and 3, GLM-4 and OLMo 2, and nothing elsewhere. The benchmark's closed form and the Jacobian
+SAEs read these tensors; everything else calls the model's own modules. What the modules hold is found by name. What
+they compute with it is checked in float32, to rounding: each norm and each linear map by its outputs, and what stands
+between the linear maps by stand-ins for them.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,96 +21,72 @@ from torch import Tensor, nn
 
 from scalar_sae.errors import UserError
 from scalar_sae.kernels import gelu_tanh
-from scalar_sae.lm.layers import Layer
+from scalar_sae.lm.layers import Alone, Layer, Scaled
+from scalar_sae.lm.norms import AnyNorm, DyT, Norm, norm_of, upcast, vector
+from scalar_sae.lm.stubs import stood_in
 
 _MLPS = (
     ("gate_proj", "up_proj", "down_proj"),
+    ("gate_up_proj", "gate_up_proj", "down_proj"),
+    (None, "up_proj", "down_proj"),
     (None, "c_fc", "c_proj"),
     (None, "dense_h_to_4h", "dense_4h_to_h"),
     (None, "fc_in", "fc_out"),
     (None, "fc1", "fc2"),
 )
-"""Names of the gate, input and output matrices."""
-_ACTS = ("act_fn", "act", "activation_fn", "activation")
-_EPS = ("eps", "variance_epsilon")
+"""Names of the gate, input and output matrices; gate and input may be one, the gate first."""
+_ACTS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
+SIZES = (2.0**-10, 1.0, 2.0**10)
+"""Sizes of the activations on which modules are compared."""
+ROUNDINGS = 16
+"""Rounding errors, each of float32 and of the sum of its terms' sizes, that a matrix product may have gathered."""
 
-
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """Normalisation of a token's activation over d_model."""
-
-    weight: Float[Tensor, " d_model"]
-    bias: Float[Tensor, " d_model"]
-    eps: float
-    centred: bool
-    """True: LayerNorm, the mean is subtracted. False: RMSNorm."""
-
-    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The normalised activation."""
-        if self.centred:
-            x = x - x.mean(-1, keepdim=True)
-        return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight + self.bias
-
-    @classmethod
-    def of(cls, module: nn.Module, d_model: int) -> "Norm | None":
-        """LayerNorm, RMSNorm, RMSNorm with 1 + w (Gemma) or DyT, whichever computes what the module does."""
-        weight, bias = _tensor(module, "weight", d_model, 1.0), _tensor(module, "bias", d_model, 0.0)
-        eps = next((getattr(module, name) for name in _EPS if hasattr(module, name)), 0.0)
-        forms: list[Norm] = [
-            cls(weight, bias, eps, True),
-            cls(weight, bias, eps, False),
-            cls(1 + weight, bias, eps, False),
-        ]
-        if isinstance(alpha := getattr(module, "alpha", None), Tensor):
-            forms.append(DyT(weight, bias, 0.0, False, _wide(alpha)))
-        return next((norm for norm in forms if _same(norm, module, d_model)), None)
-
-
-@dataclass(frozen=True, eq=False)
-class DyT(Norm):
-    """Dynamic tanh (arXiv 2503.10622), elementwise: weight ⊙ tanh(alpha x) + bias."""
-
-    alpha: Float[Tensor, "*"]
-    """One number, or one a dimension."""
-
-    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The squashed activation."""
-        return (self.alpha * x).tanh() * self.weight + self.bias
-
-    def slope(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Its derivative at x."""
-        return self.weight * self.alpha * (1 - (self.alpha * x).tanh().square())
+Act = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
     """Norm and MLP of one layer, weights in row-vector convention, float32 or wider."""
 
-    norm: Norm
+    norm: AnyNorm
     W_in: Float[Tensor, "d_model d_mlp"]
     b_in: Float[Tensor, " d_mlp"]
     W_gate: Float[Tensor, "d_model d_mlp"] | None
     b_gate: Float[Tensor, " d_mlp"] | None
-    act: Callable[[Tensor], Tensor]
+    act: Act
     """The elementwise nonlinearity."""
     W_out: Float[Tensor, "d_mlp d_model"]
     b_out: Float[Tensor, " d_model"]
+    post: Norm | None = None
+    """Norm of the MLP's output."""
 
     def mlp(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The MLP's output for a normalised input."""
+        """What joins the residual stream for a normalised input: the MLP's output, behind its norm if it has one."""
+        raw = self.raw(h)
+        return raw if self.post is None else self.post(raw)
+
+    def raw(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The MLP's output before that norm."""
         hidden = h @ self.W_in + self.b_in
         if self.W_gate is None:
             return self.act(hidden) @ self.W_out + self.b_out
         gate = h @ self.W_gate + (0.0 if self.b_gate is None else self.b_gate)
         return self.act(gate) * hidden @ self.W_out + self.b_out
 
+    def times(self, factor: float) -> "FeedForward":
+        """The same with the MLP's output multiplied by a constant."""
+        if factor == 1:
+            return self
+        if self.post is not None:
+            return replace(self, post=self.post.times(factor))
+        return replace(self, W_out=self.W_out * factor, b_out=self.b_out * factor)
+
     def to(self, device: torch.device) -> "FeedForward":
         """The same on a device."""
-        weights = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
-        norm = replace(
-            self.norm, **{name: t.to(device) for name, t in vars(self.norm).items() if isinstance(t, Tensor)}
-        )
-        return replace(self, norm=norm, **weights)
+        movable = (Tensor, Norm, DyT)
+        moved: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, movable)}
+        act = deepcopy(self.act).to(device) if isinstance(self.act, nn.Module) else self.act
+        return replace(self, act=act, **moved)
 
     @classmethod
     @torch.no_grad()
@@ -115,58 +94,108 @@ class FeedForward:
         """Read the modules of a layer.
 
         Raises:
-            UserError: attention runs beside the MLP, a norm follows it, or the modules are of another form.
+            UserError: the modules are of another form.
         """
-        if "resid_mid" not in layer.kinds:
-            raise UserError(f"{name}: attention and MLP run side by side, so there is no feed-forward half")
-        if "mlp_raw" in layer.kinds:
-            raise UserError(f"{name}: the MLP's output passes a norm, which a feed-forward half in plain tensors lacks")
-        mlp: Any = layer.mlp
-        names = next((names for names in _MLPS if all(hasattr(mlp, part) for part in names if part)), None)
-        act = next((getattr(mlp, part) for part in _ACTS if hasattr(mlp, part)), None)
-        if names is None or act is None:
-            raise UserError(f"{name}: {type(mlp).__name__} is no MLP of known form")
-        gate, into, out = (None if part is None else _linear(getattr(mlp, part)) for part in names)
-        assert into is not None
-        assert out is not None
-        norm = Norm.of(layer.mlp_norm, into[0].shape[0])
-        if norm is None:
-            raise UserError(f"{name}: {type(layer.mlp_norm).__name__} is no LayerNorm, RMSNorm or DyT")
-        half = cls(norm, *into, *(gate or (None, None)), _fast(act), *out)
-        if not _same(half.mlp, mlp, into[0].shape[0]):
-            raise UserError(f"{name}: {type(mlp).__name__} is no MLP of known form")
-        return half
+        inner: Any = layer.mlp.inner if isinstance(layer.mlp, Alone) else layer.mlp
+        if (mlp := _read(upcast(layer.mlp))) is None:
+            raise UserError(f"{name}: {type(inner).__name__} is no MLP of known form")
+        d_model = len(mlp["W_in"])
+        if (norm := norm_of(layer.mlp_norm, d_model)) is None:
+            raise UserError(f"{name}: {type(layer.mlp_norm).__name__} is no LayerNorm, RMSNorm or DyT of known form")
+        factor, behind = 1.0, layer.mlp_post
+        if isinstance(behind, Scaled):
+            factor, behind = behind.factor, behind.before
+        post = norm_of(behind, d_model) if isinstance(behind, nn.Module) else None
+        if behind is not None and (not isinstance(post, Norm) or isinstance(norm, DyT)):
+            raise UserError(f"{name}: the MLP's output passes a {type(behind).__name__}, which is of no known form")
+        half = cls(norm, **mlp, post=post if isinstance(post, Norm) else None)
+        return half.times(factor).to(layer.weight.device)
 
 
-def _fast(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A model's nonlinearity, or a faster function that computes the same."""
-    probe = torch.linspace(-8, 8, 1001, device="cpu")
-    same = torch.allclose(act(probe), gelu_tanh(probe), rtol=1e-5, atol=1e-6)
-    return gelu_tanh if same else act
+class _Map(NamedTuple):
+    """A linear map in row-vector convention, and its module."""
+
+    module: nn.Module
+    W: Float[Tensor, "d_in d_out"]
+    b: Float[Tensor, " d_out"]
 
 
-def _linear(module: Any) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"]]:
-    """Weight and bias of a linear map in row-vector convention, which only Conv1D stores."""
-    weight = _wide(module.weight if type(module).__name__ == "Conv1D" else module.weight.T)
-    return weight, _tensor(module, "bias", weight.shape[1], 0.0)
+def _read(mlp: nn.Module) -> dict[str, Any] | None:
+    """The fields of FeedForward that an MLP in float32 has; None if it is of another form."""
+    inner: Any = mlp.inner if isinstance(mlp, Alone) else mlp
+    names = next((names for names in _MLPS if all(hasattr(inner, part) for part in names if part)), None)
+    act = next((getattr(inner, part) for part in _ACTS if hasattr(inner, part)), None)
+    if names is None or act is None:
+        return None
+    maps = [_linear(getattr(inner, part)) for part in dict.fromkeys(names) if part]
+    if not all(isinstance(found, _Map) for found in maps):
+        return None
+    *ins, out = (found for found in maps if found is not None)
+
+    def hidden(returned: list[Tensor]) -> Tensor:
+        parts = returned if names[0] != names[1] else list(returned[0].chunk(2, -1))
+        return act(parts[0]) if len(parts) == 1 else act(parts[0]) * parts[1]
+
+    if not _wired_so(mlp, ins, hidden, out):
+        return None
+    weights, biases = [part.W for part in ins], [part.b for part in ins]
+    if names[0] == names[1]:
+        weights, biases = list(weights[0].chunk(2, 1)), list(biases[0].chunk(2))
+    W_gate, b_gate = (weights[0], biases[0]) if len(weights) == 2 else (None, None)
+    return {
+        "W_in": weights[-1], "b_in": biases[-1], "W_gate": W_gate, "b_gate": b_gate, "act": _fast(act),
+        "W_out": out.W, "b_out": out.b,
+    }  # fmt: skip
 
 
-def _tensor(module: nn.Module, name: str, size: int, default: float) -> Float[Tensor, " size"]:
-    """A parameter vector, or a constant where the module has none."""
-    value = getattr(module, name, None)
-    if value is None:
-        return torch.full((size,), default, device=next(module.parameters(), torch.zeros((), device="cpu")).device)
-    return _wide(value)
+def _wired_so(mlp: nn.Module, ins: list[_Map], hidden: Callable[[list[Tensor]], Tensor], out: _Map) -> bool:
+    """Whether an MLP hands its input to `ins`, `hidden` of their outputs to `out`, and puts out what that does.
+
+    The maps are replaced by stand-ins that return whole numbers, so only the nonlinearity rounds, and it is the MLP's
+    own: all must be equal to the bit.
+    """
+    for size in SIZES:
+        numbers = torch.Generator().manual_seed(0)
+        x = _whole_numbers(len(ins[0].W), size, numbers)
+        returned = {part.module: _whole_numbers(len(part.b), size, numbers) for part in (*ins, out)}
+        handed: dict[nn.Module, Tensor] = {}
+
+        def stub(module: nn.Module, given: dict[str, Any], returned: Any = returned, handed: Any = handed) -> Tensor:
+            handed[module] = next(iter(given.values()))
+            return returned[module].clone()
+
+        with stood_in(returned, stub):
+            y = mlp(x)
+        wanted = dict.fromkeys((part.module for part in ins), x)
+        wanted[out.module] = hidden([returned[part.module] for part in ins])
+        alike = all(module in handed and torch.equal(handed[module], wanted[module]) for module in wanted)
+        if not (alike and torch.equal(y, returned[out.module])):
+            return False
+    return True
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _linear(module: Any) -> _Map | None:
+    """A module in float32 as a linear map, if it is one; only Conv1D stores row vectors' weights."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return None
+    W = weight.detach() if type(module).__name__ == "Conv1D" else weight.detach().T
+    b = vector(module, "bias", W.shape[1], 0.0)
+    for size in SIZES:
+        x = size * torch.randn(4, len(W), generator=torch.Generator().manual_seed(0), device="cpu").to(W)
+        y = module(x)
+        rounding = ROUNDINGS * torch.finfo(torch.float32).eps * (x.abs() @ W.abs() + b.abs())
+        if y.shape != rounding.shape or not ((x @ W + b - y).abs() <= rounding).all():
+            return None
+    return _Map(module, W, b)
 
 
-def _same(ours: Callable[[Tensor], Tensor], module: nn.Module, d_model: int) -> bool:
-    """Whether a formula gives what a module computes on random inputs, but for the rounding of its precision."""
-    weight = next(module.parameters(), torch.zeros((), device="cpu"))
-    probe = torch.randn(16, d_model, generator=torch.Generator().manual_seed(0), device="cpu").to(weight) + 0.5
-    theirs = _wide(module(probe))
-    error = (ours(_wide(probe)) - theirs).abs().max()
-    return bool(error <= 100 * torch.finfo(probe.dtype).eps * theirs.abs().max())
+def _whole_numbers(width: int, size: float, generator: torch.Generator) -> Float[Tensor, "4 width"]:
+    return torch.randint(-8, 9, (4, width), generator=generator, device="cpu").float() * size
+
+
+def _fast(act: Act) -> Act:
+    """A model's nonlinearity, or a faster function that computes the same to float32's rounding."""
+    x = torch.cat([size * torch.linspace(-8, 8, 1001, device="cpu") for size in SIZES])
+    rounding = ROUNDINGS * torch.finfo(torch.float32).eps * x.abs()
+    return gelu_tanh if ((act(x) - gelu_tanh(x)).abs() <= rounding).all() else act

@@ -4,13 +4,13 @@
     parallel:    resid_pre ─▶ [attention, MLP] ─▶ resid_post                         one
 
 A branch is a line of named places (see sites.py) and the model's own modules between them, called as `transformers`
-calls them; what attention is handed beside the activation comes from `AttentionInputs`.
+calls them (attention: see attention.py).
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from scalar_sae.errors import UserError
 
 Function = Callable[[Tensor], Tensor]
-
-LENGTHS_KEPT = 8
-"""Prompt lengths for which masks and rotary positions are kept."""
 
 
 class At(NamedTuple):
@@ -56,6 +53,8 @@ class Stage:
     start: str
     branches: tuple[Branch, ...]
     end: str
+    stream_first: bool = False
+    """Of several branches, which sum is taken first: the stream and the first branch, or the branches."""
 
     def __contains__(self, kind: str) -> bool:
         return kind == self.start or any(kind in branch.places for branch in self.branches)
@@ -86,7 +85,7 @@ class Stage:
         for index, at in enumerate(reached):
             skip = sum(outputs[:index] + outputs[index + 1 :], x)
             yield from ((place, At(value, skip)) for place, value in at)
-        yield self.end, At(sum(outputs[1:], outputs[0]) + x, None)
+        yield self.end, At(sum(outputs, x) if self.stream_first else sum(outputs[1:], outputs[0]) + x, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +95,8 @@ class Layer:
     stages: tuple[Stage, ...]
     mlp_norm: nn.Module
     mlp: nn.Module
+    mlp_post: Function | None
+    """What the MLP's output passes before it is added to the residual stream: a norm, a constant factor or both."""
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -105,7 +106,7 @@ class Layer:
 
     @cached_property
     def weight(self) -> nn.Parameter:
-        """Some weight: where the layer lies and in which precision it computes."""
+        """Some weight of the MLP: where the layer lies and in which precision it computes."""
         return next(self.mlp.parameters())
 
     def steps(self, kind: str, here: At) -> Iterator[tuple[str, At]]:
@@ -119,65 +120,32 @@ class Layer:
                 kind = stage.end
 
 
-class AttentionInputs:
-    """What the model hands its attention modules: the activation, and beside it mask and rotary positions.
+@dataclass(frozen=True)
+class Scaled:
+    """A constant factor, behind another function if there is one."""
 
-    These are recorded from the model's own forward on one prompt (they broadcast over the batch), once for every prompt
-    length.
+    factor: float
+    before: Function | None
 
-    Args:
-        forward: the model's own forward on some prompt of this length.
-        modules: each layer's attention.
-        activation: the arguments that are the activation.
-    """
-
-    def __init__(self, forward: Callable[[int], object], modules: list[nn.Module], activation: tuple[str, ...]) -> None:
-        self._forward = forward
-        self._modules = modules
-        self._activation = activation
-        self._recorded: dict[Any, list[dict[str, Any]]] = {}
-
-    def of(self, layer: int, x: Float[Tensor, "batch token d_model"]) -> dict[str, Any]:
-        """The keyword arguments of a layer's attention for an activation."""
-        key = (x.shape[1], x.device, x.dtype)
-        if key not in self._recorded:
-            if len(self._recorded) == LENGTHS_KEPT:
-                del self._recorded[next(iter(self._recorded))]
-            self._recorded[key] = self._record(x.shape[1])
-        return self._recorded[key][layer] | dict.fromkeys(self._activation, x)
-
-    @torch.no_grad()
-    def _record(self, n_tokens: int) -> list[dict[str, Any]]:
-        calls: list[dict[str, Any]] = []
-
-        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append({name: value for name, value in kwargs.items() if name not in self._activation})
-
-        hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in self._modules]
-        try:
-            self._forward(n_tokens)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return calls
+    def __call__(self, x: Tensor) -> Tensor:
+        """The scaled activation."""
+        return (x if self.before is None else self.before(x)) * self.factor
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
-    """One layer's attention as a function of its input alone."""
+class Alone(nn.Module):
+    """An MLP that is handed the residual stream and adds it to its output: its output without the stream."""
 
-    module: nn.Module
-    layer: int
-    inputs: AttentionInputs
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
 
-    def __call__(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
-        """The module's output, which `transformers` returns first in a tuple."""
-        output = self.module(**self.inputs.of(self.layer, x))
-        return output if isinstance(output, Tensor) else output[0]
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The MLP's output where the stream is zero."""
+        return self.inner(x, torch.zeros_like(x))
 
 
-def branch(name: str, norm: Function, sublayer: Function, post_norm: Function | None) -> Branch:
-    """A norm, attention or MLP, and perhaps another norm: `NAME_in`, (`NAME_raw`,) `NAME_out`."""
-    if post_norm is None:
+def branch(name: str, norm: Function, sublayer: Function, post: Function | None) -> Branch:
+    """A norm, attention or MLP, and perhaps another norm or a factor: `NAME_in`, (`NAME_raw`,) `NAME_out`."""
+    if post is None:
         return Branch(((f"{name}_in", norm), (f"{name}_out", sublayer)))
-    return Branch(((f"{name}_in", norm), (f"{name}_raw", sublayer), (f"{name}_out", post_norm)))
+    return Branch(((f"{name}_in", norm), (f"{name}_raw", sublayer), (f"{name}_out", post)))

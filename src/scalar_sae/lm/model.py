@@ -6,10 +6,11 @@
     logits = lm.logits_from(Site("resid_post", 0), y)           # the rest of the model
 
 Everything goes through `_walk`, from site to neighbouring site (see sites.py). Its steps are the `transformers` modules
-themselves (architectures.py), so what comes out is the model's own to the bit (tested). The model computes in the
+themselves (anatomy.py), so what comes out is the model's own to the bit (tested). The model computes in the
 precision and on the device of its weights; what comes out is at least float32 and lies where lay what went in.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
@@ -24,11 +25,11 @@ from torch import Tensor, nn
 
 from scalar_sae.console import say_once
 from scalar_sae.errors import UserError
-from scalar_sae.lm.architectures import dissect
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.hooked import as_hf
 from scalar_sae.lm.layers import At
 from scalar_sae.lm.loading import Origin, load_hf, load_tokenizer, locate, precision
+from scalar_sae.lm.recognition import dissect
 from scalar_sae.lm.special import Rule, find_special, listed
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
@@ -53,7 +54,7 @@ class LanguageModel(nn.Module):
         self.d_model: int = config.hidden_size
         self.n_layers: int = len(self._anatomy.layers)
         self.d_vocab: int = config.vocab_size
-        self.context: int = config.max_position_embeddings
+        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize  # ALiBi knows no limit
 
     @classmethod
     def load(cls, source: str | Path | nn.Module, tokenizer: Any = None, **options: Any) -> "LanguageModel":
@@ -172,13 +173,20 @@ class LanguageModel(nn.Module):
         kinds = self._anatomy.layers[site.layer].kinds
         if site.kind not in kinds:
             parallel = self._anatomy.architecture.parallel and site.kind == "resid_mid"
-            reason = "runs attention and MLP side by side" if parallel else "adds their output without another norm"
+            reason = "runs attention and MLP side by side" if parallel else "adds attention's and MLP's output as it is"
             raise UserError(f"{site}: {self.name} {reason}, so its layers have only {', '.join(kinds)}")
         raw = f"{site.kind.removesuffix('_out')}_raw"
         if site.of_module and raw in kinds:
             raise UserError(
-                f"{site}: the SAE's files name a module of {self.name} whose output passes a norm before it joins the "
-                f"residual stream; say which place it is: {raw}.{site.layer}=PATH (before the norm) or {site}=PATH"
+                f"{site}: the SAE's files name a module of {self.name} whose output is normalised or scaled before it "
+                f"joins the residual stream; say which place it is: {raw}.{site.layer}=PATH (the module's output) or "
+                f"{site}=PATH"
+            )
+        if site.of_module and self._anatomy.architecture.stream is not None:
+            after = "resid_mid" if site.kind == "attn_out" else "resid_post"
+            raise UserError(
+                f"{site}: the SAE's files name a module of {self.name} that adds the residual stream to its output; "
+                f"say which place it is: {after}.{site.layer}=PATH (the module's output) or {site}=PATH"
             )
 
     def check_tokens(self, tokens: Int[Tensor, "batch token"]) -> None:

@@ -10,7 +10,7 @@ behind it as
     bias
 
 (RMSNorm has no mean; DyT is elementwise: v_h = weight ⊙ alpha (1 - tanh²(alpha x)) ⊙ v), and behind an MLP with slopes
-s as  ((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths.
+s as  ((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths. A norm behind the MLP does the same once more.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding
+from torch.nn.functional import embedding, pad
 
 from scalar_sae.kernels import linear
-from scalar_sae.lm.feedforward import DyT, FeedForward, Norm
+from scalar_sae.lm.feedforward import FeedForward
+from scalar_sae.lm.norms import DyT, Norm
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sparse import Coded, top_k
@@ -49,51 +50,64 @@ def ff_jacobian(
         down: what the SAE behind selected; its W_enc is read.
         block: through norm, MLP and the skip connection (FF block), or through the MLP alone (FF layer).
     """
-    through_all = _through_dyt if isinstance(ff.norm, DyT) else _through_norm
-    J = (through_all if block else _through_mlp)(ff, x, up, down)
+    dyt = block and isinstance(ff.norm, DyT)
+    J = _through_dyt(ff, x, up, down) if dyt else _through(ff, x, up, down, block=block)
     active = (up.acts > 0).unsqueeze(2) & (down.acts > 0).unsqueeze(1)
     return torch.where(active, J, 0.0)
 
 
-def _through_mlp(ff: FeedForward, h: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
-    """Through the MLP alone: the sum over hidden units of (W_dec[i] W_in) s (W_out W_enc[:, j])."""
-    paths = _paths(ff, h)
-    into = torch.cat([linear(up.weights.W_dec, W) for W, _ in paths], 1)
-    out_of = linear(down.weights.W_enc.T, ff.W_out.T).repeat(1, len(paths))
-    slopes = torch.cat([slope for _, slope in paths], 1)
-    return _Sandwich.apply(into, slopes, out_of, up.latents, down.latents)
+def _through(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded, *, block: bool) -> Tensor:
+    """Through the MLP, and in a block through the norm before it and beside it; all in one sandwich.
 
-
-def _through_norm(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
-    """Through the norm, the MLP and the skip connection, in one sandwich.
-
-    Beside the hidden units stand the d_model directions of the skip connection. A row more on either side, the token's
-    own, gives what the norm takes out: how far each upstream direction lies along x_n, and how far each downstream one
-    hears it.
+    Beside the hidden units stand, in a block, the d_model directions of the skip connection. More rows on either side,
+    the token's own, give what the norms take out: how far each upstream direction lies along x_n and how far each
+    downstream one hears it; and the same of the norm behind the MLP.
     """
-    W_dec, W_enc = up.weights.W_dec, down.weights.W_enc
-    sigma, x_n = _normalised(ff.norm, x)
-    gain = ff.norm.weight
-    paths = _paths(ff, x_n * gain + ff.norm.bias)
-    inwards = (W_dec - W_dec.mean(1, keepdim=True) if ff.norm.centred else W_dec) * gain
-    into = torch.cat([*(linear(inwards, W) for W, _ in paths), W_dec], 1)
-    out_of = torch.cat([linear(W_enc.T, ff.W_out.T)] * len(paths) + [W_enc.T], 1)
-    slopes = torch.cat([*(slope for _, slope in paths), sigma.expand_as(x)], 1)
-    heard = torch.cat([*(linear(x_n * gain, W) for W, _ in paths), torch.zeros_like(x)], 1)
-    along = torch.zeros_like(heard)
-    along[:, -x.shape[1] :] = x_n / (x.shape[1] * sigma)
-    A, a = _with_own(into, up.latents, heard)
-    B, b = _with_own(out_of, down.latents, along)
-    K = _Sandwich.apply(A, slopes, B, a, b)
-    return (K[:, :-1, :-1] - K[:, :-1, -1:] * K[:, -1:, :-1]) / sigma.unsqueeze(2)
+    W_dec, W_enc, d = up.weights.W_dec, down.weights.W_enc, x.shape[1]
+    norm, post = ff.norm if block and isinstance(ff.norm, Norm) else None, ff.post
+    one = x.new_ones(len(x), 1)
+    sigma, x_n = (one, x) if norm is None else norm.divided(x)
+    inwards = W_dec if norm is None else _centred(norm, W_dec) * norm.weight
+    h = x if norm is None else x_n * norm.weight + norm.bias
+    behind, y_n = (one, x) if post is None else post.divided(ff.raw(h))
+    outwards = W_enc.T if post is None else _centred(post, W_enc.T * post.weight)
+    paths = _paths(ff, h)
+    ups = torch.cat([*(linear(inwards, W) for W, _ in paths), *([W_dec] if block else [])], 1)
+    downs = torch.cat([linear(outwards, ff.W_out.T)] * len(paths) + ([W_enc.T] if block else []), 1)
+    slopes = torch.cat([*(slope / behind for _, slope in paths), *([sigma.expand_as(x)] if block else [])], 1)
+    own_ups: list[Tensor] = []
+    own_downs: list[Tensor] = []
+    if norm is not None:
+        own_ups.append(pad(torch.cat([linear(x_n * norm.weight, W) for W, _ in paths], 1), (0, d)))
+        own_downs.append(pad(x_n / (d * sigma), (slopes.shape[1] - d, 0)))
+    if post is not None:
+        own_downs.append(pad(linear(y_n, ff.W_out.T).repeat(1, len(paths)), (0, d if block else 0)))
+    K = _Sandwich.apply(*_with_own(ups, up.latents, own_ups), slopes, *_with_own(downs, down.latents, own_downs))
+    k_up, k_down = up.latents.shape[1], down.latents.shape[1]
+    moved = K[:, :, :k_down]
+    if post is not None:
+        token = torch.arange(len(x), device=x.device).unsqueeze(1)
+        moved = moved - K[:, :, -1:] * _Sandwich.apply(y_n, token, torch.full_like(x, 1 / d), outwards, down.latents)
+    if norm is not None:
+        moved = moved[:, :k_up] - K[:, :k_up, k_down : k_down + 1] * moved[:, k_up:]
+    return moved / sigma.unsqueeze(2)
+
+
+def _centred(norm: Norm, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+    """Directions as a norm takes them up: without their mean, if it subtracts that."""
+    return rows - rows.mean(1, keepdim=True) if norm.centred else rows
 
 
 def _with_own(
-    rows: Float[Tensor, "d_sae d"], latents: Int[Tensor, "batch k"], own: Float[Tensor, "batch d"]
+    rows: Float[Tensor, "d_sae d"], latents: Int[Tensor, "batch k"], own: list[Float[Tensor, "batch d"]]
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, "batch k_and_own"]]:
-    """The rows with each token's own behind them, and where each token finds those of its latents and its own."""
-    place = torch.arange(len(rows), len(rows) + len(own), device=rows.device).unsqueeze(1)
-    return torch.cat([rows, own]), torch.cat([latents, place], 1)
+    """Rows with each token's own behind them, and where each token finds those of its latents and its own."""
+    if not own:
+        return rows, latents
+    n_tokens = len(latents)
+    first = torch.arange(len(rows), len(rows) + n_tokens, device=rows.device).unsqueeze(1)
+    places = [first + number * n_tokens for number in range(len(own))]
+    return torch.cat([rows, *own]), torch.cat([latents, *places], 1)
 
 
 def _through_dyt(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
@@ -112,7 +126,7 @@ class _Sandwich(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, A: Tensor, slopes: Tensor, B: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    def forward(ctx: Any, A: Tensor, up: Tensor, slopes: Tensor, B: Tensor, down: Tensor) -> Tensor:
         ctx.save_for_backward(A, slopes, B, up, down)
         return torch.cat(
             [(embedding(a, A) * s.unsqueeze(1)) @ embedding(b, B).mT for s, a, b in _pieces(A, slopes, up, down)]
@@ -125,7 +139,7 @@ class _Sandwich(torch.autograd.Function):
         for s, a, b, to_J in _pieces(A, slopes, up, down, grads[0]):
             to_A.index_add_(0, a.flatten(), (to_J @ embedding(b, B)).mul_(s.unsqueeze(1)).flatten(0, 1))
             to_B.index_add_(0, b.flatten(), (to_J.mT @ embedding(a, A)).mul_(s.unsqueeze(1)).flatten(0, 1))
-        return to_A, None, to_B, None, None
+        return to_A, None, None, to_B, None
 
 
 def _pieces(
@@ -162,13 +176,6 @@ def mean_jacobian(ff: FeedForward, ends: Sequence[tuple[SAE, Float[Tensor, "batc
 def _coded(sae: SAE, x: Float[Tensor, "batch d_model"]) -> Coded:
     assert isinstance(sae.activation, TopK)
     return top_k(Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), x, sae.activation.k)
-
-
-def _normalised(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm's divisor [batch, 1] and the normalised activation before weight and bias."""
-    centred = x - x.mean(-1, keepdim=True) if norm.centred else x
-    sigma = (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-    return sigma, centred / sigma
 
 
 def _paths(ff: FeedForward, h: Float[Tensor, "batch d_model"]) -> list[tuple[Tensor, Tensor]]:

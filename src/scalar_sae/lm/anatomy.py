@@ -1,0 +1,187 @@
+"""A causal language model taken apart along an architecture: its layers, what comes before them and what behind."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from scalar_sae.lm.architectures import Architecture
+from scalar_sae.lm.attention import Attention, AttentionInputs
+from scalar_sae.lm.layers import Alone, Function, Layer, Scaled, Stage, branch
+from scalar_sae.lm.stubs import stood_in
+
+DUMMY_TOKENS = 8
+"""Length of the made-up prompts on which a model is looked at."""
+
+
+class Anatomy:
+    """The parts of a model, and how they are put together by a row of the table.
+
+    Attributes:
+        blocks: the model's own layer modules.
+        attentions: the attention module of each.
+        parts: every module that is called, once each: of the layers, of what follows them, and the unembedding.
+        layers: the layers as stages.
+        unembedding: the last of the parts.
+    """
+
+    def __init__(self, hf: Any, architecture: Architecture) -> None:
+        self.hf = hf
+        self.architecture = architecture
+        config, decoder = hf.config.get_text_config(), hf.get_decoder()
+        self.blocks: list[nn.Module] = list(getattr(decoder, architecture.layers))
+        self.attentions: list[nn.Module] = [getattr(block, architecture.attn) for block in self.blocks]
+        inputs = AttentionInputs(self._handed, architecture.attn_inputs, architecture.stream)
+        self._factor: float = getattr(config, "residual_multiplier", None) or 1.0
+        self.layers = [
+            self._layer(block, Attention(attention, number, inputs))
+            for number, (block, attention) in enumerate(zip(self.blocks, self.attentions, strict=True))
+        ]
+        self._final: list[nn.Module] = [
+            module for name in architecture.final if (module := getattr(decoder, name)) is not None
+        ]
+        self.unembedding: nn.Module = hf.get_output_embeddings()
+        inner = [getattr(block, name) for block in self.blocks for name in architecture.parts]
+        self.parts: list[nn.Module] = list(dict.fromkeys([*inner, *self._final, self.unembedding]))
+        self._returned = self._returns()
+        self._times: float | None = getattr(config, "logit_scale", None)
+        self._over: float | None = getattr(config, "logits_scaling", None)
+        self._cap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    def embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_model"]:
+        """What the model itself feeds to its first layer; the rest of its forward is not run."""
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+        hook = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.hf(tokens, use_cache=False)
+        except _Reached as reached:
+            return reached.what
+        finally:
+            hook.remove()
+        raise AssertionError("the first layer was not run")
+
+    def unembed(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_vocab"]:
+        """Logits from the residual stream behind the last layer: final norm, unembedding, constant factor, soft cap."""
+        for module in self._final:
+            x = module(x)
+        logits = self.unembedding(x)
+        if self._times is not None:
+            logits = logits * self._times
+        if self._over is not None:
+            logits = logits / self._over
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+    def dummy(self, n_prompts: int, n_tokens: int) -> Int[Tensor, "prompt token"]:
+        """Some prompts of this length."""
+        first = torch.arange(n_prompts, device=self.hf.device).unsqueeze(1) * n_tokens
+        ids = first + torch.arange(1, n_tokens + 1, device=self.hf.device)
+        return ids % self.hf.config.get_text_config().vocab_size
+
+    @contextmanager
+    def stood_in(self, returns: Callable[[nn.Module, dict[str, Any]], Tensor]) -> Generator[None]:
+        """In the block no part computes: each returns, in its own form, a tensor that a function makes for it.
+
+        Args:
+            returns: from a part and its arguments by name to its output.
+        """
+
+        def stub(part: nn.Module, given: dict[str, Any]) -> Any:
+            output, rest = returns(part, given), self._returned[part].rest
+            return output if rest is None else (output, *rest)
+
+        with stood_in(self.parts, stub):
+            yield
+
+    def width(self, part: nn.Module) -> int:
+        """The size of a part's output, or of a block's."""
+        return self._returned[part].width
+
+    @torch.no_grad()
+    def _handed(self, n_prompts: int, n_tokens: int) -> list[dict[str, Any]]:
+        """What each layer's attention is handed on made-up prompts; nothing but that is computed."""
+        handed: list[dict[str, Any]] = []
+
+        def zeros(part: nn.Module, given: dict[str, Any]) -> Tensor:
+            if part in self.attentions:
+                handed.append(given)
+                if len(handed) == len(self.attentions):
+                    raise _Reached(None)
+            x = next(value for value in given.values() if isinstance(value, Tensor))
+            return x.new_zeros(*x.shape[:-1], self.width(part))
+
+        try:
+            with self.stood_in(zeros):
+                self.hf(self.dummy(n_prompts, n_tokens), use_cache=False)
+        except _Reached:
+            return handed
+        raise AssertionError("the last layer was not run")
+
+    @torch.no_grad()
+    def _returns(self) -> dict[nn.Module, "_Returned"]:
+        """The form of what each part returns in the model's own forward."""
+        found: dict[nn.Module, _Returned] = {}
+
+        def see(part: nn.Module, _: tuple[Any, ...], output: Any) -> None:
+            first, rest = (output, None) if isinstance(output, Tensor) else (output[0], tuple(output[1:]))
+            found[part] = _Returned(first.shape[-1], rest)
+
+        hooks = [part.register_forward_hook(see) for part in (*self.parts, *self.blocks)]
+        try:
+            self.hf(self.dummy(2, DUMMY_TOKENS), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def _layer(self, block: nn.Module, attention: Attention) -> Layer:
+        names = self.architecture
+        mlp_norm, mlp = _part(block, names.mlp_norm), _part(block, names.mlp)
+        mlp = mlp if names.stream is None else Alone(mlp)
+        attn_post = self._post(block, names.attn_post_norm)
+        mlp_post = self._post(block, names.mlp_post_norm)
+        branches = (
+            branch("attn", _part(block, names.attn_norm), attention, attn_post),
+            branch("mlp", mlp_norm, mlp, mlp_post),
+        )
+        if names.parallel:
+            stages = (Stage("resid_pre", branches, "resid_post", names.stream_first),)
+        else:
+            stages = (
+                Stage("resid_pre", branches[:1], "resid_mid"),
+                Stage("resid_mid", branches[1:], "resid_post"),
+            )
+        return Layer(stages, mlp_norm, mlp, mlp_post)
+
+    def _post(self, block: nn.Module, name: str | None) -> Function | None:
+        """What a branch's output passes: a norm, a constant factor, both or nothing."""
+        norm = None if name is None else getattr(block, name)
+        return norm if self._factor == 1 else Scaled(self._factor, norm)
+
+
+class _Returned(NamedTuple):
+    """The form of what a module returns."""
+
+    width: int
+    rest: tuple[Any, ...] | None
+    """What it returns beside its output; None where it returns the output alone."""
+
+
+class _Reached(Exception):  # noqa: N818  # not an error: how the forward is left
+    def __init__(self, what: Any) -> None:
+        self.what = what
+
+
+def _part(module: nn.Module, names: str | tuple[str, ...] | None) -> nn.Module:
+    """The module of this name, or several in a row as one; the identity for none."""
+    if names is None:
+        return nn.Identity()
+    if isinstance(names, str):
+        return getattr(module, names)
+    return nn.Sequential(OrderedDict((name, getattr(module, name)) for name in names))

@@ -1,0 +1,104 @@
+"""Attention as a function of its activation: what else the model hands it (mask, positions) is recorded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from scalar_sae.errors import UserError
+
+LENGTHS_KEPT = 8
+"""Prompt lengths for which masks and rotary positions are kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class PerPrompt:
+    """An argument with an entry, or as many entries for each head, a prompt."""
+
+    of_one: Tensor
+
+    def of(self, n_prompts: int) -> Tensor:
+        """The same for a batch."""
+        if len(self.of_one) == 1:
+            return self.of_one.expand(n_prompts, *self.of_one.shape[1:])
+        return self.of_one.repeat(n_prompts, *[1] * (self.of_one.dim() - 1))
+
+
+class AttentionInputs:
+    """What the model hands its attention modules: the activation, and beside it mask and positions.
+
+    The latter are taken from the model's own forward on made-up prompts, once for every prompt length.
+
+    Args:
+        handed: what each layer's attention is handed, by name, in the model's own forward on so many made-up prompts
+            of such a length.
+        activation: the arguments that are the activation.
+        stream: the argument that is the residual stream, if there is one.
+    """
+
+    def __init__(
+        self, handed: Callable[[int, int], list[dict[str, Any]]], activation: tuple[str, ...], stream: str | None
+    ) -> None:
+        self._handed = handed
+        self._activation = activation
+        self._stream = stream
+        self._recorded: dict[Any, list[dict[str, Any]]] = {}
+
+    def of(self, layer: int, x: Float[Tensor, "batch token d_model"]) -> dict[str, Any]:
+        """The arguments of a layer's attention for an activation; the residual stream is zero.
+
+        Raises:
+            UserError: the model hands attention what depends on the prompt's tokens.
+        """
+        key = (x.shape[1], x.device, x.dtype)
+        if key not in self._recorded:
+            if len(self._recorded) == LENGTHS_KEPT:
+                del self._recorded[next(iter(self._recorded))]
+            self._recorded[key] = self._record(x.shape[1])
+        given = {name: _for_batch(value, len(x)) for name, value in self._recorded[key][layer].items()}
+        given |= dict.fromkeys(self._activation, x)
+        return given if self._stream is None else given | {self._stream: torch.zeros_like(x)}
+
+    def _record(self, n_tokens: int) -> list[dict[str, Any]]:
+        one, two = (self._handed(n_prompts, n_tokens) for n_prompts in (1, 2))
+        own = (*self._activation, self._stream)
+        return [
+            {name: _per_prompt(first[name], second[name], name) for name in first if name not in own}
+            for first, second in zip(one, two, strict=True)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """One layer's attention as a function of its input alone."""
+
+    module: nn.Module
+    layer: int
+    inputs: AttentionInputs
+
+    def __call__(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
+        """The module's output, which `transformers` returns first in a tuple."""
+        output = self.module(**self.inputs.of(self.layer, x))
+        return output if isinstance(output, Tensor) else output[0]
+
+
+def _per_prompt(one: Any, two: Any, name: str) -> Any:
+    """An argument as it is handed for one prompt; where for two prompts it is twice that, a `PerPrompt`."""
+    if isinstance(one, tuple):
+        return tuple(_per_prompt(*both, name) for both in zip(one, two, strict=True))
+    if not isinstance(one, Tensor):
+        return one
+    if one.shape == two.shape and torch.equal(one, two):
+        return one
+    if one.dim() and two.shape == (2 * len(one), *one.shape[1:]) and torch.equal(two, torch.cat([one, one])):
+        return PerPrompt(one)
+    raise UserError(f"attention is handed `{name}`, which depends on the prompt's tokens")
+
+
+def _for_batch(value: Any, n_prompts: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_for_batch(part, n_prompts) for part in value)
+    return value.of(n_prompts) if isinstance(value, PerPrompt) else value

@@ -1,0 +1,181 @@
+"""The norms of a language model as plain tensors: LayerNorm, RMSNorm, DyT, or none.
+
+What a norm computes is not told by its name (RMSNorm with w or with 1 + w?), nor always by its attributes (OLMo's eps
+stands in its forward). So its eps is measured, and a form is taken only if it gives the module's outputs to float32
+rounding, on small and large activations and on zero. The module is compared in float32, whatever the model's precision,
+and in the model's own precision besides.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+TINY = 2.0**-40
+"""Size of the activation at which eps is measured: its square is far below any eps."""
+SIZES = (1e-6, 1e-3, 1.0, 1e3)
+"""Sizes of the activations on which a norm is compared, beside those where its eps matters most."""
+ROUNDINGS = 16
+"""Rounding errors that a norm's output may have gathered: a dozen operations, and a mean over d_model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """LayerNorm or RMSNorm of a token's activation over d_model."""
+
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    eps: float
+    centred: bool
+    """True: LayerNorm, the mean is subtracted. False: RMSNorm."""
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The normalised activation."""
+        return self.divided(x)[1] * self.weight + self.bias
+
+    def divided(
+        self, x: Float[Tensor, "*batch d_model"]
+    ) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch d_model"]]:
+        """The divisor, and the activation divided by it: before weight and bias."""
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        sigma = (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        return sigma, x / sigma
+
+    def times(self, factor: float) -> "Norm":
+        """The norm with its output multiplied by a constant."""
+        return Norm(self.weight * factor, self.bias * factor, self.eps, self.centred)
+
+    def to(self, to: torch.device | torch.dtype) -> "Norm":
+        """The same on a device, or in a precision."""
+        return Norm(self.weight.to(to), self.bias.to(to), self.eps, self.centred)
+
+
+@dataclass(frozen=True, eq=False)
+class DyT:
+    """Dynamic tanh (arXiv 2503.10622), elementwise: weight ⊙ tanh(alpha x) + bias."""
+
+    weight: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    alpha: Float[Tensor, "*"]
+    """One number, or one a dimension."""
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The squashed activation."""
+        return (self.alpha * x).tanh() * self.weight + self.bias
+
+    def slope(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Its derivative at x."""
+        return self.weight * self.alpha * (1 - (self.alpha * x).tanh().square())
+
+    def to(self, to: torch.device | torch.dtype) -> "DyT":
+        """The same on a device, or in a precision."""
+        return DyT(self.weight.to(to), self.bias.to(to), self.alpha.to(to))
+
+
+@dataclass(frozen=True, eq=False)
+class NoNorm:
+    """The activation as it is: OLMo 2's MLP reads the residual stream."""
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """The activation."""
+        return x
+
+    def to(self, to: torch.device | torch.dtype) -> "NoNorm":
+        """The same."""
+        return self
+
+
+AnyNorm = Norm | DyT | NoNorm
+
+
+def upcast(module: nn.Module) -> nn.Module:
+    """A module in float32 on the CPU: itself, if that is what it is, else a copy."""
+    floats = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    wide = all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in floats)
+    return module if wide else deepcopy(module).to("cpu", torch.float32)
+
+
+def vector(module: Any, name: str, size: int, default: float) -> Float[Tensor, " size"]:
+    """A parameter vector of an upcast module, or a constant where it has none."""
+    value = getattr(module, name, None)
+    return torch.full((size,), default, device="cpu") if value is None else value.detach()
+
+
+@torch.no_grad()
+def norm_of(module: nn.Module, d_model: int) -> AnyNorm | None:
+    """What a norm module computes; None if it is none of these, or several of them fit."""
+    if isinstance(module, nn.Identity):
+        return NoNorm()
+    wide = upcast(module)
+    weight, bias = vector(wide, "weight", d_model, 1.0), vector(wide, "bias", d_model, 0.0)
+    if weight.shape != (d_model,) or bias.shape != (d_model,):
+        return None
+    forms: list[Norm | DyT] = [
+        Norm(w, bias, _eps(wide, w, centred), centred) for w in (weight, 1 + weight) for centred in (True, False)
+    ]
+    if isinstance(alpha := getattr(wide, "alpha", None), Tensor):
+        forms.append(DyT(weight, bias, alpha.detach()))
+    fitting = [form for form in forms if _computes(form, wide) and _computes(form, module)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _eps(module: nn.Module, weight: Tensor, centred: bool) -> float:
+    """What a norm adds to the mean square, if it has this weight and is of this form."""
+    x = _probe(len(weight), TINY, offset=0.0, outlier=False)
+    if centred:
+        x = x - x.mean(-1, keepdim=True)
+    y, wx = _without_bias(module)(x).double(), (weight * x).double()
+    gain = (
+        y * wx
+    ).sum() / wx.square().sum()  # 1 / sqrt(power + eps): of all rows alike, since the power is far smaller
+    eps = gain.pow(-2).item() - x.double().square().mean().item()
+    if not eps > TINY**2:  # nothing is added; or the weights are zero, and nothing is known
+        return 0.0
+    rounded = (float(f"{eps:.{digits}g}") for digits in range(1, 9))
+    return next(number for number in rounded if abs(number - eps) <= 1e-6 * eps)
+
+
+def _computes(norm: Norm | DyT, module: nn.Module) -> bool:
+    """Whether a norm is what a module computes, but for the rounding of the module's precision."""
+    weight = next(module.parameters(), torch.zeros(1, device="cpu"))
+    sizes = (*SIZES, 0.3 * norm.eps**0.5, 3 * norm.eps**0.5) if isinstance(norm, Norm) else SIZES
+    x = _activations(len(norm.weight), sizes).to(weight)
+    x = x[x.isfinite().all(-1)]  # float16 ends at 65,504
+    theirs, x = module(x), x.to("cpu", torch.float64)
+    ours = norm.to(torch.float64)(x)
+    if theirs.shape != ours.shape:
+        return False
+    if isinstance(norm, Norm):
+        sigma, _ = norm.divided(x)
+        size = (x.abs() + (x.abs().mean(-1, keepdim=True) if norm.centred else 0)) / sigma
+    else:
+        size = torch.ones_like(x)
+    precision = torch.finfo(theirs.dtype)
+    rounding = ROUNDINGS * precision.eps * (size * norm.weight.abs() + norm.bias.abs() + precision.smallest_normal)
+    theirs = theirs.to("cpu", torch.float64)
+    close = (ours - theirs).abs() <= rounding
+    return bool((close | (ours.isnan() & theirs.isnan())).all())
+
+
+def _activations(d_model: int, sizes: tuple[float, ...]) -> Float[Tensor, "row d_model"]:
+    """Activations of these sizes, with and without a mean and an outlier dimension; the last one is zero."""
+    probes = [_probe(d_model, size, offset=m, outlier=o) for size in sizes for m in (0.0, 1.0) for o in (False, True)]
+    return torch.cat([*probes, torch.zeros(1, d_model, device="cpu")])
+
+
+def _probe(d_model: int, size: float, *, offset: float, outlier: bool) -> Float[Tensor, "4 d_model"]:
+    x = torch.randn(4, d_model, generator=torch.Generator().manual_seed(d_model), device="cpu") + offset
+    if outlier:
+        x[:, d_model // 2] *= 100
+    return x * size
+
+
+def _without_bias(module: nn.Module) -> nn.Module:
+    module = deepcopy(module)
+    if isinstance(bias := getattr(module, "bias", None), Tensor):
+        bias.zero_()
+    return module
