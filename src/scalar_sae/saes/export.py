@@ -48,7 +48,9 @@ def export(
                 sparsify.save(sae, folder)
             else:
                 recipe = {"source_format": source, **found.recipe} if source != "scalar-sae" else found.recipe
-                save_sae(sae, SaeCard.of(sae, found.group, found.group, reads, recipe), folder)
+                card = SaeCard.of(sae, found.group, found.group, reads, recipe)
+                known = {"origin": found.origin, "remarks": list(found.remarks)}
+                save_sae(sae, card.model_copy(update=known), folder)
         written.append(folder)
     return written
 

@@ -5,6 +5,7 @@
 | `without_pre_bias`    | a bias that is subtracted from the input before the encoder                |
 | `with_input_scaled`   | a constant that the input is multiplied by, and the output divided by      |
 | `with_input_whitened` | an affine map of the input, undone on the output                           |
+| `with_input_centred`  | the mean over a token's dimensions, taken out of the input                 |
 | `with_latents_scaled` | units of the latents: decoder norms, or the constant of the move above     |
 | `gate_as_threshold`   | a gated encoder's second set of biases                                     |
 
@@ -63,6 +64,23 @@ def with_input_whitened(
         W_dec=sae.W_dec @ unwhiten,
         b_dec=sae.b_dec @ unwhiten + mean,
     )
+
+
+def with_input_centred(sae: SAE) -> SAE:
+    """The SAE that reads x, from one made for x - mean(x), the mean being that of the token's own d_model entries.
+
+    (x - mean(x)) W is x times W less the mean of W over d_model. The output of the other SAE reconstructs x - mean(x);
+    what it lacks of x is mean(x) in every entry, a linear function of x that passes beside the latents as `W_skip`.
+
+    Raises:
+        UserError: the SAE normalises its input by its length, has a skip connection, or writes another place.
+    """
+    if sae.norm is not None and sae.norm.kind == "layer_norm":
+        return sae  # takes the mean out itself, and puts the input's own mean back
+    if sae.norm is not None or sae.W_skip is not None or sae.d_out != sae.d_model:
+        raise UserError("a centred input cannot be folded into an SAE that normalises by length or has a skip matrix")
+    mean = sae.W_enc.new_full((sae.d_model, sae.d_model), 1 / sae.d_model)
+    return replace(sae, W_enc=sae.W_enc - sae.W_enc.mean(0), W_skip=mean)
 
 
 def with_latents_scaled(sae: SAE, factor: Float[Tensor, " d_sae"]) -> SAE:

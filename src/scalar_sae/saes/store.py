@@ -3,13 +3,15 @@
 `sae.json` is written last: a folder without it is not an SAE. `load_saes` reads other people's files too (formats/).
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 
 from scalar_sae.errors import UserError
@@ -17,7 +19,9 @@ from scalar_sae.io import whole
 from scalar_sae.saes import hub
 from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, Kind, ReLU, TopK
 from scalar_sae.saes.formats.detect import FORMATS, Located, nothing, walk
-from scalar_sae.saes.formats.files import Folder, Format, Found, Tensors, about, build
+from scalar_sae.saes.formats.files import Folder, Format, Found, about, build
+from scalar_sae.saes.formats.origin import Origin
+from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
@@ -29,9 +33,9 @@ TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 class SaeCard(BaseModel):
     """What `sae.json` says."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    format_version: int = 1
+    format_version: Literal[1] = 1
     method: str
     """The training method."""
     name: str
@@ -50,6 +54,10 @@ class SaeCard(BaseModel):
     """Normalisation of the input at run time."""
     recipe: dict[str, Any] = {}
     """The whole training config, data fingerprint, tokens seen, seed and versions."""
+    origin: Origin = Field(default_factory=Origin)
+    """Of other people's SAEs: the model and the text they were trained on."""
+    remarks: list[str] = []
+    """What whoever uses it should know."""
 
     @classmethod
     def of(cls, sae: SAE, method: str, name: str, site: Site, recipe: dict[str, Any]) -> "SaeCard":
@@ -91,12 +99,15 @@ def load_sae(folder: Path) -> tuple[SAE, SaeCard]:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no SAE here ({CONFIG} and {WEIGHTS})")
     with about(folder):
-        return _read_own(Folder.of(folder))
+        files = Folder.of(folder)
+        sae, card = _read_own(files)
+        files.check_read()
+        return sae, card
 
 
 def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
     try:
-        card = SaeCard.model_validate(folder.json(CONFIG))
+        card = SaeCard.model_validate_json(json.dumps(folder.json(CONFIG)))
     except ValidationError as error:
         raise UserError(f"{CONFIG} is not that of an SAE ({' '.join(str(error).split())})") from error
     tensors = folder.tensors(WEIGHTS)
@@ -109,11 +120,17 @@ def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
         W_skip=tensors.get("W_skip"),
     )
     if (sae.d_model, sae.d_sae) != (card.d_model, card.d_sae):
-        raise UserError(f"{CONFIG} says {card.d_model, card.d_sae}, the tensors are {sae.d_model, sae.d_sae}")
+        raise UserError(
+            f"{CONFIG} says d_model, d_sae = {card.d_model, card.d_sae}, the tensors are {sae.d_model, sae.d_sae}"
+        )
+    if card.chunks and (card.chunks[-1] != sae.d_sae or any(b <= a for a, b in pairwise([0, *card.chunks]))):
+        raise UserError(f"{CONFIG} says chunks = {card.chunks}: expected rising numbers that end with {sae.d_sae}")
     return replace(sae, writes=None if card.writes is None else Site.parse(card.writes)), card
 
 
 def _activation(card: SaeCard, tensors: Tensors) -> Activation:
+    if card.k is not None and card.activation not in ("topk", "groupmax"):
+        raise UserError(f"{CONFIG} says {card.activation} and k = {card.k}: they contradict each other")
     if card.activation == "jumprelu":
         return JumpReLU(tensors["threshold"])
     if card.activation == "relu":
@@ -129,7 +146,7 @@ def _own_here(folder: Folder) -> bool:
 
 def _own(folder: Folder) -> Iterator[Found]:
     sae, card = _read_own(folder)
-    yield Found(sae, card.name, card.site, card.writes or "", card.recipe)
+    yield Found(sae, card.name, card.site, card.writes or "", card.recipe, card.origin, tuple(card.remarks))
 
 
 OWN = Format("scalar-sae", f"{CONFIG}, {WEIGHTS}", _own_here, _own)

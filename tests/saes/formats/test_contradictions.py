@@ -29,15 +29,15 @@ def rewrite(path: Path, change: dict[str, Any]) -> None:
 
 
 CONTRADICTIONS: list[tuple[str, str, dict[str, Any], str]] = [
-    ("Llamascopium", "config.json", {"norm_activation": "zzz"}, "norm_activation 'zzz': expected one of none"),
-    ("Llamascopium", "config.json", {"act_fn": "zzz"}, "act_fn 'zzz': expected relu, topk, or jumprelu"),
+    ("Llamascopium", "config.json", {"norm_activation": "zzz"}, "norm_activation = 'zzz': expected one of none"),
+    ("Llamascopium", "config.json", {"act_fn": "zzz"}, "act_fn = 'zzz': expected one of relu, topk, jumprelu"),
     ("Llama Scope 2024", "hyperparams.json", {"d_sae": 99}, "the config says d_sae = 99, the tensors have 16"),
-    ("Gemma Scope 2", "config.json", {"architecture": "topk"}, "architecture 'topk': expected jump_relu"),
-    ("Gemma Scope 2", "config.json", {"affine_connection": False}, "affine_connection = False, which the tensors"),
+    ("Gemma Scope 2", "config.json", {"architecture": "topk"}, "architecture = 'topk': expected jump_relu"),
+    ("Gemma Scope 2", "config.json", {"affine_connection": False}, "affine_connection = False, the tensors have True"),
     ("circuit-tracer ReLU", "config.yaml", {"activation": "jump_relu"}, "and no activation_function.threshold"),
     ("BatchTopK JumpReLU", "config.json", {"sae_type": "vanilla"}, LEFT_OVER),
     ("BatchTopK JumpReLU", "config.json", {"sae_type": "topk", "top_k": 3}, LEFT_OVER),
-    ("BatchTopK", "config.json", {"top_k": "abc"}, "its files do not fit together"),
+    ("BatchTopK", "config.json", {"top_k": "abc"}, "top_k = 'abc': expected a whole number"),
     ("dictionary_learning, killed", "config.json", {"trainer.dict_class": "JumpReluAutoEncoder"}, "lacks the tensor"),
     ("SAELens before 6", "cfg.json", {"activation_fn_str": "zzz"}, "activation function 'zzz': expected relu or topk"),
 ]

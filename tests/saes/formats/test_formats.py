@@ -221,7 +221,7 @@ def circuit_tracer_topk(path: Path, w: Weights) -> Reading:
     t = {"W_enc": w(F, D), "b_enc": w(F), "W_dec": w(F, D), "b_dec": w(D)}
     path.mkdir()
     save_file({**t, "k": torch.tensor(K)}, path / "layer_1.safetensors")
-    config = {"model_kind": "transcoder_set", "k": K + 5, "feature_input_hook": "mlp.hook_in",
+    config = {"model_kind": "transcoder_set", "k": K, "feature_input_hook": "mlp.hook_in",
               "feature_output_hook": "mlp.hook_out"}  # fmt: skip
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     a = arrays(t)

@@ -3,14 +3,25 @@
 It saves no threshold, so a BatchTopK SAE is read as the TopK SAE that it is on one token at a time.
 """
 
+import re
 from collections.abc import Iterator
 
-from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
-from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size, needs
+from scalar_sae.saes.formats.fields import DTYPE, FLAG, INTEGER, TEXT, Fields, choice
+from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
+from scalar_sae.saes.formats.origin import Origin
 from scalar_sae.saes.norm import InputNorm
 
 CONFIG, WEIGHTS = "config.json", "sae.pt"
+
+HARMLESS = {
+    "how it was trained": "seed batch_size lr num_tokens beta1 beta2 max_grad_norm model_batch_size "
+    "num_batches_in_buffer device",
+    "what the loss weighed": "l1_coeff aux_penalty top_k_aux n_batches_to_dead bandwidth",
+    "logs and names": "wandb_project perf_log_freq checkpoint_freq name",
+    "the site in other words": "site",
+}
+_PER_TOKEN = "BatchTopK without a threshold: read as TopK, which keeps top_k latents on every token"
 
 
 def _here(folder: Folder) -> bool:
@@ -18,23 +29,32 @@ def _here(folder: Folder) -> bool:
 
 
 def _read(folder: Folder) -> Iterator[Found]:
-    config, t = folder.json(CONFIG), folder.tensors(WEIGHTS)
-    kind = str(needs(config, "sae_type"))
-    b_enc = t["b_enc"]
-    match kind:
-        case "topk" | "batchtopk":
-            rule = TopK(int(needs(config, "top_k")))
-            b_enc = b_enc.new_zeros(len(b_enc))  # their forward pass does not read it
-        case "vanilla":
-            rule = ReLU()
-        case "jumprelu":
-            rule = JumpReLU(t["jumprelu.log_threshold"].exp())
-        case _:
-            raise UserError(f"sae_type {kind!r}: expected topk, batchtopk, vanilla or jumprelu")
-    norm = InputNorm("layer_norm", 1e-5) if config.get("input_unit_norm") else None
+    config, t = folder.config(CONFIG), folder.tensors(WEIGHTS)
+    config.harmless(HARMLESS)
+    config.get("dtype", DTYPE)
+    kind = config.need("sae_type", choice("topk", "batchtopk", "vanilla", "jumprelu"))
+    b_enc, k = t["b_enc"], config.get("top_k", INTEGER)
+    if "topk" in kind:
+        rule = TopK(config.need("top_k", INTEGER) if k is None else k)
+        b_enc = b_enc.new_zeros(b_enc.shape)  # their forward pass does not read it
+    else:
+        rule = ReLU() if kind == "vanilla" else JumpReLU(t["jumprelu.log_threshold"].exp())
+    norm = InputNorm("layer_norm", 1e-5) if config.get("input_unit_norm", FLAG) else None
     sae = build(t["W_enc"], b_enc, t["W_dec"], t["b_dec"], rule, b_pre=t["b_dec"], norm=norm)
     check_size(sae, config, "act_size", "dict_size")
-    yield Found(sae, kind, str(config.get("hook_point") or ""), recipe=config)
+    model, text = config.get("model_name", TEXT), config.get("dataset_path", TEXT)
+    origin = Origin(model=model, text=text, context=config.get("seq_len", INTEGER))
+    remarks = (_PER_TOKEN,) if kind == "batchtopk" else ()
+    yield Found(sae, kind, _site(config), "", folder.json(CONFIG), origin, remarks)
+
+
+def _site(config: Fields) -> str:
+    hook = config.get("hook_point", TEXT) or ""
+    if layer := re.match(r"blocks\.(\d+)\.", hook):
+        config.same("layer", INTEGER, int(layer[1]), f"its hook_point {hook} is in layer")
+    else:
+        config.get("layer", INTEGER)
+    return hook
 
 
 FORMAT = Format("BatchTopK", f"{CONFIG}, {WEIGHTS}", _here, _read)

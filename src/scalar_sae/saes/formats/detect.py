@@ -44,13 +44,15 @@ def walk(path: Path, formats: tuple[Format, ...]) -> Iterator[Located]:
     """
     folder = Folder.of(path)
     with about(path):
-        format_ = next((format_ for format_ in formats if format_.here(folder)), None)
-    if format_ is not None:
-        with about(path):
+        fitting = [format_ for format_ in formats if format_.here(folder)]
+        if len(fitting) > 1:
+            names = " and of ".join(f"{format_.name} ({format_.files})" for format_ in fitting)
+            raise UserError(f"holds files of {names}: which of them is meant? Take the others out of a copy")
+        for format_ in fitting:
             for found in format_.read(folder):
                 folder.check_read()
                 yield Located(found, format_.name, path)
-    elif path.is_dir():
+    if not fitting and path.is_dir():
         for entry in sorted(path.iterdir()):
             if entry.is_dir() and not entry.name.startswith("."):
                 yield from walk(entry, formats)

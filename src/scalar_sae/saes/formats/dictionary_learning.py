@@ -2,15 +2,37 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
 from scalar_sae.saes.folds import gate_as_threshold, with_input_scaled, with_latents_scaled
-from scalar_sae.saes.formats.files import Folder, Format, Found, Tensors, build, check_size, needs
+from scalar_sae.saes.formats.fields import INTEGER, INTEGERS, NUMBER, TEXT, Fields, choice
+from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
+from scalar_sae.saes.formats.origin import Origin
+from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.sae import SAE
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
+
+HARMLESS = {
+    "how it was trained": "trainer_class lr steps warmup_steps decay_start resample_steps seed device "
+    "steps_before_annealing lambda_warm_steps",
+    "what the loss weighed": "l1_penalty l0_penalty sparsity_penalty sparsity_function sparsity_warmup_steps "
+    "adaptive_sparsity_penalty target_l0 p_start p_end anneal_start n_sparsity_updates sparsity_queue_length "
+    "sparsity_loss_queue_length activation_queue_length auxk_alpha top_k_aux bandwidth",
+    "how the threshold, which is among the tensors, was learned": "threshold_beta threshold_start_step",
+    "what the loss weighed, and how wide groups are of dict_size": "group_weights group_fractions weights_temperature",
+    "its name in a log": "wandb_name",
+}
+BUFFER_HARMLESS = {
+    "how activations were kept": "n_ctxs refresh_batch_size out_batch_size device",
+}
+STATE_HARMLESS = {
+    "the rest of a training state": "step optimizer",
+    "a copy of config.json": "config",
+}
+_SITE = r"(resid_post|mlp_out|attn_out)_layer_?(\d+)"
+_NO_THRESHOLD = "its BatchTopK threshold was not learned yet: read as TopK, which keeps k latents on every token"
 
 
 def _here(folder: Folder) -> bool:
@@ -18,20 +40,27 @@ def _here(folder: Folder) -> bool:
 
 
 def _read(folder: Folder) -> Iterator[Found]:
-    config: dict[str, Any] = folder.json(CONFIG)["trainer"]
-    tensors = folder.tensors(WEIGHTS)
-    backup = "ae" in tensors  # a run that was killed leaves its training state, in units of its normalised input
-    sae = _sae(str(needs(config, "dict_class")), config, tensors.inside("ae") if backup else tensors)
-    factor = tensors.plain("norm_factor") if backup else None
-    if factor is not None:
-        sae = with_latents_scaled(
-            with_input_scaled(sae, 1 / factor, 1 / factor), sae.b_enc.new_full((sae.d_sae,), factor)
-        )
+    file = folder.config(CONFIG)
+    config, buffer = file.inside("trainer"), file.inside("buffer")
+    config.harmless(HARMLESS)
+    buffer.harmless(BUFFER_HARMLESS)
+    file_tensors = folder.tensors(WEIGHTS)
+    backup = "ae" in file_tensors  # a run that was killed leaves its training state, in units of its normalised input
+    kind, _ = config.need("dict_class", TEXT), config.get("k", INTEGER)  # which those without TopK do not read
+    sae = _sae(kind, config, file_tensors.inside("ae") if backup else file_tensors)
+    if backup:
+        file_tensors.harmless(STATE_HARMLESS)
+        sae = _in_units_of_the_model(sae, file_tensors)
     check_size(sae, config, "activation_dim", "dict_size")
-    yield Found(sae, folder.path.name, _site(config), recipe=config)
+    buffer.same("d_submodule", INTEGER, sae.d_model)
+    site, remarks = _site(folder, config, buffer)
+    if kind in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE") and isinstance(sae.activation, TopK):
+        remarks += (_NO_THRESHOLD,)
+    origin = Origin(model=config.get("lm_name", TEXT), context=buffer.get("ctx_len", INTEGER))
+    yield Found(sae, folder.path.name, site, "", folder.json(CONFIG), origin, remarks)
 
 
-def _sae(kind: str, config: dict[str, Any], t: Tensors) -> SAE:
+def _sae(kind: str, config: Fields, t: Tensors) -> SAE:
     match kind:
         case "AutoEncoder":
             return build(
@@ -40,7 +69,9 @@ def _sae(kind: str, config: dict[str, Any], t: Tensors) -> SAE:
         case "AutoEncoderNew":
             return build(t["encoder.weight"].T, t["encoder.bias"], t["decoder.weight"].T, t["decoder.bias"], ReLU())
         case "GatedAutoEncoder":
-            W_enc, b_enc, rule = gate_as_threshold(t["encoder.weight"].T, t["gate_bias"], t["r_mag"], t["mag_bias"])
+            W_gate = t["encoder.weight"].T
+            gate = (t.sized(name, *W_gate.shape[1:]) for name in ("gate_bias", "r_mag", "mag_bias"))
+            W_enc, b_enc, rule = gate_as_threshold(W_gate, *gate)
             return build(W_enc, b_enc, t["decoder.weight"].T, t["decoder_bias"], rule, b_pre=t["decoder_bias"])
         case "JumpReluAutoEncoder":
             return build(t["W_enc"], t["b_enc"], t["W_dec"], t["b_dec"], JumpReLU(t["threshold"]))
@@ -48,26 +79,56 @@ def _sae(kind: str, config: dict[str, Any], t: Tensors) -> SAE:
             W_enc, b_enc, W_dec = t["encoder.weight"].T, t["encoder.bias"], t["decoder.weight"].T
         case "MatryoshkaBatchTopKSAE":
             W_enc, b_enc, W_dec = t["W_enc"], t["b_enc"], t["W_dec"]
+            _check_groups(config, t, len(b_enc))
         case _:
             raise UserError(f"dict_class {kind!r} is not supported")
-    rule = _selection(kind, config, t, len(b_enc))
-    return build(W_enc, b_enc, W_dec, t["b_dec"], rule, b_pre=t["b_dec"])
+    return build(W_enc, b_enc, W_dec, t["b_dec"], _selection(kind, config, t, len(b_enc)), b_pre=t["b_dec"])
 
 
-def _selection(kind: str, config: dict[str, Any], t: Tensors, d_sae: int) -> Activation:
+def _selection(kind: str, config: Fields, t: Tensors, d_sae: int) -> Activation:
     """TopK; or, where it was learned, the one threshold that a BatchTopK SAE has at inference."""
-    threshold = t.get("threshold")
+    k, threshold = t.scalar("k", INTEGER), t.scalar("threshold", NUMBER)
+    if k is None:
+        k = config.need("k", INTEGER)
+    config.same("k", INTEGER, k)
     if kind != "AutoEncoderTopK" and threshold is not None and threshold >= 0:
-        return JumpReLU(threshold.expand(d_sae).clone())
-    return TopK(int(t["k"]) if "k" in t else int(needs(config, "k")))
+        return JumpReLU(t["encoder.bias" if "encoder.bias" in t else "b_enc"].new_full((d_sae,), threshold))
+    return TopK(k)
 
 
-def _site(config: dict[str, Any]) -> str:
-    """Block outputs, unless the module's name says otherwise; the format has no field for it."""
-    name = re.match(r"(resid_post|mlp_out|attn_out)_layer_(\d+)", str(config.get("submodule_name")))
-    if name:
-        return f"{name[1]}.{name[2]}"
-    return "" if config.get("layer") is None else f"resid_post.{config['layer']}"
+def _check_groups(config: Fields, t: Tensors, d_sae: int) -> None:
+    """Raise a UserError if the groups of a Matryoshka SAE, all of which are active, are not the whole dictionary."""
+    for sizes in (t.integers("group_sizes"), config.get("group_sizes", INTEGERS)):
+        if sizes is not None and sum(sizes) != d_sae:
+            raise UserError(f"group_sizes = {sizes}: they should add up to {d_sae}, the number of latents")
+
+
+def _in_units_of_the_model(sae: SAE, state: Tensors) -> SAE:
+    """The SAE that reads activations, from one that reads them divided by the state's `norm_factor`."""
+    factor = state.scalar("norm_factor", NUMBER)
+    if factor is None:
+        return sae
+    if factor <= 0:
+        raise UserError(f"norm_factor = {factor:g}: expected a positive number")
+    return with_latents_scaled(with_input_scaled(sae, 1 / factor, 1 / factor), sae.b_enc.new_full((sae.d_sae,), factor))
+
+
+def _site(folder: Folder, config: Fields, buffer: Fields) -> tuple[str, tuple[str, ...]]:
+    """Where it reads, and what to say of that. The format has no field for it, only names that people give."""
+    layer, named = config.get("layer", INTEGER), config.get("submodule_name", TEXT)
+    side = buffer.get("io", choice("in", "out", "in_and_out"))
+    if side == "in_and_out":
+        raise UserError("buffer: io = 'in_and_out': a transcoder of dictionary_learning is not supported")
+    match = re.fullmatch(_SITE, named) if named else folder.ending(rf"{_SITE}/[^/]+")
+    if match and layer not in (None, int(match[2])):
+        raise UserError(f"layer = {layer} contradicts the name {match[0].rpartition('/')[0] or match[0]}")
+    if side == "in" or (named and not match):
+        return "", ()  # the input of a module, or a module of which no site is known: whoever uses it has to say
+    if match:
+        return f"{match[1]}.{match[2]}", ()
+    if layer is None:
+        return "", ()
+    return f"resid_post.{layer}", (f"its files give a layer and no place in it: read as resid_post.{layer}",)
 
 
 FORMAT = Format("dictionary_learning", f"{CONFIG}, {WEIGHTS}", _here, _read)

@@ -1,86 +1,30 @@
-"""What every format needs: a folder's files as JSON and tensors, and an SAE from tensors that fit together.
+"""What every format needs: a folder's files as configs and tensors, and an SAE from tensors that fit together.
 
 Everything raises UserError with the reason alone; `about` puts the path before it.
 """
 
 import json
-import pickle
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
-import numpy as np
-import torch
 import yaml
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.io import whole
 from scalar_sae.saes.activation import Activation, JumpReLU
 from scalar_sae.saes.folds import without_pre_bias
+from scalar_sae.saes.formats.fields import INTEGER, Fields
+from scalar_sae.saes.formats.origin import Origin
+from scalar_sae.saes.formats.tensors import Tensors, read_tensors
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
-
-_CHANGES_THE_RULE = re.compile(r"threshold|gate|r_mag|b_mag|skip", re.IGNORECASE)
-"""Names of tensors that make an SAE another function than one without them."""
-
-
-class Tensors:
-    """The tensors of one file, in float32, by name."""
-
-    def __init__(self, values: dict[str, Any], source: str) -> None:
-        self._values = values
-        self._source = source
-        self._asked: set[str] = set()
-
-    def check_read(self) -> None:
-        """Raise a UserError if there is a tensor that changes what the SAE computes, and nobody asked for it."""
-        left = [name for name in self._values if name not in self._asked and _CHANGES_THE_RULE.search(name)]
-        if left:
-            raise UserError(
-                f"{self._source} holds {', '.join(left)}, which the kind of SAE that its config names does not have: "
-                "config and tensors contradict each other"
-            )
-
-    def __contains__(self, name: str) -> bool:
-        self._asked.add(name)
-        return name in self._values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __getitem__(self, name: str) -> Float[Tensor, "..."]:
-        self._asked.add(name)
-        if not isinstance(self._values.get(name), Tensor):
-            raise UserError(f"{self._source} lacks the tensor {name}; it holds {', '.join(map(str, self._values))}")
-        return self._values[name].float()
-
-    def get(self, name: str) -> Float[Tensor, "..."] | None:
-        """A tensor, if it is there."""
-        self._asked.add(name)
-        return self[name] if name in self._values else None
-
-    def plain(self, name: str) -> Any:
-        """What is stored beside the tensors: a name or a dictionary."""
-        self._asked.add(name)
-        return self._values.get(name)
-
-    def inside(self, name: str) -> "Tensors":
-        """The tensors that lie one level further in."""
-        return Tensors(self._values[name], self._source)
-
-    def under(self, prefix: str) -> "Tensors":
-        """The tensors whose names begin with a prefix, without it."""
-        chosen = {name[len(prefix) :]: value for name, value in self._values.items() if name.startswith(prefix)}
-        self._asked.update(prefix + name for name in chosen)
-        return Tensors(chosen, self._source)
 
 
 @dataclass(frozen=True)
@@ -89,13 +33,13 @@ class Folder:
 
     path: Path
     names: frozenset[str]
-    opened: list[Tensors] = field(default_factory=list["Tensors"], compare=False)
-    """What was read since the last check."""
+    opened: list[Fields | Tensors] = field(default_factory=list["Fields | Tensors"], compare=False)
+    """Configs and tensors that were opened, to be checked once the SAEs are read."""
 
     @classmethod
     def of(cls, path: Path) -> "Folder":
         """The files of a folder; for a file, itself alone."""
-        path = path.absolute()
+        path = path.resolve() if ".." in path.parts else path.absolute()
         if path.is_file():
             return cls(path.parent, frozenset([path.name]))
         return cls(path, frozenset(entry.name for entry in path.iterdir()))
@@ -109,6 +53,18 @@ class Folder:
         found = [name for name in self.names if Path(name).match(pattern)]
         return sorted(found, key=lambda name: (len(name), name))
 
+    def ending(self, pattern: str) -> re.Match[str] | None:
+        """How the folder's path ends, if it ends in components that match a regular expression.
+
+        Only components next to the files count, and only whole ones: folders above them may be called anything. A
+        snapshot in a cache of the Hub lies in the folder `owner/repository`.
+        """
+        for path in (self.path, self.path.resolve()):
+            named = re.sub(r"^.*/models--([^/]+)--([^/]+)/snapshots/[^/]+", r"\1/\2", path.as_posix())
+            if match := re.search(f"(?:^|/){pattern}$", named):
+                return match
+        return None
+
     def json(self, name: str) -> dict[str, Any]:
         """A .json or .yaml file that holds an object.
 
@@ -117,52 +73,46 @@ class Folder:
         """
         try:
             text = (self.path / name).read_text(encoding="utf-8")
-            content = yaml.safe_load(text) if name.endswith(".yaml") else json.loads(text)
+            is_yaml = name.endswith(".yaml")
+            content = yaml.safe_load(text) if is_yaml else json.loads(text, object_pairs_hook=_object)
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{name} cannot be read ({' '.join(str(error).split())})") from error
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise UserError(f"{name} does not hold an object")
         return content
 
+    def config(self, name: str) -> Fields:
+        """The same as fields, of which each must be asked for.
+
+        Raises:
+            UserError: the file does not hold an object.
+        """
+        found = Fields(self.json(name), name)
+        self.opened.append(found)
+        return found
+
     def tensors(self, name: str) -> Tensors:
-        """A .safetensors, .npz or PyTorch file. Nothing in it is executed.
+        """A .safetensors, .npz or PyTorch file, of whose tensors each must be asked for. Nothing in it is executed.
 
         Raises:
             UserError: it is damaged, or holds code.
         """
-        path = self.path / name
-        try:
-            found = Tensors(_READERS.get(path.suffix, _torch)(path), name)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"{name} holds more than tensors and plain values; refused, for it could run code"
-            ) from error
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, BadZipFile) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{name} cannot be read: damaged or truncated ({reason})") from error
+        found = read_tensors(self.path / name)
         self.opened.append(found)
         return found
 
     def check_read(self) -> None:
-        """Raise a UserError if what was read holds tensors that change the SAE and were not asked for."""
-        for tensors in self.opened:
-            tensors.check_read()
-        self.opened.clear()
+        """Raise a UserError if what was opened holds fields or tensors that nobody asked for."""
+        for opened in self.opened:
+            opened.check_read()
+        self.opened[:] = [opened for opened in self.opened if isinstance(opened, Fields)]
 
 
-def _npz(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-def _torch(path: Path) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict):
-        raise ValueError("not a state dict")
-    return content
-
-
-_READERS: dict[str, Callable[[Path], dict[str, Any]]] = {".safetensors": load_file, ".npz": _npz}
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise UserError(f"a config says {next(key for key, _ in pairs if sum(k == key for k, _ in pairs) > 1)} twice")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +128,10 @@ class Found:
     """Where a transcoder writes; empty for an SAE."""
     recipe: dict[str, Any] = field(default_factory=dict[str, Any])
     """Its config, as it was found."""
+    origin: Origin = field(default_factory=Origin)
+    """What it was trained on."""
+    remarks: tuple[str, ...] = ()
+    """What whoever uses it should know: one sentence each."""
 
     def __post_init__(self) -> None:
         if self.group in (".", "..") or set(self.group) & set("/\\"):
@@ -193,6 +147,7 @@ class Format(NamedTuple):
     here: Callable[[Folder], bool]
     """Whether a folder is of this format, from names and configs."""
     read: Callable[[Folder], Iterable[Found]]
+    """Its SAEs. Configs must be read whole before the first one, each file of tensors before the first of its SAEs."""
 
 
 @contextmanager
@@ -258,19 +213,7 @@ def save_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]
         (temporary / names[0]).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def check_size(sae: SAE, config: dict[str, Any], d_in: str, d_sae: str) -> None:
+def check_size(sae: SAE, config: Fields, d_in: str, d_sae: str) -> None:
     """Raise a UserError if a config's widths are not those of the tensors."""
-    for key, width in ((d_in, sae.d_model), (d_sae, sae.d_sae)):
-        if config.get(key) and config[key] != width:
-            raise UserError(f"the config says {key} = {config[key]}, the tensors have {width}")
-
-
-def needs(config: dict[str, Any], key: str) -> Any:
-    """A value that a config must have.
-
-    Raises:
-        UserError: it has not.
-    """
-    if config.get(key) is None:
-        raise UserError(f"the config gives no {key}")
-    return config[key]
+    config.same(d_in, INTEGER, sae.d_model)
+    config.same(d_sae, INTEGER, sae.d_sae)

@@ -3,22 +3,30 @@
 The first has no config: the site stands in the path, as in `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`.
 """
 
-import re
 from collections.abc import Iterator
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.folds import with_input_scaled
-from scalar_sae.saes.formats.files import Folder, Format, Found, Tensors, build, check_size
+from scalar_sae.saes.formats.fields import FLAG, TEXT, choice
+from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
+from scalar_sae.saes.formats.origin import Origin
+from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.sae import SAE
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"
 
+HARMLESS = {
+    "measured after training": "l0",
+    "what the folder's name says": "type",
+}
+_SAE_FOLDER = r"width_[^/]+(?:/(?:average_l0_[^/]+|canonical))?"
+_SITE = rf"gemma-scope-[^/]+-(res|mlp|att|transcoders)(?:-canonical)?/layer_(\d+)/{_SAE_FOLDER}"
 _REPOSITORIES = {
     "res": ("resid_post.{}", ""),
     "mlp": ("mlp_out.{}", ""),
     "att": ("blocks.{}.attn.hook_z", ""),
-    "transcoders": ("mlp_in.{}", "mlp_out.{}"),
+    "transcoders": ("blocks.{}.ln2.hook_normalized", "mlp_out.{}"),
 }
 
 
@@ -31,29 +39,32 @@ def _read(folder: Folder) -> Iterator[Found]:
 
 
 def _first(folder: Folder) -> Found:
-    path = folder.path.resolve().as_posix()
     sae = _sae(folder.tensors(FIRST))
-    if "/embedding/" in path:  # made for rows of the embedding, which the model multiplies by sqrt(d_model)
+    if folder.ending(f"embedding/{_SAE_FOLDER}"):  # made for rows of the embedding, which the model scales by sqrt(d)
         sae = with_input_scaled(sae, sae.d_model**-0.5, sae.d_model**-0.5)
         return Found(sae, "gemma-scope", "resid_pre.0")
-    repository = re.search(r"gemma-scope-[^/]*-(res|mlp|att|transcoders)", path)
-    layer = re.search(r"/layer_(\d+)", path)
-    if not repository or not layer:
+    place = folder.ending(_SITE)
+    if place is None:
         return Found(sae, "gemma-scope", "")
-    reads, writes = (name.format(layer[1]) for name in _REPOSITORIES[repository[1]])
+    reads, writes = (name.format(place[2]) for name in _REPOSITORIES[place[1]])
     return Found(sae, "gemma-scope", reads, writes)
 
 
 def _second(folder: Folder) -> Found:
-    config = folder.json(CONFIG) if folder.has(CONFIG) else {}
-    if config.get("architecture", "jump_relu") != "jump_relu":
-        raise UserError(f"architecture {config['architecture']!r}: expected jump_relu")
-    sae = _sae(folder.tensors(SECOND))
-    if config.get("affine_connection", sae.W_skip is not None) != (sae.W_skip is not None):
-        raise UserError(f"affine_connection = {config['affine_connection']}, which the tensors contradict")
+    t = folder.tensors(SECOND)
+    if not folder.has(CONFIG):
+        return Found(_sae(t), "gemma-scope-2", "")
+    config = folder.config(CONFIG)
+    config.harmless(HARMLESS)
+    config.get("architecture", choice("jump_relu"))
+    sae = _sae(t)
+    config.same("affine_connection", FLAG, sae.W_skip is not None)
     check_size(sae, config, "d_in", "width")
-    reads, writes = str(config.get("hf_hook_point_in") or ""), str(config.get("hf_hook_point_out") or "")
-    return Found(sae, "gemma-scope-2", reads, "" if writes == reads else writes, config)
+    reads, writes = (config.get(f"hf_hook_point_{side}", TEXT) or "" for side in ("in", "out"))
+    if sae.W_skip is not None and writes in ("", reads):
+        raise UserError(f"hf_hook_point_out = {writes!r}: a transcoder, which has a skip connection, writes elsewhere")
+    origin = Origin(model=config.get("model_name", TEXT))
+    return Found(sae, "gemma-scope-2", reads, "" if writes == reads else writes, folder.json(CONFIG), origin)
 
 
 def _sae(t: Tensors) -> SAE:

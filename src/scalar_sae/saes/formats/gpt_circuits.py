@@ -5,12 +5,13 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
 from scalar_sae.saes.folds import gate_as_threshold
-from scalar_sae.saes.formats.files import Folder, Format, Found, Tensors, build, needs
+from scalar_sae.saes.formats.fields import INTEGERS, TEXT, TEXTS
+from scalar_sae.saes.formats.files import Folder, Format, Found, build
+from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.sae import SAE
 
 CONFIG = "sae.json"
@@ -28,22 +29,25 @@ def _here(folder: Folder) -> bool:
 
 
 def _read(folder: Folder) -> Iterator[Found]:
-    config = folder.json(CONFIG)
-    widths: list[int] = needs(config, "n_features")
-    variant = str(config["sae_variant"])
-    keys = config.get("sae_keys") or _keys(variant, len(widths))
-    if len(keys) != len(widths):
-        raise UserError(f"{CONFIG} has {len(widths)} n_features and {len(keys)} sae_keys")
+    config = folder.config(CONFIG)
+    widths, variant = config.need("n_features", INTEGERS), config.need("sae_variant", TEXT)
+    keys = config.get("sae_keys", TEXTS) or _keys(variant, len(widths))
+    ks = config.get("top_k", INTEGERS)
+    for name, values in (("sae_keys", keys), ("top_k", ks)):
+        if values is not None and len(values) != len(widths):
+            raise UserError(f"{CONFIG} has {len(widths)} n_features and {len(values)} {name}")
     for i, (key, width) in enumerate(zip(keys, widths, strict=True)):
-        name = next((name for name in (f"sae.{i}.safetensors", f"sae.{key}.safetensors") if folder.has(name)), None)
-        if name is None:
-            raise UserError(f"neither sae.{i}.safetensors nor sae.{key}.safetensors is there")
-        own = folder.tensors(name)
+        names = [name for name in (f"sae.{i}.safetensors", f"sae.{key}.safetensors") if folder.has(name)]
+        if len(names) != 1:
+            which = "both are" if names else "neither is"
+            raise UserError(f"sae.{i}.safetensors, sae.{key}.safetensors: {which} there; expected one of them")
+        own = folder.tensors(names[0])
         shared, first = _shared(folder, variant, i, own)
-        sae = _sae(variant, config, i, own, shared or own, tuple(widths[first : i + 1]) if shared else ())
+        chunks = tuple(widths[first : i + 1]) if shared else ()
+        sae = _sae(variant, None if ks is None else ks[i], own, shared or own, chunks)
         if sae.d_sae != width:
-            raise UserError(f"{CONFIG} says n_features = {width} for {name}, the tensors have {sae.d_sae}")
-        yield Found(sae, variant, _site(key), recipe=config)
+            raise UserError(f"{CONFIG} says n_features = {width} for {names[0]}, the tensors have {sae.d_sae}")
+        yield Found(sae, variant, _site(key), recipe=folder.json(CONFIG))
 
 
 def _keys(variant: str, n: int) -> list[str]:
@@ -74,27 +78,31 @@ def _shared(folder: Folder, variant: str, i: int, own: Tensors) -> tuple[Tensors
     return None, i
 
 
-def _sae(variant: str, config: dict[str, Any], i: int, t: Tensors, weights: Tensors, chunks: tuple[int, ...]) -> SAE:
+def _sae(variant: str, k: int | None, t: Tensors, weights: Tensors, chunks: tuple[int, ...]) -> SAE:
     b_dec = t["b_dec"]
     kind = re.sub("_v2$", "", variant)
     if kind == "gated":
-        tied = variant == "gated_v2"
-        W_gate = t["W_dec"].T if tied else t["W_gate"]
-        r_mag = t["b_gate"].new_zeros(len(t["b_gate"])) if tied else t["r_mag"]
-        W_enc, b_enc, rule = gate_as_threshold(W_gate, t["b_gate"], r_mag, t["b_mag"])
-        return build(W_enc, b_enc, t["W_dec"], b_dec, rule, b_pre=b_dec)
+        tied, W_dec = variant == "gated_v2", t["W_dec"]
+        W_gate, size = W_dec.T if tied else t["W_gate"], W_dec.shape[:1]
+        r_mag = W_dec.new_zeros(size) if tied else t.sized("r_mag", *size)
+        gate = gate_as_threshold(W_gate, t.sized("b_gate", *size), r_mag, t.sized("b_mag", *size))
+        W_enc, b_enc, rule = gate
+        return build(W_enc, b_enc, W_dec, b_dec, rule, b_pre=b_dec)
     b_enc = t["b_enc"]
     if kind == "standard":
         rule = ReLU()
     elif kind.startswith("jumprelu"):
         rule = JumpReLU(t["jumprelu.log_threshold"].exp())
     elif kind.startswith("topk") or variant in _PAIRS:
-        rule = TopK(int(needs(config, "top_k")[i]))
+        if k is None:
+            raise UserError("the config gives no top_k")
+        rule = TopK(k)
     else:
         raise UserError(f"sae_variant {variant!r} is not supported")
-    W_dec = weights["W_dec"][: len(b_enc)]
-    W_enc = W_dec.T if variant == "standard_v2" else weights["W_enc"][:, : len(b_enc)]
-    return build(W_enc, b_enc, W_dec, b_dec, rule, b_pre=b_dec, chunks=chunks)
+    width = len(b_enc)
+    W_dec = weights["W_dec"][:width] if chunks else weights["W_dec"]
+    W_enc = W_dec.T if variant == "standard_v2" else weights["W_enc"]
+    return build(W_enc[:, :width] if chunks else W_enc, b_enc, W_dec, b_dec, rule, b_pre=b_dec, chunks=chunks)
 
 
 FORMAT = Format("gpt-circuits", f"{CONFIG}, sae.<i>.safetensors", _here, _read)

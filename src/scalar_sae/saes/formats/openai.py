@@ -1,21 +1,26 @@
 """OpenAI's GPT-2 SAEs (Gao et al., arXiv 2406.04093): `<location>/autoencoders/<layer>.pt`, one state dict a file."""
 
-import re
 from collections.abc import Iterator
 
 from scalar_sae.errors import UserError
-from scalar_sae.saes.activation import ReLU, TopK
-from scalar_sae.saes.formats.files import Folder, Format, Found, Tensors, build
+from scalar_sae.saes.activation import Activation, ReLU, TopK
+from scalar_sae.saes.formats.fields import INTEGER, choice
+from scalar_sae.saes.formats.files import Folder, Format, Found, build
+from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 
+HARMLESS = {
+    "counted in training": "stats_last_nonzero latents_activation_frequency latents_mean_square",
+}
 _LOCATIONS = {
     "resid_delta_attn": "attn_out",
     "resid_post_attn": "resid_mid",
     "resid_delta_mlp": "mlp_out",
     "resid_post_mlp": "resid_post",
+    "mlp_post_act": "mlp_post_act",  # no site here: it is named in the refusal
 }
-_LOCATION = re.compile("|".join([*_LOCATIONS, "mlp_post_act"]))
+_FOLDER = rf"({'|'.join(_LOCATIONS)})(?:_v\d[^/]*)?/autoencoders"
 
 
 def _here(folder: Folder) -> bool:
@@ -24,31 +29,31 @@ def _here(folder: Folder) -> bool:
 
 
 def _read(folder: Folder) -> Iterator[Found]:
-    location = _LOCATION.findall(str(folder.path))
-    kind = _LOCATIONS.get(location[-1], location[-1]) if location else ""
+    location = folder.ending(_FOLDER)
     for name in folder.matching("*.pt"):
         layer = name.removesuffix(".pt")
-        known = kind and layer.isdecimal()
-        yield Found(_sae(folder.tensors(name)), "openai", f"{kind}.{layer}" if known else "")
+        site = f"{_LOCATIONS[location[1]]}.{layer}" if location and layer.isdecimal() else ""
+        yield Found(_sae(folder.tensors(name)), "openai", site)
 
 
 def _sae(t: Tensors) -> SAE:
+    t.harmless(HARMLESS)
     W_enc = t["encoder.weight"].T
     W_dec = t["decoder.weight"].T if "decoder.weight" in t else W_enc.T
-    kind = t.plain("activation")
-    if kind == "TopK":
-        state = t.plain("activation_state_dict") or {}
-        if state.get("postact_fn", "ReLU") != "ReLU":
-            raise UserError(f"activation TopK followed by {state['postact_fn']} is not supported")
-        # the TopK checkpoints, and only they, normalise each token
-        rule, norm = TopK(int(state["k"])), InputNorm("layer_norm", 1e-5)
-    elif kind == "ReLU":
-        if "k" in (t.plain("activation_state_dict") or {}):
-            raise UserError("activation ReLU, and its activation_state_dict holds k: they contradict each other")
-        rule, norm = ReLU(), None
-    else:
-        raise UserError(f"activation {kind!r}: expected ReLU or TopK")
+    rule, norm = _rule(t)
     return build(W_enc, t["latent_bias"], W_dec, t["pre_bias"], rule, b_pre=t["pre_bias"], norm=norm)
+
+
+def _rule(t: Tensors) -> tuple[Activation, InputNorm | None]:
+    kind, state = t.text("activation"), t.fields("activation_state_dict")
+    if kind == "TopK":  # the TopK checkpoints, and only they, normalise each token
+        state.get("postact_fn", choice("ReLU"))
+        return TopK(state.need("k", INTEGER)), InputNorm("layer_norm", 1e-5)
+    if kind != "ReLU":
+        raise UserError(f"activation {kind!r}: expected ReLU or TopK")
+    if "k" in state:
+        raise UserError("activation ReLU, and its activation_state_dict holds k: they contradict each other")
+    return ReLU(), None
 
 
 FORMAT = Format("OpenAI", "<layer>.pt under <location>/autoencoders, or one .pt file", _here, _read)

@@ -7,7 +7,6 @@ activation is what a latent adds. The 2024 release's one threshold was measured 
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,12 +15,28 @@ from torch import Tensor
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
 from scalar_sae.saes.folds import decoder_norms, with_input_scaled, with_latents_scaled
-from scalar_sae.saes.formats.files import Folder, Format, Found, Tensors, build, check_size, needs
+from scalar_sae.saes.formats.fields import DTYPE, FLAG, INTEGER, NUMBER, TEXT, Fields, choice
+from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
+from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 
+HARMLESS = {
+    "d_sae, or the tensors, say the same": "expansion_factor",
+    "how it was trained": "seed lp l1_coefficient l1_coefficient_warmup_steps use_ghost_grads use_batch_norm_mse "
+    "k_warmup_steps initial_k use_auxk k_aux dead_threshold aux_coefficient",
+    "where the weights began": "decoder_bias_init_method geometric_median_max_iter bias_init_method init_decoder_norm "
+    "init_encoder_norm init_encoder_with_decoder_transpose from_pretrained_path sae_from_pretrained_path "
+    "sae_pretrained_name_or_path",
+    "what training did to the weights before they were saved": "decoder_exactly_unit_norm decoder_exactly_fixed_norm "
+    "force_unit_decoder_norm",
+    "gradients of thresholds": "jumprelu_threshold_window jumprelu_threshold_grad_scale",
+    "where and how fast it ran": "device tp_size ddp_size n_devices use_triton_kernel sparsity_threshold_for_csr "
+    "sparsity_threshold_for_triton_spmm_kernel promote_act_fn_dtype circuit_tracing_mode",
+    "how files are loaded": "strict_loading",
+}
 _LOG_THRESHOLDS = ("activation_function.log_jumprelu_threshold", "log_jumprelu_threshold")
-_NORMS = ("none", None, "inference", "token-wise", "batch-wise", "dataset-wise")
+_NORMS = choice("none", "inference", "token-wise", "batch-wise", "dataset-wise")
 OLD, NEW = "hyperparams.json", "config.json"
 _WEIGHTS = (
     "sae_weights.safetensors", "sae_weights.pt", "checkpoints/pruned.safetensors", "checkpoints/pruned.pt",
@@ -34,75 +49,99 @@ def _here(folder: Folder) -> bool:
 
 
 def _read(folder: Folder) -> Iterator[Found]:
-    config = folder.json(OLD if folder.has(OLD) else NEW)
-    if config.get("sae_type", "sae") != "sae" or config.get("use_glu_encoder"):
-        kind = "use_glu_encoder" if config.get("use_glu_encoder") else config["sae_type"]
-        raise UserError(f"{kind}: only SAEs and transcoders with a linear encoder are supported")
+    file = OLD if folder.has(OLD) else NEW
+    config = folder.config(file)
+    config.harmless(HARMLESS)
+    config.get("dtype", DTYPE)
+    linear = "only SAEs and transcoders with a linear encoder are supported"
+    if (kind := config.get("sae_type", TEXT) or "sae") != "sae":
+        raise UserError(f"sae_type = {kind!r}: {linear}")
+    for encoder in ("use_glu_encoder", "use_gau_encoder"):
+        config.absent(encoder, linear)
     name = next((name for name in _WEIGHTS if (folder.path / name).is_file()), None)
     if name is None:
         raise UserError(f"no weights: expected one of {', '.join(_WEIGHTS)}")
     tensors = folder.tensors(name)
     tensors = tensors.inside("sae") if "sae" in tensors else tensors
-    reads, writes = str(needs(config, "hook_point_in")), str(config.get("hook_point_out") or "")
-    group = config.get("act_fn") or "relu"
-    yield Found(_sae(config, tensors), group, reads, "" if writes == reads else writes, config)
+    reads, writes = config.need("hook_point_in", TEXT), config.get("hook_point_out", TEXT) or ""
+    writes = "" if writes == reads else writes
+    sae, group = _sae(config, tensors, reads, writes, first=file == OLD)
+    yield Found(sae, group, reads, writes, folder.json(file))
 
 
-def _sae(config: dict[str, Any], t: Tensors) -> SAE:
+def _sae(config: Fields, t: Tensors, reads: str, writes: str, first: bool) -> tuple[SAE, str]:
+    """The SAE, and the name of its activation function in training; `first`: of the 2024 release."""
     W_enc, b_enc, W_dec, b_dec = _weights(t)
-    by_norm = bool(config.get("sparsity_include_decoder_norm"))
-    log_threshold = next((t[name] for name in _LOG_THRESHOLDS if name in t), None)
-    one_threshold = 0.0 if log_threshold is not None else float(config.get("jump_relu_threshold") or 0)
-    rule = ReLU() if one_threshold > 0 else _rule(config, log_threshold, W_dec, by_norm)
-    norm = config.get("norm_activation", "none")
-    if norm not in _NORMS:
-        raise UserError(f"norm_activation {norm!r}: expected one of {', '.join(map(str, _NORMS))}")
-    transcoder = config.get("hook_point_out") not in (None, config.get("hook_point_in"))
-    if norm == "batch-wise" or (norm == "token-wise" and transcoder):
+    config.same("use_decoder_bias", FLAG, b_dec is not None)
+    norm = config.need("norm_activation", _NORMS)
+    ask = config.need if "top_k" in config or norm != "none" else config.get
+    by_norm = ask("sparsity_include_decoder_norm", FLAG) or False
+    kind = ask("act_fn", choice("relu", "topk", "jumprelu")) or "relu"
+    rule, one_threshold = _rule(kind, config, t, W_dec, by_norm)
+    if norm == "batch-wise" or (norm == "token-wise" and writes):
         raise UserError(f"norm_activation {norm!r}: what it divides by is not known at inference")
-    pre = b_dec if config.get("apply_decoder_bias_to_pre_encoder") else None
+    ask = config.need if first and b_dec is not None else config.get
+    pre = b_dec if ask("apply_decoder_bias_to_pre_encoder", FLAG) else None
     at_run_time = InputNorm("constant_norm") if norm == "token-wise" else None
     sae = build(W_enc, b_enc, W_dec, b_dec, rule, b_pre=pre, norm=at_run_time)
     check_size(sae, config, "d_model", "d_sae")
+    norms = _norms(config, t, reads, writes or reads)
     if norm == "dataset-wise":
-        s_in, s_out = _scales(config, t, sae)
+        if norms is None:
+            raise UserError("the config gives no dataset_average_activation_norm")
+        s_in, s_out = sae.d_model**0.5 / norms[0], sae.d_out**0.5 / norms[1]
         sae = with_latents_scaled(with_input_scaled(sae, s_in, s_out), torch.full((sae.d_sae,), 1 / s_in))
     if by_norm:
         sae = with_latents_scaled(sae, decoder_norms(sae))
-    return replace(sae, activation=JumpReLU(torch.full((sae.d_sae,), one_threshold))) if one_threshold > 0 else sae
+    if one_threshold is not None:
+        sae = replace(sae, activation=JumpReLU(torch.full((sae.d_sae,), one_threshold)))
+    return sae, kind
 
 
-def _weights(t: Tensors) -> tuple[Float[Tensor, "..."], Tensor | None, Float[Tensor, "..."], Tensor | None]:
+def _weights(t: Tensors) -> tuple[Float[Tensor, "..."], Tensor, Float[Tensor, "..."], Tensor | None]:
     if "W_E" in t:
         return t["W_E"], t["b_E"], t["W_D"], t.get("b_D")
     return t["encoder.weight"].T, t["encoder.bias"], t["decoder.weight"].T, t.get("decoder.bias")
 
 
 def _rule(
-    config: dict[str, Any], log_threshold: Tensor | None, W_dec: Float[Tensor, "..."], by_norm: bool
-) -> Activation:
-    kind = config.get("act_fn") or "relu"
-    if kind == "topk":
-        return TopK(int(needs(config, "top_k")))
+    kind: str, config: Fields, t: Tensors, W_dec: Float[Tensor, "..."], by_norm: bool
+) -> tuple[Activation, float | None]:
+    """The activation rule; or, beside any, the one threshold of the 2024 release, which is applied after all folds."""
+    k, single = config.get("top_k", INTEGER), config.get("jump_relu_threshold", NUMBER) or 0.0
+    name = next((name for name in _LOG_THRESHOLDS if name in t), None) if kind == "jumprelu" else None
+    if name is not None:
+        threshold = t.sized(name, *W_dec.shape[:1]).exp()
+        return JumpReLU(threshold / W_dec.norm(dim=1).clamp(min=1e-8) if by_norm else threshold), None
+    if kind != "relu" and single > 0:
+        return ReLU(), single
+    if kind == "jumprelu":
+        raise UserError("act_fn 'jumprelu', and neither jump_relu_threshold nor thresholds among the tensors")
+    if single:
+        raise UserError(f"jump_relu_threshold = {single:g}: contradicts act_fn {kind!r}")
     if kind == "relu":
-        return ReLU()
-    if kind != "jumprelu" or log_threshold is None:
-        raise UserError(f"act_fn {kind!r}: expected relu, topk, or jumprelu with thresholds")
-    threshold = log_threshold.exp()
-    return JumpReLU(threshold / W_dec.norm(dim=1).clamp(min=1e-8) if by_norm else threshold)
+        return ReLU(), None
+    return TopK(config.need("top_k", INTEGER) if k is None else k), None
 
 
-def _scales(config: dict[str, Any], t: Tensors, sae: SAE) -> tuple[float, float]:
-    """What the input is multiplied by, and the output divided by."""
-    reads = config["hook_point_in"]
-    writes = config.get("hook_point_out") or reads
+def _norms(config: Fields, t: Tensors, reads: str, writes: str) -> tuple[float, float] | None:
+    """Mean norm, over the data, of the activations read and written, from the config or the tensors."""
     stored = t.under("dataset_average_activation_norm.")
-    if reads in stored and writes in stored:
-        norms = stored[reads].item(), stored[writes].item()
-    else:
-        norm: dict[str, float] = needs(config, "dataset_average_activation_norm")
-        norms = norm["in"], norm.get("out", norm["in"])
-    return sae.d_model**0.5 / norms[0], sae.d_out**0.5 / norms[1]
+    written = config.inside("dataset_average_activation_norm")
+    pairs = [
+        (stored.scalar(reads, NUMBER), stored.scalar(writes, NUMBER)),
+        (written.get("in", NUMBER), written.get("out", NUMBER)),
+    ]
+    for first, second in pairs:
+        if first is not None:
+            second = first if second is None and reads == writes else second
+            if second is None or first <= 0 or second <= 0 or (reads == writes and first != second):
+                raise UserError(
+                    f"dataset_average_activation_norm = {first:g}, {second}: expected two positive numbers, "
+                    "and for an SAE, which writes where it reads, the same twice"
+                )
+            return first, second
+    return None
 
 
 FORMAT = Format("OpenMOSS", f"{OLD} or {NEW} with hook_point_in, weights", _here, _read)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
 from scalar_sae.saes.folds import (
     decoder_norms,
     gate_as_threshold,
+    with_input_centred,
     with_input_scaled,
     with_input_whitened,
     with_latents_scaled,
 )
-from scalar_sae.saes.formats.files import Folder, Format, Found, Tensors, build, check_size, needs, save_folder
+from scalar_sae.saes.formats import saelens_config
+from scalar_sae.saes.formats.fields import FLAG, INTEGER, NUMBER, Fields
+from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size, save_folder
+from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
 
 _NORMS = {
     "layer_norm": InputNorm("layer_norm", 1e-5),
@@ -33,91 +39,151 @@ _TRANSCODERS = re.compile(r"(jumprelu_)?(skip_)?transcoder")
 
 
 def _here(folder: Folder) -> bool:
-    return folder.has(CONFIG, WEIGHTS) and not folder.json(CONFIG).get("is_pair")
+    return folder.has(CONFIG, WEIGHTS) and not is_pair(folder.json(CONFIG))
+
+
+def is_pair(config: dict[str, Any]) -> bool:
+    """Whether a config is that of jacobian-saes' pairs."""
+    return bool(config.get("is_pair") or config.get("use_jacobian_loss"))
 
 
 def _read(folder: Folder) -> Iterator[Found]:
-    config = modern(folder.json(CONFIG))
-    tensors = folder.tensors(WEIGHTS)
-    architecture = config["architecture"]
-    transcoder = _TRANSCODERS.fullmatch(architecture)
-    if architecture not in _CLOSED and not transcoder:
+    fields = folder.config(CONFIG)
+    fields.absent("is_pair", "this is a pair")
+    config, t = saelens_config.read(fields), folder.tensors(WEIGHTS)
+    transcoder = _TRANSCODERS.fullmatch(config.architecture)
+    if config.architecture not in _CLOSED and not transcoder:
         supported = ", ".join((*_CLOSED, "the transcoders"))
-        raise UserError(f"architecture {architecture!r} is not one encoder, rule and decoder; supported: {supported}")
-    W_enc, b_enc, rule = _encoder(architecture, config, tensors)
-    W_dec, W_skip = tensors["W_dec"], tensors.get("W_skip")
-    finetuned = tensors.get("scaling_factor")
+        raise UserError(
+            f"architecture {config.architecture!r} is not one encoder, rule and decoder; supported: {supported}"
+        )
+    if transcoder:
+        _check_transcoder(fields, config)
+    W_enc, b_enc, rule = _encoder(config, t)
+    W_dec, W_skip = t["W_dec"], t["W_skip"] if "skip" in config.architecture else None
     sae = build(
         W_enc,
         b_enc,
-        W_dec if finetuned is None else W_dec * finetuned.unsqueeze(1),
-        tensors["b_dec"],
+        W_dec,
+        t["b_dec"],
         rule,
-        b_pre=None if transcoder or not config["apply_b_dec_to_input"] else tensors["b_dec"],
-        norm=_NORMS.get(config["normalize_activations"]),
+        b_pre=t["b_dec"] if config.b_dec_from_input and not transcoder else None,
+        norm=_NORMS.get(config.norm),
         W_skip=None if W_skip is None else W_skip.T,
     )
-    check_size(sae, config, "d_in", "d_sae")
-    sae = _input_folded(sae, config, folder)
-    if config.get("rescale_acts_by_decoder_norm"):
-        sae = with_latents_scaled(sae, decoder_norms(sae))
-    about: dict[str, Any] = config["metadata"]
-    writes = about.get("hook_name_out") or "" if transcoder else ""
-    yield Found(sae, about.get("training_architecture") or architecture, about.get("hook_name") or "", writes, config)
+    check_size(sae, fields, "d_in", "d_sae")
+    if transcoder:
+        fields.same("d_out", INTEGER, sae.d_out)
+    sae = _finetuned(sae, config, t)
+    white = config.norm == "covariance_whitening"  # which would change the norms
+    for fold in (_by_decoder_norm, _input_folded) if white else (_input_folded, _by_decoder_norm):
+        sae = fold(sae, config, folder)
+    writes = config.writes if transcoder else ""
+    remarks = config.remarks
+    if writes and config.centred_at(writes):
+        raise UserError(
+            "model_from_pretrained_kwargs: center_writing_weights = True: the mean that a transcoder's output lacks is "
+            "no function of its input; refused"
+        )
+    if config.centred_at(config.reads):
+        sae = with_input_centred(sae)
+        remarks += ("center_writing_weights is folded in: the SAE takes out a token's mean, and puts it back",)
+    yield Found(sae, config.name, config.reads, writes, folder.json(CONFIG), config.origin, remarks)
 
 
-def modern(config: dict[str, Any]) -> dict[str, Any]:
-    """A config in the layout of 6.0: the model under `metadata`, and nothing left to defaults."""
-    if "metadata" not in config:
-        renamed = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
-        config = {renamed.get(key, key): value for key, value in config.items()}
-        config["metadata"] = {key: config[key] for key in ("model_name", "hook_name", "hook_name_out") if key in config}
-        if config.get("activation_fn") == "topk":  # before 5.0 a TopK SAE calls itself `standard`
-            config |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
-    norm = config.get("normalize_activations") or "none"
-    return {
-        **config,
-        "architecture": config.get("architecture") or "standard",
-        "apply_b_dec_to_input": config.get("apply_b_dec_to_input", True),
-        "normalize_activations": "expected_average_only_in" if norm is True else norm,
-    }
+def _check_transcoder(fields: Fields, config: saelens_config.Config) -> None:
+    """Refuse what SAELens' transcoders do not do, or do to the input and never undo."""
+    fields.absent("apply_b_dec_to_input", "a transcoder's b_dec lies at another site than its input")
+    if config.norm != "none":
+        raise UserError(f"normalize_activations = {config.norm!r}: a transcoder's output is in other units; refused")
+    if not config.writes:
+        raise UserError("the config gives no hook_name_out, where the transcoder writes")
 
 
 def _encoder(
-    architecture: str, config: dict[str, Any], tensors: Tensors
+    config: saelens_config.Config, t: Tensors
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."], Activation]:
-    W_enc = tensors["W_enc"]
-    if architecture == "gated":
-        return gate_as_threshold(W_enc, tensors["b_gate"], tensors["r_mag"], tensors["b_mag"])
-    b_enc = tensors["b_enc"]
-    if architecture == "topk":
-        return W_enc, b_enc, TopK(int(needs(config, "k")))
-    if "jumprelu" in architecture:
-        log = tensors.get("log_threshold")
-        return W_enc, b_enc, JumpReLU(tensors["threshold"] if log is None else log.exp())
-    if "batchtopk" in architecture:  # a training checkpoint: one threshold, in the units of what is selected
-        threshold = tensors["topk_threshold"].expand(len(b_enc))
-        if config.get("rescale_acts_by_decoder_norm"):
-            threshold = threshold / tensors["W_dec"].norm(dim=1).clamp(min=1e-8)
-        return W_enc, b_enc, JumpReLU(threshold.clone())
-    if config.get("activation_fn", "relu") not in ("relu", None):
-        raise UserError(f"activation function {config['activation_fn']!r}: expected relu or topk")
+    W_enc = t["W_enc"]
+    if config.activation not in ("relu", "topk" if config.architecture == "topk" else "relu"):
+        raise UserError(f"activation function {config.activation!r}: expected relu or topk")
+    if config.architecture == "gated":
+        return gate_as_threshold(W_enc, *(t.sized(name, *W_enc.shape[1:]) for name in ("b_gate", "r_mag", "b_mag")))
+    b_enc = t["b_enc"]
+    if config.architecture == "topk":
+        return W_enc, b_enc, TopK(whole_k(config))
+    if "jumprelu" in config.architecture:
+        log = t.get("log_threshold")
+        return W_enc, b_enc, JumpReLU(t["threshold"] if log is None else log.exp())
+    if "batchtopk" in config.architecture:  # a training checkpoint: one threshold, in the units of what is selected
+        threshold = W_enc.new_full((W_enc.shape[-1],), t.need("topk_threshold", NUMBER))
+        if config.by_decoder_norm:
+            threshold = threshold / t.sized("W_dec", *W_enc.T.shape).norm(dim=1).clamp(min=1e-8)
+        return W_enc, b_enc, JumpReLU(threshold)
     return W_enc, b_enc, ReLU()
 
 
-def _input_folded(sae: SAE, config: dict[str, Any], folder: Folder) -> SAE:
-    """Fold the scale or whitening that a training checkpoint keeps in files of its own."""
-    norm = config["normalize_activations"]
-    if norm in _NORMS or norm == "none":
+def whole_k(config: saelens_config.Config) -> int:
+    """The k of a TopK SAE.
+
+    Raises:
+        UserError: there is none, or it is no whole number.
+    """
+    if config.k is None or not config.k.is_integer():
+        raise UserError("the config gives no k" if config.k is None else f"k = {config.k:g}: expected a whole number")
+    return int(config.k)
+
+
+def _finetuned(sae: SAE, config: saelens_config.Config, t: Tensors) -> SAE:
+    """Fold the factor that each latent was fine-tuned by: `scaling_factor` up to 2, where it is always there."""
+    names = [name for name in ("scaling_factor", "finetuning_scaling_factor") if name in t]
+    if len(names) > 1:
+        raise UserError(f"{WEIGHTS} holds {' and '.join(names)}: which of them is meant?")
+    if not names:
+        if config.finetuned:
+            raise UserError(
+                f"the config says that the decoder was fine-tuned (finetuning_scaling_factor, finetuning_method), and "
+                f"{WEIGHTS} holds no factor"
+            )
         return sae
-    scaler = folder.json("activation_scaler.json") if folder.has("activation_scaler.json") else {}
-    if norm == "expected_average_only_in" and scaler.get("scaling_factor"):
-        return with_input_scaled(sae, scaler["scaling_factor"], scaler["scaling_factor"])
-    if norm == "covariance_whitening" and folder.has("activation_whitening.safetensors"):
-        map_ = folder.tensors("activation_whitening.safetensors")
-        return with_input_whitened(sae, map_["mean"], map_["matrix"], map_["inverse_matrix"])
+    factor = t.sized(names[0], sae.d_sae)
+    if bool((factor == 1).all()):
+        return sae
+    if config.finetuned is False or (config.finetuned is None and names[0] == "finetuning_scaling_factor"):
+        raise UserError(
+            f"{WEIGHTS} holds a {names[0]} that is not 1, and the config does not say that the decoder was fine-tuned: "
+            "they contradict each other"
+        )
+    if not factor.isfinite().all():
+        raise UserError(f"{names[0]} holds NaN or infinity: the training diverged; take an earlier checkpoint")
+    return replace(sae, W_dec=sae.W_dec * factor.unsqueeze(1))
+
+
+def _by_decoder_norm(sae: SAE, config: saelens_config.Config, _: Folder) -> SAE:
+    """Fold decoder norms, where latents are selected by activation times decoder norm."""
+    return with_latents_scaled(sae, decoder_norms(sae)) if config.by_decoder_norm else sae
+
+
+def _input_folded(sae: SAE, config: saelens_config.Config, folder: Folder) -> SAE:
+    """Fold the scale or whitening that a training checkpoint keeps in files of its own."""
+    if config.norm in _NORMS or config.norm == "none":
+        return sae
+    if config.norm == "expected_average_only_in" and folder.has(SCALER):
+        scaler = folder.config(SCALER)
+        scaler.absent("has_whitening", "the config says that the input was scaled, not whitened")
+        if (scale := scaler.get("scaling_factor", NUMBER)) is not None:
+            if scale <= 0:
+                raise UserError(f"{SCALER}: scaling_factor = {scale:g}: expected a positive number")
+            return with_input_scaled(sae, scale, scale)
+    if config.norm == "covariance_whitening" and folder.has(WHITENING):
+        map_, d = folder.tensors(WHITENING), sae.d_model
+        if folder.has(SCALER):
+            scaler = folder.config(SCALER)
+            scaler.get("has_whitening", FLAG)
+            scaler.absent("scaling_factor", "the config says that the input was whitened, not scaled")
+        maps = map_.sized("matrix", d, d), map_.sized("inverse_matrix", d, d)
+        return with_input_whitened(sae, map_.sized("mean", d), *maps)
     raise UserError(
-        f"normalize_activations = {norm!r}, and its numbers are in none of the files; "
+        f"normalize_activations = {config.norm!r}, and its numbers are in none of the files; "
         "fold them with SAELens (SAE.from_pretrained does, then save_model) and load what that saved"
     )
 

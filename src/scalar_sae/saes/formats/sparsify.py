@@ -1,17 +1,27 @@
 """EleutherAI sparsify: `<hookpoint>/{cfg.json, sae.safetensors}`, the folder's name being the module it reads."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import GroupMax, TopK
-from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size, needs, save_folder
+from scalar_sae.saes.formats.fields import FLAG, INTEGER, choice
+from scalar_sae.saes.formats.files import Folder, Format, Found, build, save_folder
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+
+HARMLESS = {
+    "num_latents or the tensors say the same": "expansion_factor",
+    "says that decoder rows have length 1, which they do or do not": "normalize_decoder",
+    "what the loss weighed": "multi_topk",
+}
+_UNSAID = (
+    "sparsify's files from November 2024 to February 2025 do not say whether they hold an SAE or a transcoder: "
+    "read as an SAE"
+)
 
 
 def _here(folder: Folder) -> bool:
@@ -19,31 +29,37 @@ def _here(folder: Folder) -> bool:
 
 
 def _read(folder: Folder) -> Iterator[Found]:
-    config, tensors = folder.json(CONFIG), folder.tensors(WEIGHTS)
-    if config.get("signed"):
-        raise UserError("signed = true: latents of either sign, selected by size, are not supported")
-    k = int(needs(config, "k"))
-    kind = config.get("activation") or "topk"
-    if kind not in ("topk", "groupmax"):
-        raise UserError(f"activation {kind!r}: expected topk or groupmax")
-    transcoder = bool(config.get("transcode"))
-    W_skip = tensors.get("W_skip")
-    if config.get("skip_connection") is not None and bool(config["skip_connection"]) != (W_skip is not None):
-        raise UserError(f"skip_connection = {config['skip_connection']}, which the tensors contradict")
+    config, t = folder.config(CONFIG), folder.tensors(WEIGHTS)
+    config.harmless(HARMLESS)
+    config.absent("signed", "latents of either sign, selected by size, are not supported")
+    k = config.need("k", INTEGER)
+    newer = "activation" in config or "transcode" in config  # both came in February 2025
+    ask = config.need if newer else config.get
+    kind = ask("activation", choice("topk", "groupmax")) or "topk"
+    W_skip = t.get("W_skip")
+    transcoder = (ask if W_skip is None else config.need)("transcode", FLAG) or False
+    config.same("skip_connection", FLAG, W_skip is not None, "which the tensors contradict:")
     sae = build(
-        tensors["encoder.weight"].T,
-        tensors["encoder.bias"],
-        tensors["W_dec"],
-        tensors["b_dec"],
+        t["encoder.weight"].T,
+        t["encoder.bias"],
+        t["W_dec"],
+        t["b_dec"],
         TopK(k) if kind == "topk" else GroupMax(k),
-        b_pre=None if transcoder else tensors["b_dec"],
+        b_pre=None if transcoder else t["b_dec"],
         W_skip=None if W_skip is None else W_skip.T,
     )
-    check_size(sae, config, "d_in", "num_latents")
-    seed = re.fullmatch(r"seed\d+", folder.path.name)
-    module = folder.path.parent.name if seed else folder.path.name
-    group = "-".join([kind, *(["transcoder"] if transcoder else []), *([seed[0]] if seed else [])])
-    yield Found(sae, group, f"{module}.input" if transcoder else module, module if transcoder else "", config)
+    if config.get("num_latents", INTEGER):  # 0: what expansion_factor says
+        config.same("num_latents", INTEGER, sae.d_sae)
+    else:
+        config.same("expansion_factor", INTEGER, sae.d_sae // sae.d_model)
+    config.same("d_in", INTEGER, sae.d_model)
+    named = folder.ending(r"(?P<module>[^/]+)(?:/(?P<seed>seed\d+))?")
+    assert named is not None  # every folder has a name
+    group = "-".join(filter(None, [kind, "transcoder" if transcoder else "", named["seed"]]))
+    module = named["module"]
+    remarks = (_UNSAID,) if "skip_connection" in config and not newer else ()
+    reads, writes = (f"{module}.input", module) if transcoder else (module, "")
+    yield Found(sae, group, reads, writes, folder.json(CONFIG), remarks=remarks)
 
 
 FORMAT = Format("sparsify", f"{CONFIG}, {WEIGHTS}", _here, _read)

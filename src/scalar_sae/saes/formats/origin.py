@@ -1,0 +1,28 @@
+"""What an SAE was trained on, as far as its files say."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Origin(BaseModel):
+    """The model and the text that an SAE saw: not what the SAE computes, but where it fits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+    model: str | None = None
+    """The language model."""
+    text: str | None = None
+    """The data set."""
+    context: int | None = None
+    """Tokens per prompt."""
+    bos: bool | None = None
+    """Whether every prompt began with a beginning-of-text token."""
+    positions: list[int | None] | None = None
+    """The slice of a prompt's positions that it was trained on: start, stop, step; None: all of them."""
+
+    def __str__(self) -> str:
+        """One line for people; empty if nothing is known."""
+        prompts = "" if self.context is None else f"prompts of {self.context} tokens"
+        begin = {None: "", True: "beginning with BOS", False: "without BOS"}[self.bos]
+        bounds = ":".join("" if bound is None else str(bound) for bound in self.positions or [])
+        where = f"positions {bounds if len(self.positions) > 1 else ':' + bounds} only" if self.positions else ""
+        return ", ".join(filter(None, [self.model, self.text, f"{prompts} {begin}".strip(), where]))

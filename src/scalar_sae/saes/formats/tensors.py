@@ -1,0 +1,208 @@
+"""Files of tensors of other people's SAEs, read by allow-list: `check_read` refuses what nobody asked for."""
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scalar_sae.errors import UserError
+from scalar_sae.saes.formats.fields import Fields, Harmless, Kind, T, shown
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class Tensors:
+    """The tensors of one file, by name: floating-point ones are read in float32, wherever they were saved from."""
+
+    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+        self._values = values
+        self._source = source
+        self._asked: set[str] = set()
+        self._inner: list[Fields | Tensors] = []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __getitem__(self, name: str) -> Float[Tensor, "..."]:
+        """A tensor in float32.
+
+        Raises:
+            UserError: it is missing, or not an ordinary tensor of floating-point numbers.
+        """
+        value = self._tensor(name)
+        if value.dtype not in _FLOATS:
+            raise UserError(
+                f"{self._source}: {name} holds {_name(value.dtype)}: expected float32, float64, float16 or bfloat16"
+            )
+        return value.detach().float()
+
+    def get(self, name: str) -> Float[Tensor, "..."] | None:
+        """A tensor in float32, or None if it is missing."""
+        return self[name] if name in self._values else None
+
+    def sized(self, name: str, *shape: int) -> Float[Tensor, "..."]:
+        """A tensor in float32 that must have a shape.
+
+        Raises:
+            UserError: it is missing, holds other numbers, or has another shape.
+        """
+        value = self[name]
+        if tuple(value.shape) != shape:
+            raise UserError(f"{self._source}: {name} has shape {tuple(value.shape)}; the other tensors need {shape}")
+        return value
+
+    def need(self, name: str, kind: Kind[T]) -> T:
+        """One number that must be there, stored as a tensor or as itself.
+
+        Raises:
+            UserError: it is missing, or not a number of that kind.
+        """
+        found = self.scalar(name, kind)
+        if found is None:
+            raise UserError(f"{self._source} lacks the tensor {name}; it holds {', '.join(map(str, self._values))}")
+        return found
+
+    def scalar(self, name: str, kind: Kind[T]) -> T | None:
+        """One number, stored as a tensor or as itself; None if it is missing.
+
+        Raises:
+            UserError: it is not a number of that kind.
+        """
+        self._asked.add(name)
+        if self._values.get(name) is None:
+            return None
+        value = self._values[name]
+        plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        found = kind.read(plain)
+        if found is None:
+            raise UserError(f"{self._source}: {name} = {shown(plain)}: expected {kind.name}")
+        return found
+
+    def integers(self, name: str) -> list[int] | None:
+        """A tensor of whole numbers as a list; None if it is missing.
+
+        Raises:
+            UserError: it holds other numbers.
+        """
+        if name not in self._values:
+            return None
+        value = self._tensor(name)
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            raise UserError(f"{self._source}: {name} holds {_name(value.dtype)}: expected whole numbers")
+        return value.flatten().tolist()
+
+    def fields(self, name: str) -> Fields:
+        """An object that is stored beside the tensors; without fields if it is missing.
+
+        Raises:
+            UserError: it is something else.
+        """
+        found = Fields({name: self._values.get(name)}, self._source).inside(name)
+        self._asked.add(name)
+        self._inner.append(found)
+        return found
+
+    def text(self, name: str) -> str | None:
+        """A word that is stored beside the tensors, or None if it is missing.
+
+        Raises:
+            UserError: it is something else.
+        """
+        self._asked.add(name)
+        value = self._values.get(name)
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{self._source}: {name} = {shown(value)}: expected a text")
+        return value
+
+    def inside(self, name: str) -> "Tensors":
+        """The tensors that lie one level further in.
+
+        Raises:
+            UserError: nothing lies there.
+        """
+        self._asked.add(name)
+        if not isinstance(self._values.get(name), dict):
+            raise UserError(f"{self._source}: {name} = {shown(self._values.get(name))}: expected tensors by name")
+        return self._keep(Tensors(self._values[name], self._source))
+
+    def under(self, prefix: str) -> "Tensors":
+        """The tensors whose names begin with a prefix, without it."""
+        chosen = {name[len(prefix) :]: value for name, value in self._values.items() if name.startswith(prefix)}
+        self._asked.update(prefix + name for name in chosen)
+        return self._keep(Tensors(chosen, self._source))
+
+    def harmless(self, table: Harmless) -> None:
+        """Tensors that may hold anything."""
+        for names in table.values():
+            self._asked.update(names.split())
+
+    def check_read(self) -> None:
+        """Raise a UserError if there is a tensor that nobody asked for."""
+        left = [str(name) for name in self._values if name not in self._asked]
+        if left:
+            raise UserError(
+                f"{self._source} holds {', '.join(left)}, which the kind of SAE that its config names does not have: "
+                "config and tensors contradict each other"
+            )
+        for inner in self._inner:
+            inner.check_read()
+
+    def _tensor(self, name: str) -> Tensor:
+        self._asked.add(name)
+        value = self._values.get(name)
+        if not isinstance(value, Tensor):
+            raise UserError(f"{self._source} lacks the tensor {name}; it holds {', '.join(map(str, self._values))}")
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
+            raise UserError(f"{self._source}: {name} is sparse, quantised or without data: expected a dense tensor")
+        return value
+
+    def _keep(self, inner: "Tensors") -> "Tensors":
+        self._inner.append(inner)
+        return inner
+
+
+def read_tensors(path: Path) -> Tensors:
+    """A .safetensors, .npz or PyTorch file. Nothing in it is executed.
+
+    Raises:
+        UserError: it is damaged, or holds code.
+    """
+    try:
+        return Tensors(_READERS.get(path.suffix, _torch)(path), path.name)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path.name} holds more than tensors and plain values; refused, for it could run code"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path.name} cannot be read: damaged or truncated ({reason})") from error
+
+
+def _npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _torch(path: Path) -> dict[str, Any]:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise ValueError("not a state dict")
+    return content
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_READERS: dict[str, Callable[[Path], dict[str, Any]]] = {".safetensors": load_file, ".npz": _npz}
