@@ -26,8 +26,8 @@ def list_(path: Source) -> None:
     from scalar_sae.lm.loading import model_in
     from scalar_sae.results import Results
     from scalar_sae.saes import hub
-    from scalar_sae.saes.formats.detect import NothingFoundError
-    from scalar_sae.saes.store import find_saes
+    from scalar_sae.saes.formats.detect import Located, NothingFoundError
+    from scalar_sae.saes.store import find_saes, notes
 
     folder = hub.local(path)
     if not folder.exists():
@@ -35,11 +35,12 @@ def list_(path: Source) -> None:
     model = model_in(folder)
     results = folder / "results.json"
     records = Results.read(results).records if os.path.lexists(results) else None
-    table = PlainTable(title=path)
+    table, located = PlainTable(title=path), list[Located]()
     for column in ("method", "site", "d_model", "d_sae", "activation", "chunks", "format"):
         table.add_column(column)
     try:
-        for found, format_, _ in find_saes(folder):
+        located = list(find_saes(folder))
+        for found, format_, _ in located:
             sae, site = found.sae, f"{found.reads} -> {found.writes}" if found.writes else found.reads or "?"
             chunks = " ".join(map(str, sae.chunks))
             table.add_row(found.group, site, str(sae.d_model), str(sae.d_sae), str(sae.activation), chunks, format_)
@@ -48,6 +49,8 @@ def list_(path: Source) -> None:
             raise
     if table.row_count:
         show(table)
+    for note in notes(located):
+        tell(note)
     if model:
         tell(f"language model: {model}")
     if records is not None:

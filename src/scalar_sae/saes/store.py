@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +14,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 
+from scalar_sae.console import say
 from scalar_sae.errors import UserError
 from scalar_sae.io import whole
 from scalar_sae.saes import hub
 from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, Kind, ReLU, TopK
 from scalar_sae.saes.formats.detect import FORMATS, Located, nothing, walk
+from scalar_sae.saes.formats.fields import shown
 from scalar_sae.saes.formats.files import Folder, Format, Found, about, build
 from scalar_sae.saes.formats.origin import Origin
 from scalar_sae.saes.formats.tensors import Tensors
@@ -109,7 +111,12 @@ def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
     try:
         card = SaeCard.model_validate_json(json.dumps(folder.json(CONFIG)))
     except ValidationError as error:
-        raise UserError(f"{CONFIG} is not that of an SAE ({' '.join(str(error).split())})") from error
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{CONFIG}: {where}: {' '.join(first['msg'].split())}, not {shown(first['input'])} (of gpt-circuits, it "
+            "would say sae_variant)"
+        ) from error
     tensors = folder.tensors(WEIGHTS)
     weights = {name: tensors[name] for name in TENSORS}
     sae = build(
@@ -149,7 +156,7 @@ def _own(folder: Folder) -> Iterator[Found]:
     yield Found(sae, card.name, card.site, card.writes or "", card.recipe, card.origin, tuple(card.remarks))
 
 
-OWN = Format("scalar-sae", f"{CONFIG}, {WEIGHTS}", _own_here, _own)
+OWN = Format("scalar-sae", f"{CONFIG}, {WEIGHTS}", _own_here, (WEIGHTS,), _own)
 
 
 def find_saes(path: str | Path) -> Iterator[Located]:
@@ -175,6 +182,8 @@ def find_saes(path: str | Path) -> Iterator[Located]:
 def load_saes(*paths: str | Path) -> dict[str, dict[Site, SAE]]:
     """Every SAE of a run, or of other people's files: name of the group -> site that is read -> SAE.
 
+    What other people's files say of the model and text that their SAEs saw, and remarks, are said once.
+
     Args:
         paths: run directories, their `saes/`, single groups, and whatever `find_saes` accepts. `SITE=PATH` says where
             the one SAE of a path reads, when its files do not.
@@ -186,6 +195,7 @@ def load_saes(*paths: str | Path) -> dict[str, dict[Site, SAE]]:
     for path in paths:
         site, path = split(path)
         located = list(find_saes(path))
+        say_notes(path, located)
         if site is not None and len(located) > 1:
             raise UserError(f"{site}={path}: holds {len(located)} SAEs; give the path of one")
         for one, _, where in located:
@@ -197,6 +207,21 @@ def load_saes(*paths: str | Path) -> dict[str, dict[Site, SAE]]:
     return found
 
 
+def say_notes(path: str | Path, located: Iterable[Located]) -> None:
+    """Say what the files of SAEs say of where these fit, each sentence once."""
+    for note in notes(located):
+        say(f"{path}: {note}")
+
+
+def notes(located: Iterable[Located]) -> list[str]:
+    """What the files of SAEs say of where these fit, each sentence once: what they were trained on, and remarks."""
+    found: dict[str, None] = {}
+    for one in (one.found for one in located):
+        found |= dict.fromkeys([f"trained on {one.origin}"] if str(one.origin) else [])
+        found |= dict.fromkeys(one.remarks)
+    return list(found)
+
+
 def placed(found: Found, site: Site | None = None) -> tuple[Site, SAE]:
     """The site where an SAE reads, and the SAE with the site where it writes.
 
@@ -205,8 +230,12 @@ def placed(found: Found, site: Site | None = None) -> tuple[Site, SAE]:
     """
     if site is None and not found.reads:
         raise UserError("the files do not say where this SAE reads; give SITE=PATH, such as resid_post.3=PATH")
-    reads = site or Site.parse(found.reads)
-    return reads, replace(found.sae, writes=Site.parse(found.writes)) if found.writes else found.sae
+    try:
+        reads = site or Site.parse(found.reads)
+        return reads, replace(found.sae, writes=Site.parse(found.writes)) if found.writes else found.sae
+    except UserError as error:
+        where = f"{found.reads} and writes {found.writes}" if found.writes else found.reads
+        raise UserError(f"the files say that it reads {where}: {error}") from error
 
 
 def find_sae(saes: dict[Site, SAE], site: Site) -> SAE | None:

@@ -62,7 +62,8 @@ def saelens_before_6_topk(path: Path, w: Weights) -> Reading:
     """A TopK SAE calls itself standard; loading it as ReLU was a silent bug in SAELens (#553)."""
     t = {**standard(w), "scaling_factor": w(F).abs()}
     config = {"hook_point": "blocks.1.hook_resid_pre", "d_in": D, "d_sae": F, "activation_fn_str": "topk",
-              "activation_fn_kwargs": {"k": K}, "normalize_activations": False}  # fmt: skip
+              "activation_fn_kwargs": {"k": K}, "normalize_activations": False,
+              "finetuning_method": "scale"}  # fmt: skip
     write_json(path / "cfg.json", config)
     save_file(t, path / "sae_weights.safetensors")
     a = arrays(t)
@@ -219,7 +220,7 @@ def openai_relu(path: Path, w: Weights) -> Reading:
 
 def circuit_tracer_topk(path: Path, w: Weights) -> Reading:
     t = {"W_enc": w(F, D), "b_enc": w(F), "W_dec": w(F, D), "b_dec": w(D)}
-    path.mkdir()
+    path.mkdir(parents=True)
     save_file({**t, "k": torch.tensor(K)}, path / "layer_1.safetensors")
     config = {"model_kind": "transcoder_set", "k": K, "feature_input_hook": "mlp.hook_in",
               "feature_output_hook": "mlp.hook_out"}  # fmt: skip
@@ -231,7 +232,7 @@ def circuit_tracer_topk(path: Path, w: Weights) -> Reading:
 
 def circuit_tracer_relu(path: Path, w: Weights) -> Reading:
     t = {"W_enc": w(F, D), "b_enc": w(F), "W_dec": w(F, D), "b_dec": w(D)}
-    path.mkdir()
+    path.mkdir(parents=True)
     save_file(t, path / "layer_1.safetensors")
     config = {"model_kind": "transcoder_set", "feature_input_hook": "hook_resid_mid",
               "feature_output_hook": "hook_mlp_out"}  # fmt: skip
@@ -244,7 +245,7 @@ def circuit_tracer_relu(path: Path, w: Weights) -> Reading:
 def circuit_tracer(path: Path, w: Weights) -> Reading:
     t = {"W_enc": w(F, D), "b_enc": w(F), "W_dec": w(F, D), "b_dec": w(D), "W_skip": w(D, D)}
     t["activation_function.threshold"] = w(F).abs()
-    path.mkdir()
+    path.mkdir(parents=True)
     save_file(t, path / "layer_1.safetensors")
     config = {"model_kind": "transcoder_set", "model_name": "m", "feature_input_hook": "hook_resid_mid",
               "feature_output_hook": "hook_mlp_out"}  # fmt: skip
@@ -291,7 +292,7 @@ def batch_topk_jumprelu(path: Path, w: Weights) -> Reading:
 def dictionary_learning_killed(path: Path, w: Weights) -> Reading:
     """A run killed after a backup leaves its training state, in units of activations over norm_factor."""
     t = {**linear(w, "b_dec"), "k": torch.tensor(K, dtype=torch.int), "threshold": torch.tensor(0.3)}
-    path.mkdir()
+    path.mkdir(parents=True)
     torch.save({"step": 7, "ae": t, "optimizer": {}, "config": {}, "norm_factor": 2.5}, path / "ae.pt")
     trainer = {"dict_class": "BatchTopKSAE", "activation_dim": D, "dict_size": F, "k": K, "layer": 1}
     write_json(path / "config.json", {"trainer": trainer, "buffer": {}})
@@ -412,14 +413,18 @@ def test_gpt_circuits_variants(variant: str, by_key: bool, tmp_path: Path):
     assert [sae.chunks for sae in saes.values()] == ([(F,), (F, 2 * F)] if "staircase" in variant else [(), ()])
 
 
-def test_a_jacobian_pair(tmp_path: Path):
-    w = Weights(torch.float32)
+def jacobian_pair(path: Path, w: Weights) -> dict[str, dict[str, torch.Tensor]]:
     ends = {"": standard(w), "_out": standard(w)}
     t = {f"_{name}{end}": tensor for end, tensors in ends.items() for name, tensor in tensors.items()}
     config = {"is_pair": True, "hook_name": "blocks.1.ln2.hook_normalized", "d_in": D, "d_sae": F,
               "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}  # fmt: skip
-    write_json(tmp_path / "cfg.json", config)
-    save_file(t, tmp_path / "sae_weights.safetensors")
+    write_json(path / "cfg.json", config)
+    save_file(t, path / "sae_weights.safetensors")
+    return ends
+
+
+def test_a_jacobian_pair(tmp_path: Path):
+    ends = jacobian_pair(tmp_path, Weights(torch.float32))
     saes = load_saes(tmp_path)["jacobian"]
     for site, tensors in zip((Site("mlp_in", 1), Site("mlp_out", 1)), ends.values(), strict=True):
         a = arrays(tensors)

@@ -57,4 +57,4 @@ def _site(config: Fields) -> str:
     return hook
 
 
-FORMAT = Format("BatchTopK", f"{CONFIG}, {WEIGHTS}", _here, _read)
+FORMAT = Format("BatchTopK", f"{CONFIG}, {WEIGHTS}", _here, (WEIGHTS,), _read)

@@ -47,9 +47,9 @@ def _read(folder: Folder) -> Iterator[Found]:
 
 
 def _sae(t: Tensors, activation: str | None, k: int | None) -> SAE:
-    W_skip, b_enc = t.get("W_skip"), t["b_enc"]
+    W_skip, b_enc = t.matrix("W_skip") if "W_skip" in t else None, t["b_enc"]
     rule = _rule(t, activation, k, b_enc.shape[-1])
-    return build(t["W_enc"].T, b_enc, t["W_dec"], t["b_dec"], rule, W_skip=None if W_skip is None else W_skip.T)
+    return build(t.matrix("W_enc").T, b_enc, t["W_dec"], t["b_dec"], rule, W_skip=None if W_skip is None else W_skip.T)
 
 
 def _rule(t: Tensors, activation: str | None, k: int | None, d_sae: int) -> Activation:
@@ -74,4 +74,4 @@ def _rule(t: Tensors, activation: str | None, k: int | None, d_sae: int) -> Acti
     return found
 
 
-FORMAT = Format("circuit-tracer", f"{CONFIG}, layer_<i>.safetensors", _here, _read)
+FORMAT = Format("circuit-tracer", f"{CONFIG} with model_kind, layer_<i>.safetensors", _here, (), _read)

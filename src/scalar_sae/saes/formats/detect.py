@@ -17,7 +17,7 @@ from scalar_sae.saes.formats import (
     saelens,
     sparsify,
 )
-from scalar_sae.saes.formats.files import Folder, Format, Found, about
+from scalar_sae.saes.formats.files import Folder, Format, Found, about, check_numbers
 
 FORMATS: tuple[Format, ...] = tuple(
     module.FORMAT
@@ -51,7 +51,11 @@ def walk(path: Path, formats: tuple[Format, ...]) -> Iterator[Located]:
         for format_ in fitting:
             for found in format_.read(folder):
                 folder.check_read()
+                check_numbers(found)
                 yield Located(found, format_.name, path)
+    left = sorted(folder.names & {name for format_ in formats for name in format_.weights})
+    if not fitting and path.is_dir() and left:
+        raise UserError(f"{path}: holds {', '.join(left)}, and no config that says what it is ({understood(formats)})")
     if not fitting and path.is_dir():
         for entry in sorted(path.iterdir()):
             if entry.is_dir() and not entry.name.startswith("."):
@@ -66,5 +70,9 @@ def nothing(path: Path, formats: tuple[Format, ...]) -> NothingFoundError:
     """The error for a path without SAEs: what was found, what is understood."""
     folder = Folder.of(path)
     there = ", ".join(sorted(folder.names)[:8]) or "nothing"
-    understood = "; ".join(f"{format_.name} ({format_.files})" for format_ in formats)
-    return NothingFoundError(f"{path}: holds no SAEs: found {there}; understood are {understood}")
+    return NothingFoundError(f"{path}: holds no SAEs: found {there}; understood are {understood(formats)}")
+
+
+def understood(formats: tuple[Format, ...]) -> str:
+    """The formats and their files, for messages."""
+    return "; ".join(f"{format_.name} ({format_.files})" for format_ in formats)

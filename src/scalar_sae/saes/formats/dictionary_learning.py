@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 
+import torch
+
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
 from scalar_sae.saes.folds import gate_as_threshold, with_input_scaled, with_latents_scaled
@@ -64,25 +66,32 @@ def _sae(kind: str, config: Fields, t: Tensors) -> SAE:
     match kind:
         case "AutoEncoder":
             return build(
-                t["encoder.weight"].T, t["encoder.bias"], t["decoder.weight"].T, t["bias"], ReLU(), b_pre=t["bias"]
+                t.matrix("encoder.weight").T,
+                t["encoder.bias"],
+                t.matrix("decoder.weight").T,
+                t["bias"],
+                ReLU(),
+                b_pre=t["bias"],
             )
         case "AutoEncoderNew":
-            return build(t["encoder.weight"].T, t["encoder.bias"], t["decoder.weight"].T, t["decoder.bias"], ReLU())
+            return build(
+                t.matrix("encoder.weight").T, t["encoder.bias"], t.matrix("decoder.weight").T, t["decoder.bias"], ReLU()
+            )
         case "GatedAutoEncoder":
-            W_gate = t["encoder.weight"].T
+            W_gate = t.matrix("encoder.weight").T
             gate = (t.sized(name, *W_gate.shape[1:]) for name in ("gate_bias", "r_mag", "mag_bias"))
             W_enc, b_enc, rule = gate_as_threshold(W_gate, *gate)
-            return build(W_enc, b_enc, t["decoder.weight"].T, t["decoder_bias"], rule, b_pre=t["decoder_bias"])
+            return build(W_enc, b_enc, t.matrix("decoder.weight").T, t["decoder_bias"], rule, b_pre=t["decoder_bias"])
         case "JumpReluAutoEncoder":
             return build(t["W_enc"], t["b_enc"], t["W_dec"], t["b_dec"], JumpReLU(t["threshold"]))
         case "AutoEncoderTopK" | "BatchTopKSAE":
-            W_enc, b_enc, W_dec = t["encoder.weight"].T, t["encoder.bias"], t["decoder.weight"].T
+            W_enc, b_enc, W_dec = t.matrix("encoder.weight").T, t["encoder.bias"], t.matrix("decoder.weight").T
         case "MatryoshkaBatchTopKSAE":
-            W_enc, b_enc, W_dec = t["W_enc"], t["b_enc"], t["W_dec"]
-            _check_groups(config, t, len(b_enc))
+            W_enc, b_enc, W_dec = t.matrix("W_enc"), t["b_enc"], t["W_dec"]
+            _check_groups(config, t, W_enc.shape[1])
         case _:
             raise UserError(f"dict_class {kind!r} is not supported")
-    return build(W_enc, b_enc, W_dec, t["b_dec"], _selection(kind, config, t, len(b_enc)), b_pre=t["b_dec"])
+    return build(W_enc, b_enc, W_dec, t["b_dec"], _selection(kind, config, t, W_enc.shape[1]), b_pre=t["b_dec"])
 
 
 def _selection(kind: str, config: Fields, t: Tensors, d_sae: int) -> Activation:
@@ -91,8 +100,10 @@ def _selection(kind: str, config: Fields, t: Tensors, d_sae: int) -> Activation:
     if k is None:
         k = config.need("k", INTEGER)
     config.same("k", INTEGER, k)
+    if threshold is None and config.get("threshold_beta", NUMBER) is not None:
+        raise UserError("the config gives threshold_beta, and there is no threshold among the tensors")
     if kind != "AutoEncoderTopK" and threshold is not None and threshold >= 0:
-        return JumpReLU(t["encoder.bias" if "encoder.bias" in t else "b_enc"].new_full((d_sae,), threshold))
+        return JumpReLU(torch.full((d_sae,), threshold))
     return TopK(k)
 
 
@@ -131,4 +142,4 @@ def _site(folder: Folder, config: Fields, buffer: Fields) -> tuple[str, tuple[st
     return f"resid_post.{layer}", (f"its files give a layer and no place in it: read as resid_post.{layer}",)
 
 
-FORMAT = Format("dictionary_learning", f"{CONFIG}, {WEIGHTS}", _here, _read)
+FORMAT = Format("dictionary_learning", f"{CONFIG} with trainer, {WEIGHTS}", _here, (WEIGHTS,), _read)

@@ -146,6 +146,8 @@ class Format(NamedTuple):
     """What a folder of this format holds, for messages."""
     here: Callable[[Folder], bool]
     """Whether a folder is of this format, from names and configs."""
+    weights: tuple[str, ...]
+    """Files that no folder holds that is not of this format, or a damaged one of it."""
     read: Callable[[Folder], Iterable[Found]]
     """Its SAEs. Configs must be read whole before the first one, each file of tensors before the first of its SAEs."""
 
@@ -202,6 +204,19 @@ def build(
     if b_pre is not None:
         b_enc = without_pre_bias(b_enc, b_pre, W_enc)
     return SAE(W_enc, b_enc, W_dec, b_dec, activation, chunks, norm, W_skip)
+
+
+def check_numbers(found: Found) -> None:
+    """Raise a UserError if an SAE cannot be computed with: too large numbers, or an output that fits nowhere."""
+    sae = found.sae
+    if not found.writes and sae.d_model != sae.d_out:
+        raise UserError(
+            f"W_enc {tuple(sae.W_enc.shape)} and W_dec {tuple(sae.W_dec.shape)} read and write other widths, and the "
+            "files do not say where it writes"
+        )
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        if not getattr(sae, name).isfinite().all():
+            raise UserError(f"{name} is too large for float32 once all factors are folded into it")
 
 
 def save_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], names: tuple[str, str]) -> None:

@@ -73,4 +73,4 @@ def _sae(t: Tensors) -> SAE:
     return build(W_enc, t["b_enc"], W_dec, t["b_dec"], JumpReLU(t["threshold"]), W_skip=skip)
 
 
-FORMAT = Format("Gemma Scope", f"{FIRST}, or {SECOND} with {CONFIG}", _here, _read)
+FORMAT = Format("Gemma Scope", f"{FIRST}, or {SECOND} with {CONFIG}", _here, (FIRST, SECOND), _read)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
 from scalar_sae.saes.folds import gate_as_threshold
-from scalar_sae.saes.formats.fields import INTEGERS, TEXT, TEXTS
+from scalar_sae.saes.formats.fields import INTEGERS, TEXTS, choice
 from scalar_sae.saes.formats.files import Folder, Format, Found, build
 from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.sae import SAE
@@ -22,6 +22,10 @@ _POINTS = {
 }  # fmt: skip
 _PAIRS = {"jsae_layer": ("mlpin", "mlpout"), "jsae_block": ("residmid", "residpost")}
 _PAIRS["staircase_block"] = _PAIRS["jsae_block"]
+_VARIANTS = (
+    "standard", "standard_v2", "gated", "gated_v2", "jumprelu", "jumprelu_staircase", "topk", "topk_staircase",
+    "topk_staircase_detach", *_PAIRS,
+)  # fmt: skip
 
 
 def _here(folder: Folder) -> bool:
@@ -30,7 +34,7 @@ def _here(folder: Folder) -> bool:
 
 def _read(folder: Folder) -> Iterator[Found]:
     config = folder.config(CONFIG)
-    widths, variant = config.need("n_features", INTEGERS), config.need("sae_variant", TEXT)
+    widths, variant = config.need("n_features", INTEGERS), config.need("sae_variant", choice(*_VARIANTS))
     keys = config.get("sae_keys", TEXTS) or _keys(variant, len(widths))
     ks = config.get("top_k", INTEGERS)
     for name, values in (("sae_keys", keys), ("top_k", ks)):
@@ -82,8 +86,9 @@ def _sae(variant: str, k: int | None, t: Tensors, weights: Tensors, chunks: tupl
     b_dec = t["b_dec"]
     kind = re.sub("_v2$", "", variant)
     if kind == "gated":
-        tied, W_dec = variant == "gated_v2", t["W_dec"]
-        W_gate, size = W_dec.T if tied else t["W_gate"], W_dec.shape[:1]
+        tied, W_dec = variant == "gated_v2", t.matrix("W_dec")
+        W_gate = W_dec.T if tied else t.matrix("W_gate")
+        size = W_gate.shape[1:]
         r_mag = W_dec.new_zeros(size) if tied else t.sized("r_mag", *size)
         gate = gate_as_threshold(W_gate, t.sized("b_gate", *size), r_mag, t.sized("b_mag", *size))
         W_enc, b_enc, rule = gate
@@ -93,16 +98,16 @@ def _sae(variant: str, k: int | None, t: Tensors, weights: Tensors, chunks: tupl
         rule = ReLU()
     elif kind.startswith("jumprelu"):
         rule = JumpReLU(t["jumprelu.log_threshold"].exp())
-    elif kind.startswith("topk") or variant in _PAIRS:
-        if k is None:
-            raise UserError("the config gives no top_k")
-        rule = TopK(k)
+    elif k is None:
+        raise UserError("the config gives no top_k")
     else:
-        raise UserError(f"sae_variant {variant!r} is not supported")
+        rule = TopK(k)
     width = len(b_enc)
-    W_dec = weights["W_dec"][:width] if chunks else weights["W_dec"]
-    W_enc = W_dec.T if variant == "standard_v2" else weights["W_enc"]
-    return build(W_enc[:, :width] if chunks else W_enc, b_enc, W_dec, b_dec, rule, b_pre=b_dec, chunks=chunks)
+    W_dec = weights.matrix("W_dec")
+    W_enc = W_dec.T if variant == "standard_v2" else weights.matrix("W_enc")
+    if chunks:  # a slice of what all steps share
+        W_enc, W_dec = W_enc[:, :width], W_dec[:width]
+    return build(W_enc, b_enc, W_dec, b_dec, rule, b_pre=b_dec, chunks=chunks)
 
 
-FORMAT = Format("gpt-circuits", f"{CONFIG}, sae.<i>.safetensors", _here, _read)
+FORMAT = Format("gpt-circuits", f"{CONFIG} with sae_variant, sae.<i>.safetensors", _here, (), _read)

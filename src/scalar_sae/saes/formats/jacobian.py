@@ -56,4 +56,4 @@ def _read(folder: Folder) -> Iterator[Found]:
     yield from found
 
 
-FORMAT = Format("jacobian-saes", f"{CONFIG} with is_pair, {WEIGHTS}", _here, _read)
+FORMAT = Format("jacobian-saes", f"{CONFIG} with is_pair, {WEIGHTS}", _here, (WEIGHTS,), _read)

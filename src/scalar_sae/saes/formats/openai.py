@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import torch
+
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, ReLU, TopK
 from scalar_sae.saes.formats.fields import INTEGER, choice
@@ -38,9 +40,13 @@ def _read(folder: Folder) -> Iterator[Found]:
 
 def _sae(t: Tensors) -> SAE:
     t.harmless(HARMLESS)
-    W_enc = t["encoder.weight"].T
-    W_dec = t["decoder.weight"].T if "decoder.weight" in t else W_enc.T
-    rule, norm = _rule(t)
+    W_enc, (rule, norm) = t.matrix("encoder.weight").T, _rule(t)
+    tied = t.get("decoder.linear.weight")  # another name of the encoder's
+    if tied is not None and not torch.equal(tied, W_enc.T):
+        raise UserError("decoder.linear.weight is that of a tied decoder, and not encoder.weight")
+    if norm is None and "decoder.weight" not in t:
+        tied = W_enc.T  # the ReLU checkpoints may be tied and store one matrix
+    W_dec = t.matrix("decoder.weight").T if tied is None else tied
     return build(W_enc, t["latent_bias"], W_dec, t["pre_bias"], rule, b_pre=t["pre_bias"], norm=norm)
 
 
@@ -56,4 +62,4 @@ def _rule(t: Tensors) -> tuple[Activation, InputNorm | None]:
     return ReLU(), None
 
 
-FORMAT = Format("OpenAI", "<layer>.pt under <location>/autoencoders, or one .pt file", _here, _read)
+FORMAT = Format("OpenAI", "<layer>.pt under <location>/autoencoders, or one .pt file", _here, (), _read)

@@ -72,14 +72,16 @@ def _read(folder: Folder) -> Iterator[Found]:
 def _sae(config: Fields, t: Tensors, reads: str, writes: str, first: bool) -> tuple[SAE, str]:
     """The SAE, and the name of its activation function in training; `first`: of the 2024 release."""
     W_enc, b_enc, W_dec, b_dec = _weights(t)
+    (config.get if b_dec is not None else config.need)("use_decoder_bias", FLAG)
     config.same("use_decoder_bias", FLAG, b_dec is not None)
     norm = config.need("norm_activation", _NORMS)
     ask = config.need if "top_k" in config or norm != "none" else config.get
     by_norm = ask("sparsity_include_decoder_norm", FLAG) or False
     kind = ask("act_fn", choice("relu", "topk", "jumprelu")) or "relu"
-    rule, one_threshold = _rule(kind, config, t, W_dec, by_norm)
+    rule, one_threshold = _rule(kind, config, t, W_dec, by_norm, first)
     if norm == "batch-wise" or (norm == "token-wise" and writes):
-        raise UserError(f"norm_activation {norm!r}: what it divides by is not known at inference")
+        hooks = f"{reads} -> {writes}" if writes else reads
+        raise UserError(f"norm_activation {norm!r} ({hooks}): what it divides by is not known at inference")
     ask = config.need if first and b_dec is not None else config.get
     pre = b_dec if ask("apply_decoder_bias_to_pre_encoder", FLAG) else None
     at_run_time = InputNorm("constant_norm") if norm == "token-wise" else None
@@ -88,7 +90,10 @@ def _sae(config: Fields, t: Tensors, reads: str, writes: str, first: bool) -> tu
     norms = _norms(config, t, reads, writes or reads)
     if norm == "dataset-wise":
         if norms is None:
-            raise UserError("the config gives no dataset_average_activation_norm")
+            raise UserError(
+                "neither the config gives dataset_average_activation_norm, nor do the tensors "
+                f"(dataset_average_activation_norm.{reads})"
+            )
         s_in, s_out = sae.d_model**0.5 / norms[0], sae.d_out**0.5 / norms[1]
         sae = with_latents_scaled(with_input_scaled(sae, s_in, s_out), torch.full((sae.d_sae,), 1 / s_in))
     if by_norm:
@@ -99,24 +104,27 @@ def _sae(config: Fields, t: Tensors, reads: str, writes: str, first: bool) -> tu
 
 
 def _weights(t: Tensors) -> tuple[Float[Tensor, "..."], Tensor, Float[Tensor, "..."], Tensor | None]:
-    if "W_E" in t:
-        return t["W_E"], t["b_E"], t["W_D"], t.get("b_D")
-    return t["encoder.weight"].T, t["encoder.bias"], t["decoder.weight"].T, t.get("decoder.bias")
+    if "W_E" in t or "W_D" in t:
+        return t.matrix("W_E"), t["b_E"], t.matrix("W_D"), t.get("b_D")
+    return t.matrix("encoder.weight").T, t["encoder.bias"], t.matrix("decoder.weight").T, t.get("decoder.bias")
 
 
 def _rule(
-    kind: str, config: Fields, t: Tensors, W_dec: Float[Tensor, "..."], by_norm: bool
+    kind: str, config: Fields, t: Tensors, W_dec: Float[Tensor, "..."], by_norm: bool, first: bool
 ) -> tuple[Activation, float | None]:
     """The activation rule; or, beside any, the one threshold of the 2024 release, which is applied after all folds."""
-    k, single = config.get("top_k", INTEGER), config.get("jump_relu_threshold", NUMBER) or 0.0
-    name = next((name for name in _LOG_THRESHOLDS if name in t), None) if kind == "jumprelu" else None
+    k = config.get("top_k", INTEGER)
+    single = (config.need if first and kind != "relu" else config.get)("jump_relu_threshold", NUMBER) or 0.0
+    name = next((name for name in _LOG_THRESHOLDS if name in t), None)
+    if name is not None and kind != "jumprelu":
+        raise UserError(f"act_fn {kind!r}, and {name} among the tensors: they contradict each other")
     if name is not None:
         threshold = t.sized(name, *W_dec.shape[:1]).exp()
         return JumpReLU(threshold / W_dec.norm(dim=1).clamp(min=1e-8) if by_norm else threshold), None
     if kind != "relu" and single > 0:
         return ReLU(), single
     if kind == "jumprelu":
-        raise UserError("act_fn 'jumprelu', and neither jump_relu_threshold nor thresholds among the tensors")
+        raise UserError("act_fn 'jumprelu', and neither jump_relu_threshold nor log_jumprelu_threshold is there")
     if single:
         raise UserError(f"jump_relu_threshold = {single:g}: contradicts act_fn {kind!r}")
     if kind == "relu":
@@ -137,11 +145,11 @@ def _norms(config: Fields, t: Tensors, reads: str, writes: str) -> tuple[float, 
             second = first if second is None and reads == writes else second
             if second is None or first <= 0 or second <= 0 or (reads == writes and first != second):
                 raise UserError(
-                    f"dataset_average_activation_norm = {first:g}, {second}: expected two positive numbers, "
-                    "and for an SAE, which writes where it reads, the same twice"
+                    f"dataset_average_activation_norm = {first:g} at {reads}, {second} at {writes}: expected two "
+                    "positive numbers, the same where hook_point_out is hook_point_in"
                 )
             return first, second
     return None
 
 
-FORMAT = Format("OpenMOSS", f"{OLD} or {NEW} with hook_point_in, weights", _here, _read)
+FORMAT = Format("OpenMOSS", f"{OLD} or {NEW} with hook_point_in, weights", _here, (), _read)

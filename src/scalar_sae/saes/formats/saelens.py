@@ -59,8 +59,10 @@ def _read(folder: Folder) -> Iterator[Found]:
         )
     if transcoder:
         _check_transcoder(fields, config)
+    if "_W_enc" in t:
+        raise UserError(f"{WEIGHTS} holds the pair of jacobian-saes, and {CONFIG} does not say is_pair")
     W_enc, b_enc, rule = _encoder(config, t)
-    W_dec, W_skip = t["W_dec"], t["W_skip"] if "skip" in config.architecture else None
+    W_dec, W_skip = t["W_dec"], t.matrix("W_skip") if "skip" in config.architecture else None
     sae = build(
         W_enc,
         b_enc,
@@ -103,7 +105,7 @@ def _check_transcoder(fields: Fields, config: saelens_config.Config) -> None:
 def _encoder(
     config: saelens_config.Config, t: Tensors
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."], Activation]:
-    W_enc = t["W_enc"]
+    W_enc = t.matrix("W_enc")
     if config.activation not in ("relu", "topk" if config.architecture == "topk" else "relu"):
         raise UserError(f"activation function {config.activation!r}: expected relu or topk")
     if config.architecture == "gated":
@@ -141,8 +143,8 @@ def _finetuned(sae: SAE, config: saelens_config.Config, t: Tensors) -> SAE:
     if not names:
         if config.finetuned:
             raise UserError(
-                f"the config says that the decoder was fine-tuned (finetuning_scaling_factor, finetuning_method), and "
-                f"{WEIGHTS} holds no factor"
+                "the config says that the decoder was fine-tuned (finetuning_scaling_factor, finetuning_method), and "
+                f"{WEIGHTS} holds neither scaling_factor nor finetuning_scaling_factor"
             )
         return sae
     factor = t.sized(names[0], sae.d_sae)
@@ -184,11 +186,12 @@ def _input_folded(sae: SAE, config: saelens_config.Config, folder: Folder) -> SA
         return with_input_whitened(sae, map_.sized("mean", d), *maps)
     raise UserError(
         f"normalize_activations = {config.norm!r}, and its numbers are in none of the files; "
-        "fold them with SAELens (SAE.from_pretrained does, then save_model) and load what that saved"
+        "fold them with SAELens (SAE.from_pretrained does, then save_model) and load what that saved "
+        f"(a training checkpoint has scaling_factor in {SCALER}, or {WHITENING})"
     )
 
 
-FORMAT = Format("SAELens", f"{CONFIG}, {WEIGHTS}", _here, _read)
+FORMAT = Format("SAELens", f"{CONFIG}, {WEIGHTS}", _here, (WEIGHTS,), _read)
 
 
 def save(sae: SAE, site: Site, folder: Path, model_name: str) -> None:

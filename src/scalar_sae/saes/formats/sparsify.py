@@ -36,11 +36,11 @@ def _read(folder: Folder) -> Iterator[Found]:
     newer = "activation" in config or "transcode" in config  # both came in February 2025
     ask = config.need if newer else config.get
     kind = ask("activation", choice("topk", "groupmax")) or "topk"
-    W_skip = t.get("W_skip")
+    W_skip = t.matrix("W_skip") if "W_skip" in t else None
     transcoder = (ask if W_skip is None else config.need)("transcode", FLAG) or False
-    config.same("skip_connection", FLAG, W_skip is not None, "which the tensors contradict:")
+    config.same("skip_connection", FLAG, W_skip is not None, "which the tensors contradict: W_skip is there =")
     sae = build(
-        t["encoder.weight"].T,
+        t.matrix("encoder.weight").T,
         t["encoder.bias"],
         t["W_dec"],
         t["b_dec"],
@@ -51,7 +51,7 @@ def _read(folder: Folder) -> Iterator[Found]:
     if config.get("num_latents", INTEGER):  # 0: what expansion_factor says
         config.same("num_latents", INTEGER, sae.d_sae)
     else:
-        config.same("expansion_factor", INTEGER, sae.d_sae // sae.d_model)
+        config.same("expansion_factor", INTEGER, sae.d_sae // sae.d_model, "num_latents nothing else, the tensors")
     config.same("d_in", INTEGER, sae.d_model)
     named = folder.ending(r"(?P<module>[^/]+)(?:/(?P<seed>seed\d+))?")
     assert named is not None  # every folder has a name
@@ -62,7 +62,7 @@ def _read(folder: Folder) -> Iterator[Found]:
     yield Found(sae, group, reads, writes, folder.json(CONFIG), remarks=remarks)
 
 
-FORMAT = Format("sparsify", f"{CONFIG}, {WEIGHTS}", _here, _read)
+FORMAT = Format("sparsify", f"{CONFIG}, {WEIGHTS}", _here, (WEIGHTS,), _read)
 
 _MODULES = {
     "h": {"resid_post": "", "attn_in": ".ln_1", "attn_out": ".attn", "mlp_in": ".ln_2", "mlp_out": ".mlp"},

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scalar_sae.errors import UserError
-from scalar_sae.saes.formats.fields import Fields, Harmless, Kind, T, shown
+from scalar_sae.saes.formats.fields import NUMBER, Fields, Harmless, Kind, T, shown
 
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -22,8 +22,9 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 class Tensors:
     """The tensors of one file, by name: floating-point ones are read in float32, wherever they were saved from."""
 
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+    def __init__(self, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
         self._values = values
+        self._prefix = prefix
         self._source = source
         self._asked: set[str] = set()
         self._inner: list[Fields | Tensors] = []
@@ -42,9 +43,8 @@ class Tensors:
         """
         value = self._tensor(name)
         if value.dtype not in _FLOATS:
-            raise UserError(
-                f"{self._source}: {name} holds {_name(value.dtype)}: expected float32, float64, float16 or bfloat16"
-            )
+            floats = ", ".join(map(_name, _FLOATS))
+            raise UserError(f"{self._label(name)} holds {_name(value.dtype)}: expected one of {floats}")
         return value.detach().float()
 
     def get(self, name: str) -> Float[Tensor, "..."] | None:
@@ -52,14 +52,30 @@ class Tensors:
         return self[name] if name in self._values else None
 
     def sized(self, name: str, *shape: int) -> Float[Tensor, "..."]:
-        """A tensor in float32 that must have a shape.
+        """A tensor in float32 that must have a shape, and numbers to compute with.
 
         Raises:
             UserError: it is missing, holds other numbers, or has another shape.
         """
         value = self[name]
         if tuple(value.shape) != shape:
-            raise UserError(f"{self._source}: {name} has shape {tuple(value.shape)}; the other tensors need {shape}")
+            raise UserError(f"{self._label(name)} has shape {tuple(value.shape)}; the other tensors need {shape}")
+        if not value.isfinite().all():
+            raise UserError(f"{name} holds NaN or infinity: the training diverged; take an earlier checkpoint")
+        return value
+
+    def matrix(self, name: str) -> Float[Tensor, "row column"]:
+        """A tensor in float32 that must have two axes.
+
+        Raises:
+            UserError: it is missing, holds other numbers, or has another shape.
+        """
+        value = self[name]
+        if value.dim() != 2:
+            raise UserError(
+                f"{self._label(name)} has shape {tuple(value.shape)}: expected two axes; crosscoders and "
+                "cross-layer transcoders are not supported"
+            )
         return value
 
     def need(self, name: str, kind: Kind[T]) -> T:
@@ -70,7 +86,9 @@ class Tensors:
         """
         found = self.scalar(name, kind)
         if found is None:
-            raise UserError(f"{self._source} lacks the tensor {name}; it holds {', '.join(map(str, self._values))}")
+            raise UserError(
+                f"{self._source} lacks the tensor {self._prefix}{name}; it holds {', '.join(map(str, self._values))}"
+            )
         return found
 
     def scalar(self, name: str, kind: Kind[T]) -> T | None:
@@ -83,10 +101,12 @@ class Tensors:
         if self._values.get(name) is None:
             return None
         value = self._values[name]
+        if isinstance(value, Tensor) and kind is NUMBER:
+            value = self[name]
         plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         found = kind.read(plain)
         if found is None:
-            raise UserError(f"{self._source}: {name} = {shown(plain)}: expected {kind.name}")
+            raise UserError(f"{self._label(name)} = {shown(plain)}: expected {kind.name}")
         return found
 
     def integers(self, name: str) -> list[int] | None:
@@ -99,7 +119,7 @@ class Tensors:
             return None
         value = self._tensor(name)
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-            raise UserError(f"{self._source}: {name} holds {_name(value.dtype)}: expected whole numbers")
+            raise UserError(f"{self._label(name)} holds {_name(value.dtype)}: expected whole numbers")
         return value.flatten().tolist()
 
     def fields(self, name: str) -> Fields:
@@ -122,7 +142,7 @@ class Tensors:
         self._asked.add(name)
         value = self._values.get(name)
         if value is not None and not isinstance(value, str):
-            raise UserError(f"{self._source}: {name} = {shown(value)}: expected a text")
+            raise UserError(f"{self._label(name)} = {shown(value)}: expected a text")
         return value
 
     def inside(self, name: str) -> "Tensors":
@@ -133,14 +153,14 @@ class Tensors:
         """
         self._asked.add(name)
         if not isinstance(self._values.get(name), dict):
-            raise UserError(f"{self._source}: {name} = {shown(self._values.get(name))}: expected tensors by name")
+            raise UserError(f"{self._label(name)} = {shown(self._values.get(name))}: expected tensors by name")
         return self._keep(Tensors(self._values[name], self._source))
 
     def under(self, prefix: str) -> "Tensors":
         """The tensors whose names begin with a prefix, without it."""
         chosen = {name[len(prefix) :]: value for name, value in self._values.items() if name.startswith(prefix)}
         self._asked.update(prefix + name for name in chosen)
-        return self._keep(Tensors(chosen, self._source))
+        return self._keep(Tensors(chosen, self._source, self._prefix + prefix))
 
     def harmless(self, table: Harmless) -> None:
         """Tensors that may hold anything."""
@@ -162,10 +182,15 @@ class Tensors:
         self._asked.add(name)
         value = self._values.get(name)
         if not isinstance(value, Tensor):
-            raise UserError(f"{self._source} lacks the tensor {name}; it holds {', '.join(map(str, self._values))}")
+            raise UserError(
+                f"{self._source} lacks the tensor {self._prefix}{name}; it holds {', '.join(map(str, self._values))}"
+            )
         if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
-            raise UserError(f"{self._source}: {name} is sparse, quantised or without data: expected a dense tensor")
+            raise UserError(f"{self._label(name)} is sparse, quantised or without data: expected a dense tensor")
         return value
+
+    def _label(self, name: str) -> str:
+        return f"{self._source}: {self._prefix}{name}"
 
     def _keep(self, inner: "Tensors") -> "Tensors":
         self._inner.append(inner)
