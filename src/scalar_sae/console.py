@@ -1,53 +1,170 @@
-"""What the user sees while a command works: progress bars and messages, on the error stream."""
+"""What the user sees while a command works: progress and messages, on the error stream.
 
+At a terminal progress is a bar. In a log it is a line about every half minute, written by a thread of its own, so that
+a log is not silent while a step takes long.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections import deque
 from functools import cache
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Column
 
 from scalar_sae.errors import one_line
 from scalar_sae.io import leads
 
+INTERVAL = 30.0
+"""Seconds between two lines of progress in a log."""
+_WINDOW = 10
+"""Lines over which the rate is taken: a stage may become faster or slower."""
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Whether progress and messages are left out, and only results and errors are said."""
+    global _quiet
+    _quiet = quiet
+
 
 class Bar:
-    """A progress bar with elapsed time and an estimate of what is left; silent when not at a terminal's side."""
+    """Progress of a stage: its share, its rate and an estimate of the time left.
 
-    def __init__(self, what: str, total: int | float, *, done: int = 0) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<28}", markup=False),
-            BarColumn(bar_width=32),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            Remaining(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=Console(stderr=True),
-            disable=not leads(),
-            speed_estimate_period=120,
-        )
-        self._task: TaskID = self._progress.add_task(one_line(what), total=total, completed=done, note="")
+    Args:
+        what: the stage.
+        total: what the steps add up to; None if that is not known, as while something is loaded.
+        done: of it, what was done before and takes no time now.
+    """
+
+    def __init__(self, what: str, total: int | float | None = None, *, done: int | float = 0) -> None:
+        shown = leads() and not _quiet
+        at_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._progress: _Drawn | _Log | None = None
+        if shown:
+            self._progress = (_Drawn if at_terminal else _Log)(one_line(what), total, done)
 
     def __enter__(self) -> "Bar":
-        """Show the bar."""
-        self._progress.start()
+        """Begin to show it."""
+        if self._progress:
+            self._progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Leave the bar as it stands."""
-        self._progress.stop()
+    def __exit__(self, error: object, *_: object) -> None:
+        """Leave it as it stands."""
+        if self._progress:
+            self._progress.stop(finished=error is None)
 
     def step(self, n: int | float = 1, note: str | None = None) -> None:
-        """Advance by `n`, optionally with a new note at the end of the line."""
+        """Advance by `n`, optionally with a new note."""
+        if self._progress:
+            self._progress.step(n, None if note is None else one_line(note))
+
+
+class _Drawn:
+    """A bar at a terminal. In 80 columns the note is cut, not the time."""
+
+    def __init__(self, what: str, total: int | float | None, done: int | float) -> None:
+        self._progress = Progress(
+            *_columns(), console=Console(stderr=True), speed_estimate_period=120, transient=total is None, expand=True
+        )
+        before: Any = done  # a whole number to rich's types, any number to rich
+        self._task: TaskID = self._progress.add_task(what, total=total, completed=before, note="")
+
+    def start(self) -> None:
+        self._progress.start()
+
+    def stop(self, *, finished: bool) -> None:
+        self._progress.stop()
+
+    def step(self, n: int | float, note: str | None) -> None:
         if note is None:
             self._progress.update(self._task, advance=n)
         else:
-            self._progress.update(self._task, advance=n, note=one_line(note))
+            self._progress.update(self._task, advance=n, note=note)
+
+
+def _columns() -> list[ProgressColumn]:
+    def cut(**sizes: Any) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", **sizes)
+
+    return [
+        TextColumn("{task.description}", markup=False, table_column=cut(max_width=28)),
+        BarColumn(bar_width=12),
+        TaskProgressColumn(),
+        Remaining(),
+        TextColumn("left", table_column=cut(min_width=4)),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False, table_column=cut(ratio=1)),
+    ]
+
+
+class _Log:
+    """Lines in a log, while the stage takes longer than `INTERVAL`."""
+
+    def __init__(self, what: str, total: int | float | None, done: int | float) -> None:
+        self._what, self._total, self._done, self._note = what, total, done, ""
+        self._began = time.monotonic()
+        self._past = deque([(self._began, done)], maxlen=_WINDOW)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, *, finished: bool) -> None:
+        self._over.set()
+        self._thread.join()
+        if finished and len(self._past) > 1:
+            say(f"{self._what}: done in {duration(time.monotonic() - self._began)}")
+
+    def step(self, n: int | float, note: str | None) -> None:
+        self._done += n
+        self._note = self._note if note is None else note
+
+    def _write(self) -> None:
+        while not self._over.wait(INTERVAL):
+            say(self._line(time.monotonic()))
+
+    def _line(self, now: int | float) -> str:
+        before, done = self._past[0]
+        self._past.append((now, self._done))
+        after = f"; {self._note}" if self._note else ""
+        if not self._total:
+            return f"{self._what}: at it for {duration(now - self._began)}{after}"
+        share = self._done / self._total
+        rate = (self._done - done) / (now - before)
+        left = duration((self._total - self._done) / rate) if rate > 0 else "unknown time"
+        per_minute = 60 * rate / self._total
+        return f"{self._what}: {percent(share)}, {percent(per_minute)} a minute, {left} left{after}"
+
+
+def percent(share: int | float) -> str:
+    """A share, with a digit more where it is small."""
+    return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def duration(seconds: int | float) -> str:
+    """A time in one or two units, such as `3 h 20 min`."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} days {hours % 24} h"
 
 
 def say(text: str) -> None:
-    """One line for the user, beside the progress bars."""
-    if leads():
+    """One line for the user, beside the progress."""
+    if leads() and not _quiet:
         Console(stderr=True).print(one_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
