@@ -3,23 +3,19 @@
 import functools
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import Device, Dtype, Memory, check_out, finished, subjects, text
+from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, check_out, finished, subjects, text
 from scalar_sae.cli.tables import print_records
-
-if TYPE_CHECKING:
-    from scalar_sae.saes.sae import SAE
-    from scalar_sae.sites import Site
 
 app = typer.Typer()
 
 
 @app.command()
 def circuit(
-    saes: Annotated[list[str], typer.Option(help="SAEs, as for `scalar score`.")],
+    saes: Saes,
     sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
     lm: Annotated[str | None, typer.Option(help="Language model, as for `scalar score`.")] = None,
     tokens: Annotated[str, typer.Option(help="Text, as for `scalar score`.")] = "python-stdlib",
@@ -57,14 +53,15 @@ def circuit(
     from scalar_sae.benchmark.config import ScoreConfig, held_out
     from scalar_sae.console import Bar
     from scalar_sae.results import Results
+    from scalar_sae.saes.sources import site_in
     from scalar_sae.sites import Site
     from scalar_sae.training.config import validated
 
     check_out(out)
     places = [Site.parse(name.strip()) for name in sites.split(",")]
     workers.join()
-    model, chosen = subjects(lm, saes, method, device, dtype)
-    groups = {name: group for name, group in chosen.items() if _at_all(group, places)} or chosen
+    ends = {str(place): functools.partial(site_in, site=place) for place in places}
+    model, groups = subjects(lm, saes, method, device, dtype, ends)
     used = ranking or ("output" if one_order else "expected")
     settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}
     settings |= {"context": context or min(model.context, 128), "memory": memory, "seed": seed}
@@ -84,9 +81,3 @@ def circuit(
         results.write(out)
         shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
     print_records(results.records)
-
-
-def _at_all(group: "dict[Site, SAE]", places: "list[Site]") -> bool:
-    from scalar_sae.saes.store import find_sae
-
-    return all(find_sae(group, place) is not None for place in places)

@@ -7,26 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import Device, Dtype, Memory, check_out, finished, subjects, text
+from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, check_out, finished, subjects, text
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError
 
 if TYPE_CHECKING:
-    from scalar_sae.saes.sae import SAE
-    from scalar_sae.sites import Block, Site
+    from scalar_sae.saes.sources import Find
+    from scalar_sae.sites import Block
 
 app = typer.Typer()
 
 
 @app.command()
 def score(
-    saes: Annotated[
-        list[str],
-        typer.Option(
-            help="A run, SAEs of any format, `hf://owner/name/folder` (repeat for more); "
-            "`resid_post.3=PATH` where the files do not say where they read."
-        ),
-    ],
+    saes: Saes,
     block: Annotated[
         str, typer.Option(help="`ff_block.0`, `transformer_block.2`, `ff_layer.1`, `resid_pre.0->resid_post.1`.")
     ],
@@ -103,9 +97,8 @@ def score(
         raise UserError(f"--ablation {ablation}: the authors' code knows zero ablation alone; leave out --published")
     workers.join()
     place = Block.parse(block)
-    model, chosen = subjects(lm, saes, method, device, dtype)
-    complete = {name: group for name, group in chosen.items() if _at_both_ends(group, place)}
-    pairs = {name: Pair.between(model, place, group) for name, group in (complete or chosen).items()}
+    model, chosen = subjects(lm, saes, method, device, dtype, _ends(place))
+    pairs = {name: Pair.between(model, place, group) for name, group in chosen.items()}
     usual = ("published", "published", "published") if published else ("expected", "full", "exact")
     used = ranking or usual[0]
     enough = 576 if published else 64
@@ -137,8 +130,10 @@ def score(
     print_records(results.records)
 
 
-def _at_both_ends(group: "dict[Site, SAE]", place: "Block") -> bool:
+def _ends(place: "Block") -> "dict[str, Find]":
+    """How to find the SAEs at both ends of a block; upstream may stand a transcoder that writes there."""
     from scalar_sae.benchmark.pair import upstream
-    from scalar_sae.saes.store import find_sae
+    from scalar_sae.saes.sources import site_in
 
-    return upstream(group, place.up) is not None and find_sae(group, place.down) is not None
+    up, down = place.up, place.down
+    return {str(up): lambda group: upstream(group, up), str(down): lambda group: site_in(group, down)}

@@ -1,5 +1,7 @@
 """What the verbs that score are about: a language model, groups of SAEs, text; and options that they share."""
 
+import filecmp
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +13,7 @@ if TYPE_CHECKING:
     from scalar_sae.console import Bar
     from scalar_sae.corpora import Corpus
     from scalar_sae.lm.model import LanguageModel
-    from scalar_sae.saes.sae import SAE
-    from scalar_sae.sites import Site
+    from scalar_sae.saes.sources import Find, Group
 
 Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default a GPU if there is one.")]
 Dtype = Annotated[
@@ -32,12 +33,29 @@ Special = Annotated[
 Memory = Annotated[float, typer.Option(help="Gigabytes to stay within; of several processes each.", min=0, max=1e6)]
 
 
+Saes = Annotated[
+    list[str],
+    typer.Option(
+        help="A run, SAEs of any format, `hf://owner/name/folder`; repeat it for SAEs from several places, which may "
+        "differ in format and method. `resid_post.3=PATH` says where an SAE reads whose files do not; `NAME=PATH` (or "
+        "`NAME=resid_post.3=PATH`) says what group its SAEs belong to."
+    ),
+]
+
+
 def subjects(
-    lm: str | None, saes: list[str], method: str | None, device: str | None, dtype: str
-) -> "tuple[LanguageModel, dict[str, dict[Site, SAE]]]":
-    """The language model and the groups of SAEs that a command is about."""
+    lm: str | None,
+    saes: list[str],
+    method: str | None,
+    device: str | None,
+    dtype: str,
+    ends: "Mapping[str, Find]",
+) -> "tuple[LanguageModel, dict[str, Group]]":
+    """The language model and the groups of SAEs that a command is about: those with an SAE at every end."""
     from scalar_sae import workers
+    from scalar_sae.console import say
     from scalar_sae.lm.model import LanguageModel
+    from scalar_sae.saes.sources import together
     from scalar_sae.saes.store import load_saes
 
     place = workers.device(device)
@@ -45,20 +63,34 @@ def subjects(
     groups = load_saes(*saes)
     if method is not None and method not in groups:
         raise unknown("method", method, groups)
-    chosen = {name: group for name, group in groups.items() if method in (None, name)}
+    chosen = together({name: group for name, group in groups.items() if method in (None, name)}, ends)
+    for name in sorted({*groups} - {*chosen} if method is None and {*chosen} <= {*groups} else ()):
+        say(f"{name}: left out, for it has no SAE at one of {', '.join(ends)}")
     return model, {name: {site: sae.to(place) for site, sae in group.items()} for name, group in chosen.items()}
 
 
 def _model_with(saes: list[str]) -> Path:
-    """The language model that lies in the first folder of SAEs that holds one."""
+    """The one language model that lies with the SAEs."""
     from scalar_sae.lm.loading import model_in
     from scalar_sae.saes import hub
-    from scalar_sae.saes.store import split
+    from scalar_sae.saes.sources import Source
 
-    for path in saes:
-        if model := model_in(hub.local(split(path)[1])):
-            return model
+    found = [model for path in saes if (model := model_in(hub.local(Source.parse(path).path)))]
+    for model in found[1:]:
+        if not _same_files(found[0], model):
+            raise UserError(
+                f"{found[0]} and {model} are two language models; name the one that the SAEs read with --lm"
+            )
+    if found:
+        return found[0]
     raise UserError(f"{', '.join(saes)}: no language model lies there; name the one that the SAEs read with --lm")
+
+
+def _same_files(a: Path, b: Path) -> bool:
+    if a.resolve() == b.resolve():
+        return True
+    names = [sorted(path.name for path in folder.iterdir()) for folder in (a, b)]
+    return names[0] == names[1] and not any(filecmp.cmpfiles(a, b, names[0], shallow=False)[1:])
 
 
 def text(tokens: str, model: "LanguageModel") -> "Corpus":

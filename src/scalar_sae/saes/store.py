@@ -4,7 +4,6 @@
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -26,6 +25,7 @@ from scalar_sae.saes.formats.origin import Origin
 from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.sources import Group, Source, site_in
 from scalar_sae.sites import Site
 
 CONFIG, WEIGHTS = "sae.json", "sae.safetensors"
@@ -179,31 +179,36 @@ def find_saes(path: str | Path) -> Iterator[Located]:
         raise nothing(local, (OWN, *FORMATS))
 
 
-def load_saes(*paths: str | Path) -> dict[str, dict[Site, SAE]]:
+def load_saes(*paths: str | Path) -> dict[str, Group]:
     """Every SAE of a run, or of other people's files: name of the group -> site that is read -> SAE.
 
     What other people's files say of the model and text that their SAEs saw, and remarks, are said once.
 
     Args:
-        paths: run directories, their `saes/`, single groups, and whatever `find_saes` accepts. `SITE=PATH` says where
-            the one SAE of a path reads, when its files do not.
+        paths: run directories, their `saes/`, single groups, and whatever `find_saes` accepts, as `[NAME=][SITE=]PATH`:
+            `NAME` is what the group of a path's SAEs is to be called, `SITE` where the one SAE of a path reads, when
+            its files do not say.
 
     Raises:
         UserError: no SAE found, two at one place, or one at a place that no block can begin or end at.
     """
-    found: dict[str, dict[Site, SAE]] = {}
-    for path in paths:
-        site, path = split(path)
+    found: dict[str, Group] = {}
+    for source in map(Source.parse, paths):
+        path = source.path
         located = list(find_saes(path))
         say_notes(path, located)
-        if site is not None and len(located) > 1:
-            raise UserError(f"{site}={path}: holds {len(located)} SAEs; give the path of one")
+        if source.site is not None and len(located) > 1:
+            raise UserError(f"{source.site}={path}: holds {len(located)} SAEs; give the path of one")
         for one, _, where in located:
             with about(where):
-                reads, sae = placed(one, site)
-            if reads in found.setdefault(one.group, {}):
-                raise UserError(f"{path}: several SAEs named {one.group} at {reads}; give one run's folder")
-            found[one.group][reads] = sae
+                reads, sae = placed(one, source.site)
+            group = found.setdefault(source.name or one.group, {})
+            if site_in(group, reads) is not None:
+                raise UserError(
+                    f"{path}: several SAEs named {source.name or one.group} at {reads}; give one run's folder, or give "
+                    f"these another name: NAME={path}"
+                )
+            group[reads] = sae
     return found
 
 
@@ -238,12 +243,7 @@ def placed(found: Found, site: Site | None = None) -> tuple[Site, SAE]:
         raise UserError(f"the files say that it reads {where}: {error}") from error
 
 
-def find_sae(saes: dict[Site, SAE], site: Site) -> SAE | None:
+def find_sae(saes: Group, site: Site) -> SAE | None:
     """The SAE at a place, under whichever of its names it was stored."""
-    return next((sae for other, sae in saes.items() if other.same_place(site)), None)
-
-
-def split(path: str | Path) -> tuple[Site | None, str]:
-    """The parts of `SITE=PATH`, or a path alone."""
-    match = re.fullmatch(r"([a-z_]+\.\d+)=(.+)", str(path))
-    return (Site.parse(match[1]), match[2]) if match else (None, str(path))
+    there = site_in(saes, site)
+    return None if there is None else saes[there]

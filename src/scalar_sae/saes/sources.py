@@ -1,0 +1,83 @@
+"""What users call SAEs by, `[NAME=][SITE=]PATH`, and which of them stand together.
+
+SAEs of one group can stand at the ends of a block. A group's name is NAME, or else the SAEs' own: in a run their
+method, in other people's files what the format or the folder calls them. Several paths may belong to one group. Where
+no group has an SAE at every end, SAEs of several groups are put together, if there is only one way to do so.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from scalar_sae.errors import UserError
+from scalar_sae.saes.sae import SAE
+from scalar_sae.sites import Site
+
+Group = dict[Site, SAE]
+"""SAEs by the site that they read."""
+Find = Callable[[Group], Site | None]
+"""The key of a group's SAE at one end; None if it has none there."""
+
+
+class Source(NamedTuple):
+    """A path of SAEs, with what the user adds to it."""
+
+    path: str
+    name: str | None = None
+    """What the group of its SAEs is to be called."""
+    site: Site | None = None
+    """Where its one SAE reads."""
+
+    @classmethod
+    def parse(cls, text: str | Path) -> "Source":
+        """Read `[NAME=][SITE=]PATH`; what exists as a path is one, whatever it is called.
+
+        Raises:
+            UserError: a name that cannot be a folder's.
+        """
+        name, site, path = None, None, str(text)
+        while not Path(path).exists() and (match := re.fullmatch(r"([^=/\\]+)=(.+)", path)):
+            if re.fullmatch(r"[a-z_]+\.\d+", match[1]) and site is None:
+                site = Site.parse(match[1])
+            elif name is None and site is None:
+                name = match[1]
+            else:
+                raise UserError(f"{text}: expected NAME=SITE=PATH, or less of it")
+            path = match[2]
+        if name is not None and not re.fullmatch(r"\w[\w.+ -]*", name):
+            raise UserError(f"{text}: {name!r} cannot name SAEs; take letters, digits, and . + - in between")
+        return cls(path, name, site)
+
+
+def site_in(group: Group, site: Site) -> Site | None:
+    """The key of the SAE at a place, under whichever of its names it was stored."""
+    return next((other for other in group if other.same_place(site)), None)
+
+
+def together(groups: Mapping[str, Group], ends: Mapping[str, Find]) -> dict[str, Group]:
+    """The groups with an SAE at every end; if there is none, the one that can be put together from several.
+
+    Args:
+        groups: SAEs by name and site.
+        ends: how to find the SAE at each end, by a name of the end for messages.
+
+    Raises:
+        UserError: several groups have an SAE at an end, and none has all ends.
+    """
+    whole = {name: group for name, group in groups.items() if all(find(group) is not None for find in ends.values())}
+    if whole:
+        return whole
+    chosen: dict[str, list[Site]] = {}
+    for end, find in ends.items():
+        there = [(name, site) for name, group in groups.items() if (site := find(group)) is not None]
+        if len(there) > 1:
+            names = ", ".join(name for name, _ in there)
+            raise UserError(
+                f"several SAEs at {end} ({names}) and none of these at every end; give those that belong together one "
+                "name: --saes NAME=PATH --saes NAME=PATH"
+            )
+        if not there:  # everything at hand, for a message that says what there is
+            return {"+".join(groups): {site: sae for group in groups.values() for site, sae in group.items()}}
+        chosen.setdefault(there[0][0], []).append(there[0][1])
+    return {"+".join(chosen): {site: groups[name][site] for name, sites in chosen.items() for site in sites}}
