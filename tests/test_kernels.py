@@ -55,6 +55,18 @@ def test_modules_compute_the_same(name: str):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(3, 24), (20, 24), (3, 5, 24), (3, 7, 24), (0, 24), (24,)])
+@pytest.mark.parametrize("lies", ["by row", "by column"])
+@torch.no_grad()
+def test_activations_times_a_matrix_are_the_same(shape: tuple[int, ...], lies: str):
+    x, W = seeded(*shape), seeded(24, 40)
+    W = W if lies == "by row" else W.T.contiguous().T
+    expected = x @ W
+    with ByOurKernels():
+        found = x @ W
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_gradients_go_through_torchs_own(name: str):
     module = MODULES[name]

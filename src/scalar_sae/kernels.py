@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+ROWS = 16
+"""Products of fewer rows with a matrix are left to torch."""
 NARROW = 32
 """Heads up to this wide; torch's own attention is as fast with wider ones."""
 TOKENS = 32
@@ -62,7 +64,9 @@ def linear_gelu(
 
 
 class ByOurKernels(TorchFunctionMode):
-    """In the block a model's modules take these ways too, outside any graph: `Linear`, GPT-2's `Conv1D`, attention."""
+    """In the block modules and SAEs take these ways too, outside any graph: `Linear`, GPT-2's `Conv1D`, activations
+    times a matrix, attention.
+    """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What torch is asked for in the block."""
@@ -72,6 +76,8 @@ class ByOurKernels(TorchFunctionMode):
                 return _product(args[0], args[1].T, args[2] if len(args) == 3 else None)
             if func is torch.addmm and not kwargs and _by_onednn(args[1]):
                 return linear(args[1], args[2], args[0])
+            if func in _MATMUL and not kwargs and _by_onednn(args[0]) and _many_rows_times_a_matrix(*args):
+                return _product(*args)
             attends = func is functional.scaled_dot_product_attention and len(args) >= 3
             if attends and _causal_and_narrow(*args, **kwargs):
                 return causal_attention(*args[:3], scale=kwargs.get("scale"))
@@ -102,6 +108,14 @@ def causal_attention(
             scores = torch.baddbmm(mask[start:end, :end], query[:, start:end], seen, alpha=factor)
             some[:, :, start:end] = (scores.softmax(-1) @ value[:, :end]).view(-1, n_heads, end - start, d_head)
     return out
+
+
+_MATMUL = (torch.matmul, Tensor.matmul)
+
+
+def _many_rows_times_a_matrix(x: Tensor, W: Tensor) -> bool:
+    """Whether a product is one that oneDNN is faster at: it brings the matrix into another order first."""
+    return W.dim() == 2 and x.dim() >= 2 and x.numel() >= ROWS * x.shape[-1]
 
 
 def _causal_and_narrow(

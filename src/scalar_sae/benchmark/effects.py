@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scalar_sae.benchmark.pair import Pair, Prompt
+from scalar_sae.kernels import linear
 
 BATCH_BYTES = 2**22
 """Players are taken so many at a time that their effects, in float32, fit this, and hidden layers of 4 d_model too."""
@@ -112,7 +113,7 @@ def _changed(
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
     for some in Players.of(pair, prompt).batches(pair, W.shape[1]):
         y = pair.down.seen(pair.compute(start + sign * some.adds(pair), prompt.up_skip))
-        changed = torch.addmm(b, y.flatten(0, 1), W).view(*y.shape[:2], -1)
+        changed = linear(y.flatten(0, 1), W, b).view(*y.shape[:2], -1)
         player, token = some.untouched(pair.block.mixes_tokens)
         changed[player, token] = pre_acts[token]
         yield some, changed

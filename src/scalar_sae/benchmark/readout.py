@@ -18,7 +18,7 @@ from torch.nn.functional import layer_norm, rms_norm
 
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
-from scalar_sae.kernels import gelu_tanh, linear_gelu
+from scalar_sae.kernels import gelu_tanh, linear, linear_gelu
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.norms import DyT, Norm
 from scalar_sae.sites import Site
@@ -101,7 +101,7 @@ class Readout:
         if self.ff.act is gelu_tanh and self.ff.W_gate is None:
             features = self._behind(linear_gelu(flat, self.to_hidden, self.hidden_bias))
         else:
-            features = self.activate(torch.addmm(self.hidden_bias, flat, self.to_hidden))
+            features = self.activate(linear(flat, self.to_hidden, self.hidden_bias))
         return features.view(*x.shape[:2], -1)
 
     @property
