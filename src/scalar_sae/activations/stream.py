@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from scalar_sae import workers
 from scalar_sae.activations.reading import Gradient
+from scalar_sae.kernels import ByOurKernels
 from scalar_sae.lm.model import At, LanguageModel
 from scalar_sae.lm.special import counted
 from scalar_sae.sites import Site
@@ -91,7 +92,7 @@ def read_all(
 ) -> dict[Site | Gradient, Float[Tensor, "batch token d_model"]]:
     """Everything read on a few windows, at every position; special tokens are no targets of a gradient's loss."""
     sites = {read.site if isinstance(read, Gradient) else read for read in reads}
-    with torch.no_grad():
+    with torch.no_grad(), ByOurKernels():
         states = lm.states(tokens, sorted(sites))
     target = tokens[:, 1:].long().masked_fill(~counted(tokens[:, 1:], special), IGNORED)
     return {

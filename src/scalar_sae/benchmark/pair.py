@@ -215,12 +215,13 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
     """
     encoded, up, down = pair.encoded, pair.block.up, pair.block.down
     for number, row in enumerate(tokens.to(pair.device).split(1), start=first):
-        states = pair.lm.states(row, [encoded, up, down, pair.spliced])
+        with ByOurKernels():
+            states = pair.lm.states(row, [encoded, up, down, pair.spliced])
+            x_up = states[encoded].x[0]
+            z = pair.up.encode(x_up)
         for site, state in states.items():
             if not state.x.isfinite().all():
                 raise UserError(f"{site}: activations of prompt {number} are not finite")
-        x_up = states[encoded].x[0]
-        z = pair.up.encode(x_up)
         slots = Slots.of(z, pair.changes(z, x_up))
         yield Prompt(number, row, z, slots, x_up, states[up].skip, states[pair.spliced].skip, states[down].x)
 

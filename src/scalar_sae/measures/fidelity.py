@@ -86,7 +86,8 @@ def fidelity(
     _check(lm, saes, tokens)
     sites = sorted({site for group in saes.values() for site in group})
     batch = max(1, min(batch, LOGIT_BYTES // (4 * lm.d_vocab * tokens.shape[1])))
-    means = _means(lm, sites, tokens, ids, batch)
+    with ByOurKernels():
+        means = _means(lm, sites, tokens, ids, batch)
     clean, ablated = Tally(), {site: Tally() for site in sites}
     alone = {
         (method, site): OfSae.empty(sae, tokens.shape[0])
@@ -95,7 +96,7 @@ def fidelity(
     }
     together = {method: Tally() for method in saes}
     ends = _Ends(lm, means)
-    with Bar("measure SAEs", tokens.shape[0]) as bar:
+    with Bar("measure SAEs", tokens.shape[0]) as bar, ByOurKernels():
         for part in _batches(lm, sites, tokens, ids, batch):
             ends.go_on(part)
             sizes = {"n": part.keep.sum(1), "n_special": (~part.keep).sum(1), "n_targets": part.keep[:, 1:].sum(1)}
@@ -103,8 +104,9 @@ def fidelity(
             for site in sites:
                 ablated[site].add(**ends.ablated([site]))
             for (method, site), of_sae in alone.items():
-                _read_sae(part, site, saes[method][site], means[site], of_sae)
-                of_sae.tally.add(**ends.spliced({site: saes[method][site]}))
+                sae = saes[method][site]
+                _read_sae(part, site, sae, ends.code(site, sae), means[site], of_sae)
+                of_sae.tally.add(**ends.spliced({site: sae}))
             for method, group in saes.items():
                 together[method].add(**ends.spliced(group), **ends.ablated(group))
             bar.step(part.tokens.shape[0])
@@ -185,12 +187,20 @@ class _Ends:
         last = max(part.states)
         self._model = log_probs(self._lm, self._end(last, part.states[last]))
         self._found: dict[tuple[Any, ...], Losses] = {}
+        self._x_hat: dict[tuple[Site, int], Tensor] = {}
 
     def clean(self) -> Losses:
         """Of the model itself."""
         target = self._part.tokens[:, 1:].unsqueeze(-1)
         ce = -self._model[:, :-1].gather(-1, target).squeeze(-1) * self._part.keep[:, 1:]
         return {"ce_clean": ce.double().sum(1)}
+
+    def code(self, site: Site, sae: SAE) -> tuple[Float[Tensor, "prompt token d_sae"], Tensor]:
+        """An SAE's latent activations and reconstruction on the clean model's activations."""
+        x = self._part.states[site].x
+        acts = sae.encode(x)
+        self._x_hat[site, id(sae)] = sae.decode(acts, x)
+        return acts, self._x_hat[site, id(sae)]
 
     def spliced(self, saes: dict[Site, SAE]) -> Losses:
         """With reconstructions in place of the activations; a later SAE reads what the earlier ones left."""
@@ -215,8 +225,7 @@ class _Ends:
         return self._lm.spliced(self._part.states[min(replace)], replace)
 
     def _end(self, site: Site, state: At) -> Float[Tensor, "prompt token d_model"]:
-        with ByOurKernels():
-            return self._lm.run(site, self._lm.end, *state)
+        return self._lm.run(site, self._lm.end, *state)
 
     def _end_of_ablated(self, site: Site, state: At, name: str) -> Float[Tensor, "_ token d_model"]:
         """The same; of one prompt where all are the same."""
@@ -235,7 +244,8 @@ class _Ends:
         return {f"ce{name}": ce.double().sum(1), f"kl{name}": kl.double().sum(1)}
 
     def _reconstructed(self, site: Site, sae: SAE, x: Tensor) -> Tensor:
-        return self._put(site, sae.decode(sae.encode(x), x))
+        is_clean = x is self._part.states[site].x
+        return self._put(site, self._x_hat[site, id(sae)] if is_clean else sae.decode(sae.encode(x), x))
 
     def _constant(self, site: Site, name: str, x: Tensor) -> Tensor:
         return self._put(site, torch.zeros_like(x) if name == "zero" else self._means[site].expand_as(x))
@@ -245,11 +255,11 @@ class _Ends:
         return torch.where(self._part.keep.unsqueeze(-1), new, self._part.states[site].x)
 
 
-def _read_sae(part: _Batch, site: Site, sae: SAE, mean: Tensor, into: OfSae) -> None:
+def _read_sae(
+    part: _Batch, site: Site, sae: SAE, code: tuple[Tensor, Tensor], mean: Float[Tensor, " d_model"], into: OfSae
+) -> None:
     """The sums of an SAE that the rest of the model has no part in."""
-    x = part.states[site].x
-    acts = sae.encode(x)
-    x_hat = sae.decode(acts, x)
+    x, (acts, x_hat) = part.states[site].x, code
     error, spread = (x - x_hat).square().sum(-1), (x - mean).square().sum(-1)
     sums = {
         "l0": (acts > 0).sum(-1),
