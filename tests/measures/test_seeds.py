@@ -175,9 +175,9 @@ def test_the_command(run: Path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nowhere"], "nowhere: no such folder"),
+        (["nowhere"], "nowhere: no such file or folder"),
         (["{run}/1"], "holds no language model"),
-        (["{run}/0", "--against", "{run}/2"], "no such folder"),
+        (["{run}/0", "--against", "{run}/2"], "no such file or folder"),
         (["{run}/0", "--prompts", "100000000"], "prompts of 128 tokens wanted, only"),
         (["{run}/0", "--threshold", "2", "--against", "{run}/1", "--prompts", "2"], "cosines lie between"),
         (["{run}/0", "--against", "{run}/narrow", "--prompts", "2"], "narrow topk resid_mid.0: reads 8 dimensions"),

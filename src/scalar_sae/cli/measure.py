@@ -12,12 +12,24 @@ from scalar_sae.errors import UserError
 
 app = typer.Typer()
 
+Measured = Annotated[
+    str, typer.Argument(help="A run, or SAEs of any format: a folder, a file, `hf://owner/name/folder`, SITE=PATH.")
+]
+
 
 @app.command()
 def measure(
-    run: Annotated[Path, typer.Argument(help="A run, its `saes` folder, or one group of SAEs.")],
+    run: Measured,
     against: Annotated[
-        list[Path] | None, typer.Option(help="A run of another seed: are its features the same? (Repeat for more.)")
+        list[str] | None, typer.Option(help="A run of another seed: are its features the same? (Repeat for more.)")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for the records (results.json). By default the run; for SAEs that are no run of this package "
+            "`scalar-NAME` in the current folder: theirs stays as it is.",
+        ),
     ] = None,
     lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
     tokens: Annotated[str, typer.Option(help="Text: a corpus (its validation part is used), or a text file.")] = (
@@ -49,20 +61,27 @@ def measure(
     Example: **scalar measure runs/seed0 --against runs/seed1 --against runs/seed2**
     """
     from scalar_sae.lm.special import parse_rule
-    from scalar_sae.measures.run import measure_run
+    from scalar_sae.measures.run import RESULTS, measure_run, records_folder
 
     partner, rule = not any_partner, parse_rule(special or "skip")
     results = measure_run(
-        run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule
+        run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule, out
     )
     print_measures(results)
-    tell("", f"Records: {run / 'results.json'}")
+    tell("", f"Records: {records_folder(run, out) / RESULTS}")
 
 
 @app.command()
 def features(
-    run: Annotated[Path, typer.Argument(help="A run, its `saes` folder, or one group of SAEs.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; by default `features` in the run.")] = None,
+    run: Measured,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for tables, pages and records. By default `features` in the run, whose results.json has the "
+            "records; for SAEs that are no run of this package both in `scalar-NAME` in the current folder.",
+        ),
+    ] = None,
     lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
     method: Annotated[str | None, typer.Option(help="One group of SAEs, if there are several.")] = None,
     tokens: Annotated[str, typer.Option(help="Text that features are shown on.")] = "python-stdlib",
@@ -84,18 +103,18 @@ def features(
     """
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.measures.reading import keep_reading, reading
-    from scalar_sae.measures.run import read_run
+    from scalar_sae.measures.run import RESULTS, read_run, records_folder
     from scalar_sae.report.features import write_page
 
     ranking = None if edges == "none" else edges
-    where, rule = out or run / "features", parse_rule(special or "skip")
-    folders = read_run(run, where, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule)
+    rule = parse_rule(special or "skip")
+    folders = read_run(run, out, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule)
     for folder in folders:
         tell(f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
-    records = [reading(folder) for folder in folders]
-    keep_reading(run / "results.json", records)
+    records, results = [reading(folder) for folder in folders], records_folder(run, out) / RESULTS
+    keep_reading(results, records)
     print_reading(records)
-    tell("", f"Records: {run / 'results.json'}")
+    tell("", f"Records: {results}")
 
 
 @app.command()
@@ -111,13 +130,14 @@ def judge(
     """Have a language model explain features, and test it on its explanations: detection and fuzzing.
 
     Three questions a latent; answers are on disk at once, beside those of other judges, and the same command goes on.
-    The scores go into the results.json of the run that the tables lie in, if they do.
+    The scores go into the results.json of the run, or of the folder FEATURES, that the tables lie in.
 
     Example: **scalar judge runs/quickstart/features/topk/resid_post.0 --url http://127.0.0.1:8000/v1 --model m**
     """
     from scalar_sae.measures.judge import judge_features
     from scalar_sae.measures.judges import endpoint, local
     from scalar_sae.measures.reading import keep_reading, reading
+    from scalar_sae.measures.run import RESULTS
     from scalar_sae.report.features import write_page
 
     if url and dtype != "auto":
@@ -128,8 +148,9 @@ def judge(
     tell(f"Answers: {answers}", f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
     record = reading(folder)
     print_reading([record])
-    results = folder.resolve().parent.parent.parent / "results.json"  # RUN/features/METHOD/SITE
-    if results.is_file():
+    above = folder.resolve().parent.parent  # RUN/features, or FEATURES by itself
+    results = next((path for path in (above / RESULTS, above.parent / RESULTS) if path.is_file()), None)
+    if results is not None:
         keep_reading(results, [record])
         tell("", f"Records: {results}")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scalar_sae.benchmark.score import digest, rules
 from scalar_sae.console import say
 from scalar_sae.corpora import load_held_out, windows
 from scalar_sae.errors import UserError, unknown
-from scalar_sae.io import claim, whole
+from scalar_sae.io import check_writable, claim, whole
 from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule, counted, remark
@@ -31,19 +32,49 @@ from scalar_sae.measures.seeds import in_common, seed_agreement
 from scalar_sae.measures.spelling import WORDS, first_letters
 from scalar_sae.measures.tables import write_table
 from scalar_sae.results import Results
+from scalar_sae.saes import hub
+from scalar_sae.saes.sources import Source
+from scalar_sae.saes.store import CONFIG as SAE_CARD
 from scalar_sae.saes.store import load_sae, load_saes
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Ascii
 
+RESULTS = "results.json"
+"""Where records are kept, in a run or in a folder named for them."""
 LABELS = ("characters", "first-letters")
 """What `scalar measure --labels` accepts."""
 RARE = 1e-4
 """Firing rate of the latents that a measurement should see."""
 
 
+def records_folder(saes: str | Path, out: Path | None = None) -> Path:
+    """Where records of SAEs belong: in `out`, in the run that they are, or else in `scalar-NAME` of the current folder.
+
+    Nothing is written into a folder that is no run of this package and was not named for it.
+    """
+    path = Path(Source.parse(saes).path)
+    if out is not None or any(path.glob(f"saes/*/*/{SAE_CARD}")):
+        return out or path
+    return Path(f"scalar-{(path.resolve() if path.exists() else path).name.partition('@')[0]}")
+
+
+def open_records(saes: str | Path, folder: Path) -> Path:
+    """The `results.json` of a folder, which is claimed for these SAEs unless it is their run.
+
+    Raises:
+        UserError: it holds records of others, or cannot be written.
+    """
+    path = Path(Source.parse(saes).path)
+    if folder != path:
+        claim(folder, {"saes": str(path.resolve() if path.exists() else path)})
+        say(f"{saes}: left as it is; records go to {folder}")
+    check_writable(folder / RESULTS)
+    return folder / RESULTS
+
+
 def measure_run(
-    run: Path,
-    against: list[Path],
+    run: str | Path,
+    against: Sequence[str | Path],
     lm: str | None = None,
     text: str = "python-stdlib",
     prompts: int = 64,
@@ -54,11 +85,12 @@ def measure_run(
     words: int = WORDS,
     dtype: str = "auto",
     special: Rule = "skip",
+    out: Path | None = None,
 ) -> Results:
     """Measure fidelity of the SAEs in a folder, and compare them with those of other seeds.
 
     Args:
-        run: a run, its `saes` folder, or one group of SAEs; `results.json` is written there.
+        run: a run, or whatever `load_saes` accepts.
         against: runs of other seeds.
         lm: the model the SAEs read; by default the run's own.
         text: a corpus, of which the validation part is used, or a text file that nothing was trained on.
@@ -70,6 +102,7 @@ def measure_run(
         words: of `first-letters`.
         dtype: precision in which the model computes.
         special: what happens at special tokens (lm/special.py).
+        out: the folder for `results.json`; by default that of `records_folder`.
 
     Results are written after each of fidelity, seeds and labels.
 
@@ -79,9 +112,6 @@ def measure_run(
     """
     if labels not in (None, *LABELS):
         raise unknown("labels", labels, LABELS)
-    for folder in (run, *against):
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder")
     model = _model(run, lm, dtype)
     saes = {str(folder): load_saes(folder) for folder in (run, *against)}
     tokens = spread_prompts(text, model, context, prompts)
@@ -90,7 +120,7 @@ def measure_run(
         in_common(saes, threshold, model)  # what cannot be compared is said before anything is measured
     n_tokens = _say_special(model, tokens, special)
     _warn_of_rare(n_tokens, len(tokens))
-    path = run / "results.json"
+    path = open_records(run, records_folder(run, out))
     Results.read_if_there(path)  # what is damaged is said before anything is measured
     measured: dict[str, Any] = dict(
         zip(("saes", "spliced"), fidelity(model, saes[str(run)], tokens, special), strict=True)
@@ -130,8 +160,11 @@ def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
         )
 
 
-def _model(run: Path, lm: str | None, dtype: str) -> LanguageModel:
-    source = lm or model_in(run)
+def _model(run: str | Path, lm: str | None, dtype: str) -> LanguageModel:
+    folder = hub.local(Source.parse(run).path)
+    if not folder.exists():
+        raise UserError(f"{folder}: no such file or folder")
+    source = lm or model_in(folder)
     if source is None:
         raise UserError(f"{run}: holds no language model; name the one that the SAEs read with --lm")
     return LanguageModel.load(source, dtype=dtype)
@@ -161,8 +194,8 @@ def spread_prompts(text: str, model: LanguageModel, context: int | None, n: int)
 
 
 def read_run(
-    run: Path,
-    out: Path,
+    run: str | Path,
+    out: Path | None,
     lm: str | None = None,
     method: str | None = None,
     text: str = "python-stdlib",
@@ -174,13 +207,13 @@ def read_run(
     dtype: str = "auto",
     special: Rule = "skip",
 ) -> list[Path]:
-    """Write feature tables of a run's SAEs into `out/METHOD/SITE`, and the edges between neighbouring ones.
+    """Write feature tables of SAEs into `out/METHOD/SITE`, and the edges between neighbouring ones.
 
     Tables that are there already stay as they are; `out/METHOD/settings.json` says how they were made.
 
     Args:
-        run: a run, its `saes` folder, or one group of SAEs.
-        out: folder for the tables.
+        run: a run, or whatever `load_saes` accepts.
+        out: folder for the tables; by default `features` in that of `records_folder`.
         lm: the model the SAEs read; by default the run's own.
         method: the one group to read.
         text: a corpus, of which the validation part is used, or a text file.
@@ -210,13 +243,16 @@ def read_run(
     settings |= {"prompts": prompts, "context": tokens.shape[1], "edges": ranking, "edge_prompts": rank_prompts}
     settings |= {"special": list(model.special_ids(special))}
     _say_special(model, tokens, special)
-    folders: list[Path] = []
+    groups = {name: group for name, group in groups.items() if method in (None, name)}
     for name, group in groups.items():
-        if method not in (None, name):
-            continue
         for site, sae in group.items():
             if sae.d_model != model.d_model:
                 raise UserError(f"{name} {site}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
+    home = records_folder(run, out)
+    open_records(run, home)
+    out = out or home / "features"
+    folders: list[Path] = []
+    for name, group in groups.items():
         claim(out / name, settings | {"saes": {str(site): [digest(sae), *rules(sae)] for site, sae in group.items()}})
         places = {site: out / name / str(site) for site in sorted(group)}
         for site, folder in places.items():
