@@ -21,10 +21,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--network", action="store_true", help="run tests/network too: real checkpoints from the Hub")
+    parser.addoption("--device", default="cpu", help="where the tests that take a device compute, such as cuda")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     return True if collection_path.name == "network" and not config.getoption("--network") else None
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a test computes: `pytest --device cuda`; what it finds is compared with what the CPU finds."""
+    return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Small models and SAEs for the tests."""
 
 import os
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +78,12 @@ def tiny_pair(
     ends = random_sae(16, n_up, k, seed + 1, kind), random_sae(16, n_down, k, seed + 2, kind)
     value = torch.rand(n_up, generator=torch.Generator().manual_seed(seed)) if fill else None
     return Pair(tiny_lm(seed), Block.parse(block), *ends, fill=value)
+
+
+def moved(pair: Pair, device: torch.device) -> Pair:
+    """A pair on a device."""
+    fill = None if pair.fill is None else pair.fill.to(device)
+    return replace(pair, lm=deepcopy(pair.lm).to(device), up=pair.up.to(device), down=pair.down.to(device), fill=fill)
 
 
 def golden_lm() -> LanguageModel:

@@ -176,6 +176,19 @@ def test_ablation_that_leaves_prompts_different_is_computed_for_each(monkeypatch
     assert passes(monkeypatch, stream, special=(int(TOKENS[0, 3]),)) > 5 * (1 + 1) + 2
 
 
+def test_fidelity_does_not_depend_on_a_device(device: torch.device):
+    """As in tests/benchmark/test_devices.py."""
+    sites = Site("resid_mid", 0), Site("mlp_out", 1)
+    saes = {"a": {site: random_sae(16, 24, 4, number) for number, site in enumerate(sites)}}
+    here, lm = fidelity(tiny_lm(), saes, TOKENS, (7,)), tiny_lm().to(device)
+    with torch.device("meta"):
+        there = fidelity(lm, saes, TOKENS, (7,))
+    for ours, theirs in zip(here.saes + here.spliced, there.saes + there.spliced, strict=True):
+        assert theirs.kl == pytest.approx(ours.kl, rel=1e-4)
+        assert theirs.kl_recovered == pytest.approx(ours.kl_recovered, rel=1e-3)
+    assert [sae.fvu for sae in there.saes] == pytest.approx([sae.fvu for sae in here.saes], rel=1e-4)
+
+
 def test_a_perfect_sae_loses_nothing():
     found = one(identity_sae(), Site("resid_mid", 0))
     assert found.fvu == pytest.approx(0, abs=1e-9)

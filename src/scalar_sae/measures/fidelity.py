@@ -84,6 +84,8 @@ def fidelity(
     """
     saes, ids = standing_in(saes), lm.special_ids(special)
     _check(lm, saes, tokens)
+    tokens = tokens.to(lm.device)
+    saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
     sites = sorted({site for group in saes.values() for site in group})
     batch = max(1, min(batch, LOGIT_BYTES // (4 * lm.d_vocab * tokens.shape[1])))
     with ByOurKernels():
@@ -156,7 +158,7 @@ def _means(
     lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: tuple[int, ...], size: int
 ) -> dict[Site, Float[Tensor, " d_model"]]:
     """Mean activation at each site."""
-    sums = {site: torch.zeros(lm.d_model).double() for site in sites}
+    sums = {site: torch.zeros(lm.d_model, dtype=torch.float64, device=tokens.device) for site in sites}
     n = 0
     for part in _batches(lm, sites, tokens, special, size):
         n += int(part.keep.sum())
@@ -274,6 +276,4 @@ def _read_sae(
     for number, (start, end) in enumerate(pairwise((0, *(sae.chunks or (sae.d_sae,))))):
         sums[f"l0_per_chunk.{number}"] = fired[..., start:end].sum(-1)
     into.tally.add(**{name: (value.double() * part.keep).sum(1) for name, value in sums.items()})
-    groups = (part.first + torch.arange(len(x))) % len(into.fired)
-    into.fired.index_add_(0, groups, fired.sum(1).int())
-    into.error.index_add_(0, groups, ((x - x_hat).double() * part.keep.unsqueeze(-1)).sum(1))
+    into.add(part.first, fired.sum(1), ((x - x_hat).double() * part.keep.unsqueeze(-1)).sum(1))

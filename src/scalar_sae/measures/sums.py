@@ -40,7 +40,7 @@ class Tally:
     def add(self, **sums: PerPrompt) -> None:
         """Append the sums of some more prompts."""
         for name, values in sums.items():
-            self.rows[name].append(values.double())
+            self.rows[name].append(values.double().cpu())
 
 
 @dataclass
@@ -55,7 +55,14 @@ class OfSae:
     def empty(cls, sae: SAE, n_prompts: int) -> "OfSae":
         """Nothing summed yet."""
         n = min(GROUPS, n_prompts)
-        return cls(Tally(), torch.zeros(n, sae.d_sae, dtype=torch.int32), torch.zeros(n, sae.d_model).double())
+        fired = torch.zeros(n, sae.d_sae, dtype=torch.int32, device="cpu")
+        return cls(Tally(), fired, torch.zeros(n, sae.d_model, dtype=torch.float64, device="cpu"))
+
+    def add(self, first: int, fired: Int[Tensor, "prompt d_sae"], error: Float[Tensor, "prompt d_model"]) -> None:
+        """Add the sums over the tokens of some prompts, `first` the number of the first."""
+        groups = torch.arange(first, first + len(fired), device="cpu") % len(self.fired)
+        self.fired.index_add_(0, groups, fired.int().cpu())
+        self.error.index_add_(0, groups, error.cpu())
 
 
 def _loss_scores(s: Sums) -> Sums:
