@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scalar_sae.errors import UserError
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.results import Record, Results
+    from scalar_sae.saes.fitted import fitted
     from scalar_sae.saes.sae import SAE
     from scalar_sae.saes.store import load_sae, load_saes, save_sae
     from scalar_sae.sites import Block, Site
@@ -32,6 +33,7 @@ _HOME = {
     "ScoreConfig": "benchmark.config",
     "Site": "sites",
     "UserError": "errors",
+    "fitted": "saes.fitted",
     "held_out": "benchmark.config",
     "load_corpus": "corpora",
     "load_sae": "saes.store",
@@ -52,6 +54,7 @@ __all__ = [
     "Site",
     "UserError",
     "__version__",
+    "fitted",
     "held_out",
     "load_corpus",
     "load_sae",

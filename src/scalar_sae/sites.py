@@ -24,16 +24,19 @@ KINDS = (
 
 _TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre",
-    "ln1.hook_normalized": "attn_in",
+    "attn.hook_in": "attn_in",
     "hook_attn_out": "attn_out",
     "hook_resid_mid": "resid_mid",
-    "ln2.hook_normalized": "mlp_in",
+    "mlp.hook_in": "mlp_in",
     "hook_mlp_out": "mlp_out",
     "hook_resid_post": "resid_post",
     "hook_mlp_in": "resid_mid",
-    "mlp.hook_in": "mlp_in",
+    "attn.hook_out": "attn_out",
     "mlp.hook_out": "mlp_out",
+    "ln1.hook_normalized": "attn_in",
+    "ln2.hook_normalized": "mlp_in",
 }
+"""The first hook of a place is what it is called in files for others."""
 
 _HUGGING_FACE = re.compile(
     r"(?:.+\.)?(?:h|layers)\.(?P<layer>\d+)(?:\.(?P<module>(?!input$|output$)\w+))?(?:\.(?P<side>input|output))?"
@@ -51,7 +54,7 @@ _MODULES = {
     "post_feedforward_layernorm": ("mlp_raw", "mlp_out"),
 }
 """What a Hugging Face module reads and writes."""
-_BEFORE_A_NORM = ("attn", "self_attn", "attention", "mlp")
+_BEFORE_A_NORM = ("attn", "self_attn", "attention", "mlp", "attn.hook_out", "mlp.hook_out")
 """Modules whose output some models normalise before they add it to the residual stream."""
 
 _BLOCKS = {
@@ -71,6 +74,9 @@ class Site:
     layer: int
     of_module: bool = field(default=False, compare=False)
     """Whether it was named as the output of a module, which on some models is another place (`LanguageModel.check`)."""
+    normalized: bool = field(default=False, compare=False)
+    """Whether it was named as TransformerLens' `ln2.hook_normalized`, which on some models lies before the norm's gain
+    (saes/fitted.py)."""
 
     @classmethod
     def parse(cls, text: str) -> "Site":
@@ -83,7 +89,8 @@ class Site:
         """
         lens = re.fullmatch(r"blocks\.(\d+)\.(.+)", text)
         if lens and lens[2] in _TRANSFORMER_LENS:
-            return cls(_TRANSFORMER_LENS[lens[2]], int(lens[1]))
+            of_module, normalized = lens[2] in _BEFORE_A_NORM, lens[2].endswith("hook_normalized")
+            return cls(_TRANSFORMER_LENS[lens[2]], int(lens[1]), of_module, normalized)
         module = _HUGGING_FACE.fullmatch(text)
         if module and module["module"] in _MODULES:
             output = module["side"] != "input"

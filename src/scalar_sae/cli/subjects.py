@@ -55,12 +55,13 @@ def subjects(
     from scalar_sae import workers
     from scalar_sae.console import say
     from scalar_sae.lm.model import LanguageModel
+    from scalar_sae.saes.fitted import fitted
     from scalar_sae.saes.sources import together
     from scalar_sae.saes.store import load_saes
 
     place = workers.device(device)
     model = LanguageModel.load(lm or _model_with(saes), device=place, dtype=dtype)
-    groups = load_saes(*saes)
+    groups = {name: fitted(model, group) for name, group in load_saes(*saes).items()}
     if method is not None and method not in groups:
         raise unknown("method", method, groups)
     chosen = together({name: group for name, group in groups.items() if method in (None, name)}, ends)

@@ -29,6 +29,7 @@ from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.hooked import as_hf
 from scalar_sae.lm.layers import At
 from scalar_sae.lm.loading import Origin, load_hf, load_tokenizer, locate, precision
+from scalar_sae.lm.norms import AnyNorm, before_gain, norm_of
 from scalar_sae.lm.recognition import dissect
 from scalar_sae.lm.special import Rule, find_special, listed
 from scalar_sae.sites import Site
@@ -188,6 +189,22 @@ class LanguageModel(nn.Module):
                 f"{site}: the SAE's files name a module of {self.name} that adds the residual stream to its output; "
                 f"say which place it is: {after}.{site.layer}=PATH (the module's output) or {site}=PATH"
             )
+
+        if site.normalized and (norm := self.norm_before(site)) is not None and before_gain(norm):
+            raise UserError(
+                f"{site}: the SAE's files name TransformerLens' hook_normalized, which in {self.name} lies before the "
+                f"norm's gain; rewrite its weights with scalar_sae.fitted(lm, saes), or say {site}=PATH if it reads "
+                "after the gain"
+            )
+
+    def norm_before(self, site: Site) -> AnyNorm | None:
+        """The norm whose output is read at `attn_in` or `mlp_in`; None at other sites, and if its form is not known."""
+        for stage in self._anatomy.layers[site.layer].stages:
+            for branch in stage.branches:
+                kind, norm = branch.steps[0]
+                if kind == site.kind and isinstance(norm, nn.Module):
+                    return norm_of(norm, self.d_model)
+        return None
 
     def check_tokens(self, tokens: Int[Tensor, "batch token"]) -> None:
         """Raise a UserError if the model cannot read these tokens."""

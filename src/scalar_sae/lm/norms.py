@@ -92,6 +92,15 @@ class NoNorm:
 AnyNorm = Norm | DyT | NoNorm
 
 
+def before_gain(norm: AnyNorm) -> bool:
+    """Whether TransformerLens' `hook_normalized` lies before the norm's gain, and that makes a difference.
+
+    Of an RMSNorm it always does. Of a LayerNorm it lay behind gain and bias before TransformerLens 3, and an SAE's
+    files do not say which version they were made with: it is taken to lie behind them.
+    """
+    return isinstance(norm, Norm) and not norm.centred and bool((norm.weight != 1).any())
+
+
 def upcast(module: nn.Module) -> nn.Module:
     """A module in float32 on the CPU: itself, if that is what it is, else a copy."""
     floats = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]

@@ -33,7 +33,8 @@ from scalar_sae.measures.spelling import WORDS, first_letters
 from scalar_sae.measures.tables import write_table
 from scalar_sae.results import Results
 from scalar_sae.saes import hub
-from scalar_sae.saes.sources import Source
+from scalar_sae.saes.fitted import fitted
+from scalar_sae.saes.sources import Group, Source
 from scalar_sae.saes.store import CONFIG as SAE_CARD
 from scalar_sae.saes.store import load_sae, load_saes
 from scalar_sae.sites import Site
@@ -113,7 +114,7 @@ def measure_run(
     if labels not in (None, *LABELS):
         raise unknown("labels", labels, LABELS)
     model = _model(run, lm, dtype)
-    saes = {str(folder): load_saes(folder) for folder in (run, *against)}
+    saes = {str(folder): _fitted(model, load_saes(folder)) for folder in (run, *against)}
     tokens = spread_prompts(text, model, context, prompts)
     task = None if labels is None else _task(model, labels, tokens, words)
     if against:
@@ -168,6 +169,10 @@ def _model(run: str | Path, lm: str | None, dtype: str) -> LanguageModel:
     if source is None:
         raise UserError(f"{run}: holds no language model; name the one that the SAEs read with --lm")
     return LanguageModel.load(source, dtype=dtype)
+
+
+def _fitted(model: LanguageModel, groups: dict[str, Group]) -> dict[str, Group]:
+    return {name: fitted(model, group) for name, group in groups.items()}
 
 
 def _task(model: LanguageModel, labels: str, tokens: Int[Tensor, "prompt token"], words: int) -> Task:
@@ -235,7 +240,7 @@ def read_run(
     if ranking is not None and ranking not in RULES:
         raise unknown("ranking", ranking, RULES)
     model = _model(run, lm, dtype)
-    groups = load_saes(run)
+    groups = _fitted(model, load_saes(run))
     if method is not None and method not in groups:
         raise unknown("method", method, groups)
     tokens = spread_prompts(text, model, context, prompts)

@@ -1,13 +1,14 @@
 """Exact rewritings of an SAE: the reconstruction stays the same function of the input.
 
-| move                  | what it removes                                                            |
-|-----------------------|----------------------------------------------------------------------------|
-| `without_pre_bias`    | a bias that is subtracted from the input before the encoder                |
-| `with_input_scaled`   | a constant that the input is multiplied by, and the output divided by      |
-| `with_input_whitened` | an affine map of the input, undone on the output                           |
-| `with_input_centred`  | the mean over a token's dimensions, taken out of the input                 |
-| `with_latents_scaled` | units of the latents: decoder norms, or the constant of the move above     |
-| `gate_as_threshold`   | a gated encoder's second set of biases                                     |
+| move                    | what it removes                                                             |
+|-------------------------|-----------------------------------------------------------------------------|
+| `without_pre_bias`      | a bias that is subtracted from the input before the encoder                 |
+| `with_input_scaled`     | a constant that the input is multiplied by, and the output divided by       |
+| `with_input_whitened`   | an affine map of the input, undone on the output                            |
+| `with_input_multiplied` | a gain that lies between the SAE and the place that is read                 |
+| `with_input_centred`    | the mean over a token's dimensions, taken out of the input                  |
+| `with_latents_scaled`   | units of the latents: decoder norms, or the constant of `with_input_scaled` |
+| `gate_as_threshold`     | a gated encoder's second set of biases                                      |
 
 Thresholds are always in the units of the pre-activations they are compared with.
 """
@@ -63,6 +64,29 @@ def with_input_whitened(
         b_enc=without_pre_bias(sae.b_enc, mean, W_enc),
         W_dec=sae.W_dec @ unwhiten,
         b_dec=sae.b_dec @ unwhiten + mean,
+    )
+
+
+def with_input_multiplied(sae: SAE, gain: Float[Tensor, " d_model"]) -> SAE:
+    """The SAE that reads x, from one made for x / gain; what it writes, if it is the same place, is multiplied by gain.
+
+    Raises:
+        UserError: the SAE normalises its input at run time.
+    """
+    if sae.norm is not None:
+        raise UserError("a gain before run-time normalisation cannot be folded into an SAE")
+    inwards = replace(
+        sae,
+        W_enc=sae.W_enc / gain.unsqueeze(1),
+        W_skip=None if sae.W_skip is None else sae.W_skip / gain.unsqueeze(1),
+    )
+    if sae.writes is not None:
+        return inwards
+    return replace(
+        inwards,
+        W_dec=sae.W_dec * gain,
+        b_dec=sae.b_dec * gain,
+        W_skip=None if inwards.W_skip is None else inwards.W_skip * gain,
     )
 
 

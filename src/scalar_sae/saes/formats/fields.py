@@ -83,6 +83,10 @@ class Fields:
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
+    def mentions(self, key: str) -> bool:
+        """Whether the field is there, be it null."""
+        return key in self._values
+
     def get(self, key: str, kind: Kind[T]) -> T | None:
         """A field, or None if it is missing.
 

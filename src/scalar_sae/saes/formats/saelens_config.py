@@ -155,7 +155,7 @@ def read(config: Fields) -> Config:
     subtracted = ask("apply_b_dec_to_input", FLAG)
     method = config.get("finetuning_method", choice("scale", "decoder", "unrotated_decoder"))
     finetuned = config.get("finetuning_scaling_factor", FLAG)
-    if finetuned is None and (method or "finetuning_method" in config):
+    if finetuned is None and config.mentions("finetuning_method"):
         finetuned = method is not None
     rescales = config.get if _before(facts.get("sae_lens_version", TEXT), [6, 14]) else config.need
     return Config(
