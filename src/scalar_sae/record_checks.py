@@ -44,8 +44,8 @@ def _record(record: Any) -> Problems:
     if n < 2 or record.edges[0] != 0 or not all(a < b for a, b in zip(record.edges, record.edges[1:], strict=False)):
         yield "edges: expected counts that grow from 0"
         return
-    yield from _positive(record, "n_up", "n_down", "n_edges")
-    yield from _not_negative(record, "seed", "n_live_edges")
+    yield from _positive(record, "n_up", "n_down", "n_edges", "n_tokens")
+    yield from _not_negative(record, "seed", "n_live_edges", "n_special")
     for name in ("kl_model", "kl_circuit", "live_edges", "l0_down"):
         yield from _length(name, getattr(record, name), n)
     for name in ("edges_at", "live_edges_at", "dip"):
@@ -57,7 +57,10 @@ def _record(record: Any) -> Problems:
     for name in BANDS:
         yield from _length(f"ci.{name}", record.ci.get(name), n)
     n_prompts = len(record.prompts.floor_kl)
-    yield from _length("prompts.floor_ce", record.prompts.floor_ce, max(1, n_prompts))
+    for name in ("floor_ce", "n_tokens", "n_targets"):
+        yield from _length(f"prompts.{name}", getattr(record.prompts, name), max(1, n_prompts))
+    if any(n < 1 for n in record.prompts.n_tokens) or any(n < 0 for n in record.prompts.n_targets):
+        yield "prompts: expected tokens that count in every prompt"
     for name in ("kl_model", "kl_circuit", "live_edges", "l0_down"):
         rows = getattr(record.prompts, name)
         yield from _length(f"prompts.{name}", rows, n)

@@ -18,7 +18,7 @@ from scalar_sae.readers import RESTORE, WRITER, read_json
 from scalar_sae.record_checks import check
 from scalar_sae.sae_results import Duplicates, Interval, SaeFidelity, SaeReading, SeedAgreement, SplicedFidelity
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Control = Literal["padded", "shuffled"]
 """A pair with dead latents added, or on a model with shuffled weights (see benchmark/controls.py)."""
@@ -51,11 +51,20 @@ class Curves:
     """KL(full model || full circuit), nats."""
     floor_ce: Float[np.ndarray, " prompt"]
     """Increase of next-token cross-entropy with the full circuit, nats."""
+    n_tokens: Float[np.ndarray, " prompt"]
+    """Positions that count: all but those of special tokens. They weigh a prompt in means over prompts."""
+    n_targets: Float[np.ndarray, " prompt"]
+    """Of those, the ones that are predicted: they weigh a prompt in means of `floor_ce`."""
 
     @classmethod
     def side_by_side(cls, parts: Sequence["Curves"]) -> "Curves":
         """The prompts of all parts, in this order."""
         return cls(**{name: np.concatenate([getattr(p, name) for p in parts], -1) for name in cls.__annotations__})
+
+    def with_text(self) -> "Curves":
+        """The prompts that have tokens which count."""
+        there = self.n_tokens > 0
+        return Curves(**{name: getattr(self, name)[..., there] for name in Curves.__annotations__})
 
 
 def _digits(values: Float[np.ndarray, "*shape"]) -> Any:
@@ -76,6 +85,10 @@ class PromptCurves(BaseModel):
     floor_kl: list[float]
     """An entry a prompt."""
     floor_ce: list[float]
+    n_tokens: list[float]
+    """Positions that count."""
+    n_targets: list[float]
+    """Of those, the ones that are predicted."""
 
     @classmethod
     def of(cls, curves: Curves) -> "PromptCurves":
@@ -111,6 +124,12 @@ class Record(BaseModel):
     """Possible edges: n_up times n_down."""
     n_live_edges: int
     """Edges whose two latents are both live somewhere in the ranking text; `local`: edges of the busiest token."""
+    n_tokens: int
+    """Positions of the scored text that count, of all prompts together."""
+    n_special: int = 0
+    """Positions of special tokens in the scored text: they kept the model's own activation and were counted nowhere."""
+    special: list[int] = []
+    """Ids of the special tokens that were left out."""
     edges: list[int]
     """Edge counts of the curve."""
     kl_model: list[float]
@@ -160,7 +179,7 @@ class Results(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     written_by: str = WRITER
     """The package and version that wrote the file last."""
     records: list[Record] = Field(default_factory=list[Record])

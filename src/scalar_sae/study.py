@@ -25,7 +25,7 @@ from scalar_sae.activations.reading import Gradient
 from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, held_out
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import digest, room, score
+from scalar_sae.benchmark.score import digest, room, say_left_out, score
 from scalar_sae.console import Bar, say
 from scalar_sae.corpora import VAL_SHARE, Corpus, load_corpus, windows
 from scalar_sae.errors import UserError
@@ -229,6 +229,7 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
         results = Results.update(path, partial(_put_fidelity, measured))
     saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
     texts = held_out(corpus, config.score)
+    say_left_out(lm, texts, config.score)
     done = {record.key for record in results.records}
     jobs = [job for job in _jobs(config, lm, saes) if job.key not in done]
     costs = [(config.score.prompts + config.score.rankings[job.ranking]) * _weight(job.pair) for job in jobs]

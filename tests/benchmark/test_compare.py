@@ -23,7 +23,16 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
     slope = 0.9 / np.log(edges_90)
     recovered = np.clip(slope * np.log(np.maximum(COUNTS, 1)), 0, 1)
     kl = 2.0 * (1 - recovered)[:, None] * noise
-    curves = Curves(kl, kl, kl, kl, floor_kl=floor * noise, floor_ce=floor * noise)
+    curves = Curves(
+        kl,
+        kl,
+        kl,
+        kl,
+        floor_kl=floor * noise,
+        floor_ce=floor * noise,
+        n_tokens=np.full(8, 4.0),
+        n_targets=np.full(8, 3.0),
+    )
     found = scores.every_score(COUNTS, curves, 1000, n_edges, np.arange(8)[None])
     q = ("50", "90", "99")
     ci: dict = dict.fromkeys(found, None) | dict.fromkeys(
@@ -32,7 +41,8 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
     mean = kl.mean(1).tolist()
     return Record(
         block=block, method=method, ranking="ablation", seed=seed, n_up=10, n_down=n_edges // 10, n_edges=n_edges,
-        n_live_edges=1000, edges=COUNTS.tolist(), kl_model=mean, kl_circuit=mean, live_edges=mean, l0_down=mean,
+        n_live_edges=1000, n_tokens=32, edges=COUNTS.tolist(), kl_model=mean, kl_circuit=mean, live_edges=mean,
+        l0_down=mean,
         absolute=float(found["absolute"][0]), relative=float(found["relative"][0]), pure=0.0,
         edges_at=dict.fromkeys(q, 1.0), live_edges_at=dict.fromkeys(q, 1.0), dip=dict.fromkeys(q, 0.0), log_area=0.0,
         floor=Floor(kl=floor, ce_increase=floor), ci=ci, prompts=PromptCurves.of(curves), versions={}, seconds=1.0,

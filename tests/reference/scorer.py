@@ -1,12 +1,39 @@
 """The obvious scorer: one masked pass per downstream latent that has an edge, per edge count, in plain PyTorch.
 
 The yardstick for the benchmark's exactness and speed. Nothing here is clever; check it by eye. Where `kept` is
-[n_up, n_down] the edges are the same at every token; [token, n_up, n_down] holds a choice for each token.
+[n_up, n_down] the edges are the same at every token; [token, n_up, n_down] holds a choice for each token. At special
+tokens the model's own activation stands at both ends, and no latent is live.
 """
 
 import torch
 
 from scalar_sae.benchmark.pair import Pair, Prompt
+
+
+def special(pair: Pair, prompt: Prompt) -> torch.Tensor:
+    """Where special tokens stand: [token]."""
+    return torch.tensor([token in pair.special for token in prompt.tokens[0].tolist()])
+
+
+def upstream(pair: Pair, prompt: Prompt, z: torch.Tensor) -> torch.Tensor:
+    """The upstream reconstruction from latents [batch, token, n_up], the model's own activation at special tokens."""
+    x = pair.up.decode(z, prompt.x_up.expand(len(z), -1, -1))
+    own = pair.lm.activations(prompt.tokens, [pair.block.up])[pair.block.up]
+    return torch.where(special(pair, prompt).unsqueeze(-1), own, x)
+
+
+def downstream(pair: Pair, prompt: Prompt, x: torch.Tensor) -> torch.Tensor:
+    """Downstream pre-activations when x stands upstream, 0 at special tokens: [batch, token, n_down]."""
+    p = pair.down.pre_acts(pair.compute(x, prompt.up_skip))
+    return torch.where(special(pair, prompt).unsqueeze(-1), 0.0, p)
+
+
+def spliced(pair: Pair, prompt: Prompt, acts: torch.Tensor) -> torch.Tensor:
+    """Next-token logits with downstream activations [token, n_down] put in: [token, d_vocab]."""
+    state = pair.lm.states(prompt.tokens, [pair.spliced])[pair.spliced]
+    x = pair.down.decode(acts, prompt.x_down[0]).unsqueeze(0)
+    x = torch.where(special(pair, prompt).unsqueeze(-1), state.x, x)
+    return pair.lm.logits_from(pair.spliced, x, state.skip)[0]
 
 
 def pre_acts(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
@@ -18,8 +45,7 @@ def pre_acts(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
     for some in somewhere.nonzero()[:, 0].split(64) if somewhere.any() else ():
         own = kept.T[some].unsqueeze(1) if kept.dim() == 2 else kept[..., some].permute(2, 0, 1)  # latent, token, n_up
         kept_z = torch.where(own, z, fill)
-        x = pair.up.decode(kept_z, prompt.x_up.expand(len(kept_z), -1, -1))
-        p[:, some] = pair.down.pre_acts(pair.compute(x, prompt.up_skip))[range(len(some)), :, some].T
+        p[:, some] = downstream(pair, prompt, upstream(pair, prompt, kept_z))[range(len(some)), :, some].T
     if kept.dim() == 3 and not pair.block.mixes_tokens:
         p[~with_edge] = 0  # the latent has no edge at this token
     return p
@@ -34,9 +60,9 @@ def leave_one_out(pair: Pair, prompt: Prompt) -> torch.Tensor:
 def insert_one(pair: Pair, prompt: Prompt) -> torch.Tensor:
     """The same when one latent is added to the ablated reconstruction: [n_up, n_down]."""
     fill = torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
-    x = pair.up.decode(fill.expand_as(prompt.z), prompt.x_up).unsqueeze(0)
+    x = upstream(pair, prompt, fill.expand_as(prompt.z).unsqueeze(0))
     nothing = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.bool)
-    return _one_changed(pair, prompt, pair.pre_acts(x, prompt)[0], nothing, keep=True)
+    return _one_changed(pair, prompt, downstream(pair, prompt, x)[0], nothing, keep=True)
 
 
 def _one_changed(pair: Pair, prompt: Prompt, p: torch.Tensor, start: torch.Tensor, keep: bool) -> torch.Tensor:
@@ -64,7 +90,7 @@ def path_gradient(pair: Pair, prompt: Prompt, alphas: torch.Tensor) -> torch.Ten
             gradient = torch.zeros_like(path)
             for alpha in alphas:
                 point = (fill + alpha * path).requires_grad_()
-                p = pair.pre_acts(pair.up.decode(point, prompt.x_up).unsqueeze(0), prompt)[0]
+                p = downstream(pair, prompt, upstream(pair, prompt, point.unsqueeze(0)))[0]
                 gradient += torch.autograd.grad(p[target, j].relu(), point)[0] / len(alphas)
             total[:, j] += (path * gradient).sum(0).square()
     return total
@@ -78,7 +104,7 @@ def published_attribution(pair: Pair, prompt: Prompt) -> torch.Tensor:
         gradient = torch.zeros_like(z)
         for alpha in torch.linspace(0, 1, 5):
             path = (alpha * z).requires_grad_()
-            acts = pair.down.activation.select(pair.pre_acts(pair.up.decode(path, prompt.x_up).unsqueeze(0), prompt))
+            acts = pair.down.activation.select(downstream(pair, prompt, upstream(pair, prompt, path.unsqueeze(0))))
             gradient += torch.autograd.grad(acts[..., j].sum(), path)[0]
         total[:, j] = (z.norm(dim=-1, keepdim=True) / 5 * gradient).square().sum(0)
     return total
@@ -86,13 +112,13 @@ def published_attribution(pair: Pair, prompt: Prompt) -> torch.Tensor:
 
 def costs(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
     """How much further from the full circuit each kept edge's removal takes its latent: squared, summed over tokens."""
-    rule, changes = pair.down.activation, pair.changes(prompt.z, prompt.x_up)
-    full = pair.pre_acts(pair.reconstruct(prompt.z, prompt).unsqueeze(0), prompt)[0]
+    rule, fill = pair.down.activation, torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
+    full = downstream(pair, prompt, upstream(pair, prompt, prompt.z.unsqueeze(0)))[0]
     bar, acts = rule.bar(full), rule.select(full)
 
     def error(latents: torch.Tensor, j: int) -> torch.Tensor:
-        x = pair.base(prompt) + (changes * latents) @ pair.up.W_dec
-        return (rule.alone(pair.pre_acts(x.unsqueeze(0), prompt)[0], bar) - acts)[:, j].square().sum()
+        x = upstream(pair, prompt, torch.where(latents, prompt.z, fill).unsqueeze(0))
+        return (rule.alone(downstream(pair, prompt, x)[0], bar) - acts)[:, j].square().sum()
 
     found = torch.zeros(kept.shape, dtype=torch.float64)
     for i, j in kept.nonzero().tolist():

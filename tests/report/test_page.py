@@ -20,14 +20,14 @@ def record(block: str, method: str, ranking: str, n_down: int, edges_90: float |
     ci |= {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit", "recovery")}
     return Record(
         block=block, method=method, ranking=ranking, seed=0, n_up=512, n_down=n_down, n_edges=512 * n_down,
-        n_live_edges=1000, edges=[0, 1, 100, 262144], kl_model=curve, kl_circuit=curve, live_edges=[0, 1, 2, 3],
-        l0_down=[0, 1, 2, 10], absolute=absolute, relative=absolute / (512 * n_down), pure=5.0,
+        n_live_edges=1000, n_tokens=16, edges=[0, 1, 100, 262144], kl_model=curve, kl_circuit=curve,
+        live_edges=[0, 1, 2, 3], l0_down=[0, 1, 2, 10], absolute=absolute, relative=absolute / (512 * n_down), pure=5.0,
         edges_at={"50": 10, "90": edges_90, "99": None}, live_edges_at={"50": 1, "90": 2, "99": None},
         dip={"50": 0, "90": 0, "99": 0}, log_area=0.3, floor=Floor(kl=0.1, ce_increase=0.05), ci=ci,
         config={"prompts": 2, "rank_prompts": 2, "context": 16, "edges": "full"}, versions={"torch": "x"},
         data={"corpus": "c", "fingerprint": "f", "ranked_on": "a", "scored_on": "b"}, seconds=1.0,
         prompts=PromptCurves(kl_model=[curve], kl_circuit=[curve], live_edges=[curve], l0_down=[curve],
-                             floor_kl=[0.1], floor_ce=[0.1]),
+                             floor_kl=[0.1], floor_ce=[0.1], n_tokens=[16], n_targets=[15]),
     )  # fmt: skip
 
 

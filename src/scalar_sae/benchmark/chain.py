@@ -2,6 +2,7 @@
 
 The SAEs stand at sites s_0 < s_1 < ... < s_m, a pair between each two neighbours. What a pair's sub-circuit leaves at
 its downstream site is what the next pair starts from, so errors compound; the output is read behind the last site.
+Special tokens keep the model's own activation at every site.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from scalar_sae import workers
-from scalar_sae.benchmark.curve import check_finite
+from scalar_sae.benchmark.curve import check_finite, sizes
 from scalar_sae.benchmark.edges import GlobalEdges
 from scalar_sae.benchmark.order import NEVER, levels
 from scalar_sae.benchmark.pair import Pair, Prompt, Slots, read
@@ -33,8 +34,8 @@ from scalar_sae.sites import Block, Site
 Level = UInt8[Tensor, "_n_up _n_down"]
 
 
-def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site]) -> list[Pair]:
-    """The pairs between neighbouring sites.
+def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site], special: tuple[int, ...] = ()) -> list[Pair]:
+    """The pairs between neighbouring sites, where these special tokens keep the model's own activation.
 
     Raises:
         UserError: fewer than three sites, a site beside the residual stream, or one without an SAE.
@@ -46,7 +47,8 @@ def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site]) -> list[P
     beside = [site for site in sites if not site.on_residual_stream]
     if beside:
         raise UserError(f"{beside[0]}: a whole-model circuit runs along the residual stream (resid_pre, _mid, _post)")
-    pairs = [Pair.between(lm, Block(up, down), saes) for up, down in pairwise(sorted(sites))]
+    blocks = [Block(up, down) for up, down in pairwise(sorted(sites))]
+    pairs = [replace(Pair.between(lm, block, saes), special=special) for block in blocks]
     for pair in pairs:
         if any(sae.decodes_from_input or sae.writes for sae in (pair.up, pair.down)):
             raise UserError(f"{pair.block}: a whole-model circuit takes SAEs that decode from their latents alone")
@@ -87,42 +89,47 @@ def curves(
     found = kept.curves()
     for number in workers.mine(len(tokens)):
         if number not in found:
-            (prompt,) = read(pairs[0], tokens[number : number + 1], number)
-            found[number] = _measure(pairs, readouts, prompt, level, n_counts)
+            prompts = [next(read(pair, tokens[number : number + 1], number)) for pair in pairs]
+            found[number] = _measure(pairs, readouts, prompts, level, n_counts)
             kept.keep_curve(number, found[number])
         done(1)
     found = workers.collect(found)
     return Curves.side_by_side([found[number] for number in range(len(tokens))])
 
 
-def _measure(pairs: list[Pair], readouts: list[Readout], prompt: Prompt, level: list[Level], n_counts: int) -> Curves:
-    """The curve of one prompt."""
-    lm = pairs[0].lm
+def _measure(
+    pairs: list[Pair], readouts: list[Readout], prompts: list[Prompt], level: list[Level], n_counts: int
+) -> Curves:
+    """The curve of one prompt, as each of the pairs sees it."""
+    lm, prompt = pairs[0].lm, prompts[0]
     with ByOurKernels():
         own = lm.states(prompt.tokens, [lm.end])[lm.end].x
-    full, _, _ = _run(pairs, readouts, prompt, [torch.zeros_like(one) for one in level])
+    full, _, _ = _run(pairs, readouts, prompts, [torch.zeros_like(one) for one in level])
     references = [log_probs(lm, own), log_probs(lm, full)]
     of_model, of_circuit = (compare(lm, end, references[:1], prompt.tokens) for end in (own, full))
-    floors = np.array([[of_circuit.kl.mean().item()], [(of_circuit.ce - of_model.ce).mean().item()]])
+    rise = prompt.mean_of_targets(of_circuit.ce - of_model.ce)
+    floors = np.array([[prompt.mean(of_circuit.kl).item()], [rise.item()]])
     rows: list[list[float]] = []
     for index in range(n_counts):
         kept = [one.gt(index).byte().mul_(NEVER) for one in level]  # a ranking of one step
-        end, live, l0 = _run(pairs, readouts, prompt, kept)
-        rows.append([*compare(lm, end, references, prompt.tokens).kl.mean((1, 2)).tolist(), live, l0])
-    curves = np.array(rows).T[..., None]
-    check_finite(prompt, curves, floors)
-    return Curves(*curves, *floors)
+        end, live, l0 = _run(pairs, readouts, prompts, kept)
+        rows.append([*prompt.mean(compare(lm, end, references, prompt.tokens).kl[:, 0]).tolist(), live, l0])
+    measured = np.array(rows).T[..., None]
+    check_finite(prompt, measured, floors)
+    kl_model, kl_circuit, live, l0_down = measured
+    return Curves(kl_model, kl_circuit, live, l0_down, *floors, *sizes(prompt))
 
 
 def _run(
-    pairs: list[Pair], readouts: list[Readout], prompt: Prompt, kept: list[Level]
+    pairs: list[Pair], readouts: list[Readout], prompts: list[Prompt], kept: list[Level]
 ) -> tuple[Float[Tensor, "one token d_model"], float, float]:
     """What stands behind the model's last layer, live edges per token in all pairs, live latents at the last site."""
-    z, live = prompt.z, 0.0
-    for pair, readout, level in zip(pairs, readouts, kept, strict=True):
-        here = replace(prompt, z=z, slots=Slots.of(z, pair.changes(z, prompt.x_up)))
+    z, live = prompts[0].z, 0.0
+    for pair, readout, prompt, level in zip(pairs, readouts, prompts, kept, strict=True):
+        here = replace(prompt, z=z, slots=Slots.of(z, pair.changes(z, prompt.x_up, prompt.special)))
         (sub,) = sweep(pair, here, GlobalEdges(level), 1, readout)
         z = sub.acts
-        live += sub.live_edges.float().mean().item()
-    last = pairs[-1]
-    return last.run_on(last.decoded(z, prompt).unsqueeze(0), prompt), live, (z > 0).sum(-1).float().mean().item()
+        live += prompt.mean(sub.live_edges.float()).item()
+    last, prompt = pairs[-1], prompts[-1]
+    l0 = prompt.mean((z > 0).sum(-1).float()).item()
+    return last.run_on(last.decoded(z, prompt).unsqueeze(0), prompt), live, l0

@@ -15,7 +15,18 @@ from scalar_sae.benchmark.memory import ranking_bytes, resident
 from scalar_sae.benchmark.pair import Pair, mean_ablated
 from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, RULES, rank
-from scalar_sae.benchmark.score import DEFINITIONS, Done, digest, hash_of, n_live_edges, record_of, rules, settings_of
+from scalar_sae.benchmark.score import (
+    DEFINITIONS,
+    Done,
+    check_text,
+    digest,
+    hash_of,
+    n_live_edges,
+    n_special,
+    record_of,
+    rules,
+    settings_of,
+)
 from scalar_sae.benchmark.scores import Counts
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.model import LanguageModel
@@ -55,7 +66,9 @@ def score_chain(
     start = time.perf_counter()
     if config.conventions != "exact":
         raise UserError(f"conventions {config.conventions}: the authors score no circuits of several pairs; take exact")
-    pairs = chain.chain(lm, saes, sites)
+    special = lm.special_ids(config.special)
+    check_text(texts, special)
+    pairs = chain.chain(lm, saes, sites, special)
     ranking = next(iter(config.rankings))
     if ranking not in RANKINGS:
         raise unknown("ranking of a circuit", ranking, RANKINGS)
@@ -69,6 +82,7 @@ def score_chain(
     hashes = {"lm": hash_of(lm.parameters())} | {str(site): digest(sae) for site, sae in ends.items()}
     settings = settings_of(config, ranking) | lm.describe() | {"budget": "one order" if one_order else "per pair"}
     identity = {"definitions": DEFINITIONS, "settings": settings, "ranking": ranking, "hashes": hashes}
+    identity |= {"special_ids": special}
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in ends.values()], "n": len(texts.ranking)}
     kept = Partial(partial, {**identity, "settings": {**settings, "memory": None}})
     rank_text = texts.ranking[: config.rankings[ranking]]
@@ -85,6 +99,8 @@ def score_chain(
         n_up=pairs[0].up.d_sae,
         n_down=pairs[-1].down.d_sae,
         n_edges=int(counts[-1]),
+        n_special=n_special(texts, special),
+        special=list(special),
         config=settings,
         hashes=hashes,
         data=texts.data,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from scalar_sae.benchmark import scores
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.lm.special import listed
 from scalar_sae.results import Record
 from scalar_sae.sae_results import Interval
 
@@ -124,6 +125,10 @@ def _by_block_and_method(records: list[Record], base: str) -> Seeds:
         values = list(dict.fromkeys(str(record.config.get(setting)) for record in records))
         if len(values) > 1:
             raise UserError(f"records with {setting} {' and '.join(values)} do not compare; score them alike")
+    left_out = list(dict.fromkeys(tuple(record.special) if record.n_special else () for record in records))
+    if len(left_out) > 1:
+        said = " and ".join(f"with tokens {listed(ids)} left out" if ids else "with none left out" for ids in left_out)
+        raise UserError(f"records {said} do not compare; score them with one rule for special tokens (--special)")
     methods = list(dict.fromkeys(record.method for record in records))
     if base not in methods:
         raise unknown("baseline", base, methods)

@@ -116,23 +116,29 @@ def measure(
 
     def sub_circuits() -> Iterator[Float[Tensor, "token n_down"]]:
         for sub in sweep(pair, prompt, edges, n_counts, readout, lambda p: conventions.select(pair, p)):
-            live_edges.append(sub.live_edges.float().mean())
+            live_edges.append(prompt.mean(sub.live_edges.float()))
             is_all = len(live_edges) == n_counts and reaches_all
             yield whole if is_all and conventions.last_is_full_circuit else sub.acts
 
     rows: list[Tensor] = []
     for acts, times in _distinct(sub_circuits(), _at_once(pair, prompt)):
         end = pair.run_on(pair.decoded(acts, prompt), prompt)
-        divergence = compare(lm, end, references, prompt.tokens, conventions.kl).kl.mean(-1)
-        row = torch.stack([*divergence, (acts != 0).sum(-1).float().mean(-1)], -1)
+        divergence = prompt.mean(compare(lm, end, references, prompt.tokens, conventions.kl).kl)
+        row = torch.stack([*divergence, prompt.mean((acts != 0).sum(-1).float())], -1)
         rows.append(row.repeat_interleave(times, dim=0))
     kl_model, kl_circuit, l0_down = torch.cat(rows).double().T.unsqueeze(-1).cpu().numpy()
     live = torch.stack(live_edges).double().unsqueeze(-1).cpu().numpy()
     of_model, of_circuit = (compare(lm, end, references[:1], prompt.tokens, conventions.kl) for end in (own, full))
-    floors = torch.stack([of_circuit.kl.mean(), (of_circuit.ce - of_model.ce).mean()])
+    floors = torch.cat([prompt.mean(of_circuit.kl[0]), prompt.mean_of_targets(of_circuit.ce - of_model.ce)])
     floor_kl, floor_ce = floors.double().unsqueeze(-1).cpu().numpy()
     check_finite(prompt, kl_model, kl_circuit, floors.cpu().numpy())
-    return Curves(kl_model, kl_circuit, live, l0_down, floor_kl, floor_ce)
+    return Curves(kl_model, kl_circuit, live, l0_down, floor_kl, floor_ce, *sizes(prompt))
+
+
+def sizes(prompt: Prompt) -> Float[np.ndarray, "two one"]:
+    """How many tokens of a prompt count, and how many of those are predicted."""
+    text = prompt.text.cpu().numpy()
+    return np.array([[text.sum()], [text[1:].sum()]], dtype=float)
 
 
 def check_finite(prompt: Prompt, *measured: Float[np.ndarray, "..."]) -> None:

@@ -40,7 +40,9 @@ class Players:
         if not pair.block.mixes_tokens:
             return cls(slots.latent.T, slots.change.T)
         latent = slots.latent[slots.used].unique()
-        return cls(latent.unsqueeze(1).expand(-1, len(prompt.z)), pair.changes(prompt.z, prompt.x_up).T[latent])
+        return cls(
+            latent.unsqueeze(1).expand(-1, len(prompt.z)), pair.changes(prompt.z, prompt.x_up, prompt.special).T[latent]
+        )
 
     def batches(self, pair: Pair, n_columns: int) -> Iterator["Players"]:
         """A few players at a time."""
@@ -52,13 +54,15 @@ class Players:
         """What each player adds to the upstream reconstruction."""
         return pair.added(self.latent, self.change)
 
-    def untouched(self, mixes_tokens: bool) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
-        """Players and tokens where a player changes nothing: it adds nothing there, nor at a token that comes before.
+    def untouched(self, pair: Pair, prompt: Prompt) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
+        """Players and tokens where a player changes nothing that counts: the token is special, or the player adds
+        nothing there, nor at a token that comes before.
 
         What a computed effect holds there is rounding, and would count as an effect.
         """
         here = self.change != 0
-        player, token = (~(here.cumsum(1) > 0) if mixes_tokens else ~here).nonzero(as_tuple=True)
+        touched = (here.cumsum(1) > 0 if pair.block.mixes_tokens else here) & prompt.text
+        player, token = (~touched).nonzero(as_tuple=True)
         return player, token
 
     def add_squares(
@@ -114,7 +118,7 @@ def _changed(
     for some in Players.of(pair, prompt).batches(pair, W.shape[1]):
         y = pair.down.seen(pair.compute(start + sign * some.adds(pair), prompt.up_skip))
         changed = linear(y.flatten(0, 1), W, b).view(*y.shape[:2], -1)
-        player, token = some.untouched(pair.block.mixes_tokens)
+        player, token = some.untouched(pair, prompt)
         changed[player, token] = pre_acts[token]
         yield some, changed
 
@@ -174,14 +178,14 @@ def of_a_gradient(
             positive = (value[0] @ W + b) > 0
             assert slope is not None
             effect += slope @ W * positive / len(alphas)
-        yield some, effect
+        yield some, prompt.at_text(effect)
 
 
 def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator) -> Float[Tensor, "token n_down"]:
     """How much the model's output feels each downstream latent at each token.
 
     Fisher information of the output distribution along the latent's decoder row, at the full circuit: mean over sampled
-    labels of the squared derivative of their log-probability.
+    labels of the squared derivative of their log-probability. What is predicted at special tokens does not count.
     """
     with torch.no_grad():
         full = pair.decoded(pair.full_circuit(prompt), prompt)
@@ -191,7 +195,8 @@ def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator
         x = full.repeat(min(at_once, n_labels - done), 1, 1).requires_grad_()
         log_probs = pair.log_probs(x, prompt)
         labels = torch.multinomial(log_probs.detach().exp().flatten(0, 1).cpu(), 1, generator=generator).to(x.device)
-        (gradient,) = torch.autograd.grad(log_probs.flatten(0, 1).gather(1, labels).sum(), x)
+        said = log_probs.flatten(0, 1).gather(1, labels).view(len(x), -1)
+        (gradient,) = torch.autograd.grad(said[:, prompt.text].sum(), x)
         if pair.down.norm is not None:
             gradient = gradient * pair.down.norm.gain(prompt.x_down)
         total += (gradient @ pair.down.W_dec.T).square().sum(0)

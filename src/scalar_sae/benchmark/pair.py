@@ -10,6 +10,7 @@ from torch import Tensor
 from scalar_sae.errors import UserError
 from scalar_sae.kernels import ByOurKernels
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import counted
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import find_sae
 from scalar_sae.sites import Block, Site
@@ -46,8 +47,10 @@ class Prompt:
 
     number: int
     tokens: Int[Tensor, "one token"]
+    special: Bool[Tensor, " token"] | None
+    """Where special tokens stand (lm/special.py), which keep the model's own activation; None: nowhere."""
     z: Float[Tensor, "token n_up"]
-    """Upstream latent activations."""
+    """Upstream latent activations; none at special tokens."""
     slots: Slots
     x_up: Float[Tensor, "token d_model"]
     """The model's own activation that they were encoded from."""
@@ -55,8 +58,40 @@ class Prompt:
     """The model's own residual stream beside the upstream site, if that is on a side branch."""
     down_skip: Float[Tensor, "one token d_model"] | None
     """The same beside the place that is spliced."""
+    x_start: Float[Tensor, "one token d_model"]
+    """The model's own activation where the block begins."""
     x_down: Float[Tensor, "one token d_model"]
     """The model's own activation at the downstream site."""
+    x_spliced: Float[Tensor, "one token d_model"]
+    """The model's own activation at the place that is spliced."""
+
+    @property
+    def text(self) -> Bool[Tensor, " token"]:
+        """Where ordinary tokens stand."""
+        return torch.ones_like(self.tokens[0], dtype=torch.bool) if self.special is None else ~self.special
+
+    def at_text(self, values: Float[Tensor, "*batch token n"]) -> Float[Tensor, "*batch token n"]:
+        """The values at ordinary tokens; 0 at special ones, which hold no latents and no edges."""
+        return _at_text(values, self.special)
+
+    def with_own(
+        self, x: Float[Tensor, "*batch token d_model"], own: Float[Tensor, "one token d_model"]
+    ) -> Float[Tensor, "*batch token d_model"]:
+        """`x` at ordinary tokens, the model's own activation at special ones."""
+        return x if self.special is None else torch.where(self.special.unsqueeze(-1), own[0], x)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over ordinary tokens, which the last axis numbers; 0 where there is none."""
+        if self.special is None:
+            return values.mean(-1)
+        return values[..., ~self.special].sum(-1) / max(1, int((~self.special).sum()))
+
+    def mean_of_targets(self, values: Float[Tensor, "*batch target"]) -> Float[Tensor, "*batch"]:
+        """Mean over the tokens that are predicted and ordinary; 0 where there is none."""
+        if self.special is None:
+            return values.mean(-1)
+        there = ~self.special[1:]
+        return values[..., there].sum(-1) / max(1, int(there.sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +112,9 @@ class Pair:
     """Where an upstream transcoder reads; the block begins where it writes. None: an SAE, at the block's beginning."""
     fill: Float[Tensor, " n_up"] | None = None
     """What an ablated upstream latent is set to; None: zero."""
+    special: tuple[int, ...] = ()
+    """Ids of special tokens: they keep the model's own activation at both ends, hold no latents and no edges, and are
+    counted nowhere. `score` sets them by its config."""
 
     def __post_init__(self) -> None:
         self.lm.check(self.block.up)
@@ -137,25 +175,31 @@ class Pair:
 
     def reconstruct(self, z: Float[Tensor, "token n_up"], prompt: Prompt) -> Float[Tensor, "token d_model"]:
         """The upstream reconstruction from latent activations."""
-        return self.up.decode(z, prompt.x_up)
+        return prompt.with_own(self.up.decode(z, prompt.x_up), prompt.x_start)
 
     def base(self, prompt: Prompt) -> Float[Tensor, "token d_model"]:
         """The same with every latent ablated."""
         bias = self.up.b_dec if self.fill is None else self.fill @ self.up.W_dec + self.up.b_dec
-        return self.up.beside(bias.expand_as(prompt.x_up), prompt.x_up)
+        return prompt.with_own(self.up.beside(bias.expand_as(prompt.x_up), prompt.x_up), prompt.x_start)
 
     def changes(
-        self, z: Float[Tensor, "token n_up"], x_up: Float[Tensor, "token d_model"]
+        self,
+        z: Float[Tensor, "token n_up"],
+        x_up: Float[Tensor, "token d_model"],
+        special: Bool[Tensor, " token"] | None = None,
     ) -> Float[Tensor, "token n_up"]:
-        """What each upstream latent adds along its decoder row: activation less what ablation sets it to."""
-        change = z if self.fill is None else z - self.fill
+        """What each upstream latent adds along its decoder row: activation less what ablation sets it to; nothing at
+        special tokens.
+        """
+        change = z if self.fill is None else _at_text(z - self.fill, special)
         return change if self.up.norm is None else change * self.up.norm.gain(x_up)
 
     def decoded(
         self, acts: Float[Tensor, "*count token n_down"], prompt: Prompt
     ) -> Float[Tensor, "*count token d_model"]:
         """What is spliced in for downstream latent activations."""
-        return self.down.decode(acts, prompt.x_down[0].expand(*acts.shape[:-1], -1))
+        decoded = self.down.decode(acts, prompt.x_down[0].expand(*acts.shape[:-1], -1))
+        return prompt.with_own(decoded, prompt.x_spliced)
 
     def added(self, latent: Int[Tensor, "*many"], change: Float[Tensor, "*many"]) -> Float[Tensor, "*many d_model"]:
         """What upstream latents add to the reconstruction with these changes."""
@@ -180,8 +224,8 @@ class Pair:
             return self.lm.run(self.block.up, site, x, None if up_skip is None else up_skip.expand_as(x))
 
     def pre_acts(self, x: Float[Tensor, "batch token d_model"], prompt: Prompt) -> Float[Tensor, "batch token n_down"]:
-        """Downstream pre-activations when x stands at the upstream site."""
-        return self.down.pre_acts(self.compute(x, prompt.up_skip))
+        """Downstream pre-activations when x stands at the upstream site; 0 at special tokens, where no latent lives."""
+        return prompt.at_text(self.down.pre_acts(self.compute(x, prompt.up_skip)))
 
     def full_circuit(self, prompt: Prompt) -> Float[Tensor, "token n_down"]:
         """Downstream activations behind the whole upstream reconstruction: down.encode(F(up.decode(z)))."""
@@ -222,14 +266,32 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
         for site, state in states.items():
             if not state.x.isfinite().all():
                 raise UserError(f"{site}: activations of prompt {number} are not finite")
-        slots = Slots.of(z, pair.changes(z, x_up))
-        yield Prompt(number, row, z, slots, x_up, states[up].skip, states[pair.spliced].skip, states[down].x)
+        special = ~counted(row[0], pair.special)
+        special = special if special.any() else None
+        z = _at_text(z, special)
+        yield Prompt(
+            number=number,
+            tokens=row,
+            special=special,
+            z=z,
+            slots=Slots.of(z, pair.changes(z, x_up, special)),
+            x_up=x_up,
+            up_skip=states[up].skip,
+            down_skip=states[pair.spliced].skip,
+            x_start=states[up].x,
+            x_down=states[down].x,
+            x_spliced=states[pair.spliced].x,
+        )
+
+
+def _at_text(values: Float[Tensor, "*batch token n"], special: Bool[Tensor, " token"] | None) -> Tensor:
+    return values if special is None else values.masked_fill(special.unsqueeze(-1), 0.0)
 
 
 @torch.no_grad()
 def mean_ablated(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Pair:
-    """The pair with ablated latents set to their mean over a reference text, instead of zero."""
+    """The pair with ablated latents set to their mean over the ordinary tokens of a text, instead of zero."""
     total = pair.up.W_dec.new_zeros(pair.up.d_sae, dtype=torch.float64)
     for prompt in read(pair, tokens):
         total += prompt.z.double().sum(0)
-    return replace(pair, fill=(total / tokens.numel()).float())
+    return replace(pair, fill=(total / max(1, int(counted(tokens, pair.special).sum()))).float())

@@ -106,14 +106,15 @@ def evaluated(
     latent: Int[Tensor, " row"],
     kept: Bool[Tensor, "token row slot"],
 ) -> Float[Tensor, "row token"]:
-    """Pre-activation of a downstream latent in each row, under the edges that the row keeps."""
+    """Pre-activation of a downstream latent in each row, under the edges that the row keeps; 0 at special tokens."""
     pair = readout.pair
     x = adds.of(kept).transpose(0, 1) + pair.base(prompt)
     if readout.start != pair.block.up:
         x = pair.run_to(readout.start, x, prompt.up_skip)
     features = readout.features(x, prompt.up_skip)
     value = _read(features, readout.weights[latent]) + readout.constant[latent].unsqueeze(1)
-    return value if readout.skip is None else value + _read(x, readout.skip[latent])
+    value = value if readout.skip is None else value + _read(x, readout.skip[latent])
+    return prompt.at_text(value.unsqueeze(-1)).squeeze(-1)
 
 
 def _read(x: Float[Tensor, "row token d"], weights: Float[Tensor, "row d"]) -> Float[Tensor, "row token"]:

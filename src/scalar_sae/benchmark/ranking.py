@@ -13,6 +13,8 @@
 | `published` | the SCALAR authors' arc-length path gradient (published.py)                                         |
 | `random`    | nothing: a seeded permutation, the control                                                          |
 
+Special tokens (lm/special.py) hold no latents and are not among the tokens that are summed over.
+
 At a block with attention a latent is removed, added or followed at every position of the prompt at once, as an edge
 of a sub-circuit is. `ig` and `gradient` follow relu(p_j) and not the selected activation, whose jumps a gradient
 misses: so the attributions of `ig` add up to relu(p_j) at the input less relu(p_j) at the ablated input.
@@ -37,6 +39,7 @@ from scalar_sae.benchmark.pair import Pair, Prompt, read
 from scalar_sae.benchmark.pruning import add_costs
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.unfinished import Unfinished
+from scalar_sae.lm.special import counted
 
 Scores = Float[Tensor, "n_up n_down"]
 Total = Float[Tensor, "n_up n_col"]
@@ -122,7 +125,7 @@ def _sum(rule: Rule, work: Work, columns: slice, parts: int) -> Float[Tensor, "n
             work.kept.keep_sums(columns, n, total)
         work.done(n_col / pair.down.d_sae)
     workers.add_up(total)
-    return total.div_(tokens.numel()).clamp_(min=0.0).sqrt_().float()
+    return total.div_(max(1, int(counted(tokens, pair.special).sum()))).clamp_(min=0.0).sqrt_().float()
 
 
 def expected(work: Work) -> Scores:
@@ -194,7 +197,7 @@ def _density(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Float[Tensor, "
         for prompt in read(pair, tokens[number : number + 1], number):
             active += (pair.full_circuit(prompt) > 0).sum(0)
     workers.add_up(active)
-    return active / tokens.numel() + 1e-6
+    return active / max(1, int(counted(tokens, pair.special).sum())) + 1e-6
 
 
 def _rest(readout: Readout, left: Bool[Tensor, "n_up n_down"]) -> Rule:

@@ -6,6 +6,7 @@ record = score(pair, texts, method="topk", ranking="expected", config=ScoreConfi
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,16 @@ from scalar_sae.benchmark.partial import Partial
 from scalar_sae.benchmark.ranking import EDGE_BYTES, RANKINGS, Scores, rank
 from scalar_sae.benchmark.readout import Readout
 from scalar_sae.benchmark.scores import QUANTILES, Counts
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import counted, listed, say_special
 from scalar_sae.malloc import hand_back_freed_memory
 from scalar_sae.results import Control, Curves, Floor, PromptCurves, Record
 from scalar_sae.sae_results import Interval
 from scalar_sae.saes.sae import SAE
 from scalar_sae.versions import versions
 
-DEFINITIONS = 2
+DEFINITIONS = 3
 """Changes when what a ranking or a curve is does: nothing that was begun before is gone on with."""
 
 Done = Callable[[float], None]
@@ -49,7 +53,7 @@ def score(
     partial: Path | None = None,
     control: Control | None = None,
 ) -> Record:
-    """Rank, sweep and score one pair.
+    """Rank, sweep and score one pair. The config says what happens at special tokens.
 
     Args:
         pair: what is scored.
@@ -62,16 +66,20 @@ def score(
         control: score this control of the pair in its place.
 
     Raises:
-        UserError: an unknown ranking, a score matrix of the wrong shape, NaN anywhere, too little memory.
+        UserError: an unknown ranking, a score matrix of the wrong shape, NaN anywhere, too little memory, text of
+            special tokens alone.
     """
     start = time.perf_counter()
     check_ranking(ranking)
+    pair = replace(pair, special=pair.lm.special_ids(config.special))
+    check_text(texts, pair.special)
     pair = CONTROLS[control](pair, config.seed) if control else pair
     counts = counts_of(config.edges, pair.n_edges)
     rank_text = texts.ranking[: config.rankings[ranking]]
     hashes = {"lm": hash_of(pair.lm.parameters()), "up": digest(pair.up), "down": digest(pair.down)}
     identity: dict[str, Any] = {"ranking": ranking, "n": [len(rank_text), len(texts.ranking)], "hashes": hashes}
     identity |= {"definitions": DEFINITIONS, "method": method, "block": str(pair.block), "reads": str(pair.encoded)}
+    identity |= {"special_ids": pair.special}
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
     saved = None if ranking in (*RANKINGS, LOCAL) else saved_scores(Path(ranking), pair)
     if saved is not None:
@@ -100,6 +108,8 @@ def score(
         n_up=pair.up.d_sae,
         n_down=pair.down.d_sae,
         n_edges=pair.n_edges,
+        n_special=n_special(texts, pair.special),
+        special=list(pair.special),
         config=settings_of(config, ranking) | pair.lm.describe(),
         hashes=hashes,
         data=texts.data,
@@ -114,16 +124,20 @@ def settings_of(config: ScoreConfig, ranking: str) -> dict[str, Any]:
 
 
 def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig, **fields: Any) -> Record:
-    """A record with the scores of its curves."""
+    """A record with the scores of its curves, of the prompts that have tokens which count."""
+    curves = curves.with_text()
+    every = np.arange(len(curves.n_tokens))
+    means = {
+        name: scores.over_prompts(getattr(curves, name), curves.n_tokens, every).tolist()
+        for name in ("kl_model", "kl_circuit", "live_edges", "l0_down")
+    }
     values, ci = _scores(counts, curves, n_live, fields["n_edges"], settings.seed)
     return Record(
         seed=settings.seed,
         n_live_edges=n_live,
+        n_tokens=int(curves.n_tokens.sum()),
         edges=counts.tolist(),
-        kl_model=curves.kl_model.mean(1).tolist(),
-        kl_circuit=curves.kl_circuit.mean(1).tolist(),
-        live_edges=curves.live_edges.mean(1).tolist(),
-        l0_down=curves.l0_down.mean(1).tolist(),
+        **means,
         absolute=values["absolute"],
         relative=values["relative"],
         pure=values["pure"],
@@ -137,6 +151,24 @@ def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig
         versions=versions(),
         **fields,
     )
+
+
+def check_text(texts: Texts, special: tuple[int, ...]) -> None:
+    """Raise a UserError if one of the texts holds nothing but special tokens."""
+    for what, tokens in (("rank", texts.ranking), ("score", texts.scoring)):
+        if not counted(tokens, special)[:, 1:].any():
+            raise UserError(f"text to {what} on: nothing but special tokens (ids {listed(special)}); give other text")
+
+
+def say_left_out(lm: LanguageModel, texts: Texts, config: ScoreConfig) -> None:
+    """Tell the user how many positions hold special tokens."""
+    ids = lm.special_ids(config.special)
+    say_special(torch.cat([texts.ranking, texts.scoring]), ids, "positions of the ranking and the scored text")
+
+
+def n_special(texts: Texts, special: tuple[int, ...]) -> int:
+    """Positions of special tokens in the scored text."""
+    return int((~counted(texts.scoring, special)).sum())
 
 
 def _local_edges(
@@ -259,7 +291,7 @@ def _scores(
         name: scores.interval(value) for name, value in resampled.items() if not name.startswith("dip")
     }
     for name, curve in (("kl_model", curves.kl_model), ("kl_circuit", curves.kl_circuit)):
-        bands = curve[:, drawn].mean(-1)
+        bands = scores.over_prompts(curve, curves.n_tokens, drawn)
         ci[name] = [scores.interval(band) or (0.0, 0.0) for band in bands]
         if name == "kl_circuit":
             recovered = scores.recovery(counts, bands.T).T

@@ -88,7 +88,8 @@ def every_score(
 ) -> dict[str, Float[np.ndarray, " resample"]]:
     """All scores of the mean curve over each row of prompt numbers."""
     kl_model, kl_circuit, live_edges = (
-        curve[:, prompts].mean(-1).T for curve in (curves.kl_model, curves.kl_circuit, curves.live_edges)
+        over_prompts(curve, curves.n_tokens, prompts).T
+        for curve in (curves.kl_model, curves.kl_circuit, curves.live_edges)
     )
     recovered = recovery(counts, kl_circuit)
     absolute = area(counts, kl_model)
@@ -102,9 +103,21 @@ def every_score(
         found[f"live_edges_at.{name}"] = value_at(recovered, q, live_edges)
         found[f"dip.{name}"] = dip(recovered, q)
     found["log_area"] = log_area(counts, recovered, n_live)
-    found["floor.kl"] = curves.floor_kl[prompts].mean(-1)
-    found["floor.ce_increase"] = curves.floor_ce[prompts].mean(-1)
+    found["floor.kl"] = over_prompts(curves.floor_kl, curves.n_tokens, prompts)
+    found["floor.ce_increase"] = over_prompts(curves.floor_ce, curves.n_targets, prompts)
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+def over_prompts(
+    values: Float[np.ndarray, "*curve n_prompt"],
+    weight: Float[np.ndarray, " n_prompt"],
+    prompts: Int[np.ndarray, "*resample prompt"],
+) -> Float[np.ndarray, "*curve_and_resample"]:
+    """Mean over prompts, each weighed by its tokens that count: the mean over tokens. Where all prompts have as many it
+    is the mean over prompts, to the bit.
+    """
+    share = (weight / max(weight.max(), 1.0))[prompts]
+    return (values[..., prompts] * share).sum(-1) / np.maximum(share.sum(-1), np.finfo(float).tiny)
 
 
 def resamples(n_prompts: int, seed: int, n_resamples: int = 1000) -> Int[np.ndarray, "resample prompt"]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, check_out, finished, subjects, text
+from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, check_out, finished, subjects, text
 from scalar_sae.cli.tables import print_records
 
 app = typer.Typer()
@@ -33,6 +33,7 @@ def circuit(
     one_order: Annotated[
         bool, typer.Option("--one-order", help="One ranking of all pairs' edges, not the same budget for each pair.")
     ] = False,
+    special: Special = None,
     memory: Memory = 8.0,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -51,7 +52,9 @@ def circuit(
     from scalar_sae import workers
     from scalar_sae.benchmark.circuit import score_chain
     from scalar_sae.benchmark.config import ScoreConfig, held_out
+    from scalar_sae.benchmark.score import say_left_out
     from scalar_sae.console import Bar
+    from scalar_sae.lm.special import parse_rule
     from scalar_sae.results import Results
     from scalar_sae.saes.sources import site_in
     from scalar_sae.sites import Site
@@ -65,8 +68,10 @@ def circuit(
     used = ranking or ("output" if one_order else "expected")
     settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}
     settings |= {"context": context or min(model.context, 128), "memory": memory, "seed": seed}
+    settings |= {"special": parse_rule(special or "skip")}
     config = validated(ScoreConfig, settings, "score")
     texts = held_out(text(tokens, model), config)
+    say_left_out(model, texts, config)
     results = Results()
     total = len(groups) * (prompts + rank_prompts * (len(places) - 1))
     with Bar("circuit", total / workers.count()) as bar:

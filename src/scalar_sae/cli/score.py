@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, check_out, finished, subjects, text
+from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, check_out, finished, subjects, text
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError
 
@@ -63,6 +63,7 @@ def score(
     published: Annotated[
         bool, typer.Option("--published", help="As the authors' code: their ranking, counts, conventions and text.")
     ] = False,
+    special: Special = None,
     memory: Memory = 8.0,
     control: Annotated[
         str | None,
@@ -86,13 +87,17 @@ def score(
     from scalar_sae import workers
     from scalar_sae.benchmark.config import LOCAL, ScoreConfig, held_out
     from scalar_sae.benchmark.pair import Pair
+    from scalar_sae.benchmark.score import say_left_out
     from scalar_sae.benchmark.score import score as run
     from scalar_sae.console import Bar
+    from scalar_sae.lm.special import parse_rule
     from scalar_sae.results import Record, Results
     from scalar_sae.sites import Block
     from scalar_sae.training.config import validated
 
     check_out(out)
+    if published and special not in (None, "count"):
+        raise UserError(f"--special {special}: the authors' code counts every token; leave out --published")
     if published and ablation != "zero":
         raise UserError(f"--ablation {ablation}: the authors' code knows zero ablation alone; leave out --published")
     workers.join()
@@ -109,8 +114,10 @@ def score(
     settings |= {"edges": edges or usual[1], "conventions": usual[2]}
     settings |= {"context": context or min(model.context, 128), "ablation": ablation, "overlap": published}
     settings |= {"memory": memory, "seed": seed, "controls": (control,) if control else ()}
+    settings |= {} if special is None else {"special": parse_rule(special)}
     config = validated(ScoreConfig, settings, "score")
     texts = held_out(text(tokens, model), config)
+    say_left_out(model, texts, config)
     results = Results()
     with Bar("score", sum(workers.shares(len(pairs))) * (prompts + rank_prompts)) as bar:
         partial = out.with_name(f"{out.name}.partial") if out else None

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
+from scalar_sae.console import say_once
 from scalar_sae.errors import unknown
 from scalar_sae.tokenizer import Tokenizer
 
@@ -63,7 +64,7 @@ def parse_rule(text: str) -> Rule:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def counted(tokens: Int[Tensor, "prompt token"], special: Collection[int]) -> Bool[Tensor, "prompt token"]:
+def counted(tokens: Int[Tensor, "*prompt token"], special: Collection[int]) -> Bool[Tensor, "*prompt token"]:
     """Where the tokens of a text are not special."""
     return ~torch.isin(tokens, tokens.new_tensor(sorted(special)))
 
@@ -81,6 +82,12 @@ def remark(tokens: Int[Tensor, "prompt token"], special: Collection[int], what: 
         return None
     share = f"{n:,} of {tokens.numel():,} {what} hold special tokens (ids {listed(special)})"
     return f"{share}: they keep the model's own activation and are not counted; --special count counts them"
+
+
+def say_special(tokens: Int[Tensor, "prompt token"], special: Collection[int], what: str = "positions") -> None:
+    """Tell the user how many positions of a text hold special tokens, if any does."""
+    if said := remark(tokens, special, what):
+        say_once(said)
 
 
 def listed(special: Collection[int], most: int = 8) -> str:

@@ -21,6 +21,7 @@ from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.ranking import RULES, Work, summed
 from scalar_sae.console import Bar
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import Rule
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block, Site
 
@@ -36,6 +37,7 @@ def strongest_edges(
     n: int = 10,
     seed: int = 0,
     memory: int | float = 8.0,
+    special: Rule = "skip",
 ) -> dict[Site, pa.Table]:
     """The n strongest edges of every latent on either side (`up`, `down`), strongest first; edges of 0 left out.
 
@@ -47,6 +49,7 @@ def strongest_edges(
         n: edges a latent and side.
         seed: of what a ranking samples.
         memory: gigabytes that all may take.
+        special: what happens at special tokens (lm/special.py): those skipped hold no edges.
 
     Raises:
         UserError: too little memory.
@@ -55,7 +58,7 @@ def strongest_edges(
     plain = [site for site in sorted(saes) if saes[site].writes is None and not saes[site].decodes_from_input]
     with Bar("rank edges", max(0, len(plain) - 1) * len(tokens)) as bar:
         for up, down in pairwise(plain):
-            pair = Pair(lm, Block(up, down), saes[up], saes[down])
+            pair = Pair(lm, Block(up, down), saes[up], saes[down], special=lm.special_ids(special))
             room = columns_bytes(pair, memory, tokens.shape[1])
             of_up = _Best.none(pair.up.d_sae, n)
             for columns, scores in summed(RULES[ranking], Work(pair, tokens, seed, bar.step, room)):

@@ -19,7 +19,7 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.io import check_writable, claim, whole
 from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import Rule, counted, remark
+from scalar_sae.lm.special import Rule, counted, say_special
 from scalar_sae.measures.blind import prepare
 from scalar_sae.measures.edges import strongest_edges
 from scalar_sae.measures.features import read_features
@@ -119,8 +119,8 @@ def measure_run(
     task = None if labels is None else _task(model, labels, tokens, words)
     if against:
         in_common(saes, threshold, model)  # what cannot be compared is said before anything is measured
-    n_tokens = _say_special(model, tokens, special)
-    _warn_of_rare(n_tokens, len(tokens))
+    say_special(tokens, model.special_ids(special))
+    _warn_of_rare(int(counted(tokens, model.special_ids(special)).sum()), len(tokens))
     path = open_records(run, records_folder(run, out))
     Results.read_if_there(path)  # what is damaged is said before anything is measured
     measured: dict[str, Any] = dict(
@@ -141,14 +141,6 @@ def _put(measured: dict[str, Any], results: Results) -> None:
     """Put lists of records in the place of those that were there; other lists stay."""
     for name, records in measured.items():
         setattr(results, name, records)
-
-
-def _say_special(lm: LanguageModel, tokens: Int[Tensor, "prompt token"], special: Rule) -> int:
-    """Say how many positions hold special tokens; returns how many are left."""
-    ids = lm.special_ids(special)
-    if said := remark(tokens, ids):
-        say(said)
-    return int(counted(tokens, ids).sum())
 
 
 def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
@@ -247,7 +239,7 @@ def read_run(
     settings = {"lm": fingerprint(model), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
     settings |= {"prompts": prompts, "context": tokens.shape[1], "edges": ranking, "edge_prompts": rank_prompts}
     settings |= {"special": list(model.special_ids(special))}
-    _say_special(model, tokens, special)
+    say_special(tokens, model.special_ids(special))
     groups = {name: group for name, group in groups.items() if method in (None, name)}
     for name, group in groups.items():
         for site, sae in group.items():
@@ -264,7 +256,9 @@ def read_run(
             if not (folder / "latents.parquet").is_file():
                 read_features(model, site, group[site], tokens, folder, special=special)
         if ranking is not None and not all((folder / "edges.parquet").is_file() for folder in places.values()):
-            edges = strongest_edges(model, group, tokens[:: -(-prompts // rank_prompts)], ranking, memory=memory)
+            edges = strongest_edges(
+                model, group, tokens[:: -(-prompts // rank_prompts)], ranking, memory=memory, special=special
+            )
             for site, folder in places.items():
                 with whole(folder / "edges.parquet") as temporary:
                     write_table(edges[site], temporary)
@@ -301,5 +295,5 @@ def prepare_blind(
         if sae.d_model != model.d_model:
             raise UserError(f"{folder}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
     tokens = spread_prompts(text, model, None, prompts)
-    _say_special(model, tokens, special)
+    say_special(tokens, model.special_ids(special))
     prepare(out, model, site, {"a": first, "b": second}, {"a": str(a), "b": str(b)}, tokens, pairs, special=special)

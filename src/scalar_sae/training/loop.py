@@ -21,7 +21,7 @@ from scalar_sae.corpora import Corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import left_out, remark
+from scalar_sae.lm.special import left_out, say_special
 from scalar_sae.malloc import freed_memory_handed_back
 from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.saes.trainee import Trainee
@@ -88,8 +88,7 @@ class _Run:
         self.stream = CachedStream(stream, cache, _buffers(config, stream.tokens_per_buffer)) if cache else stream
         self.all_text = stream.windows_per_buffer == len(prompts)
         self.special = left_out(prompts, special)
-        if said := remark(prompts, special, "positions of the training text"):
-            say(said)
+        say_special(prompts, special, "positions of the training text")
         held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
         held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
         self.validation = Validation(lm, held_out, reads, special) if config.validations else None
