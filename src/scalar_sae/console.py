@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -34,6 +36,16 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def silence_libraries() -> None:
+    """Have the bars of other libraries drawn at a terminal only, and not if the user wants quiet.
+
+    Call it before they are imported.
+    """
+    if _quiet or not _at_terminal():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
 class Bar:
     """Progress of a stage: its share, its rate and an estimate of the time left.
 
@@ -45,10 +57,9 @@ class Bar:
 
     def __init__(self, what: str, total: int | float | None = None, *, done: int | float = 0) -> None:
         shown = leads() and not _quiet
-        at_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._progress: _Drawn | _Log | None = None
         if shown:
-            self._progress = (_Drawn if at_terminal else _Log)(one_line(what), total, done)
+            self._progress = (_Drawn if _at_terminal() else _Log)(one_line(what), total, done)
 
     def __enter__(self) -> "Bar":
         """Begin to show it."""
@@ -65,6 +76,20 @@ class Bar:
         """Advance by `n`, optionally with a new note."""
         if self._progress:
             self._progress.step(n, None if note is None else one_line(note))
+
+
+@contextmanager
+def downloading(what: str) -> Generator[None]:
+    """Progress while a library downloads: its own bars at a terminal, lines in a log."""
+    if _at_terminal():
+        yield
+    else:
+        with Bar(f"download {what}"):
+            yield
+
+
+def _at_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class _Drawn:

@@ -11,6 +11,7 @@ from scalar_sae.cli import circuit, compare, measure, saes, score
 from scalar_sae.cli.ending import ended
 from scalar_sae.cli.subjects import Device, Special
 from scalar_sae.cli.tables import print_records
+from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.malloc import keep_freed_memory
@@ -48,7 +49,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     keep_freed_memory()
 
 
-@app.command()
+@verb(app)
 def quickstart(
     out: OutRun = Path("runs/quickstart"),
     preset: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "quickstart",
@@ -56,7 +57,7 @@ def quickstart(
     special: Special = None,
     device: Device = None,
     dtype: TrainDtype = None,
-) -> None:
+) -> Outcome | None:
     """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
 
     Under `torchrun --no-python --nproc-per-node 2 scalar quickstart ...` every batch is shared out, then the
@@ -75,13 +76,17 @@ def quickstart(
     lm = train_run(config, out, device=device, to_score=True)
     results = score_run(config, lm, out)
     if workers.number() != 0:
-        return
+        return None
     page = write_report(out)
-    print_records(results.records)
-    tell("", f"Report: {page}")
+
+    def show() -> None:
+        print_records(results.records)
+        tell("", f"Report: {page}")
+
+    return Outcome({"report": page, "records": results.records}, show)
 
 
-@app.command("train-lm")
+@verb(app, "train-lm")
 def train_lm(
     out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
     recipe: Annotated[
@@ -95,7 +100,7 @@ def train_lm(
         typer.Option(help="`tiny-shakespeare`: a local copy. `medium`: a text file to add (repeat for more)."),
     ] = None,
     change: Changes = None,
-) -> None:
+) -> Outcome:
     """Train a small language model: the paper's 216,448-parameter GPT, or a medium one.
 
     Example: **scalar train-lm --recipe tiny-shakespeare --data input.txt --out runs/lm**
@@ -107,13 +112,14 @@ def train_lm(
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, *data or ())
-    tell(
+    said = (
         f"validation loss {record['val_loss_nats']:.4f} nats = {record['val_loss_bits']:.4f} bits per token, "
         f"{record['val_bits_per_byte']:.4f} bits per byte; {out}"
     )
+    return Outcome({"folder": out, "record": record}, lambda: tell(said))
 
 
-@app.command()
+@verb(app)
 def train(
     out: OutRun,
     preset: Annotated[
@@ -133,7 +139,7 @@ def train(
     special: Special = None,
     device: Device = None,
     dtype: TrainDtype = None,
-) -> None:
+) -> Outcome | None:
     """Train the SAEs of a preset, all in one pass over the language model.
 
     Under `torchrun --no-python --nproc-per-node 2 scalar train ...` every batch is shared out, with the same result.
@@ -155,21 +161,23 @@ def train(
     workers.join()
     config = StudyConfig.from_preset(preset, _changes(change, dtype), rule) if preset else StudyConfig.of_run(out)
     train_run(config, out, cache, log or (), device)
-    if workers.number() == 0:
-        tell(f"SAEs: {out / 'saes'}")
+    if workers.number() != 0:
+        return None
+    return Outcome({"saes": out / "saes"}, lambda: tell(f"SAEs: {out / 'saes'}"))
 
 
-@app.command()
+@verb(app)
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory with results.json.")],
-) -> None:
+) -> Outcome:
     """Write `report.html` from a run's results: one self-contained page.
 
     Example: **scalar report runs/quickstart**
     """
     from scalar_sae.report.page import write_report
 
-    tell(f"Report: {write_report(run)}")
+    page = write_report(run)
+    return Outcome({"report": page}, lambda: tell(f"Report: {page}"))
 
 
 def _changes(assignments: list[str] | None, dtype: str | None = None) -> dict[str, Any]:

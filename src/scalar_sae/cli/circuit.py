@@ -9,11 +9,12 @@ import typer
 
 from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, check_out, finished, subjects, text
 from scalar_sae.cli.tables import print_records
+from scalar_sae.cli.verbs import Outcome, verb
 
 app = typer.Typer()
 
 
-@app.command()
+@verb(app)
 def circuit(
     saes: Saes,
     sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
@@ -42,7 +43,7 @@ def circuit(
         Path | None,
         typer.Option(help="Write the records to this JSON file; with the same --out a stopped scoring goes on."),
     ] = None,
-) -> None:
+) -> Outcome | None:
     """Score a circuit through several layers at once: the top edges of every pair, errors compounding.
 
     Under `torchrun --no-python --nproc-per-node 2 scalar circuit ...` the prompts are shared out.
@@ -81,8 +82,8 @@ def circuit(
             record = score_chain(model, group, places, texts, name, config, one_order, done, partial)
             results.records.append(record)
     if workers.number() != 0:
-        return
+        return None
     if out:
         results.write(out)
         shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
-    print_records(results.records)
+    return Outcome({"records": results.records}, lambda: print_records(results.records))

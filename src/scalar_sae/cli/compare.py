@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scalar_sae.cli.tables import PlainTable, show
+from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@verb(app)
 def compare(
     files: Annotated[
         list[Path], typer.Argument(help="Results files, or runs; several with SAEs of one name are seeds of it.")
@@ -28,7 +29,7 @@ def compare(
     matched: Annotated[
         bool, typer.Option("--matched", help="Compare families such as topk-k5, topk-k10 at the baseline's fidelity.")
     ] = False,
-) -> None:
+) -> Outcome:
     """Compare SAEs: ratios per block and over blocks (geometric mean), 95 % intervals paired over prompts.
 
     SAEs of one name in several files are taken for seeds: the mean of their log scores, intervals over seeds too.
@@ -48,12 +49,13 @@ def compare(
     table = PlainTable(title=f"{score} of each over that of {base}; below 1 is less than {base}")
     for column in ("block", "SAEs", "ratio", "95 %", "do nothing", "paired"):
         table.add_column(column, no_wrap=True)
-    for ratio in (at_matched_fidelity if matched else ratios)(records, base, score):
+    found = (at_matched_fidelity if matched else ratios)(records, base, score)
+    for ratio in found:
         low_high = "" if ratio.interval is None else f"{ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"
         nothing = "" if ratio.do_nothing is None else f"{ratio.do_nothing:.3g}"
         paired = "yes" if ratio.paired else "no"
         table.add_row(ratio.block, ratio.method, _said(ratio), low_high, nothing, paired)
-    show(table)
+    return Outcome({"score": score, "base": base, "ratios": found}, lambda: show(table))
 
 
 def _said(ratio: "Ratio") -> str:

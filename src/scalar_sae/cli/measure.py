@@ -7,6 +7,7 @@ import typer
 
 from scalar_sae.cli.subjects import Dtype, Special
 from scalar_sae.cli.tables import print_measures, print_reading
+from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError
 
@@ -17,7 +18,7 @@ Measured = Annotated[
 ]
 
 
-@app.command()
+@verb(app)
 def measure(
     run: Measured,
     against: Annotated[
@@ -53,7 +54,7 @@ def measure(
     dtype: Dtype = "auto",
     words: Annotated[int, typer.Option(help="Words that `--labels first-letters` looks at.", min=40)] = 4096,
     special: Special = None,
-) -> None:
+) -> Outcome:
     """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds, what labels say of them.
 
     docs/measures.md has the definitions.
@@ -67,11 +68,17 @@ def measure(
     results = measure_run(
         run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule, out
     )
-    print_measures(results)
-    tell("", f"Records: {records_folder(run, out) / RESULTS}")
+    path = records_folder(run, out) / RESULTS
+
+    def show() -> None:
+        print_measures(results)
+        tell("", f"Records: {path}")
+
+    measured = results.model_dump(mode="json", exclude={"records", "reading", "schema_version", "written_by"})
+    return Outcome({"results": path, **measured}, show)
 
 
-@app.command()
+@verb(app)
 def features(
     run: Measured,
     out: Annotated[
@@ -94,7 +101,7 @@ def features(
     memory: Annotated[float, typer.Option(help="Gigabytes that ranking edges may take.", min=0, max=1e6)] = 8.0,
     dtype: Dtype = "auto",
     special: Special = None,
-) -> None:
+) -> Outcome:
     """Write a page of every SAE's features: examples, histogram, effect on the logits, edges, a rule; docs/measures.md.
 
     The same command goes on where it stopped; tables that were made otherwise are refused.
@@ -109,15 +116,20 @@ def features(
     ranking = None if edges == "none" else edges
     rule = parse_rule(special or "skip")
     folders = read_run(run, out, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule)
-    for folder in folders:
-        tell(f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
-    records, results = [reading(folder) for folder in folders], records_folder(run, out) / RESULTS
-    keep_reading(results, records)
-    print_reading(records)
-    tell("", f"Records: {results}")
+    pages = [write_page(folder, f"{folder.parent.name} {folder.name}") for folder in folders]
+    records = [reading(folder) for folder in folders]
+    path = records_folder(run, out) / RESULTS
+    keep_reading(path, records)
+
+    def show() -> None:
+        tell(*(f"Features: {page}" for page in pages))
+        print_reading(records)
+        tell("", f"Records: {path}")
+
+    return Outcome({"results": path, "pages": pages, "reading": records}, show)
 
 
-@app.command()
+@verb(app)
 def judge(
     folder: Annotated[Path, typer.Argument(help="Feature tables of one SAE: FEATURES/METHOD/SITE.")],
     url: Annotated[
@@ -126,7 +138,7 @@ def judge(
     model: Annotated[str, typer.Option(help="Its model; without --url, a folder or Hub id to load here.")] = "",
     latents: Annotated[int, typer.Option(help="Latents to judge, a random sample.", min=1)] = 100,
     dtype: Dtype = "auto",
-) -> None:
+) -> Outcome:
     """Have a language model explain features, and test it on its explanations: detection and fuzzing.
 
     Three questions a latent; answers are on disk at once, beside those of other judges, and the same command goes on.
@@ -145,14 +157,19 @@ def judge(
     if not model:
         raise UserError("scalar judge needs a judge: --url and --model, or --model FOLDER")
     answers = judge_features(folder, endpoint(url, model) if url else local(model, dtype), latents)
-    tell(f"Answers: {answers}", f"Features: {write_page(folder, f'{folder.parent.name} {folder.name}')}")
-    record = reading(folder)
-    print_reading([record])
+    page, record = write_page(folder, f"{folder.parent.name} {folder.name}"), reading(folder)
     above = folder.resolve().parent.parent  # RUN/features, or FEATURES by itself
-    results = next((path for path in (above / RESULTS, above.parent / RESULTS) if path.is_file()), None)
-    if results is not None:
-        keep_reading(results, [record])
-        tell("", f"Records: {results}")
+    kept = next((path for path in (above / RESULTS, above.parent / RESULTS) if path.is_file()), None)
+    if kept:
+        keep_reading(kept, [record])
+
+    def show() -> None:
+        tell(f"Answers: {answers}", f"Features: {page}")
+        print_reading([record])
+        if kept:
+            tell("", f"Records: {kept}")
+
+    return Outcome({"results": kept, "answers": answers, "pages": [page], "reading": [record]}, show)
 
 
 @app.command()

@@ -4,11 +4,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from scalar_sae.cli.tables import PlainTable, show
+from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError, unknown
 
@@ -17,8 +18,8 @@ app = typer.Typer()
 Source = Annotated[str, typer.Argument(help="A run, a folder or file of SAEs of any format, `hf://owner/name/folder`.")]
 
 
-@app.command("ls")
-def list_(path: Source) -> None:
+@verb(app, "ls")
+def list_(path: Source) -> Outcome:
     """Say what a folder holds: SAEs and their format, language model, records.
 
     Example: **scalar ls runs/quickstart**
@@ -35,8 +36,9 @@ def list_(path: Source) -> None:
     model = model_in(folder)
     results = folder / "results.json"
     records = Results.read(results).records if os.path.lexists(results) else None
-    table, located = PlainTable(title=path), list[Located]()
-    for column in ("method", "site", "d_model", "d_sae", "activation", "chunks", "format"):
+    table, rows, located = PlainTable(title=path), list[dict[str, Any]](), list[Located]()
+    columns = ("method", "site", "d_model", "d_sae", "activation", "chunks", "format")
+    for column in columns:
         table.add_column(column)
     try:
         located = list(find_saes(folder))
@@ -44,20 +46,27 @@ def list_(path: Source) -> None:
             sae, site = found.sae, f"{found.reads} -> {found.writes}" if found.writes else found.reads or "?"
             chunks = " ".join(map(str, sae.chunks))
             table.add_row(found.group, site, str(sae.d_model), str(sae.d_sae), str(sae.activation), chunks, format_)
+            cells = (found.group, site, sae.d_model, sae.d_sae, str(sae.activation), list(sae.chunks), format_)
+            rows.append(dict(zip(columns, cells, strict=True)))
     except NothingFoundError:
         if model is None and records is None:
             raise
-    if table.row_count:
-        show(table)
-    for note in notes(located):
-        tell(note)
-    if model:
-        tell(f"language model: {model}")
-    if records is not None:
-        tell(f"records: {len(records)} in {results}")
+    remarks = list(notes(located))
+
+    def show_all() -> None:
+        if table.row_count:
+            show(table)
+        tell(*remarks)
+        if model:
+            tell(f"language model: {model}")
+        if records is not None:
+            tell(f"records: {len(records)} in {results}")
+
+    n_records = None if records is None else len(records)
+    return Outcome({"saes": rows, "notes": remarks, "language_model": model, "n_records": n_records}, show_all)
 
 
-@app.command()
+@verb(app)
 def export(
     path: Source,
     out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs; must not be there yet.")],
@@ -66,7 +75,7 @@ def export(
     layers: Annotated[str, typer.Option(help="For sparsify: the model's name of its layers, `h` or `layers`.")] = "h",
     site: Annotated[str | None, typer.Option(help="Where the one SAE reads, if its files do not say.")] = None,
     method: Annotated[str | None, typer.Option(help="One group of SAEs (all by default).")] = None,
-) -> None:
+) -> Outcome:
     """Write SAEs of any format in that of SAELens (for SAEDashboard, Neuronpedia, SAEBench) or sparsify (for delphi).
 
     Example: **scalar export runs/quickstart --format saelens --out runs/for-saelens**
@@ -82,29 +91,29 @@ def export(
     chosen = [one for one in located if method in (None, one.found.group)]
     where = None if site is None else Site.parse(site)
     written = run(chosen, format_, out, model=model, layers=layers, site=where)
-    tell(f"{len(written)} SAEs: {out}")
+    return Outcome({"folder": out, "saes": written}, lambda: tell(f"{len(written)} SAEs: {out}"))
 
 
-@app.command()
+@verb(app)
 def pull(
     path: Annotated[
         str, typer.Argument(help="`hf://owner/name`, or a folder in it: `hf://owner/name@revision/folder`.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs; must not be there yet.")],
-) -> None:
+) -> Outcome:
     """Download SAEs of any format from the Hugging Face Hub and keep them in our own.
 
     Example: **scalar pull hf://openai-community/some-saes --out runs/theirs**
     """
-    export(path, out, "scalar")
+    return export(path, out, "scalar")
 
 
-@app.command()
+@verb(app)
 def push(
     path: Source,
     repository: Annotated[str, typer.Argument(help="`owner/name` on the Hugging Face Hub; made if not there.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-) -> None:
+) -> Outcome:
     """Publish SAEs on the Hugging Face Hub, with a model card: scores, recipe, how to load them.
 
     Example: **scalar push runs/quickstart me/my-saes**
@@ -124,4 +133,5 @@ def push(
         (staged / "README.md").write_text(card, encoding="utf-8")
         if results.is_file():
             shutil.copy(results, staged)
-        tell(f"{len(located)} SAEs: {hub.upload(staged, repository, private)}")
+        address = hub.upload(staged, repository, private)
+    return Outcome({"address": address, "n_saes": len(located)}, lambda: tell(f"{len(located)} SAEs: {address}"))

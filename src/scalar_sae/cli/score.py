@@ -9,6 +9,7 @@ import typer
 
 from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, check_out, finished, subjects, text
 from scalar_sae.cli.tables import print_records
+from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@verb(app)
 def score(
     saes: Saes,
     block: Annotated[
@@ -76,7 +77,7 @@ def score(
         Path | None,
         typer.Option(help="Write the records to this JSON file; with the same --out a stopped scoring goes on."),
     ] = None,
-) -> None:
+) -> Outcome | None:
     """Score the interaction of SAEs across one block.
 
     Under `torchrun --no-python --nproc-per-node 2 scalar score ...` the groups of SAEs are shared
@@ -130,11 +131,11 @@ def score(
         for some in workers.deal(list(pairs), record):
             results.records += some
     if workers.number() != 0:
-        return
+        return None
     if out:
         results.write(out)
         shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
-    print_records(results.records)
+    return Outcome({"records": results.records}, lambda: print_records(results.records))
 
 
 def _ends(place: "Block") -> "dict[str, Find]":

@@ -1,0 +1,60 @@
+"""What all verbs have in common: `--quiet`, `--json`, and a result that is shown as text or as one JSON document."""
+
+import contextlib
+import functools
+import inspect
+import json as json_
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from pydantic_core import to_jsonable_python
+
+from scalar_sae import console
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no messages: only results and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document; nothing else goes to stdout.")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb has found or made."""
+
+    data: dict[str, Any]
+    """For `--json`: values, paths, records. What is not finite becomes null."""
+    show: Callable[[], None]
+    """Prints it for people."""
+
+
+def verb(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Outcome | None]], Any]:
+    """Make a function that returns an `Outcome` a verb; it has `--quiet` and `--json` beside its own options.
+
+    Of several workers those that do not print return None.
+    """
+
+    def register(function: Callable[..., Outcome | None]) -> Callable[..., Outcome | None]:
+        @functools.wraps(function)
+        def command(*, quiet: bool, json: bool, **arguments: Any) -> None:
+            console.set_quiet(quiet)
+            console.silence_libraries()
+            with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+                outcome = function(**arguments)
+            if outcome is None:
+                return
+            if json:
+                print(json_.dumps(to_jsonable_python(outcome.data, inf_nan_mode="null")))  # noqa: T201
+            else:
+                outcome.show()
+
+        signature, keyword = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
+        common = {"quiet": Quiet, "json": Json}
+        added = [inspect.Parameter(key, keyword, default=False, annotation=kind) for key, kind in common.items()]
+        own = [parameter.replace(kind=keyword) for parameter in signature.parameters.values()]
+        setattr(command, "__signature__", signature.replace(parameters=[*own, *added]))  # noqa: B010 (typer reads it)
+        command.__annotations__ = {**function.__annotations__, **common}
+        app.command(name)(command)
+        return function
+
+    return register
