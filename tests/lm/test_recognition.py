@@ -188,3 +188,14 @@ def test_what_is_no_causal_language_model_is_refused():
         LanguageModel.load(bert)
     with pytest.raises(UserError, match="Linear is not a causal language model"):
         LanguageModel.load(torch.nn.Linear(2, 2))
+
+
+def test_activations_that_do_not_fit_half_precision_are_told_from_an_unknown_architecture():
+    hf = family_hf("llama", torch.float16)
+    with torch.no_grad():
+        hf.model.layers[0].mlp.down_proj.weight.fill_(6e4)
+    with pytest.raises(
+        UserError, match=r"^mine: its activations do not fit torch.float16; load it with dtype bfloat16"
+    ):
+        LanguageModel(hf, "mine")
+    assert row_of(LanguageModel(hf.float(), "mine")) == "llama"

@@ -90,8 +90,9 @@ def resident(pair: Pair) -> int:
 
 
 def _always(pair: Pair) -> int:
-    """The process, the model and both SAEs."""
+    """The process, the model, the layers of the block in float32 and both SAEs."""
     weights = sum(p.numel() * p.element_size() for p in pair.lm.parameters())
+    weights += pair.lm.copied(pair.block.up, pair.block.down)
     ends = {id(sae): sae for sae in (pair.up, pair.down)}.values()
     return PROCESS + weights + sum(t.numel() * 4 for sae in ends for t in (sae.W_enc, sae.W_dec))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +12,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.kernels import ByOurKernels
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import counted
+from scalar_sae.lm.stretch import Stretch
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import find_sae
 from scalar_sae.sites import Block, Site
@@ -221,7 +223,12 @@ class Pair:
         """The same as far as a site within the block."""
         x = x.contiguous()
         with ByOurKernels():
-            return self.lm.run(self.block.up, site, x, None if up_skip is None else up_skip.expand_as(x))
+            return self.computation.run(self.block.up, site, x, None if up_skip is None else up_skip.expand_as(x))
+
+    @cached_property
+    def computation(self) -> Stretch:
+        """The block in float32: what is measured are small differences, which half precision rounds away."""
+        return self.lm.in_float32(self.block.up, self.block.down)
 
     def pre_acts(self, x: Float[Tensor, "batch token d_model"], prompt: Prompt) -> Float[Tensor, "batch token n_down"]:
         """Downstream pre-activations when x stands at the upstream site; 0 at special tokens, where no latent lives."""

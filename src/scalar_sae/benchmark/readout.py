@@ -131,7 +131,7 @@ def _last_feed_forward(pair: Pair) -> tuple[FeedForward | None, Site]:
         return None, up
     try:
         pair.lm.check(start)
-        ff = pair.lm.feed_forward(down.layer).to(pair.device)
+        ff = pair.computation.feed_forward(down.layer).to(pair.device)
     except UserError:  # attention runs beside the MLP, or the modules are of another form
         return None, up
     if isinstance(ff.norm, DyT) and start.kind == "resid_mid":  # shares of the hidden layer do not add up behind it

@@ -13,6 +13,7 @@ from scalar_sae.lm.architectures import Architecture
 from scalar_sae.lm.attention import Attention, AttentionInputs
 from scalar_sae.lm.layers import Alone, Function, Layer, Scaled, Stage, branch
 from scalar_sae.lm.stubs import stood_in
+from scalar_sae.lm.upcast import in_float32, is_float32
 
 DUMMY_TOKENS = 8
 """Length of the made-up prompts on which a model is looked at."""
@@ -35,10 +36,10 @@ class Anatomy:
         config, decoder = hf.config.get_text_config(), hf.get_decoder()
         self.blocks: list[nn.Module] = list(getattr(decoder, architecture.layers))
         self.attentions: list[nn.Module] = [getattr(block, architecture.attn) for block in self.blocks]
-        inputs = AttentionInputs(self._handed, architecture.attn_inputs, architecture.stream)
+        self._inputs = AttentionInputs(self._handed, architecture.attn_inputs, architecture.stream)
         self._factor: float = getattr(config, "residual_multiplier", None) or 1.0
         self.layers = [
-            self._layer(block, Attention(attention, number, inputs))
+            self._layer(block, Attention(attention, number, self._inputs))
             for number, (block, attention) in enumerate(zip(self.blocks, self.attentions, strict=True))
         ]
         self._final: list[nn.Module] = [
@@ -51,6 +52,18 @@ class Anatomy:
         self._times: float | None = getattr(config, "logit_scale", None)
         self._over: float | None = getattr(config, "logits_scaling", None)
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
+
+    def in_float32(self, number: int) -> Layer:
+        """A layer that computes in float32 or wider: the model's own if it does, else a copy."""
+        block = in_float32(self.blocks[number])
+        if block is self.blocks[number]:
+            return self.layers[number]
+        return self._layer(block, Attention(getattr(block, self.architecture.attn), number, self._inputs))
+
+    def copied(self, number: int) -> int:
+        """Bytes of that copy."""
+        block = self.blocks[number]
+        return 0 if is_float32(block) else sum(4 * p.numel() for p in block.parameters())
 
     def embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_model"]:
         """What the model itself feeds to its first layer; the rest of its forward is not run."""
@@ -77,12 +90,6 @@ class Anatomy:
         if self._over is not None:
             logits = logits / self._over
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
-
-    def dummy(self, n_prompts: int, n_tokens: int) -> Int[Tensor, "prompt token"]:
-        """Some prompts of this length."""
-        first = torch.arange(n_prompts, device=self.hf.device).unsqueeze(1) * n_tokens
-        ids = first + torch.arange(1, n_tokens + 1, device=self.hf.device)
-        return ids % self.hf.config.get_text_config().vocab_size
 
     @contextmanager
     def stood_in(self, returns: Callable[[nn.Module, dict[str, Any]], Tensor]) -> Generator[None]:
@@ -118,7 +125,7 @@ class Anatomy:
 
         try:
             with self.stood_in(zeros):
-                self.hf(self.dummy(n_prompts, n_tokens), use_cache=False)
+                self.hf(dummy(self.hf, n_prompts, n_tokens), use_cache=False)
         except _Reached:
             return handed
         raise AssertionError("the last layer was not run")
@@ -134,7 +141,7 @@ class Anatomy:
 
         hooks = [part.register_forward_hook(see) for part in (*self.parts, *self.blocks)]
         try:
-            self.hf(self.dummy(2, DUMMY_TOKENS), use_cache=False)
+            self.hf(dummy(self.hf, 2, DUMMY_TOKENS), use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -163,6 +170,12 @@ class Anatomy:
         """What a branch's output passes: a norm, a constant factor, both or nothing."""
         norm = None if name is None else getattr(block, name)
         return norm if self._factor == 1 else Scaled(self._factor, norm)
+
+
+def dummy(hf: Any, n_prompts: int, n_tokens: int) -> Int[Tensor, "prompt token"]:
+    """Made-up prompts of this length."""
+    ids = torch.arange(1, n_prompts * n_tokens + 1, device=hf.device).view(n_prompts, n_tokens)
+    return ids % hf.config.get_text_config().vocab_size
 
 
 class _Returned(NamedTuple):

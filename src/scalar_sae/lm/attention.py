@@ -57,16 +57,16 @@ class AttentionInputs:
         if key not in self._recorded:
             if len(self._recorded) == LENGTHS_KEPT:
                 del self._recorded[next(iter(self._recorded))]
-            self._recorded[key] = self._record(x.shape[1])
+            self._recorded[key] = self._record(x.shape[1], x.dtype)
         given = {name: _for_batch(value, len(x)) for name, value in self._recorded[key][layer].items()}
         given |= dict.fromkeys(self._activation, x)
         return given if self._stream is None else given | {self._stream: torch.zeros_like(x)}
 
-    def _record(self, n_tokens: int) -> list[dict[str, Any]]:
+    def _record(self, n_tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         one, two = (self._handed(n_prompts, n_tokens) for n_prompts in (1, 2))
         own = (*self._activation, self._stream)
         return [
-            {name: _per_prompt(first[name], second[name], name) for name in first if name not in own}
+            {name: _per_prompt(first[name], second[name], name, dtype) for name in first if name not in own}
             for first, second in zip(one, two, strict=True)
         ]
 
@@ -85,12 +85,18 @@ class Attention:
         return output if isinstance(output, Tensor) else output[0]
 
 
-def _per_prompt(one: Any, two: Any, name: str) -> Any:
-    """An argument as it is handed for one prompt; where for two prompts it is twice that, a `PerPrompt`."""
+def _per_prompt(one: Any, two: Any, name: str, dtype: torch.dtype) -> Any:
+    """An argument as it is handed for one prompt; where for two prompts it is twice that, a `PerPrompt`.
+
+    Numbers are in the precision of the activation, if that is wider than the model's.
+    """
     if isinstance(one, tuple):
-        return tuple(_per_prompt(*both, name) for both in zip(one, two, strict=True))
+        return tuple(_per_prompt(*both, name, dtype) for both in zip(one, two, strict=True))
     if not isinstance(one, Tensor):
         return one
+    if one.is_floating_point():
+        wide = torch.promote_types(one.dtype, dtype)
+        one, two = one.to(wide), two.to(wide)
     if one.shape == two.shape and torch.equal(one, two):
         return one
     if one.dim() and two.shape == (2 * len(one), *one.shape[1:]) and torch.equal(two, torch.cat([one, one])):

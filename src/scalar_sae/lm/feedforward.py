@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from scalar_sae.errors import UserError
 from scalar_sae.kernels import gelu_tanh
 from scalar_sae.lm.layers import Alone, Layer, Scaled
-from scalar_sae.lm.norms import AnyNorm, DyT, Norm, norm_of, upcast, vector
+from scalar_sae.lm.norms import AnyNorm, DyT, Norm, norm_of, vector
 from scalar_sae.lm.stubs import stood_in
+from scalar_sae.lm.upcast import in_float32
 
 _MLPS = (
     ("gate_proj", "up_proj", "down_proj"),
@@ -97,7 +98,7 @@ class FeedForward:
             UserError: the modules are of another form.
         """
         inner: Any = layer.mlp.inner if isinstance(layer.mlp, Alone) else layer.mlp
-        if (mlp := _read(upcast(layer.mlp))) is None:
+        if (mlp := _read(in_float32(layer.mlp, torch.device("cpu")))) is None:
             raise UserError(f"{name}: {type(inner).__name__} is no MLP of known form")
         d_model = len(mlp["W_in"])
         if (norm := norm_of(layer.mlp_norm, d_model)) is None:

@@ -5,14 +5,14 @@
     y = lm.run(Site("resid_mid", 0), Site("resid_post", 0), x)  # the block between two sites
     logits = lm.logits_from(Site("resid_post", 0), y)           # the rest of the model
 
-Everything goes through `_walk`, from site to neighbouring site (see sites.py). Its steps are the `transformers` modules
+Everything walks from site to neighbouring site (stretch.py). Its steps are the `transformers` modules
 themselves (anatomy.py), so what comes out is the model's own to the bit (tested). The model computes in the
 precision and on the device of its weights; what comes out is at least float32 and lies where lay what went in.
 """
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import cached_property
 from itertools import chain, pairwise
@@ -32,6 +32,7 @@ from scalar_sae.lm.loading import Origin, load_hf, load_tokenizer, locate, preci
 from scalar_sae.lm.norms import AnyNorm, before_gain, norm_of
 from scalar_sae.lm.recognition import dissect
 from scalar_sae.lm.special import Rule, find_special, listed
+from scalar_sae.lm.stretch import Stretch, widened
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
 
@@ -49,6 +50,7 @@ class LanguageModel(nn.Module):
         self.hf: Any = hf.eval().requires_grad_(False)
         self.name = name
         self._anatomy = dissect(hf, name)
+        self._stretch = Stretch(dict(enumerate(self._anatomy.layers)), name)
         self._tokenizer = tokenizer
         self._origin = origin or Origin.of(self.hf)
         config = self.hf.config.get_text_config()
@@ -219,7 +221,7 @@ class LanguageModel(nn.Module):
     def logits(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_vocab"]:
         """The model's own next-token logits."""
         self.check_tokens(tokens)
-        return _out(self.hf(tokens.to(self.hf.device), use_cache=False).logits, tokens)
+        return widened(self.hf(tokens.to(self.hf.device), use_cache=False).logits, tokens)
 
     def states(self, tokens: Int[Tensor, "batch token"], sites: list[Site]) -> dict[Site, At]:
         """The clean forward pass at each site, run no further than the last of them."""
@@ -229,10 +231,10 @@ class LanguageModel(nn.Module):
         here = At(self._anatomy.embed(tokens.to(self.hf.device)), None)
         places: Iterable[tuple[Site, At]] = [(Site("resid_pre", 0), here)]
         if last := max(sites, default=None):
-            places = chain(places, self._walk(Site("resid_pre", 0), last, here))
+            places = chain(places, self._stretch.walk(Site("resid_pre", 0), last, here))
         found: dict[Site, At] = {}
         for place, state in places:
-            state = At(_out(state.x, tokens), None if state.skip is None else _out(state.skip, tokens))
+            state = At(widened(state.x, tokens), None if state.skip is None else widened(state.skip, tokens))
             found.update({site: state for site in sites if site.same_place(place)})
         return found
 
@@ -261,7 +263,24 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: `skip` is needed and missing, or nothing leads from `start` to `end`.
         """
-        return _out(self._run(start, end, x, skip), x)
+        self.check(start)
+        self.check(end)
+        return self._stretch.run(start, end, x, skip)
+
+    def in_float32(self, start: Site, end: Site) -> Stretch:
+        """The computation between two sites in float32, whatever the model's precision; only its layers are copied.
+
+        A model in half precision rounds every activation to three digits (bfloat16) or four. Small differences between
+        two activations at `start` would be lost in that.
+        """
+        self.check(start)
+        self.check(end)
+        layers = {number: self._anatomy.in_float32(number) for number in _layers(start, end)}
+        return Stretch(layers, self.name)
+
+    def copied(self, start: Site, end: Site) -> int:
+        """Bytes that `in_float32` copies."""
+        return sum(self._anatomy.copied(number) for number in _layers(start, end))
 
     def logits_from(
         self,
@@ -282,7 +301,7 @@ class LanguageModel(nn.Module):
 
     def unembed(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_vocab"]:
         """Next-token logits when `x` is the residual stream behind the last layer."""
-        return _out(self._anatomy.unembed(x.to(self._anatomy.layers[-1].weight)), x)
+        return widened(self._anatomy.unembed(x.to(self._anatomy.layers[-1].weight)), x)
 
     def spliced(self, first: At, replace: dict[Site, Replacement]) -> At:
         """The state at the last listed site, the activation at each of them replaced by a function of what stands
@@ -299,8 +318,8 @@ class LanguageModel(nn.Module):
             if start.same_place(stop):
                 continue
             here = At(here.x.to(weight), None if here.skip is None else here.skip.to(weight))
-            [(_, here)] = deque(self._walk(start, stop, here), maxlen=1)
-            here = At(_out(here.x, first.x), None if here.skip is None else _out(here.skip, first.x))
+            [(_, here)] = deque(self._stretch.walk(start, stop, here), maxlen=1)
+            here = At(widened(here.x, first.x), None if here.skip is None else widened(here.skip, first.x))
             here = here._replace(x=replace[stop](here.x))
         return here
 
@@ -310,36 +329,9 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: they are not of the form that FeedForward describes.
         """
-        return FeedForward.of(self._anatomy.layers[layer], f"{self.name}, layer {layer}")
-
-    def _run(self, start: Site, end: Site, x: Tensor, skip: Tensor | None) -> Tensor:
-        """`run` in the model's own precision."""
-        self.check(start)
-        self.check(end)
-        weight = self._anatomy.layers[start.layer].weight
-        here = At(x.to(weight), None if skip is None else skip.to(weight))
-        if start.same_place(end):
-            return here.x
-        if end.depth < start.depth:
-            raise UserError(f"{start}->{end}: the model runs in the other direction")
-        [(place, here)] = deque(self._walk(start, end, here), maxlen=1)
-        if not place.same_place(end):
-            raise UserError(f"{start}->{end}: {self.name} runs attention and MLP side by side; none leads to the other")
-        return here.x
-
-    def _walk(self, start: Site, end: Site, here: At) -> Iterator[tuple[Site, At]]:
-        """Walk from one place to a later one, yielding every place reached and the state there."""
-        kind = start.kind
-        for number in range(start.layer, self.n_layers):
-            for reached, state in self._anatomy.layers[number].steps(kind, here):
-                place = Site(reached, number)
-                yield place, state
-                if place.depth >= end.depth:
-                    return
-                here = state
-            kind = "resid_pre"
+        return self._stretch.feed_forward(layer)
 
 
-def _out(x: Tensor, given: Tensor) -> Tensor:
-    """As the caller sees it: at least float32, on the device of what was given."""
-    return x.to(given.device, torch.promote_types(x.dtype, torch.float32))
+def _layers(start: Site, end: Site) -> range:
+    """The layers that are run from one site to another."""
+    return range(start.layer, max(start.layer + 1, end.layer + (end.kind != "resid_pre")))

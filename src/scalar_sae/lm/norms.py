@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from scalar_sae.lm.upcast import in_float32
+
 TINY = 2.0**-40
 """Size of the activation at which eps is measured: its square is far below any eps."""
 SIZES = (1e-6, 1e-3, 1.0, 1e3)
@@ -101,15 +103,8 @@ def before_gain(norm: AnyNorm) -> bool:
     return isinstance(norm, Norm) and not norm.centred and bool((norm.weight != 1).any())
 
 
-def upcast(module: nn.Module) -> nn.Module:
-    """A module in float32 on the CPU: itself, if that is what it is, else a copy."""
-    floats = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
-    wide = all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in floats)
-    return module if wide else deepcopy(module).to("cpu", torch.float32)
-
-
 def vector(module: Any, name: str, size: int, default: float) -> Float[Tensor, " size"]:
-    """A parameter vector of an upcast module, or a constant where it has none."""
+    """A parameter vector of a module, or a constant where it has none."""
     value = getattr(module, name, None)
     return torch.full((size,), default, device="cpu") if value is None else value.detach()
 
@@ -119,7 +114,7 @@ def norm_of(module: nn.Module, d_model: int) -> AnyNorm | None:
     """What a norm module computes; None if it is none of these, or several of them fit."""
     if isinstance(module, nn.Identity):
         return NoNorm()
-    wide = upcast(module)
+    wide = in_float32(module, torch.device("cpu"))
     weight, bias = vector(wide, "weight", d_model, 1.0), vector(wide, "bias", d_model, 0.0)
     if weight.shape != (d_model,) or bias.shape != (d_model,):
         return None

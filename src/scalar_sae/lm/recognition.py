@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from scalar_sae.errors import UserError
-from scalar_sae.lm.anatomy import DUMMY_TOKENS, Anatomy
+from scalar_sae.lm.anatomy import DUMMY_TOKENS, Anatomy, dummy
 from scalar_sae.lm.architectures import ARCHITECTURES
 from scalar_sae.lm.layers import At
 
@@ -69,6 +69,10 @@ def _why_not(hf: Any, name: str, tried: list[str]) -> str:
     damaged = next((weight for weight, values in hf.named_parameters() if not values.isfinite().all()), None)
     if damaged is not None:
         return f"{name}: {damaged} holds values that are not finite; the model's weights are damaged"
+    with torch.no_grad():
+        logits = hf(dummy(hf, PROMPTS, DUMMY_TOKENS), use_cache=False).logits
+    if not logits.isfinite().all():
+        return f"{name}: its activations do not fit {logits.dtype}; load it with dtype bfloat16 or float32"
     if not tried:
         decoder = hf.get_decoder()
         nearest = min(ARCHITECTURES, key=lambda architecture: len(architecture.missing(decoder)))
@@ -109,7 +113,7 @@ def _own_forward(anatomy: Anatomy, instead: Sequence[Tensor] | None = None) -> _
         for block in anatomy.blocks:
             undo.callback(block.register_forward_pre_hook(begin, with_kwargs=True).remove)
             undo.callback(block.register_forward_hook(end).remove)
-        logits = anatomy.hf(anatomy.dummy(PROMPTS, DUMMY_TOKENS), use_cache=False).logits
+        logits = anatomy.hf(dummy(anatomy.hf, PROMPTS, DUMMY_TOKENS), use_cache=False).logits
     return _Forward(into, outputs, logits)
 
 
