@@ -75,7 +75,7 @@ def test_the_same_command_goes_on_in_the_runs_precision_without_the_first_model(
     done = scalar("train", preset, "--out", run, check=False)
     assert "train.dtype: bfloat16 here, auto asked" in done.stderr
     done = scalar("train", "--resume", "--out", run, "--dtype", "float32", check=False)
-    assert "leave out the preset, --set and --dtype" in done.stderr
+    assert "leave out the preset, --set, --special and --dtype" in done.stderr
 
 
 def _noting(loaded: list[object]):
