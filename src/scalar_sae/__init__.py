@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scalar_sae.corpora import Corpus, load_corpus
     from scalar_sae.errors import UserError
     from scalar_sae.lm.model import LanguageModel
+    from scalar_sae.own_text import evaluation_text
     from scalar_sae.results import Record, Results
     from scalar_sae.saes.fitted import fitted
     from scalar_sae.saes.sae import SAE
@@ -33,6 +34,7 @@ _HOME = {
     "ScoreConfig": "benchmark.config",
     "Site": "sites",
     "UserError": "errors",
+    "evaluation_text": "own_text",
     "fitted": "saes.fitted",
     "held_out": "benchmark.config",
     "load_corpus": "corpora",
@@ -54,6 +56,7 @@ __all__ = [
     "Site",
     "UserError",
     "__version__",
+    "evaluation_text",
     "fitted",
     "held_out",
     "load_corpus",

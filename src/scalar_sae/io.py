@@ -25,6 +25,8 @@ from scalar_sae.errors import UserError, quoted, reason
 from scalar_sae.readers import parse_json, read_text
 
 _HOST = re.sub(r"\W", "-", socket.gethostname())[:64]
+SETTINGS = "settings.json"
+"""How tables in a folder were made (see `claim`)."""
 _LOCKS = {".lock", ".owner"}
 """What locks.py puts into a folder that is in use."""
 _TEMPORARY = re.compile(rf"\.{_HOST}\.(\d+)\.[0-9a-f]{{8}}\.partial")
@@ -197,7 +199,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: the folder holds tables that were made otherwise.
     """
-    path = folder / "settings.json"
+    path = folder / SETTINGS
     if os.path.lexists(path):
         differing = differences(read_plain(path), settings)
         if differing:

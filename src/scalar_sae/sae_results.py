@@ -4,9 +4,36 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from scalar_sae.corpora import SEEN, Seen
+
 Interval = tuple[float, float]
 Ablation = Literal["zero", "mean"]
 """What stands in for an activation as the worst replacement: zeros, or its mean over the text."""
+
+
+class TextRead(BaseModel):
+    """The text that something was measured on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    corpus: str
+    """Its name."""
+    source: str
+    """The address under which it is found."""
+    fingerprint: str
+    """SHA-256 over all of its tokens."""
+    prompts: str
+    """SHA-256 over the prompts that were read of it."""
+    n_tokens: int
+    """Tokens of those prompts."""
+    seen: Seen | None
+    """Whether the SAEs were trained on it: it was held out, it is not the text they were trained on, or their files do
+    not say."""
+
+    def __str__(self) -> str:
+        """As a table names it."""
+        seen = f"; {SEEN[self.seen]}" if self.seen else ""
+        return f"{self.corpus} ({self.n_tokens:,} tokens{seen})"
 
 
 class SaeFidelity(BaseModel):
@@ -16,6 +43,8 @@ class SaeFidelity(BaseModel):
 
     method: str
     site: str
+    text: TextRead | None = None
+    """What it was measured on."""
     d_sae: int
     activation: str
     """The activation rule, such as `TopK 10`."""
@@ -69,6 +98,8 @@ class SplicedFidelity(BaseModel):
 
     method: str
     sites: list[str]
+    text: TextRead | None = None
+    """What it was measured on."""
     ce_increase: float
     """Increase of next-token cross-entropy, nats."""
     kl: float
@@ -129,6 +160,8 @@ class SeedAgreement(BaseModel):
 
     method: str
     site: str
+    text: TextRead | None = None
+    """What it was measured on."""
     runs: list[str]
     """Where the SAEs come from."""
     pw_mcc: float
@@ -213,6 +246,8 @@ class SaeReading(BaseModel):
 
     method: str
     site: str
+    text: TextRead | None = None
+    """What it was measured on."""
     n_tokens: int = 0
     """Positions that the features were read on; 0 where the tables do not say."""
     n_special: int = 0

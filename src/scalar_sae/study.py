@@ -12,6 +12,7 @@ Every stage looks at what is there and does the rest, so a study that was stoppe
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +28,13 @@ from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import digest, room, say_left_out, score
 from scalar_sae.console import Bar, say
-from scalar_sae.corpora import VAL_SHARE, Corpus, load_corpus, windows
+from scalar_sae.corpora import VAL_SHARE, Corpus, absolute, load_corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.io import Events, differences, whole, write_text
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
 from scalar_sae.measures.fidelity import fidelity, standing_in
+from scalar_sae.own_text import text_read
 from scalar_sae.results import Control, Record, Results
 from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
@@ -86,7 +88,9 @@ class StudyConfig(BaseModel):
 
     @classmethod
     def _of(cls, train: dict[str, Any], score: dict[str, Any]) -> "StudyConfig":
-        return cls(train=validated(TrainConfig, train, "train"), score=validated(ScoreConfig, score, "score"))
+        config = cls(train=validated(TrainConfig, train, "train"), score=validated(ScoreConfig, score, "score"))
+        found = absolute(config.train.corpus)  # also from another folder
+        return config.model_copy(update={"train": config.train.model_copy(update={"corpus": found})})
 
 
 def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
@@ -219,13 +223,15 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     events = Events(out / "events.jsonl")
     path = out / "results.json"
     results = workers.from_first(lambda: Results.read_if_there(path))
-    corpus = text_of(config, lm)
+    corpus = replace(text_of(config, lm), seen="held out")
     saes = load_saes(out)
     workers.agree(f"the SAEs in {out}", [digest(sae) for group in saes.values() for sae in group.values()])
     if not results.saes and standing_in(saes) and workers.number() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)
         prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
         measured = fidelity(lm, saes, prompts, config.score.special)
+        for record in (*measured[0], *measured[1]):
+            record.text = text_read(corpus, prompts)
         results = Results.update(path, partial(_put_fidelity, measured))
     saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
     texts = held_out(corpus, config.score)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -92,8 +92,9 @@ class Pretrained:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the vocabulary and the ids of a sample text."""
-        content = [sorted(self._vocabulary.items()), self.encode(SAMPLE)[0].tolist()]
+        """SHA-256 over the vocabulary, the tokens that were added to it, and the ids of a sample text."""
+        added = sorted(self.inner.get_added_vocab().items())
+        content = [sorted(self._vocabulary.items()), added, self.encode(SAMPLE)[0].tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
@@ -121,6 +122,18 @@ class Pretrained:
 
 
 Tokenizer = Ascii | Pretrained
+
+
+@runtime_checkable
+class HasTokenizer(Protocol):
+    """A language model, as far as texts are concerned."""
+
+    name: str
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its own."""
+        ...
 
 
 def byte_pairs(texts: list[str], d_vocab: int) -> Pretrained:

@@ -107,7 +107,7 @@ def test_no_score_sees_special_tokens(run: Path, tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("some letters, and e among them\n" * 40)
     options = ("--lm", tmp_path / "lm", "--tokens", text, "--prompts", 4, "--context", 16)
-    tokens = spread_prompts(str(text), lm, 16, 4)
+    tokens, _ = spread_prompts(str(text), lm, [run / "1"], 16, 4)
     n = int((tokens != ord("e")).sum())
     assert n < 64
     for rule, counted in (("skip", 64), ("count", 64), (ord("e"), n)):
@@ -124,14 +124,14 @@ def test_what_was_measured_is_kept_when_something_later_fails(
     folder = shutil.copytree(run / "0", tmp_path / "run")
     monkeypatch.setattr("scalar_sae.measures.run.seed_agreement", mock.Mock(side_effect=UserError("no")))
     with pytest.raises(UserError, match="no"):
-        measure_run(folder, [run / "1"], prompts=2, context=16)
+        measure_run(folder, [run / "1"], text="python-stdlib", prompts=2, context=16)
     assert len(Results.read(folder / "results.json").saes) == 2
 
 
 @pytest.mark.parametrize("context", [16, 128])
 def test_the_number_of_prompts_it_asks_for_is_enough(run: Path, tmp_path: Path, context: int):
     folder = shutil.copytree(run / "0", tmp_path / "run")
-    arguments = ("measure", folder, "--context", context, "--prompts")
+    arguments = ("measure", folder, "--tokens", "python-stdlib", "--context", context, "--prompts")
     asked = re.search(r"--prompts (\S+)\)", scalar(*arguments, 2).stderr)
     assert asked
     with mock.patch("scalar_sae.measures.run.fidelity", side_effect=UserError("far enough")):
@@ -158,7 +158,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command(run: Path):
-    done = scalar("measure", run / "0", "--against", run / "1", "--prompts", 4, "--context", 16)
+    options = ("--tokens", "python-stdlib", "--prompts", 4, "--context", 16)
+    done = scalar("measure", run / "0", "--against", run / "1", *options)
     assert "PW-MCC" in done.stdout
     assert "all 2" in done.stdout
     assert "64 tokens: latents that fire on fewer than 4.7e-02 of them may look dead" in done.stderr
@@ -172,15 +173,19 @@ def test_the_command(run: Path):
     scalar("report", run / "0")
 
 
+PYTHON = ("--tokens", "python-stdlib")
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["nowhere"], "nowhere: no such file or folder"),
         (["{run}/1"], "holds no language model"),
         (["{run}/0", "--against", "{run}/2"], "no such file or folder"),
-        (["{run}/0", "--prompts", "100000000"], "prompts of 128 tokens wanted, only"),
-        (["{run}/0", "--threshold", "2", "--against", "{run}/1", "--prompts", "2"], "cosines lie between"),
-        (["{run}/0", "--against", "{run}/narrow", "--prompts", "2"], "narrow topk resid_mid.0: reads 8 dimensions"),
+        (["{run}/0"], "the files do not say which text the SAEs were trained on; name one with --tokens"),
+        (["{run}/0", *PYTHON, "--prompts", "100000000"], "prompts of 128 tokens wanted, only"),
+        (["{run}/0", *PYTHON, "--threshold", "2", "--against", "{run}/1", "--prompts", "2"], "cosines lie between"),
+        (["{run}/0", *PYTHON, "--against", "{run}/narrow", "--prompts", "2"], "topk resid_mid.0: reads 8 dimensions"),
     ],
 )
 def test_the_command_used_wrongly(run: Path, arguments: list[str], complaint: str):

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from scalar_sae.benchmark import chain
-from scalar_sae.benchmark.config import ScoreConfig, Texts, counts_of
+from scalar_sae.benchmark.config import ScoreConfig, Texts, check_made_for, counts_of
 from scalar_sae.benchmark.memory import ranking_bytes, resident
 from scalar_sae.benchmark.pair import Pair, mean_ablated
 from scalar_sae.benchmark.partial import Partial
@@ -64,6 +64,7 @@ def score_chain(
         UserError: sites that make no chain, the authors' conventions, or what `score` raises.
     """
     start = time.perf_counter()
+    check_made_for(texts, lm)
     if config.conventions != "exact":
         raise UserError(f"conventions {config.conventions}: the authors score no circuits of several pairs; take exact")
     special = lm.special_ids(config.special)

@@ -249,7 +249,7 @@ def _logarithm(record: Record, score: str) -> Resampled:
 
 
 def _same_text(a: Record, b: Record) -> bool:
-    same = ("fingerprint", "scored_on")
+    same = ("fingerprint", "scored_on", "prompts")
     prompts = ("prompts", "context")
     return (
         a.seed == b.seed

@@ -17,8 +17,9 @@ from scalar_sae.benchmark.order import MOST_COUNTS
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.ranking import RANKINGS
 from scalar_sae.benchmark.scores import Counts
-from scalar_sae.corpora import Corpus, windows
+from scalar_sae.corpora import Corpus, check_tokenizer, prompts_fingerprint, windows
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
 from scalar_sae.results import Control
 
@@ -107,7 +108,14 @@ def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
     where = {"ranked_on": "first half of the validation part", "scored_on": "second half of the validation part"}
     if config.overlap:
         where = dict.fromkeys(where, "the start of the validation part: ranking and scoring text overlap")
-    return Texts(*chosen, data={**corpus.describe(), **where})
+    prompts = {"ranking": prompts_fingerprint(chosen[0]), "scoring": prompts_fingerprint(chosen[1])}
+    return Texts(*chosen, data={**corpus.describe(), **where, "prompts": prompts})
+
+
+def check_made_for(texts: Texts, lm: LanguageModel) -> None:
+    """Raise a UserError if the prompts are of another tokenizer than the model's."""
+    if "tokenizer" in texts.data:
+        check_tokenizer(texts.data["tokenizer"], lm, texts.data["corpus"])
 
 
 def counts_of(grid: str, n_edges: int) -> Counts:

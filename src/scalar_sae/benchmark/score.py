@@ -17,7 +17,15 @@ from torch import Tensor
 
 from scalar_sae import workers
 from scalar_sae.benchmark import effects, scores
-from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, saved_scores
+from scalar_sae.benchmark.config import (
+    LOCAL,
+    ScoreConfig,
+    Texts,
+    check_made_for,
+    check_ranking,
+    counts_of,
+    saved_scores,
+)
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.curve import CONVENTIONS, measure
 from scalar_sae.benchmark.edges import Edges, GlobalEdges, LocalEdges
@@ -67,10 +75,11 @@ def score(
 
     Raises:
         UserError: an unknown ranking, a score matrix of the wrong shape, NaN anywhere, too little memory, text of
-            special tokens alone.
+            special tokens alone or of another tokenizer than the model's.
     """
     start = time.perf_counter()
     check_ranking(ranking)
+    check_made_for(texts, pair.lm)
     pair = replace(pair, special=pair.lm.special_ids(config.special))
     check_text(texts, pair.special)
     pair = CONTROLS[control](pair, config.seed) if control else pair

@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, check_out, finished, subjects, text
+from scalar_sae.cli.subjects import (
+    Device,
+    Dtype,
+    Memory,
+    Saes,
+    Special,
+    Text,
+    check_out,
+    finished,
+    prompts_of,
+    subjects,
+)
 from scalar_sae.cli.tables import print_records
 from scalar_sae.cli.verbs import Outcome, verb
 
@@ -19,7 +30,7 @@ def circuit(
     saes: Saes,
     sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
     lm: Annotated[str | None, typer.Option(help="Language model, as for `scalar score`.")] = None,
-    tokens: Annotated[str, typer.Option(help="Text, as for `scalar score`.")] = "python-stdlib",
+    tokens: Text = None,
     method: Annotated[
         str | None, typer.Option(help="Which group of SAEs; by default all that have one at every site.")
     ] = None,
@@ -52,14 +63,12 @@ def circuit(
     """
     from scalar_sae import workers
     from scalar_sae.benchmark.circuit import score_chain
-    from scalar_sae.benchmark.config import ScoreConfig, held_out
     from scalar_sae.benchmark.score import say_left_out
     from scalar_sae.console import Bar
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.results import Results
     from scalar_sae.saes.sources import site_in
     from scalar_sae.sites import Site
-    from scalar_sae.training.config import validated
 
     check_out(out)
     places = [Site.parse(name.strip()) for name in sites.split(",")]
@@ -68,10 +77,8 @@ def circuit(
     model, groups = subjects(lm, saes, method, device, dtype, ends)
     used = ranking or ("output" if one_order else "expected")
     settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}
-    settings |= {"context": context or min(model.context, 128), "memory": memory, "seed": seed}
-    settings |= {"special": parse_rule(special or "skip")}
-    config = validated(ScoreConfig, settings, "score")
-    texts = held_out(text(tokens, model), config)
+    settings |= {"context": context, "memory": memory, "seed": seed, "special": parse_rule(special or "skip")}
+    config, texts = prompts_of(tokens, model, saes, method, settings)
     say_left_out(model, texts, config)
     results = Results()
     total = len(groups) * (prompts + rank_prompts * (len(places) - 1))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from scalar_sae.cli.subjects import Dtype, Special
+from scalar_sae.cli.subjects import Dtype, Special, Text
 from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell
@@ -33,9 +33,7 @@ def measure(
         ),
     ] = None,
     lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
-    tokens: Annotated[str, typer.Option(help="Text: a corpus (its validation part is used), or a text file.")] = (
-        "python-stdlib"
-    ),
+    tokens: Text = None,
     prompts: Annotated[int, typer.Option(help="Prompts to measure on.", min=2)] = 64,
     context: Annotated[
         int | None, typer.Option(help="Tokens per prompt; by default all the model reads.", min=2)
@@ -91,7 +89,7 @@ def features(
     ] = None,
     lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
     method: Annotated[str | None, typer.Option(help="One group of SAEs, if there are several.")] = None,
-    tokens: Annotated[str, typer.Option(help="Text that features are shown on.")] = "python-stdlib",
+    tokens: Text = None,
     prompts: Annotated[int, typer.Option(help="Prompts to read.", min=2)] = 512,
     context: Annotated[
         int | None, typer.Option(help="Tokens per prompt; by default all the model reads.", min=2)
@@ -180,7 +178,7 @@ def blind(
     lm: Annotated[
         str | None, typer.Option(help="The language model that both read; by default that of a run they lie in.")
     ] = None,
-    tokens: Annotated[str, typer.Option(help="Text that features are shown on.")] = "python-stdlib",
+    tokens: Text = None,
     rater: Annotated[str, typer.Option(help="Your name: each rater's answers are kept apart.")] = "rater",
     pairs: Annotated[int, typer.Option(help="Pairs of features.", min=1)] = 100,
     prompts: Annotated[int, typer.Option(help="Prompts to look for examples in.", min=1)] = 512,

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, check_out, finished, subjects, text
+from scalar_sae.cli.subjects import (
+    Device,
+    Dtype,
+    Memory,
+    Saes,
+    Special,
+    Text,
+    check_out,
+    finished,
+    prompts_of,
+    subjects,
+)
 from scalar_sae.cli.tables import print_records
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.errors import UserError
@@ -31,10 +42,7 @@ def score(
             help="Language model: a folder, a Hub id, a shipped name; by default the one that lies with the SAEs."
         ),
     ] = None,
-    tokens: Annotated[
-        str,
-        typer.Option(help="Text: a corpus (its validation part is used), or a text file that nothing was trained on."),
-    ] = "python-stdlib",
+    tokens: Text = None,
     method: Annotated[
         str | None, typer.Option(help="Which group of SAEs, if there are several (all by default).")
     ] = None,
@@ -86,7 +94,7 @@ def score(
     Example: **scalar score --saes runs/quickstart --block ff_block.0 --prompts 10**
     """
     from scalar_sae import workers
-    from scalar_sae.benchmark.config import LOCAL, ScoreConfig, held_out
+    from scalar_sae.benchmark.config import LOCAL
     from scalar_sae.benchmark.pair import Pair
     from scalar_sae.benchmark.score import say_left_out
     from scalar_sae.benchmark.score import score as run
@@ -94,7 +102,6 @@ def score(
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.results import Record, Results
     from scalar_sae.sites import Block
-    from scalar_sae.training.config import validated
 
     check_out(out)
     if published and special not in (None, "count"):
@@ -113,11 +120,10 @@ def score(
     rank_prompts = rank_prompts or enough
     settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts}
     settings |= {"edges": edges or usual[1], "conventions": usual[2]}
-    settings |= {"context": context or min(model.context, 128), "ablation": ablation, "overlap": published}
+    settings |= {"context": context, "ablation": ablation, "overlap": published}
     settings |= {"memory": memory, "seed": seed, "controls": (control,) if control else ()}
     settings |= {} if special is None else {"special": parse_rule(special)}
-    config = validated(ScoreConfig, settings, "score")
-    texts = held_out(text(tokens, model), config)
+    config, texts = prompts_of(tokens, model, saes, method, settings)
     say_left_out(model, texts, config)
     results = Results()
     with Bar("score", sum(workers.shares(len(pairs))) * (prompts + rank_prompts)) as bar:

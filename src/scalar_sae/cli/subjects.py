@@ -3,15 +3,15 @@
 import filecmp
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scalar_sae.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from scalar_sae.benchmark.config import ScoreConfig, Texts
     from scalar_sae.console import Bar
-    from scalar_sae.corpora import Corpus
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.saes.sources import Find, Group
 
@@ -28,6 +28,13 @@ Special = Annotated[
     typer.Option(
         help="Special tokens (BOS, EOS, padding): `skip` keeps the model's own activation there and counts them "
         "nowhere (the default), `count` treats them like other tokens; or ids such as 0,2, to skip those instead."
+    ),
+]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        help="Text: a file, a folder, `hf://owner/name`, a name (docs/text.md); by default the held-out part of the "
+        "text that the SAEs were trained on."
     ),
 ]
 Memory = Annotated[float, typer.Option(help="Gigabytes to stay within; of several processes each.", min=0, max=1e6)]
@@ -94,16 +101,28 @@ def _same_files(a: Path, b: Path) -> bool:
     return names[0] == names[1] and not any(filecmp.cmpfiles(a, b, names[0], shallow=False)[1:])
 
 
-def text(tokens: str, model: "LanguageModel") -> "Corpus":
-    """The text that a command reads, with its remark said."""
+def prompts_of(
+    tokens: str | None,
+    model: "LanguageModel",
+    saes: list[str],
+    method: str | None,
+    settings: dict[str, Any],
+) -> "tuple[ScoreConfig, Texts]":
+    """The settings of a scoring, with the usual context if there is none among them, and the prompts that it reads."""
+    from scalar_sae.benchmark.config import ScoreConfig, held_out
     from scalar_sae.console import say
-    from scalar_sae.corpora import load_held_out
+    from scalar_sae.own_text import evaluation_text
+    from scalar_sae.training.config import validated
 
-    corpus = load_held_out(tokens, model)
-    for remark in corpus.remarks(corpus.context(model.context)):
+    most = max(settings["prompts"], *settings["rankings"].values())
+    n = 2 * most * (settings["context"] or min(model.context, 128))
+    corpus = evaluation_text(model, saes, tokens, n, method)
+    config = validated(
+        ScoreConfig, settings | {"context": settings["context"] or corpus.context(model.context)}, "score"
+    )
+    for remark in corpus.remarks(config.context):
         say(remark)
-    model.check_tokens(corpus.val.unique().long().unsqueeze(1))
-    return corpus
+    return config, held_out(corpus, config)
 
 
 def check_out(out: Path | None) -> None:

@@ -1,17 +1,18 @@
 """Tables of results on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from scalar_sae.console import tell
 from scalar_sae.errors import one_line
 
 if TYPE_CHECKING:
     from scalar_sae.results import Record, Results
-    from scalar_sae.sae_results import SaeReading
+    from scalar_sae.sae_results import SaeReading, TextRead
 
 
 PUBLISHED = ("absolute", "pure", "relative", "do nothing")
@@ -69,6 +70,28 @@ def print_records(records: "list[Record]") -> None:
             *(f"{value:.4g}" for value in areas),
         )
     show(table)
+    _name_texts(map(_text_of, records))
+
+
+def _name_texts(texts: "Iterable[TextRead | None]") -> None:
+    """Say which texts a table is about, once each."""
+    for said in dict.fromkeys(str(text) for text in texts if text is not None):
+        tell(f"Text: {said}")
+
+
+def _text_of(record: "Record") -> "TextRead | None":
+    """The text that a record was scored on, if it says."""
+    from scalar_sae.sae_results import TextRead
+
+    names = ("corpus", "source", "fingerprint")
+    if not {*names, "prompts"} <= set(record.data):
+        return None
+    return TextRead(
+        **{name: record.data[name] for name in names},
+        prompts=record.data["prompts"]["scoring"],
+        n_tokens=len(record.prompts.floor_kl) * record.config["context"],
+        seen=record.data.get("seen"),
+    )
 
 
 def print_measures(results: "Results") -> None:
@@ -86,6 +109,7 @@ def print_measures(results: "Results") -> None:
         cells = ["" if score is None else f"{score:.3f}" for score in scores]
         table.add_row(group.method, f"all {len(group.sites)}", "", "", "", *cells, "")
     show(table)
+    _name_texts(sae.text for sae in results.saes)
     if results.seeds:
         print_seeds(results)
     if results.probes:
@@ -138,3 +162,4 @@ def print_reading(records: "Sequence[SaeReading]") -> None:
             ends = "" if score.ci is None else f"{score.ci[0]:.3f} – {score.ci[1]:.3f}"
             table.add_row(sae.method, sae.site, name, mean, ends, f"{score.n:,} ({score.n_null:,} without)")
     show(table)
+    _name_texts(sae.text for sae in records)

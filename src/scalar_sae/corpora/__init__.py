@@ -8,23 +8,36 @@ Each file here is one step on the way: address, files, rows or ids or texts, joi
 """
 
 from scalar_sae.corpora.address import NAMES, Address, absolute
-from scalar_sae.corpora.corpus import Corpus, Tokens, windows
-from scalar_sae.corpora.load import HELD_OUT, HasTokenizer, load_corpus, load_held_out, load_texts, tokenized
+from scalar_sae.corpora.corpus import SEEN, Corpus, Seen, Tokens, check_tokenizer, prompts_fingerprint, windows
+from scalar_sae.corpora.load import (
+    HELD_OUT,
+    load_again,
+    load_corpus,
+    load_held_out,
+    load_texts,
+    to_evaluate_on,
+    tokenized,
+)
 from scalar_sae.corpora.texts import VAL_SHARE, Texts
 
 __all__ = [
     "HELD_OUT",
     "NAMES",
+    "SEEN",
     "VAL_SHARE",
     "Address",
     "Corpus",
-    "HasTokenizer",
+    "Seen",
     "Texts",
     "Tokens",
     "absolute",
+    "check_tokenizer",
+    "load_again",
     "load_corpus",
     "load_held_out",
     "load_texts",
+    "prompts_fingerprint",
+    "to_evaluate_on",
     "tokenized",
     "windows",
 ]

@@ -2,16 +2,25 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
 
 from scalar_sae.errors import UserError
+from scalar_sae.tokenizer import HasTokenizer
 
 Tokens = Integer[Tensor, "..."]
 """[n] is running text, [n, length] are prompts that were cut before."""
+
+Seen = Literal["held out", "another text", "unknown"]
+"""Whether SAEs were trained on a text: it was held out, it is not the text they were trained on, or nobody says."""
+SEEN: dict[Seen, str] = {
+    "held out": "held out when the SAEs were trained",
+    "another text": "not the text that the SAEs were trained on",
+    "unknown": "whether the SAEs were trained on it is not known",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +44,8 @@ class Corpus:
     """Rows without text, which were left out."""
     notes: tuple[str, ...] = ()
     """What else the user should know about the text."""
+    seen: Seen | None = None
+    """Of a text that SAEs are evaluated on: whether they were trained on it."""
 
     @property
     def fingerprint(self) -> str:
@@ -45,6 +56,10 @@ class Corpus:
         if self.val.dim() == 2:
             digest.update(f"|prompts of {self.val.shape[1]}|".encode())
         return digest.hexdigest()[:16]
+
+    def check_tokenizer(self, lm: HasTokenizer) -> None:
+        """Raise a UserError if the ids are not those of a model's tokenizer."""
+        check_tokenizer(self.tokenizer, lm, self.name)
 
     @property
     def largest(self) -> int:
@@ -90,7 +105,7 @@ class Corpus:
             "joined_by": self.joined_by,
             "replaced": self.replaced,
             "skipped": self.skipped,
-        }
+        } | ({} if self.seen is None else {"seen": self.seen})
 
 
 def windows(tokens: Tokens, context: int, name: str = "text", bos: int | None = None) -> Int[Tensor, "n context"]:
@@ -118,6 +133,20 @@ def windows(tokens: Tokens, context: int, name: str = "text", bos: int | None = 
             )
         rows = tokens[: n * own].view(n, own).long()
     return rows if bos is None else torch.cat([rows.new_full((rows.shape[0], 1), bos), rows], 1)
+
+
+def check_tokenizer(fingerprint: str, lm: HasTokenizer, name: str) -> None:
+    """Raise a UserError if the tokenizer with this fingerprint, which made the ids of a text, is not the model's."""
+    if fingerprint != lm.tokenizer.fingerprint:
+        raise UserError(
+            f"{name}: its token ids were made by another tokenizer than that of {lm.name}; "
+            f"load the text for this model, load_corpus({name!r}, lm)"
+        )
+
+
+def prompts_fingerprint(prompts: Int[Tensor, "n context"]) -> str:
+    """SHA-256 over prompts: two measurements with the same one were made on the same tokens."""
+    return hashlib.sha256(prompts.long().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def _starts_with(rows: Tokens, token: int) -> bool:

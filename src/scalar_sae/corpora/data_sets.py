@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalar_sae.corpora.address import Address
 from scalar_sae.corpora.files import known
 from scalar_sae.corpora.rows import Row, Table
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -112,9 +112,8 @@ def _explained(address: Address) -> "Generator[Any]":
     except UserError:
         raise
     except (OSError, ValueError, LookupError, TypeError, DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        if "Config name is missing" in reason:
+        if "Config name is missing" in str(error):
             names = ", ".join(datasets.get_dataset_config_names(address.place))
             raise UserError(f"{address}: name a configuration after a colon, there are {names}") from error
         place = "the Hugging Face Hub" if address.on_hub else "this folder"
-        raise UserError(f"{address}: cannot be read from {place} ({reason})") from error
+        raise UserError(f"{address}: cannot be read from {place} ({reason(error)})") from error

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 from safetensors import SafetensorError
 
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, reason
+from scalar_sae.readers import open_regular
 
 Kind = Literal["text", "json", "csv", "parquet", "arrow", "ids"]
 
@@ -59,8 +60,7 @@ class File(NamedTuple):
         except UserError:
             raise
         except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException, SafetensorError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"{self.path}: damaged, or not what its name says ({reason})") from error
+            raise UserError(f"{self.path}: damaged, or not what its name says ({reason(error)})") from error
 
     @contextmanager
     def whole(self) -> Generator[Any]:
@@ -114,7 +114,7 @@ def _magic(start: bytes) -> str:
 @contextmanager
 def _unpacked(path: Path, packed: str) -> Generator[io.BufferedIOBase]:
     try:
-        raw = path.open("rb")
+        raw = open_regular(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     with raw:

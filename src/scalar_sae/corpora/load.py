@@ -1,11 +1,11 @@
 """From an address to a corpus: find out what lies there, read as much as is needed, make token ids of it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,22 +20,12 @@ from scalar_sae.corpora.named import named
 from scalar_sae.corpora.rows import Document, Tally, documents, table_of
 from scalar_sae.corpora.texts import BLOCK, VAL_SHARE, Texts, first_part, read_text, split
 from scalar_sae.errors import UserError
-from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer, smallest_dtype
+from scalar_sae.tokenizer import Ascii, HasTokenizer, Pretrained, Tokenizer, smallest_dtype
 
 ENOUGH = 10_000_000
 """Training tokens that are read of a table or of token ids where nobody says how many are needed."""
 HELD_OUT = 1_000_000
 """Tokens that are read of them to evaluate on, where no more are needed."""
-
-
-@runtime_checkable
-class HasTokenizer(Protocol):
-    """A language model, as far as texts are concerned."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Its own."""
-        ...
 
 
 class _Opened(NamedTuple):
@@ -82,17 +72,16 @@ def load_corpus(spec: str, of: Tokenizer | HasTokenizer, *, data: Sequence[Path]
     Raises:
         UserError: no such text, it cannot be read, or its ids are not the tokenizer's.
     """
-    tokenizer = of if isinstance(of, Ascii | Pretrained) else of.tokenizer
-    if spec in NAMES:
-        return replace(tokenized(named(spec, *data), tokenizer), source=spec)
-    _no_data(data)
-    address = Address.parse(spec)
-    opened = _open(address)
-    if isinstance(opened.content, str):
-        corpus = tokenized(split(opened.name, opened.content), tokenizer)
-    else:
-        corpus = _gathered(opened, tokenizer, math.ceil((n_train + BLOCK) / (1 - VAL_SHARE)))
-    return replace(corpus, source=str(address))
+    return _load(spec, of, data, math.ceil((n_train + BLOCK) / (1 - VAL_SHARE)))
+
+
+def load_again(data: Mapping[str, Any], of: Tokenizer | HasTokenizer) -> Corpus:
+    """The corpus that a record describes (`Corpus.describe`), if its text is still there and the same.
+
+    Raises:
+        UserError: as for `load_corpus`.
+    """
+    return _load(data["source"], of, (), data["n_train"] + data["n_val"])
 
 
 def load_held_out(spec: str, of: Tokenizer | HasTokenizer, n: int = HELD_OUT) -> Corpus:
@@ -106,8 +95,12 @@ def load_held_out(spec: str, of: Tokenizer | HasTokenizer, n: int = HELD_OUT) ->
     Raises:
         UserError: as for `load_corpus`.
     """
-    corpus = load_corpus(spec, of, n_train=max(n, HELD_OUT))
-    if spec in NAMES:
+    return to_evaluate_on(load_corpus(spec, of, n_train=max(n, HELD_OUT)))
+
+
+def to_evaluate_on(corpus: Corpus) -> Corpus:
+    """The validation part of a named corpus; of any other text, all of it becomes the validation part."""
+    if corpus.source in NAMES:
         return corpus
     return replace(corpus, train=corpus.train[:0], val=torch.cat([corpus.train, corpus.val]))
 
@@ -123,6 +116,21 @@ def tokenized(texts: Texts, tokenizer: Tokenizer) -> Corpus:
         tokenizer.bos,
         replaced=sum(bad for _, bad in train + val),
     )
+
+
+def _load(spec: str, of: Tokenizer | HasTokenizer, data: Sequence[Path], wanted: int) -> Corpus:
+    """A text as token ids; of a table, or of token ids, the first `wanted`."""
+    tokenizer = of if isinstance(of, Ascii | Pretrained) else of.tokenizer
+    if spec in NAMES:
+        return replace(tokenized(named(spec, *data), tokenizer), source=spec)
+    _no_data(data)
+    address = Address.parse(spec)
+    opened = _open(address)
+    if isinstance(opened.content, str):
+        corpus = tokenized(split(opened.name, opened.content), tokenizer)
+    else:
+        corpus = _gathered(opened, tokenizer, wanted)
+    return replace(corpus, source=str(address))
 
 
 def _no_data(data: Sequence[Path]) -> None:
@@ -174,15 +182,14 @@ def _in_folder(address: Address, tally: Tally) -> Iterator[Document]:
 def _gathered(opened: _Opened, tokenizer: Tokenizer, wanted: int) -> Corpus:
     """A corpus of the first tokens of documents, or of token ids."""
     if isinstance(opened.content, np.ndarray):
-        n = wanted if opened.content.ndim == 1 else math.ceil(wanted / opened.content.shape[1])
-        joined = Joined(opened.content[:n], are_ids=True)
+        joined = Joined(_first(opened.content, tokenizer, wanted), are_ids=True)
     else:
         assert not isinstance(opened.content, str)
         joined = join(opened.content, tokenizer, wanted, opened.name)
     checked(joined.ids, tokenizer.d_vocab, opened.name)
     ids = torch.from_numpy(joined.ids.astype(_numpy_name(tokenizer)))
     if ids.dim() == 1:
-        ids, cut, bos = _running(ids, tokenizer), first_part(len(ids)), tokenizer.bos
+        cut, bos = first_part(len(ids)), tokenizer.bos
     else:
         cut, bos = int((1 - VAL_SHARE) * len(ids)), _row_start(ids, tokenizer, opened.name)
     notes = opened.tally.notes()
@@ -206,9 +213,12 @@ def _numpy_name(tokenizer: Tokenizer) -> str:
     return str(smallest_dtype(tokenizer.d_vocab)).removeprefix("torch.")
 
 
-def _running(ids: Tokens, tokenizer: Tokenizer) -> Tokens:
-    """Running text, without the token that is put before every prompt anyway."""
-    return ids[1:] if tokenizer.bos is not None and len(ids) and int(ids[0]) == tokenizer.bos else ids
+def _first(ids: Array, tokenizer: Tokenizer, wanted: int) -> Array:
+    """The first token ids, or the rows that have them; without a BOS that is put before every prompt anyway."""
+    if ids.ndim == 2:
+        return ids[: math.ceil(wanted / ids.shape[1])]
+    start = int(ids[0] == tokenizer.bos)
+    return ids[start : start + wanted]
 
 
 def _row_start(rows: Tokens, tokenizer: Tokenizer, name: str) -> int | None:

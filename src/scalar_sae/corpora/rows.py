@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Integer
 
 from scalar_sae.corpora.files import File
-from scalar_sae.errors import UserError, unknown
+from scalar_sae.errors import UserError, reason, unknown
 
 Row = dict[str, Any]
 Document = str | Integer[np.ndarray, " n"]
@@ -192,8 +192,8 @@ def _json(stream: io.BufferedIOBase, place: str) -> Iterator[Row]:
 def _json_list(text: str, place: str) -> Iterator[Row]:
     try:
         entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not a JSON list ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not a JSON list ({reason(error)})") from error
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
             raise UserError(f'{place}, entry {number}: not an object such as {{"text": ...}}')
@@ -203,8 +203,10 @@ def _json_list(text: str, place: str) -> Iterator[Row]:
 def _object(text: str, where: str) -> Row:
     try:
         row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error}); expected one object a line, or one list of objects") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where}: not JSON ({reason(error)}); expected one object a line, or one list of objects"
+        ) from error
     if not isinstance(row, dict):
         raise UserError(f'{where}: not an object such as {{"text": ...}}')
     return row

@@ -73,7 +73,7 @@ def _is_json(text: str) -> bool:
     for some in (start.partition("\n")[0], start):
         try:
             found = json.loads(some)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if found and (isinstance(found, dict) or some is start):
             return True

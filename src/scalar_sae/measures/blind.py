@@ -34,6 +34,7 @@ from scalar_sae.lm.special import Rule
 from scalar_sae.measures.features import read_features
 from scalar_sae.measures.tables import read_examples, read_table
 from scalar_sae.readers import read_json
+from scalar_sae.sae_results import TextRead
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
@@ -62,6 +63,8 @@ class Pairs(BaseModel):
 
     names: dict[Literal["a", "b"], str]
     """Where the two SAEs come from."""
+    text: TextRead | None = None
+    """What the features are shown on."""
     pairs: list[FeaturePair] = Field(min_length=1)
 
     @classmethod
@@ -84,6 +87,7 @@ def prepare(
     n_pairs: int,
     seed: int = 0,
     special: Rule = "skip",
+    text: TextRead | None = None,
 ) -> Pairs:
     """Read both SAEs' features and draw pairs; does nothing if that was done before with the same settings.
 
@@ -99,7 +103,7 @@ def prepare(
     for side, sae in saes.items():
         read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, special=special)
     density = {side: _density(out / side) for side in saes}
-    pairs = Pairs(names=names, pairs=draw(density["a"], density["b"], n_pairs, seed))
+    pairs = Pairs(names=names, text=text, pairs=draw(density["a"], density["b"], n_pairs, seed))
     write_json(out / "pairs.json", pairs.model_dump())
     return pairs
 
@@ -228,6 +232,8 @@ class Summary(BaseModel):
     """What raters preferred."""
 
     names: dict[Literal["a", "b"], str]
+    text: TextRead | None
+    """What the features were shown on."""
     counts: dict[str, dict[str, int]]
     """Rater -> answers for a, b and neither."""
     share_b: float | None
@@ -259,6 +265,7 @@ def summary(out: Path, seed: int = 0) -> Summary:
     decided = votes.sum()
     return Summary(
         names=pairs.names,
+        text=pairs.text,
         counts={
             name: {choice: list(answers.values()).count(choice) for choice in ("a", "b", "neither")}
             for name, answers in raters.items()

@@ -13,11 +13,13 @@ import numpy as np
 from jaxtyping import Float
 
 from scalar_sae.benchmark.scores import interval
+from scalar_sae.io import SETTINGS, read_plain
 from scalar_sae.measures.judge import Judged, read_judged
 from scalar_sae.measures.rules import LENGTHS
 from scalar_sae.measures.tables import read_counted, read_table
+from scalar_sae.readers import checked
 from scalar_sae.results import Results
-from scalar_sae.sae_results import JudgedBy, MeanScore, SaeReading
+from scalar_sae.sae_results import JudgedBy, MeanScore, SaeReading, TextRead
 
 
 def reading(folder: Path) -> SaeReading:
@@ -30,6 +32,7 @@ def reading(folder: Path) -> SaeReading:
     return SaeReading(
         method=method,
         site=site,
+        text=_text(folder.resolve().parent / SETTINGS),
         n_tokens=counted.n_tokens,
         n_special=counted.n_special,
         rule_f1={n: _mean(f1[:, number]) for number, n in enumerate(LENGTHS)},
@@ -42,6 +45,14 @@ def reading(folder: Path) -> SaeReading:
             for rows in judges.values()
         ],
     )
+
+
+def _text(settings: Path) -> TextRead | None:
+    """The text that tables were made on, if a file beside them says how they were made."""
+    if not settings.is_file():
+        return None
+    text = read_plain(settings).get("text")
+    return None if text is None else checked(settings, json.dumps(text), TextRead)
 
 
 def keep_reading(path: Path, found: Sequence[SaeReading]) -> None:

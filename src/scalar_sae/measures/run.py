@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Int
 from torch import Tensor
@@ -14,7 +14,7 @@ from scalar_sae.activations.cache import fingerprint
 from scalar_sae.benchmark.ranking import RULES
 from scalar_sae.benchmark.score import digest, rules
 from scalar_sae.console import say
-from scalar_sae.corpora import load_held_out, windows
+from scalar_sae.corpora import windows
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.io import check_writable, claim, whole
 from scalar_sae.lm.loading import model_in
@@ -31,7 +31,9 @@ from scalar_sae.measures.overlap import THRESHOLD
 from scalar_sae.measures.seeds import in_common, seed_agreement
 from scalar_sae.measures.spelling import WORDS, first_letters
 from scalar_sae.measures.tables import write_table
+from scalar_sae.own_text import evaluation_text, text_read
 from scalar_sae.results import Results
+from scalar_sae.sae_results import TextRead
 from scalar_sae.saes import hub
 from scalar_sae.saes.fitted import fitted
 from scalar_sae.saes.sources import Group, Source
@@ -77,7 +79,7 @@ def measure_run(
     run: str | Path,
     against: Sequence[str | Path],
     lm: str | None = None,
-    text: str = "python-stdlib",
+    text: str | None = None,
     prompts: int = 64,
     context: int | None = None,
     threshold: float = THRESHOLD,
@@ -94,7 +96,7 @@ def measure_run(
         run: a run, or whatever `load_saes` accepts.
         against: runs of other seeds.
         lm: the model the SAEs read; by default the run's own.
-        text: a corpus, of which the validation part is used, or a text file that nothing was trained on.
+        text: an address (docs/text.md); by default the held-out part of the text that the SAEs were trained on.
         prompts: prompts to measure on, evenly spread over the text.
         context: tokens per prompt; by default all that the model reads.
         threshold: of the overlap between seeds.
@@ -115,7 +117,7 @@ def measure_run(
         raise unknown("labels", labels, LABELS)
     model = _model(run, lm, dtype)
     saes = {str(folder): _fitted(model, load_saes(folder)) for folder in (run, *against)}
-    tokens = spread_prompts(text, model, context, prompts)
+    tokens, about = spread_prompts(text, model, [run], context, prompts)
     task = None if labels is None else _task(model, labels, tokens, words)
     if against:
         in_common(saes, threshold, model)  # what cannot be compared is said before anything is measured
@@ -126,10 +128,14 @@ def measure_run(
     measured: dict[str, Any] = dict(
         zip(("saes", "spliced"), fidelity(model, saes[str(run)], tokens, special), strict=True)
     )
+    for record in (*measured["saes"], *measured["spliced"]):
+        record.text = about
     measured["duplicates"] = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
     results = Results.update(path, partial(_put, measured))
     if against:
         found = seed_agreement(saes, model, tokens, threshold, require_same_partner, special)
+        for record in found:
+            record.text = about
         results = Results.update(path, partial(_put, {"seeds": found}))
     if task is not None:
         absorption, probes = labelled(model, saes[str(run)], task)
@@ -176,18 +182,31 @@ def _task(model: LanguageModel, labels: str, tokens: Int[Tensor, "prompt token"]
     return characters(tokens)
 
 
-def spread_prompts(text: str, model: LanguageModel, context: int | None, n: int) -> Int[Tensor, "prompt token"]:
-    """N prompts evenly spread over a held-out text.
+def spread_prompts(
+    text: str | None,
+    model: LanguageModel,
+    saes: Sequence[str | Path],
+    context: int | None,
+    n: int,
+    method: str | None = None,
+) -> tuple[Int[Tensor, "prompt token"], TextRead]:
+    """N prompts evenly spread over a text that SAEs are evaluated on, and what a record says of it.
 
     Raises:
-        UserError: the text has fewer.
+        UserError: the text has fewer, or it cannot be read (own_text.py).
     """
-    corpus = load_held_out(text, model)
-    context = context or min(model.context, 128)
+    corpus = evaluation_text(model, saes, text, n * (context or min(model.context, 128)), method)
+    context = context or corpus.context(model.context)
+    for said in corpus.remarks(context):
+        say(said)
     rows = windows(corpus.val, context, corpus.name, corpus.bos)
     if rows.shape[0] < n:
-        raise UserError(f"{corpus.name}: {n} prompts of {context} tokens wanted, only {rows.shape[0]} there")
-    return rows[:: rows.shape[0] // n][:n]
+        raise UserError(
+            f"{corpus.name}: {n} prompts of {context} tokens wanted, only {rows.shape[0]} there; lower --prompts, or "
+            "give a longer text with --tokens"
+        )
+    tokens = rows[:: rows.shape[0] // n][:n]
+    return tokens, text_read(corpus, tokens)
 
 
 def read_run(
@@ -195,7 +214,7 @@ def read_run(
     out: Path | None,
     lm: str | None = None,
     method: str | None = None,
-    text: str = "python-stdlib",
+    text: str | None = None,
     prompts: int = 512,
     context: int | None = None,
     ranking: str | None = "ablation",
@@ -213,7 +232,7 @@ def read_run(
         out: folder for the tables; by default `features` in that of `records_folder`.
         lm: the model the SAEs read; by default the run's own.
         method: the one group to read.
-        text: a corpus, of which the validation part is used, or a text file.
+        text: an address (docs/text.md); by default the held-out part of the text that the SAEs were trained on.
         prompts: prompts to read.
         context: tokens per prompt.
         ranking: of the edges; None: no edges.
@@ -235,9 +254,10 @@ def read_run(
     groups = _fitted(model, load_saes(run))
     if method is not None and method not in groups:
         raise unknown("method", method, groups)
-    tokens = spread_prompts(text, model, context, prompts)
+    tokens, about = spread_prompts(text, model, [run], context, prompts, method)
     settings = {"lm": fingerprint(model), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
-    settings |= {"prompts": prompts, "context": tokens.shape[1], "edges": ranking, "edge_prompts": rank_prompts}
+    settings |= {"text": about.model_dump(), "prompts": prompts, "context": tokens.shape[1]}
+    settings |= {"edges": ranking, "edge_prompts": rank_prompts}
     settings |= {"special": list(model.special_ids(special))}
     say_special(tokens, model.special_ids(special))
     groups = {name: group for name, group in groups.items() if method in (None, name)}
@@ -271,7 +291,7 @@ def prepare_blind(
     a: Path,
     b: Path,
     lm: str | None,
-    text: str,
+    text: str | None,
     pairs: int,
     prompts: int,
     dtype: str = "auto",
@@ -294,6 +314,7 @@ def prepare_blind(
     for folder, sae in ((a, first), (b, second)):
         if sae.d_model != model.d_model:
             raise UserError(f"{folder}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
-    tokens = spread_prompts(text, model, None, prompts)
+    tokens, about = spread_prompts(text, model, [a, b], None, prompts)
     say_special(tokens, model.special_ids(special))
-    prepare(out, model, site, {"a": first, "b": second}, {"a": str(a), "b": str(b)}, tokens, pairs, special=special)
+    names: dict[Literal["a", "b"], str] = {"a": str(a), "b": str(b)}
+    prepare(out, model, site, {"a": first, "b": second}, names, tokens, pairs, special=special, text=about)

@@ -59,6 +59,7 @@ def train(
     """
     if config.batch_tokens % workers.count():
         raise UserError(f"batch_tokens = {config.batch_tokens} is not a multiple of the {workers.count()} workers")
+    corpus.check_tokenizer(lm)
     group = learners(config, lm, lm.device)
     folders = [_folder(out, learner, site) for learner in group for site in learner.trainee.sites]
     if all((folder / "sae.json").exists() for folder in folders):

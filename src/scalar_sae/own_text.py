@@ -1,0 +1,154 @@
+"""Which text SAEs are evaluated on: what was held out of their own, or another text that the user names.
+
+    corpus = evaluation_text(lm, ["runs/a"])                     # the held-out part of the run's text
+    corpus = evaluation_text(lm, ["runs/a"], "stories.jsonl")    # another text, all of it
+
+An SAE's card (`sae.json`) has the address and the fingerprint of the text that it was trained on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from scalar_sae.corpora import (
+    HELD_OUT,
+    Corpus,
+    absolute,
+    load_again,
+    load_corpus,
+    load_held_out,
+    prompts_fingerprint,
+    to_evaluate_on,
+)
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.toy import shipped
+from scalar_sae.readers import parse_json, read_text
+from scalar_sae.sae_results import TextRead
+from scalar_sae.saes import hub
+from scalar_sae.saes.sources import Source
+from scalar_sae.saes.store import CONFIG
+
+Described = dict[str, Any]
+"""What `Corpus.describe` says of a text."""
+
+
+def evaluation_text(
+    lm: LanguageModel,
+    saes: Sequence[str | Path],
+    spec: str | None = None,
+    n: int = HELD_OUT,
+    method: str | None = None,
+) -> Corpus:
+    """The text to evaluate SAEs on, as the validation part of a corpus.
+
+    Args:
+        lm: the model that reads it.
+        saes: where the SAEs lie, as `load_saes` takes it.
+        spec: the text, as `load_corpus` takes it. Left out, it is the one that the SAEs were trained on. Of that one
+            the held-out part is read, and all of any other.
+        n: tokens that are needed of another text.
+        method: the one group of SAEs that is evaluated.
+
+    Raises:
+        UserError: the SAEs' files do not say which text they were trained on, or name several; it is not there any
+            more, or has changed; the text cannot be read, or is of another tokenizer.
+    """
+    own = trained_on(saes, method)
+    corpus = _own_text(lm, own, saes) if spec is None else _other_text(lm, own, spec, n)
+    lm.check_tokens(corpus.val.new_tensor([[corpus.largest]]).long())
+    return corpus
+
+
+def trained_on(saes: Sequence[str | Path], method: str | None = None) -> list[Described]:
+    """The texts that SAEs were trained on; none if the files of one of the SAEs do not say.
+
+    Raises:
+        UserError: a card is damaged.
+    """
+    found: dict[str, Described] = {}
+    for path in saes:
+        source = Source.parse(path)
+        place, group = hub.local(source.path), None if source.name else method
+        cards = [_content(card) for card in sorted(place.rglob(CONFIG)) if not _hidden(card.relative_to(place))]
+        texts = [_text_of(card) for card in cards if group in (None, card.get("name"))]
+        if not texts or not all(texts):
+            return []
+        found |= {text["fingerprint"]: text for text in texts}
+    return list(found.values())
+
+
+def text_read(corpus: Corpus, tokens: Int[Tensor, "prompt token"]) -> TextRead:
+    """What a record says of the text that something was measured on."""
+    return TextRead(
+        corpus=corpus.name,
+        source=corpus.source,
+        fingerprint=corpus.fingerprint,
+        prompts=prompts_fingerprint(tokens),
+        n_tokens=tokens.numel(),
+        seen=corpus.seen,
+    )
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _content(card: Path) -> dict[str, Any]:
+    found = parse_json(read_text(card, "give the folder of an SAE"), str(card))
+    return found if isinstance(found, dict) else {}
+
+
+def _text_of(card: dict[str, Any]) -> Described:
+    """What a card says of the text; nothing if it does not."""
+    recipe = card.get("recipe")
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    wanted = {"source", "fingerprint", "tokenizer", "n_train", "n_val"}
+    return data if isinstance(data, dict) and wanted <= set(data) else {}
+
+
+def _own_text(lm: LanguageModel, own: list[Described], saes: Sequence[str | Path]) -> Corpus:
+    """The text that SAEs were trained on; where nobody knows it, that of a model that ships with the package."""
+    where = ", ".join(map(str, saes))
+    if not own and lm.name in shipped():
+        return replace(load_held_out(lm.name, lm), seen="unknown")
+    if not own:
+        raise UserError(f"{where}: the files do not say which text the SAEs were trained on; name one with --tokens")
+    if len(own) > 1:
+        texts = ", ".join(sorted(str(data["source"]) for data in own))
+        raise UserError(f"{where}: the SAEs were trained on several texts ({texts}); name one with --tokens")
+    [data] = own
+    if data["tokenizer"] != lm.tokenizer.fingerprint:
+        raise UserError(
+            f"{where}: the SAEs were trained on the tokens of another tokenizer than that of {lm.name}; name the model "
+            "that they read with --lm, or a text with --tokens"
+        )
+    try:
+        corpus = load_again(data, lm)
+    except UserError as error:
+        raise UserError(f"{where}: no text that the SAEs were trained on: {error}; name one with --tokens") from error
+    if corpus.fingerprint != data["fingerprint"]:
+        raise UserError(
+            f"{data['source']}: is not the text any more that the SAEs were trained on (fingerprint "
+            f"{corpus.fingerprint}, not {data['fingerprint']}); restore it, or name a text with --tokens"
+        )
+    return replace(corpus, seen="held out")
+
+
+def _other_text(lm: LanguageModel, own: list[Described], spec: str, n: int) -> Corpus:
+    """A text that the user names: of the one that SAEs were trained on the held-out part, of any other all of it."""
+    source = absolute(spec)
+    same = next((data for data in own if data["source"] == source), None)
+    corpus = load_corpus(spec, lm, n_train=max(n, HELD_OUT)) if same is None else load_again(same, lm)
+    if corpus.fingerprint in {data["fingerprint"] for data in own}:
+        return replace(corpus, seen="held out")
+    if same is not None:
+        note = "has changed since the SAEs were trained on it; they may have seen parts of it"
+        corpus = replace(load_corpus(spec, lm, n_train=max(n, HELD_OUT)), notes=(*corpus.notes, note), seen="unknown")
+    else:
+        corpus = replace(corpus, seen="another text" if own else "unknown")
+    return to_evaluate_on(corpus)

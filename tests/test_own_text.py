@@ -1,0 +1,260 @@
+"""Which text SAEs are evaluated on: what was held out of their own, unless another one is named."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from scalar_sae.benchmark.config import ScoreConfig, held_out
+from scalar_sae.benchmark.pair import Pair
+from scalar_sae.benchmark.score import score
+from scalar_sae.corpora import Corpus, load_corpus
+from scalar_sae.errors import UserError
+from scalar_sae.io import Events
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.measures.blind import Pairs
+from scalar_sae.measures.run import prepare_blind
+from scalar_sae.own_text import evaluation_text, trained_on
+from scalar_sae.results import Results
+from scalar_sae.saes.store import SaeCard, load_saes, save_sae
+from scalar_sae.sites import Block, Site
+from scalar_sae.tokenizer import Ascii, Pretrained, byte_pairs
+from scalar_sae.training.config import TrainConfig, validated
+from scalar_sae.training.loop import train
+from tests.helpers import random_sae, tiny_lm
+from tests.test_study import scalar
+
+SITES = ["resid_pre.0", "resid_mid.0", "resid_post.0"]
+TEXT = "".join(f"line {number * number % 997} of a text\n" for number in range(1500))
+"""A text in which every stretch is different."""
+DOCUMENTS = [TEXT[i : i + 150] for i in range(0, len(TEXT), 150)]
+
+
+def trained(folder: Path, corpus: str, tokens: int = 8192) -> Path:
+    """A run of two SAEs on a tiny model."""
+    lm = tiny_lm(d_vocab=128)
+    lm.save(folder / "lm")
+    content: dict[str, Any] = {
+        "corpus": corpus, "tokens": tokens, "batch_tokens": 1024, "buffer_tokens": 4096, "context": 16,
+        "warmup_steps": 1, "validations": 0, "saes": [{"method": "topk", "sites": SITES, "k": 2, "expansion": 2}],
+    }  # fmt: skip
+    config = validated(TrainConfig, content, "train")
+    train(config, lm, load_corpus(corpus, lm, n_train=tokens), folder, Events(None))
+    return folder
+
+
+def bare(folder: Path) -> Path:
+    """SAEs whose files say nothing of a text."""
+    for seed, site in enumerate(SITES):
+        sae = random_sae(16, 20, 4, seed)
+        save_sae(sae, SaeCard.of(sae, "topk", "topk", Site.parse(site), {}), folder / "saes" / "topk" / site)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "lines.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    return trained(tmp_path_factory.mktemp("run"), str(text))
+
+
+@pytest.fixture
+def lm(run: Path) -> LanguageModel:
+    return LanguageModel.load(run / "lm")
+
+
+def characters(corpus: Corpus) -> str:
+    return Ascii().decode(corpus.val.flatten().tolist())
+
+
+def test_it_is_what_was_held_out_of_the_text_of_the_run(run: Path, text: Path, lm: LanguageModel):
+    n_train = int(0.9 * len(TEXT)) // 256 * 256
+    for saes in ([run], [run / "saes" / "topk"], [f"resid_mid.0={run / 'saes' / 'topk' / 'resid_mid.0'}"]):
+        corpus = evaluation_text(lm, saes)
+        assert characters(corpus) == TEXT[n_train:]
+        assert (corpus.seen, corpus.source) == ("held out", str(text))
+
+
+def test_named_by_the_user_it_is_still_what_was_held_out(
+    run: Path, text: Path, lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "copy.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    monkeypatch.chdir(text.parent)
+    for spec in (str(text), text.name, str(tmp_path / "copy.txt.gz")):
+        corpus = evaluation_text(lm, [run], spec)
+        assert corpus.seen == "held out"
+        assert torch.equal(corpus.val, evaluation_text(lm, [run]).val)
+
+
+def test_of_another_text_all_is_read(run: Path, lm: LanguageModel, tmp_path: Path):
+    (tmp_path / "other.txt").write_text("another text " * 100)
+    corpus = evaluation_text(lm, [run], str(tmp_path / "other.txt"))
+    assert (corpus.seen, characters(corpus)) == ("another text", "another text " * 100)
+    corpus = evaluation_text(lm, [bare(tmp_path / "bare")], str(tmp_path / "other.txt"))
+    assert (corpus.seen, characters(corpus)) == ("unknown", "another text " * 100)
+
+
+@pytest.mark.parametrize("form", ["table.jsonl", "folder", "ids.npy", "rows.npy"])
+def test_of_a_text_that_was_read_in_part_the_same_part_is_held_out(form: str, lm: LanguageModel, tmp_path: Path):
+    import numpy as np
+
+    ids = np.frombuffer(TEXT.encode(), np.uint8)
+    if form == "ids.npy":
+        np.save(tmp_path / form, ids)
+    elif form == "rows.npy":
+        np.save(tmp_path / form, ids[: len(ids) // 64 * 64].reshape(-1, 64))
+    else:
+        path = tmp_path / form / "a.jsonl" if form == "folder" else tmp_path / form
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps({"text": document}) + "\n" for document in DOCUMENTS))
+    run = trained(tmp_path / "run", str(tmp_path / form), 4096)
+    asked = load_corpus(str(tmp_path / form), lm, n_train=4096)
+    assert 4096 <= asked.train.numel() < 6000
+    for spec in (None, str(tmp_path / form)):
+        corpus = evaluation_text(lm, [run], spec)
+        assert corpus.seen == "held out"
+        assert torch.equal(corpus.val, asked.val)
+
+
+def test_where_no_file_says_it_must_be_named(run: Path, lm: LanguageModel, tmp_path: Path):
+    for saes in ([bare(tmp_path / "bare")], [run, tmp_path / "bare"]):
+        with pytest.raises(UserError, match="do not say which text the SAEs were trained on; name one with --tokens"):
+            evaluation_text(lm, saes)
+    (tmp_path / "second.txt").write_text(TEXT[::-1])
+    second = trained(tmp_path / "second", str(tmp_path / "second.txt"))
+    with pytest.raises(UserError, match=r"trained on several texts \(/.*.txt, /.*.txt\); name one with"):
+        evaluation_text(lm, [run, second])
+    assert evaluation_text(lm, [run, second], str(tmp_path / "second.txt")).seen == "held out"
+    assert evaluation_text(LanguageModel.load("python-stdlib"), [tmp_path / "bare"]).name == "python-stdlib"
+
+
+def test_a_text_that_is_gone_or_has_changed_is_said(lm: LanguageModel, tmp_path: Path):
+    path = tmp_path / "mine.txt"
+    path.write_text(TEXT)
+    run = trained(tmp_path / "run", str(path))
+    path.write_text(TEXT + "more")
+    with pytest.raises(UserError, match=r"mine.txt: is not the text any more .* name a text with --tokens"):
+        evaluation_text(lm, [run])
+    changed = evaluation_text(lm, [run], str(path))
+    assert changed.seen == "unknown"
+    assert any("has changed since the SAEs were trained on it" in remark for remark in changed.remarks(16))
+    path.unlink()
+    with pytest.raises(UserError, match=r"no text that the SAEs were trained on: .*mine.txt.*; name one with --tokens"):
+        evaluation_text(lm, [run])
+
+
+def other_tokenizer() -> LanguageModel:
+    return LanguageModel(tiny_lm(d_vocab=300).hf, "bpe", byte_pairs([TEXT], 300))
+
+
+def test_a_model_with_another_tokenizer_is_refused(run: Path, lm: LanguageModel, text: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"tokens of another tokenizer than that of bpe; name the model .* --lm"):
+        evaluation_text(other_tokenizer(), [run])
+    corpus = load_corpus(str(text), Ascii())
+    config = ScoreConfig(rankings={"expected": 2}, prompts=2, context=8)
+    pair = Pair.between(other_tokenizer(), Block.parse("ff_block.0"), load_saes(run)["topk"])
+    with pytest.raises(UserError, match="were made by another tokenizer than that of bpe"):
+        score(pair, held_out(corpus, config), "topk", "expected", config)
+    content = {"tokens": 100, "batch_tokens": 100, "saes": [{"method": "topk", "sites": SITES}]}
+    with pytest.raises(UserError, match="were made by another tokenizer than that of bpe"):
+        train(validated(TrainConfig, content, "train"), other_tokenizer(), corpus, tmp_path / "run", Events(None))
+
+
+def test_a_tokenizer_that_was_saved_and_loaded_is_the_same(tmp_path: Path):
+    lm = other_tokenizer()
+    lm.save(tmp_path / "lm")
+    again = LanguageModel.load(tmp_path / "lm").tokenizer
+    assert again.fingerprint == lm.tokenizer.fingerprint != byte_pairs([TEXT[::-1] * 2], 300).fingerprint
+    inner = byte_pairs([TEXT], 300).inner
+    inner.add_tokens(["line"])
+    assert Pretrained(inner, "one more").fingerprint != lm.tokenizer.fingerprint
+
+
+FEW = ("--prompts", "3", "--context", "16")
+
+
+def test_every_verb_reads_it_and_says_so(run: Path, text: Path, tmp_path: Path):
+    mine = shutil.copytree(run, tmp_path / "run")
+    few = (*FEW, "--rank-prompts", "2")
+    said = "Text: lines.txt (48 tokens; held out when the SAEs were trained)"
+    done = scalar("score", "--saes", mine, "--block", "ff_block.0", *few, "--out", tmp_path / "score.json")
+    assert said in done.stdout
+    done = scalar("circuit", "--saes", mine, "--sites", ",".join(SITES), *few, "--out", tmp_path / "circuit.json")
+    assert said in done.stdout
+    fingerprint = load_corpus(str(text), Ascii()).fingerprint
+    for name in ("score", "circuit"):
+        [record] = Results.read(tmp_path / f"{name}.json").records
+        assert (record.data["seen"], record.data["fingerprint"]) == ("held out", fingerprint)
+    assert said in scalar("measure", mine, *FEW).stdout
+    assert said in scalar("features", mine, *FEW, "--edges", "none").stdout
+    found = Results.read(mine / "results.json")
+    for one in (*found.saes, *found.spliced, *found.reading):
+        assert one.text is not None
+        assert (one.text.seen, one.text.fingerprint, one.text.n_tokens) == ("held out", fingerprint, 48)
+    page = scalar("report", mine) and (mine / "report.html").read_text()
+    assert said.removeprefix("Text: ") in page
+
+
+def test_a_blind_comparison_reads_it_too(run: Path, tmp_path: Path):
+    sae = run / "saes" / "topk" / "resid_mid.0"
+    prepare_blind(tmp_path / "blind", sae, sae, None, None, 1, 16)
+    text = Pairs.read(tmp_path / "blind").text
+    assert text is not None
+    assert (text.corpus, text.seen) == ("lines.txt", "held out")
+
+
+def test_another_text_is_said_to_be_one(run: Path, tmp_path: Path):
+    (tmp_path / "other.txt").write_text(TEXT[::-1])
+    where = ("score", "--saes", run, "--block", "ff_block.0", "--rank-prompts", "2", *FEW)
+    done = scalar(*where, "--tokens", tmp_path / "other.txt")
+    assert "Text: other.txt (48 tokens; not the text that the SAEs were trained on)" in done.stdout
+    saes, model = bare(tmp_path / "bare"), ("--lm", run / "lm")
+    done = scalar(*where[:2], saes, *where[3:], *model, "--tokens", tmp_path / "other.txt")
+    assert "Text: other.txt (48 tokens; whether the SAEs were trained on it is not known)" in done.stdout
+    done = scalar(*where[:2], saes, *where[3:], *model, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "name one with --tokens" in done.stderr
+
+
+def test_prompts_that_were_cut_before_set_the_context(run: Path, tmp_path: Path):
+    import numpy as np
+
+    ids = np.frombuffer(TEXT.encode(), np.uint8)
+    np.save(tmp_path / "rows.npy", ids[: len(ids) // 12 * 12].reshape(-1, 12))
+    where = ("score", "--saes", run, "--block", "ff_block.0", "--prompts", "3", "--rank-prompts", "2")
+    done = scalar(*where, "--tokens", tmp_path / "rows.npy", "--out", tmp_path / "out.json")
+    assert "rows.npy (36 tokens" in done.stdout
+    assert Results.read(tmp_path / "out.json").records[0].config["context"] == 12
+    done = scalar(*where, "--tokens", tmp_path / "rows.npy", "--context", "16", check=False)
+    assert "prompts of 12 tokens, not 16; lower the context" in done.stderr
+
+
+def test_a_run_from_another_folder_finds_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    tiny_lm(d_vocab=128).save(tmp_path / "lm")
+    content = {
+        "train": {"lm": "lm", "corpus": "mine.txt", "tokens": 2048, "batch_tokens": 1024, "buffer_tokens": 2048,
+                  "context": 16, "warmup_steps": 1, "validations": 0,
+                  "saes": [{"method": "topk", "sites": SITES, "k": 2, "expansion": 2}]},
+        "score": {"rankings": {"expected": 2}, "prompts": 2, "context": 16},
+    }  # fmt: skip
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(content))
+    scalar("train", "p.yaml", "--out", "run")
+    data = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]
+    assert data["source"] == str(tmp_path / "mine.txt")
+    assert data["fingerprint"] == load_corpus("mine.txt", Ascii()).fingerprint
+    monkeypatch.chdir("/")
+    done = scalar("score", "--saes", tmp_path / "run", "--block", "ff_block.0", *FEW, "--rank-prompts", "2")
+    assert "mine.txt (48 tokens; held out" in done.stdout
+    assert trained_on([tmp_path / "run"])[0] == data
