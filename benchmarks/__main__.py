@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from tests.reference import scorer
 
+from benchmarks.clock import now
 from scalar_sae.benchmark.curve import Exact, measure
 from scalar_sae.benchmark.edges import GlobalEdges
 from scalar_sae.benchmark.order import levels
@@ -43,11 +44,11 @@ def data_sae(x: torch.Tensor, d_sae: int, k: int, seed: int) -> SAE:
     return SAE(W_dec.T.contiguous(), -mean @ W_dec.T, W_dec, mean, TopK(k))
 
 
-def toy_pair(block: str, prompts: torch.Tensor) -> Pair:
+def toy_pair(block: str, prompts: torch.Tensor, device: str = "cpu") -> Pair:
     """512 x 512 latents, k = 10, on the shipped model."""
-    lm = LanguageModel.load("python-stdlib")
+    lm = LanguageModel.load("python-stdlib", device=device)
     place = Block.parse(block)
-    acts = lm.activations(prompts, [place.up, place.down])
+    acts = lm.activations(prompts.to(device), [place.up, place.down])
     return Pair(lm, place, *(data_sae(acts[site], 512, 10, 0) for site in (place.up, place.down)))
 
 
@@ -55,12 +56,12 @@ def compare(pair: Pair, edges: GlobalEdges, level: torch.Tensor, n_counts: int, 
     """Seconds a prompt of the sweep and of the obvious scorer, the first left out, and the largest difference."""
     seconds, difference = [0.0, 0.0], 0.0
     for number, prompt in enumerate(read(pair, tokens)):
-        start = time.perf_counter()
+        start = now(pair.device)
         ours = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, n_counts)]
-        middle = time.perf_counter()
+        middle = now(pair.device)
         theirs = [scorer.pre_acts(pair, prompt, level <= index) for index in range(n_counts)]
         if number > 0:  # the first warms up
-            seconds = [seconds[0] + middle - start, seconds[1] + time.perf_counter() - middle]
+            seconds = [seconds[0] + middle - start, seconds[1] + now(pair.device) - middle]
         difference = max(difference, *(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)))
     return [second / (len(tokens) - 1) for second in seconds] + [difference]
 

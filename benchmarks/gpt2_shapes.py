@@ -8,6 +8,7 @@ pair has `--latents 24576 49152`.
 import argparse
 import resource
 import time
+from collections.abc import Sequence
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -22,6 +23,18 @@ from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.sites import Block
 
 
+def gpt2_pair(latents: Sequence[int], device: str = "cpu", n_layers: int = 12) -> tuple[Pair, torch.Tensor]:
+    """A pair of an FF block in the middle, and random tokens to rank and score on: 128 prompts, and 128 more."""
+    torch.manual_seed(0)
+    config = GPT2Config(use_cache=False, bos_token_id=None, eos_token_id=None, n_layer=n_layers)
+    lm = LanguageModel(GPT2LMHeadModel(config).to(device), "seeded")
+    block = Block.parse(f"ff_block.{(n_layers - 1) // 2}")
+    tokens = torch.randint(lm.d_vocab, (max(latents) // 128 + 257, 128))
+    acts = lm.activations(tokens[256:].to(device), [block.up, block.down])
+    ends = zip((block.up, block.down), latents, strict=True)
+    return Pair(lm, block, *(data_sae(acts[site], d_sae, 32, 0) for site, d_sae in ends)), tokens[:256]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=5)
@@ -32,14 +45,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     keep_freed_memory()
-    torch.manual_seed(0)
-    lm = LanguageModel(GPT2LMHeadModel(GPT2Config(use_cache=False, bos_token_id=None, eos_token_id=None)), "seeded")
-    block = Block.parse("ff_block.5")
-    tokens = torch.randint(lm.d_vocab, (max(given.latents) // 128 + 256, 128))
-    acts = lm.activations(tokens[256:], [block.up, block.down])
-    ends = zip((block.up, block.down), given.latents, strict=True)
-    pair = Pair(lm, block, *(data_sae(acts[site], d_sae, 32, 0) for site, d_sae in ends))
-    del acts
+    pair, tokens = gpt2_pair(given.latents)
     texts = Texts(tokens[: given.rank_prompts], tokens[128 : 128 + given.prompts], {"text": "random tokens"})
     rankings, prompts = {"ablation": given.rank_prompts}, given.prompts
     config = ScoreConfig(rankings=rankings, prompts=prompts, edges=given.edges, context=128, memory=8)

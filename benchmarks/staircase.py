@@ -10,6 +10,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,13 +34,17 @@ from scalar_sae.training.loop import train
 RANKING = "expected"
 
 
-def staircase_pair(lm: LanguageModel, corpus: Corpus) -> Pair:
-    """The two widest SAEs of a Staircase along the residual stream, and the block between them."""
-    preset = read_preset("rankings")["train"]
+def staircase_pair(lm: LanguageModel, corpus: Corpus, **changes: Any) -> Pair:
+    """The two widest SAEs of a Staircase along the residual stream, and the block between them.
+
+    `changes`: fields of the training in place of the preset's.
+    """
+    preset = read_preset("rankings")["train"] | changes
     config = TrainConfig(**preset | {"saes": [{"method": "staircase", "along": "residual_stream"}]})
     with tempfile.TemporaryDirectory() as folder:
         train(config, lm, corpus, Path(folder), Events(None))
-        return Pair.between(lm, Block.parse(f"transformer_block.{lm.n_layers - 1}"), load_saes(folder)["staircase"])
+        saes = {site: sae.to(lm.device) for site, sae in load_saes(folder)["staircase"].items()}
+        return Pair.between(lm, Block.parse(f"transformer_block.{lm.n_layers - 1}"), saes)
 
 
 def main() -> None:
