@@ -94,11 +94,12 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what processes of this machine left there that do not run any more."""
     for entry in list(os.scandir(folder)):
         found = _TEMPORARY.fullmatch(entry.name)
-        if found and not _runs(int(found[1])):
+        if found and not runs(int(found[1])):
             _remove(folder / entry.name)
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -216,7 +217,7 @@ def read_plain(path: Path) -> Any:
     Raises:
         UserError: it is damaged.
     """
-    return parse_json(read_text(path, "choose another --out"), str(path))
+    return parse_json(read_text(path, "no longer there; run the command again"), str(path))
 
 
 def differences(here: Any, asked: Any, where: str = "") -> list[str]:

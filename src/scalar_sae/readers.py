@@ -1,6 +1,6 @@
 """Read what this package wrote: JSON, YAML and lists of settings, each against one schema.
 
-    results = read_json(path, Results, "score something first")
+    results = read_json(path, Results, "no results here; score something first")
 
 A file is opened once. It is refused in one line, with its name, the place in it and a remedy, if it is no regular file,
 no UTF-8 text, damaged, of a later version of the package, or not what the schema describes. Numbers must be finite,
@@ -40,7 +40,7 @@ def read_bytes(path: Path, missing: str, most: int = MOST_BYTES) -> bytes:
 
     Args:
         path: the file.
-        missing: what to do if there is none.
+        missing: what to say if there is none.
         most: the largest file that is read.
 
     Raises:
@@ -53,7 +53,7 @@ def read_bytes(path: Path, missing: str, most: int = MOST_BYTES) -> bytes:
                 raise UserError(f"{path}: {size:,} bytes, no file of this kind has more than {most:,}; {RESTORE}")
             return file.read()
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file; {missing}") from error
+        raise UserError(f"{path}: {missing}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
@@ -93,7 +93,7 @@ def read_json(path: Path, schema: type[Model], missing: str) -> Model:
     Args:
         path: the file.
         schema: what it must hold.
-        missing: what to do if there is none.
+        missing: what to say if there is none.
 
     Raises:
         UserError: as `read_text`, it is not JSON, was written by a later version, or does not follow the schema.
@@ -143,10 +143,11 @@ def parse_yaml(text: str, where: str) -> Any:
         value = yaml.load(text, _PlainLoader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}{line}: not valid YAML ({one_line(error.problem or '', LONGEST_VALUE)})") from error
+        problem = one_line(error.problem or "", LONGEST_VALUE)
+        raise UserError(f"{where}{line}: is not a YAML value ({problem})") from error
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # of a date or number that is none
         deep = isinstance(error, RecursionError)
-        raise UserError(f"{where}: not valid YAML ({'nested too deeply' if deep else reason(error)})") from error
+        raise UserError(f"{where}: is not a YAML value ({'nested too deeply' if deep else reason(error)})") from error
     check_plain(value, where, MOST_VALUES)
     return value
 
@@ -210,8 +211,8 @@ def explained(error: ValidationError) -> str:
         return f"{place or 'it'} is missing"
     if first["type"] == "extra_forbidden":
         return f"{place} is not a field that this version knows"
-    value = "" if isinstance(first["input"], dict | list | tuple) else f" = {quoted(first['input'])}"
-    return f"{place or 'it'}{value}: {said}"
+    value = "" if isinstance(first["input"], dict | list | tuple) else f", not {quoted(first['input'])}"
+    return f"{place + ': ' if place else ''}{said}{value}"
 
 
 def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -206,7 +206,7 @@ class Results(BaseModel):
         Raises:
             UserError: there is none, it is damaged, of a later version, or does not follow the schema.
         """
-        found = read_json(path, cls, "score or measure something first")
+        found = read_json(path, cls, "no results here; score or measure something first")
         try:
             check(found)
         except UserError as error:

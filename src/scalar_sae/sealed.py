@@ -1,8 +1,8 @@
-"""Tensors and checkpoints that carry a SHA-256 of what they hold, so that one changed bit is found when they are read.
+"""Files with a SHA-256 of what they hold, so that one changed bit is found when they are read.
 
 A `.safetensors` file has the digest of its names, types, shapes and bytes among its metadata. A checkpoint, a file of
 `torch.save`, has that of all bytes before it as the comment which every zip archive may end with; PyTorch reads the
-file as if the comment were not there.
+file as if the comment were not there. Other files have theirs in a `sha256.json` beside them.
 """
 
 import hashlib
@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from scalar_sae.errors import UserError, reason
-from scalar_sae.readers import open_regular
+from scalar_sae.io import write_json
+from scalar_sae.readers import WRITER, open_regular, read_json
 
+DIGESTS = "sha256.json"
 _DIGEST = 64
 """Characters of a SHA-256."""
 _CHUNK = 2**20
@@ -43,6 +46,58 @@ def digest_of_file(path: Path) -> str:
     """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Digests(BaseModel):
+    """What `sha256.json` says of the files beside it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = 1
+    written_by: str = WRITER
+    files: dict[str, str]
+    """Name -> SHA-256 of the file's bytes."""
+
+
+def seal(folder: Path, *names: str) -> None:
+    """Write down the digests of some files of a folder, beside those that are written down there.
+
+    Raises:
+        UserError: what is there is damaged, or cannot be written.
+    """
+    path = folder / DIGESTS
+    there = read_json(path, Digests, "no longer there; run the command again").files if os.path.lexists(path) else {}
+    found = there | {name: digest_of_file(folder / name) for name in names}
+    write_json(path, Digests(files=dict(sorted(found.items()))).model_dump())
+
+
+def sealed(folder: Path) -> dict[str, str]:
+    """The digests of a folder's files by their names; none where nothing is finished.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    path = folder / DIGESTS
+    return read_json(path, Digests, "no longer there; run the command again").files if os.path.lexists(path) else {}
+
+
+def check_sealed(folder: Path, remedy: str) -> None:
+    """Raise a UserError unless all files of a folder that have a digest are what was written."""
+    files = sealed(folder)
+    if not files:
+        raise UserError(f"{folder}: has no {DIGESTS}, so it was not finished, or not by this version; {remedy}")
+    for name, digest in files.items():
+        check_digest(folder / name, digest, remedy)
+
+
+def check_digest(path: Path, digest: str, remedy: str) -> None:
+    """Raise a UserError unless a file's bytes are what was written."""
+    try:
+        found = digest_of_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    if found != digest:
+        raise UserError(f"{path}: damaged (its SHA-256 is not that of what was written); {remedy}")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -87,8 +142,14 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         file.write(found.encode("ascii"))
 
 
-def load_checkpoint(path: Path, device: str | torch.device, remedy: str) -> dict[str, Any]:
+def load_checkpoint(path: Path, device: str | torch.device, what: str, remedy: str) -> dict[str, Any]:
     """Read a file of `save_checkpoint`. Nothing in it is executed, and it is not parsed unless it is what was written.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+        what: named in the message: `a checkpoint of these SAEs`.
+        remedy: what to do if it is not that.
 
     Raises:
         UserError: it is not.
@@ -96,7 +157,8 @@ def load_checkpoint(path: Path, device: str | torch.device, remedy: str) -> dict
     try:
         with open_regular(path) as file:
             if not _is_whole(file):
-                raise UserError(f"{path}: damaged (its SHA-256 is not that of what was written); {remedy}")
+                why = "damaged or changed: its SHA-256 is not that of what was written"
+                raise UserError(f"{path}: not {what} ({why}); {remedy}")
             file.seek(0)
             content = torch.load(file, map_location=device, weights_only=True)
     except OSError as error:
@@ -104,9 +166,9 @@ def load_checkpoint(path: Path, device: str | torch.device, remedy: str) -> dict
     except UserError:
         raise
     except Exception as error:  # of another version of PyTorch, or no room on the device
-        raise UserError(f"{path}: cannot be read ({reason(error)}); {remedy}") from error
+        raise UserError(f"{path}: not {what} ({reason(error)}); {remedy}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a checkpoint; {remedy}")
+        raise UserError(f"{path}: not {what}; {remedy}")
     return content
 
 

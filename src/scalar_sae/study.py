@@ -10,6 +10,7 @@
 Every stage looks at what is there and does the rest, so a study that was stopped is continued by the same command.
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,22 +34,26 @@ from scalar_sae.errors import UserError
 from scalar_sae.io import Events, differences, whole, write_text
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
+from scalar_sae.locks import held
 from scalar_sae.measures.fidelity import fidelity, standing_in
 from scalar_sae.own_text import text_read
+from scalar_sae.readers import WRITER, check_version, parse_yaml, read_text
 from scalar_sae.results import Control, Record, Results
 from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
+from scalar_sae.sealed import check_sealed, seal
 from scalar_sae.sites import Site
 from scalar_sae.training import trackers
 from scalar_sae.training.config import TrainConfig, read_preset, validated
 from scalar_sae.training.loop import train
 
 FIDELITY_PROMPTS = 64
+KEEP = "move the folder away and run the same command to write it again"
 
 
 class StudyConfig(BaseModel):
-    """What a run directory's `config.yaml` holds."""
+    """How SAEs are trained and scored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,10 +86,10 @@ class StudyConfig(BaseModel):
         Raises:
             UserError: it is not a run directory, or what it holds is not a config.
         """
-        if not (out / "config.yaml").is_file():
+        if not os.path.lexists(out / "config.yaml"):
             raise UserError(f"{out}: no run to go on with (it has no config.yaml)")
-        content = read_preset(str(out / "config.yaml"))
-        return cls._of(content["train"], content.get("score", {}))
+        found = RunConfig.read(out / "config.yaml")
+        return cls(train=found.train, score=found.score)
 
     @classmethod
     def _of(cls, train: dict[str, Any], score: dict[str, Any]) -> "StudyConfig":
@@ -93,17 +98,37 @@ class StudyConfig(BaseModel):
         return config.model_copy(update={"train": config.train.model_copy(update={"corpus": found})})
 
 
+class RunConfig(StudyConfig):
+    """What a run directory's `config.yaml` holds."""
+
+    data: dict[str, Any]
+    """What the text was."""
+    format_version: int = 1
+    written_by: str = WRITER
+
+    @classmethod
+    def read(cls, path: Path) -> "RunConfig":
+        """Read a run's config.
+
+        Raises:
+            UserError: it is damaged, of a later version, or no config.
+        """
+        content = parse_yaml(read_text(path, "no config here"), str(path))
+        check_version(path, content, cls)
+        return validated(cls, content, str(path))
+
+
 def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
     """Claim a run directory for a config and a text, or go on in the one that they left there.
 
     Raises:
         UserError: the directory holds another run, or files that are not a run's.
     """
-    resolved = config.model_dump(mode="json") | {"data": data}
+    resolved = RunConfig(train=config.train, score=config.score, data=data).model_dump(mode="json")
     path = out / "config.yaml"
-    if path.is_file():
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = differences(there, resolved)
+    if os.path.lexists(path):
+        there = RunConfig.read(path).model_dump(mode="json", exclude={"written_by"})
+        differing = differences(there, {name: value for name, value in resolved.items() if name != "written_by"})
         if differing:
             raise UserError(f"{out}: already holds another run ({'; '.join(differing)}); choose another --out")
     elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
@@ -143,28 +168,43 @@ def train_run(
     check_training(config.train, lm, corpus)
     if to_score:
         check_scoring(config, lm, corpus)
-    with workers.one_first():
-        events = open_run(out, config, corpus.describe())
-        if not (out / "lm" / "config.json").is_file():
-            with whole(out / "lm") as temporary:
-                lm.save(temporary)
-    for remark in corpus.remarks(config.train.context):
-        say(remark)
-    if workers.number() == 0:
-        events.listeners += [trackers.Tracker(name, out) for name in log]
-    lm = LanguageModel.load(out / "lm", device=place)
-    train(config.train, lm, corpus, out, events, cache)
+    with held(out, remedy="wait until it ends, or choose another --out"):
+        with workers.one_first():
+            events = open_run(out, config, corpus.describe())
+            _keep_model(lm, out / "lm")
+        workers.agree(str(out / "config.yaml"), read_text(out / "config.yaml", "no config here"))
+        for remark in corpus.remarks(config.train.context):
+            say(remark)
+        if workers.number() == 0:
+            events.listeners += [trackers.Tracker(name, out) for name in log]
+        lm = LanguageModel.load(out / "lm", device=place)
+        train(config.train, lm, corpus, out, events, cache)
     return lm
 
 
 def _source(config: StudyConfig, out: Path) -> LanguageModel:
     """The language model of a study: the one that its run directory keeps, else the one that the config names."""
     path, kept = out / "config.yaml", out / "lm"
-    if path.is_file() and (kept / "config.json").is_file():
-        train = yaml.safe_load(path.read_text(encoding="utf-8"))["train"]
-        if (train["lm"], train.get("dtype", "auto")) == (config.train.lm, config.train.dtype):
+    if os.path.lexists(path) and os.path.lexists(kept):
+        train = RunConfig.read(path).train
+        if (train.lm, train.dtype) == (config.train.lm, config.train.dtype):
+            check_sealed(kept, KEEP)
             return LanguageModel.load(kept)
     return LanguageModel.load(config.train.lm, dtype=config.train.dtype)
+
+
+def _keep_model(lm: LanguageModel, folder: Path) -> None:
+    """Write the language model into a run directory, or see that what is there is what was written.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if os.path.lexists(folder):
+        check_sealed(folder, KEEP)
+        return
+    with whole(folder) as temporary:
+        lm.save(temporary)
+        seal(temporary, *(path.name for path in temporary.iterdir()))
 
 
 def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:
@@ -219,7 +259,16 @@ def pairs(config: TrainConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE
 
 
 def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
-    """Measure the SAEs of a run and score every pair; what `results.json` has already is not computed again."""
+    """Measure the SAEs of a run and score every pair; what `results.json` has already is not computed again.
+
+    Raises:
+        UserError: another process is at work there, or `results.json` or an SAE is damaged.
+    """
+    with held(out, remedy="wait until it ends, or choose another --out"):
+        return _score_run(config, lm, out)
+
+
+def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     events = Events(out / "events.jsonl")
     path = out / "results.json"
     results = workers.from_first(lambda: Results.read_if_there(path))

@@ -18,7 +18,9 @@ import torch.distributed as dist
 from jaxtyping import Bool
 from torch import Tensor
 
-from scalar_sae.errors import UserError
+from scalar_sae import watch
+from scalar_sae.errors import UserError, reason
+from scalar_sae.watch import waiting
 
 Job = TypeVar("Job")
 
@@ -30,6 +32,7 @@ def join() -> None:
             torch.cuda.set_device(device())
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=1))  # what one does alone, the others wait for
+        watch.start()
 
 
 def device(wanted: str | None = None) -> str:
@@ -41,9 +44,9 @@ def device(wanted: str | None = None) -> str:
     own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
     place = wanted or (own if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros((), device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {place}: {str(error).splitlines()[0]}") from error
+        torch.zeros((), device=place).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {place}: {reason(error)}; give cpu, cuda or cuda:N") from error
     return place
 
 
@@ -72,17 +75,19 @@ def share(batch: Tensor) -> Tensor:
 def add_up(total: Tensor) -> None:
     """Replace a tensor by its sum over the workers."""
     if _together():
-        dist.all_reduce(total)
+        with waiting("a sum"):
+            dist.all_reduce(total)
 
 
 def average(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by their means over the workers."""
     if _together():
-        started = [(tensor, dist.all_reduce(tensor, async_op=True)) for tensor in tensors]
-        for tensor, work in started:
-            assert work is not None
-            work.wait()
-            tensor.div_(count())
+        with waiting("a mean"):
+            started = [(tensor, dist.all_reduce(tensor, async_op=True)) for tensor in tensors]
+            for tensor, work in started:
+                assert work is not None
+                work.wait()
+                tensor.div_(count())
 
 
 def mean(x: Tensor) -> Tensor:
@@ -109,7 +114,8 @@ def gather(rows: Tensor) -> Tensor:
     if not _together():
         return rows.detach()
     parts = [torch.empty_like(rows) for _ in range(count())]
-    dist.all_gather(parts, rows.detach().contiguous())
+    with waiting("rows of all"):
+        dist.all_gather(parts, rows.detach().contiguous())
     return torch.cat(parts)
 
 
@@ -123,7 +129,8 @@ def collect(found: dict[int, Any]) -> dict[int, Any]:
     if not _together():
         return found
     parts: list[dict[int, Any]] = [{}] * count()
-    dist.all_gather_object(parts, found)
+    with waiting("results of all"):
+        dist.all_gather_object(parts, found)
     return {key: value for part in parts for key, value in part.items()}
 
 
@@ -132,7 +139,8 @@ def from_first(make: Callable[[], Job]) -> Job:
     if not _together():
         return make()
     found = [make() if number() == 0 else None]
-    dist.broadcast_object_list(found)
+    with waiting("what the first worker reads"):
+        dist.broadcast_object_list(found)
     return found[0]  # pyright: ignore[reportReturnType]
 
 
@@ -147,7 +155,8 @@ def agree(what: str, value: Any) -> None:
         return
     mine = (hashlib.sha256(repr(value).encode()).hexdigest(), socket.gethostname())
     everybody: list[tuple[str, str]] = [mine] * count()
-    dist.all_gather_object(everybody, mine)
+    with waiting(f"a comparison of {what}"):
+        dist.all_gather_object(everybody, mine)
     for other, (digest, host) in enumerate(everybody):
         if digest != everybody[0][0]:
             raise UserError(
@@ -159,7 +168,8 @@ def agree(what: str, value: Any) -> None:
 def meet() -> None:
     """Wait for the others."""
     if _together():
-        dist.barrier()
+        with waiting("a meeting"):
+            dist.barrier()
 
 
 @contextmanager
@@ -214,5 +224,6 @@ def _together() -> bool:
 
 def _reduced(x: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
     found = x.detach().clone()
-    dist.all_reduce(found, op)
+    with waiting("an extreme"):
+        dist.all_reduce(found, op)
     return found

@@ -73,7 +73,7 @@ def test_json_that_is_damaged_is_refused_with_its_name_and_stays(tmp_path: Path,
     path = tmp_path / "card.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"card\.json: [^\n]+; restore it from a copy[^\n]*$|nested too deeply"):
-        read_json(path, Card, "make one")
+        read_json(path, Card, "none here; make one")
     assert path.read_bytes() == content
 
 
@@ -81,7 +81,7 @@ def test_a_file_of_a_later_version_says_who_wrote_it(tmp_path: Path):
     path = tmp_path / "card.json"
     write_json(path, {"format_version": 2, "written_by": "scalar-sae 7.1", "else": 1})
     with pytest.raises(UserError, match=r"written by scalar-sae 7\.1 \(format_version 2\), this is scalar-sae .*pip"):
-        read_json(path, Card, "make one")
+        read_json(path, Card, "none here; make one")
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "long", "unreadable"])
@@ -94,7 +94,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, kind: str):
     if kind == "unreadable":
         path.symlink_to(path)
     with pytest.raises(UserError, match=f"{path.name}: [^\n]+; [^\n]+$"):
-        read_text(path, "make one")
+        read_text(path, "none here; make one")
 
 
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
@@ -114,7 +114,7 @@ BROKEN_YAML = {
     "itself": ("&a [*a]", "nested too deeply"),
     "deep": ("[" * 3000, "nested too deeply"),
     "a list as key": ("? [1]\n: 2", "unhashable"),
-    "a control character": ("a: \x00", "not valid YAML"),
+    "a control character": ("a: \x00", "not a YAML value"),
     "a bomb": (BOMB, "too many values"),
 }  # fmt: skip
 
@@ -152,14 +152,14 @@ def test_every_changed_bit_of_a_checkpoint_is_found(tmp_path: Path):
         changed = bytearray(content)
         changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
-        with pytest.raises(UserError, match=r"c\.pt: damaged [^\n]+; delete it$"):
-            load_checkpoint(path, "cpu", "delete it")
+        with pytest.raises(UserError, match=r"c\.pt: not a checkpoint \(damaged [^\n]+; delete it$"):
+            load_checkpoint(path, "cpu", "a checkpoint", "delete it")
     for short in (b"", content[:-1], content[: len(content) // 2], bytes(len(content))):
         path.write_bytes(short)
-        with pytest.raises(UserError, match=r"c\.pt: damaged"):
-            load_checkpoint(path, "cpu", "delete it")
+        with pytest.raises(UserError, match=r"c\.pt: not a checkpoint \(damaged"):
+            load_checkpoint(path, "cpu", "a checkpoint", "delete it")
     path.write_bytes(content)
-    assert load_checkpoint(path, "cpu", "")["position"] == (1, 2, 3)
+    assert load_checkpoint(path, "cpu", "", "")["position"] == (1, 2, 3)
     assert zipfile.is_zipfile(path)
     assert torch.load(path, weights_only=True)["position"] == (1, 2, 3)
 
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_was_changed_by_hand_is_found(tmp_path: Path):
     save_checkpoint(path, {"position": (1, 2, 3)})
     torch.save({**torch.load(path, weights_only=True), "position": (9, 9, 9)}, path)
     with pytest.raises(UserError, match="damaged"):
-        load_checkpoint(path, "cpu", "")
+        load_checkpoint(path, "cpu", "", "")
 
 
 def test_a_folder_is_never_removed_for_a_file(tmp_path: Path):

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from scalar_sae._version import __version__
 from scalar_sae.cli import circuit, compare, measure, saes, score
@@ -15,6 +14,7 @@ from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.malloc import keep_freed_memory
+from scalar_sae.readers import parse_yaml
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,17 +67,19 @@ def quickstart(
     """
     from scalar_sae import workers
     from scalar_sae.lm.special import parse_rule
+    from scalar_sae.locks import held
     from scalar_sae.report.page import write_report
     from scalar_sae.study import StudyConfig, score_run, train_run
 
     rule = None if special is None else parse_rule(special)
     workers.join()
     config = StudyConfig.from_preset(preset, _changes(change, dtype), rule)
-    lm = train_run(config, out, device=device, to_score=True)
-    results = score_run(config, lm, out)
-    if workers.number() != 0:
-        return None
-    page = write_report(out)
+    with held(out, remedy="wait until it ends, or choose another --out"):
+        lm = train_run(config, out, device=device, to_score=True)
+        results = score_run(config, lm, out)
+        if workers.number() != 0:
+            return None
+        page = write_report(out)
 
     def show() -> None:
         print_records(results.records)
@@ -187,10 +189,7 @@ def _changes(assignments: list[str] | None, dtype: str | None = None) -> dict[st
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UserError(f"--set {assignment}: expected FIELD=VALUE")
-        try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {assignment}: {value!r} is not a YAML value") from error
+        changes[key] = parse_yaml(value, f"--set {assignment}")
     if dtype is not None and changes.setdefault("dtype", dtype) != dtype:
         raise UserError(f"--dtype {dtype}: --set says dtype={changes['dtype']}; give one of them")
     return changes

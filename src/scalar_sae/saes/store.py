@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from scalar_sae.console import say
 from scalar_sae.errors import UserError
 from scalar_sae.io import whole
+from scalar_sae.readers import WRITER, check_version
 from scalar_sae.saes import hub
 from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, Kind, ReLU, TopK
 from scalar_sae.saes.formats.detect import FORMATS, Located, nothing, walk
@@ -26,6 +27,7 @@ from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group, Source, site_in
+from scalar_sae.sealed import check_digest, digest_of_file
 from scalar_sae.sites import Site
 
 CONFIG, WEIGHTS = "sae.json", "sae.safetensors"
@@ -60,6 +62,9 @@ class SaeCard(BaseModel):
     """Of other people's SAEs: the model and the text they were trained on."""
     remarks: list[str] = []
     """What whoever uses it should know."""
+    sha256: str = ""
+    """Of the bytes of `sae.safetensors`."""
+    written_by: str = WRITER
 
     @classmethod
     def of(cls, sae: SAE, method: str, name: str, site: Site, recipe: dict[str, Any]) -> "SaeCard":
@@ -89,6 +94,7 @@ def save_sae(sae: SAE, card: SaeCard, folder: Path) -> None:
         if sae.W_skip is not None:
             tensors["W_skip"] = sae.W_skip
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS)
+        card = card.model_copy(update={"sha256": digest_of_file(temporary / WEIGHTS)})
         (temporary / CONFIG).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
@@ -108,6 +114,7 @@ def load_sae(folder: Path) -> tuple[SAE, SaeCard]:
 
 
 def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
+    check_version(CONFIG, folder.json(CONFIG), SaeCard)
     try:
         card = SaeCard.model_validate_json(json.dumps(folder.json(CONFIG)))
     except ValidationError as error:
@@ -117,6 +124,7 @@ def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
             f"{CONFIG}: {where}: {' '.join(first['msg'].split())}, not {shown(first['input'])} (of gpt-circuits, it "
             "would say sae_variant)"
         ) from error
+    check_digest(folder.path / WEIGHTS, card.sha256, "restore it from a copy")
     tensors = folder.tensors(WEIGHTS)
     weights = {name: tensors[name] for name in TENSORS}
     sae = build(

@@ -4,7 +4,7 @@ A checkpoint is the learners' states and how far the stream was used: buffer i d
 random choice of a method on (seed, site, step), so no generator's state is needed to go on with the same bytes.
 """
 
-import pickle
+import os
 import signal
 import threading
 from collections.abc import Generator
@@ -15,9 +15,13 @@ from typing import NamedTuple
 
 import torch
 
-from scalar_sae.errors import UserError
+from scalar_sae import workers
+from scalar_sae.errors import UserError, reason
 from scalar_sae.io import whole
+from scalar_sae.sealed import load_checkpoint, save_checkpoint
 from scalar_sae.training.learner import Learner
+
+REMEDY = "move it away and run the same command to start again"
 
 
 class Position(NamedTuple):
@@ -33,30 +37,33 @@ class Position(NamedTuple):
 
 def save(path: Path, at: Position, learners: list[Learner]) -> None:
     """Write a checkpoint, whole or not at all."""
-    with whole(path) as temporary, temporary.open("wb") as file:  # which says what is wrong with the disk
-        torch.save({"position": tuple(at), "learners": [learner.state() for learner in learners]}, file)
+    with whole(path) as temporary:
+        save_checkpoint(temporary, {"position": tuple(at), "learners": [learner.state() for learner in learners]})
 
 
 def resume(path: Path, learners: list[Learner], device: torch.device) -> Position:
     """Load a checkpoint onto a device if there is one.
 
     Raises:
-        UserError: it is damaged, or of other SAEs.
+        UserError: it is damaged, was changed, is of other SAEs, or another worker sees another one.
     """
-    if not path.exists():
-        return Position()
+    at = _loaded(path, learners, device) if os.path.lexists(path) else Position()
+    workers.agree(str(path), at)
+    return at
+
+
+def _loaded(path: Path, learners: list[Learner], device: torch.device) -> Position:
+    saved = load_checkpoint(path, device, "a checkpoint of these SAEs", REMEDY)
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
         for learner, state in zip(learners, saved["learners"], strict=True):
             learner.load(state)
         return Position(*saved["position"])
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not a checkpoint of these SAEs ({reason}); delete it to start again") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a checkpoint of these SAEs ({reason(error)}); {REMEDY}") from error
 
 
 class Signals:
-    """Whether SIGINT or SIGTERM has arrived."""
+    """Whether SIGINT, SIGTERM or SIGHUP has arrived."""
 
     received: int | None = None
 
@@ -66,12 +73,17 @@ class Signals:
 
 @contextmanager
 def noted() -> Generator[Signals]:
-    """While the block runs, SIGINT and SIGTERM are noted only; the block looks, and ends in good order."""
+    """While the block runs, signals that end a process are noted only; the block looks, and ends in good order.
+
+    A signal that the process ignores, as SIGHUP under `nohup`, stays ignored.
+    """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield signals
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not known everywhere
+    numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, signals._note) for number in numbers}  # pyright: ignore[reportPrivateUsage]
     try:
         yield signals

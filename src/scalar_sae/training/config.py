@@ -1,19 +1,22 @@
 """What a training run is made of: read from a preset (YAML), written resolved beside the results."""
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.special import Rule
+from scalar_sae.readers import explained, parse_yaml, read_text
 from scalar_sae.saes.methods import CONFIGS, MethodConfig
 from scalar_sae.saes.trainee import Seed
 
 Config = TypeVar("Config", bound=BaseModel)
 
+LONGEST = 2**20
+"""Bytes of a preset."""
 PRESETS = resources.files("scalar_sae.training") / "presets"
 
 
@@ -93,14 +96,11 @@ def read_preset(name: str) -> dict[str, Any]:
     path = Path(name)
     if name in presets():
         text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
-    elif path.suffix in (".yaml", ".yml") and path.is_file():
-        text = path.read_text(encoding="utf-8")
+    elif path.suffix in (".yaml", ".yml") and os.path.lexists(path):
+        text = read_text(path, "no such file; give a preset's name", LONGEST)
     else:
         raise unknown("preset", name, [*presets(), "a path to a .yaml file"])
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{name}: not valid YAML ({error})") from error
+    content = parse_yaml(text, name)
     if not isinstance(content, dict) or not isinstance(content.get("train"), dict):
         raise UserError(f"{name}: expected the sections train: and score:")
     return content
@@ -126,9 +126,7 @@ def validated(model: type[Config], values: dict[str, Any], where: str) -> Config
             raise unknown("method", str(context["tag"]), tags) from error
         if first["type"] == "union_tag_not_found":
             raise UserError(f"{where}: {place}: method: is missing; give one of {', '.join(CONFIGS)}") from error
-        raise UserError(
-            f"{where}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        raise UserError(f"{where}: {explained(error)}") from error
 
 
 def _fields_near(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -6,6 +6,7 @@ bytes. Under `torchrun` every worker holds all SAEs and takes a part of each bat
 """
 
 import math
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import left_out, say_special
 from scalar_sae.malloc import freed_memory_handed_back
-from scalar_sae.saes.store import SaeCard, save_sae
+from scalar_sae.saes.store import SaeCard, load_sae, save_sae
 from scalar_sae.saes.trainee import Trainee
 from scalar_sae.sites import Site
 from scalar_sae.training import memory
@@ -62,10 +63,27 @@ def train(
     corpus.check_tokenizer(lm)
     group = learners(config, lm, lm.device)
     folders = [_folder(out, learner, site) for learner in group for site in learner.trainee.sites]
-    if all((folder / "sae.json").exists() for folder in folders):
-        (out / "checkpoint.pt").unlink(missing_ok=True)
+    if _finished(folders):
+        if workers.number() == 0:
+            (out / "checkpoint.pt").unlink(missing_ok=True)
         return
     _Run(config, lm, corpus, out, events, group, cache).go()
+
+
+def _finished(folders: list[Path]) -> bool:
+    """Whether all SAEs are there and are what was written.
+
+    Raises:
+        UserError: one is damaged, or another worker sees others.
+    """
+    there = [folder for folder in folders if os.path.lexists(folder)]
+    for folder in there:
+        try:
+            load_sae(folder)
+        except UserError as error:
+            raise UserError(f"{error}; move the folder away and run the same command to train again") from error
+    workers.agree("finished SAEs", list(map(str, there)))
+    return len(there) == len(folders)
 
 
 class _Run:

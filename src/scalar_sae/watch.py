@@ -1,0 +1,172 @@
+"""Ends a worker that would wait forever: another one has died, has ended, or waits for something else.
+
+A collective operation waits for all workers, up to a day, since the first worker may have work of its own to do. So
+every worker tells a store that they share, every few seconds, that it lives and which operation it waits in, and looks
+at what the others say. It runs in a thread of its own; the store is the one that `torchrun` brings.
+"""
+
+import atexit
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from scalar_sae.errors import reason
+from scalar_sae.io import runs
+
+BEAT = 5.0
+"""Seconds between two looks."""
+SILENT = 90.0
+"""Seconds after which a worker on another machine that says nothing is dead."""
+APART = 60.0
+"""Seconds after which workers that all wait, in different operations, are waiting for nothing."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a worker says of itself."""
+
+    host: str
+    pid: int
+    number: int = 0
+    """Counts what it says."""
+    operation: int = 0
+    """Collective operations that it began."""
+    waits_in: str = ""
+    """The one that it waits in; empty if it works."""
+    ended: bool = False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+class Waiting:
+    """Which collective operation this worker is in."""
+
+    operation = 0
+    name = ""
+
+
+_now = Waiting()
+
+
+@contextmanager
+def waiting(name: str) -> Generator[None]:
+    """The block is a collective operation: it ends when all workers have come to it."""
+    _now.operation, _now.name = _now.operation + 1, name
+    try:
+        yield
+    finally:
+        _now.name = ""
+
+
+def start() -> None:
+    """Watch the other workers until this process ends; only under `torchrun`, whose store this needs."""
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if address and port:
+        store = dist.TCPStore(address, int(port), is_master=False)
+        _Watch(store, dist.get_rank(), dist.get_world_size()).start()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a worker said last."""
+
+    beat: Beat
+    heard: float
+    """When it was heard last."""
+    since: float
+    """Since when it does what it does."""
+
+    def then(self, beat: Beat, now: float) -> "Seen":
+        """After another look."""
+        did, does = ((one.operation, one.waits_in, one.ended) for one in (self.beat, beat))
+        return Seen(beat, self.heard if beat == self.beat else now, self.since if does == did else now)
+
+
+def verdict(rank: int, seen: Sequence[Seen | None], now: float, here: str) -> str | None:
+    """Why this worker should end, if it should.
+
+    Args:
+        rank: this worker.
+        seen: what every worker said last; None of one that has not begun.
+        now: the time.
+        here: this machine.
+    """
+    everybody = [one for one in seen if one is not None]
+    if len(everybody) < len(seen):
+        return None
+    mine = everybody[rank]
+    waits = bool(mine.beat.waits_in) and now - mine.since > 2 * BEAT
+    for other, one in enumerate(everybody):
+        if one.beat.ended and waits and one.beat.operation < mine.beat.operation:
+            return f"worker {other} ({one.beat}) has ended, and worker {rank} waits for it ({mine.beat.waits_in})"
+        if not one.beat.ended and _dead(one, now, here):
+            return f"worker {other} ({one.beat}) has died"
+    doing = {(one.beat.operation, one.beat.waits_in) for one in everybody}
+    if len(doing) > 1 and all(one.beat.waits_in and now - one.since > APART for one in everybody):
+        where = ", ".join(f"worker {other} in {one.beat.waits_in}" for other, one in enumerate(everybody))
+        return f"the workers wait for different things ({where}): they do not see the same files"
+    return None
+
+
+def _dead(one: Seen, now: float, here: str) -> bool:
+    return not runs(one.beat.pid) if one.beat.host == here else now - one.heard > SILENT
+
+
+class _Watch(threading.Thread):
+    def __init__(self, store: dist.TCPStore, rank: int, n: int) -> None:
+        super().__init__(daemon=True, name="watch")
+        self._store, self._rank, self._n = store, rank, n
+        self._prefix = f"scalar-watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._mine = Beat(socket.gethostname(), os.getpid())
+        self._ending = threading.Event()
+        self._say()
+        atexit.register(self._end)
+
+    def run(self) -> None:
+        """Tell and look, until this process ends or has to."""
+        seen: list[Seen | None] = [None] * self._n
+        while not self._ending.wait(BEAT):
+            try:
+                self._say()
+                beats = [self._read(rank) for rank in range(self._n)]
+            except RuntimeError as error:  # the store has gone
+                if self._ending.is_set():
+                    return
+                _stop(f"worker {self._rank}: torchrun does not answer ({reason(error)})")
+            now = time.monotonic()
+            seen = [
+                one.then(beat, now) if one and beat else Seen(beat, now, now) if beat else None
+                for one, beat in zip(seen, beats, strict=True)
+            ]
+            why = verdict(self._rank, seen, now, self._mine.host)
+            if why is not None and not self._ending.is_set():
+                _stop(why)
+
+    def _say(self) -> None:
+        doing = {"operation": _now.operation, "waits_in": _now.name, "ended": self._ending.is_set()}
+        self._mine = replace(self._mine, number=self._mine.number + 1, **doing)
+        self._store.set(f"{self._prefix}/{self._rank}", json.dumps(asdict(self._mine)))
+
+    def _read(self, rank: int) -> Beat | None:
+        key = f"{self._prefix}/{rank}"
+        return Beat(**json.loads(self._store.get(key))) if self._store.check([key]) else None
+
+    def _end(self) -> None:
+        self._ending.set()
+        with suppress(RuntimeError):  # torchrun has gone
+            self._say()
+
+
+def _stop(why: str) -> NoReturn:
+    """End this process, whose main thread waits where no exception reaches it."""
+    os.write(2, f"scalar: {why}; the same command goes on from the last checkpoint\n".encode())
+    os._exit(1)

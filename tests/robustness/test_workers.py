@@ -1,0 +1,105 @@
+"""Workers that would wait forever end instead, and say whom they waited for."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scalar_sae.watch import APART, BEAT, SILENT, Beat, Seen, verdict
+
+HERE = Beat("here", os.getpid())
+
+
+def seen(operation: int, waits_in: str = "", host: str = "here", heard: float = 1000, since: float = 0, **more) -> Seen:
+    beat = Beat(host, more.pop("pid", os.getpid()), operation=operation, waits_in=waits_in, **more)
+    return Seen(beat, heard, since)
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "said"),
+    [
+        (seen(3), seen(3), None),
+        (seen(3, "a sum"), seen(2), None),
+        (seen(3, "a sum"), seen(3, "a sum"), None),
+        (seen(3, "a sum"), seen(2, ended=True), r"worker 1 \(process \d+ on here\) has ended, .*worker 0 .*\(a sum\)"),
+        (seen(3, "a sum", since=1000 - BEAT), seen(2, ended=True), None),
+        (seen(3, "a sum"), seen(3, ended=True), None),
+        (seen(3), seen(2, ended=True), None),
+        (seen(3), seen(2, pid=2**22 + 5), r"worker 1 \(.*\) has died"),
+        (seen(3), seen(2, host="there", heard=1000 - SILENT + 1), None),
+        (seen(3), seen(2, host="there", heard=1000 - SILENT - 1), r"worker 1 \(.* on there\) has died"),
+        (seen(3), seen(2, host="there", heard=0, ended=True), None),
+        (seen(3, "a sum"), seen(2, "a meeting"), "worker 0 in a sum, worker 1 in a meeting.*not see the same files"),
+        (seen(3, "a sum"), seen(3, "a meeting"), "different things"),
+        (seen(3, "a sum"), seen(2, "a meeting", since=1000 - APART + 1), None),
+        (seen(3, "a sum"), None, None),
+    ],
+)
+def test_what_makes_a_worker_end(mine: Seen, other: Seen | None, said: str | None):
+    import re
+
+    found = verdict(0, [mine, other], 1000, "here")
+    assert (found is None) if said is None else (found is not None and re.search(said, found)), found
+
+
+def test_a_worker_is_heard_when_it_says_anything_and_is_still_while_it_does_the_same():
+    one = Seen(Beat("here", 1, number=1, operation=2), 0, 0)
+    again = one.then(Beat("here", 1, number=1, operation=2), 5)
+    assert (again.heard, again.since) == (0, 0)
+    again = one.then(Beat("here", 1, number=2, operation=2), 5)
+    assert (again.heard, again.since) == (5, 0)
+    again = one.then(Beat("here", 1, number=3, operation=3, waits_in="a sum"), 9)
+    assert (again.heard, again.since) == (9, 9)
+
+
+SCRIPT = """
+import os, signal, sys, time
+import torch; torch.set_num_threads(1)
+from scalar_sae import watch, workers
+watch.BEAT, watch.APART = 0.3, 2.0
+workers.join()
+workers.meet()
+first, how = workers.number() == 0, sys.argv[1]
+if how == "leaves" and not first:
+    sys.exit(0)
+if how == "agrees":
+    workers.agree("results.json", workers.from_first(lambda: [1, 2]))
+    print("the same")
+    sys.exit(0)
+if how == "differs":
+    from scalar_sae.cli.ending import ended
+    sys.exit(ended(lambda: workers.agree("results.json", workers.number())))
+if how == "other" and first:
+    workers.add_up(torch.zeros(3))
+    workers.add_up(torch.zeros(3))
+workers.meet()
+"""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("leaves", "worker 1 (process "),
+        ("other", "has ended, and worker 0 waits for it|wait for different things"),
+        ("differs", "results.json: worker 1 on "),
+    ],
+)
+def test_a_job_ends_when_one_of_its_workers_does_something_else(tmp_path: Path, how: str, said: str):
+    script = tmp_path / "work.py"
+    script.write_text(SCRIPT)
+    begun = time.monotonic()
+    done = subprocess.run([*TORCHRUN, str(script), how], capture_output=True, text=True, timeout=120)
+    assert time.monotonic() - begun < 100
+    assert done.returncode != 0
+    assert any(part in done.stderr for part in said.split("|")), done.stderr
+
+
+def test_workers_that_see_the_same_go_on(tmp_path: Path):
+    script = tmp_path / "work.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([*TORCHRUN, str(script), "agrees"], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.count("the same") == 2
