@@ -13,9 +13,11 @@ from scalar_sae.watch import APART, BEAT, SILENT, Beat, Seen, verdict
 HERE = Beat("here", os.getpid())
 
 
-def seen(operation: int, waits_in: str = "", host: str = "here", heard: float = 1000, since: float = 0, **more) -> Seen:
+def seen(
+    operation: int, waits_in: str = "", host: str = "here", heard: int | float = 1000, since: int | float = 0, **more
+) -> Seen:
     beat = Beat(host, more.pop("pid", os.getpid()), operation=operation, waits_in=waits_in, **more)
-    return Seen(beat, heard, since)
+    return Seen(beat, float(heard), float(since))
 
 
 @pytest.mark.parametrize(
@@ -41,17 +43,17 @@ def seen(operation: int, waits_in: str = "", host: str = "here", heard: float = 
 def test_what_makes_a_worker_end(mine: Seen, other: Seen | None, said: str | None):
     import re
 
-    found = verdict(0, [mine, other], 1000, "here")
+    found = verdict(0, [mine, other], 1000.0, "here")
     assert (found is None) if said is None else (found is not None and re.search(said, found)), found
 
 
 def test_a_worker_is_heard_when_it_says_anything_and_is_still_while_it_does_the_same():
-    one = Seen(Beat("here", 1, number=1, operation=2), 0, 0)
-    again = one.then(Beat("here", 1, number=1, operation=2), 5)
+    one = Seen(Beat("here", 1, number=1, operation=2), 0.0, 0.0)
+    again = one.then(Beat("here", 1, number=1, operation=2), 5.0)
     assert (again.heard, again.since) == (0, 0)
-    again = one.then(Beat("here", 1, number=2, operation=2), 5)
+    again = one.then(Beat("here", 1, number=2, operation=2), 5.0)
     assert (again.heard, again.since) == (5, 0)
-    again = one.then(Beat("here", 1, number=3, operation=3, waits_in="a sum"), 9)
+    again = one.then(Beat("here", 1, number=3, operation=3, waits_in="a sum"), 9.0)
     assert (again.heard, again.since) == (9, 9)
 
 
