@@ -48,6 +48,10 @@ from scalar_sae.versions import versions
 DEFINITIONS = 3
 """Changes when what a ranking or a curve is does: nothing that was begun before is gone on with."""
 
+PROMPTS_A_TRIM = 8
+"""Prompts after which a sweep hands back what was freed. Their buffers differ in size, so that the gaps between those
+that live grow from prompt to prompt, by up to a few megabytes."""
+
 Done = Callable[[float], None]
 
 
@@ -241,11 +245,12 @@ def _sweep(
     done: Done,
 ) -> Curves:
     """The curve of every prompt, each written down as it is finished."""
-    hand_back_freed_memory()
     found = kept.curves()
     readout = Readout.of(pair)
     reaches_all = bool(counts[-1] == pair.n_edges)
-    for number in workers.mine(len(tokens)):
+    for done_before, number in enumerate(workers.mine(len(tokens))):
+        if done_before % PROMPTS_A_TRIM == 0:
+            hand_back_freed_memory()
         if number not in found:
             (prompt,) = read(pair, tokens[number : number + 1], number)
             conventions = CONVENTIONS[config.conventions]

@@ -114,10 +114,11 @@ def over_prompts(
     prompts: Int[np.ndarray, "*resample prompt"],
 ) -> Float[np.ndarray, "*curve_and_resample"]:
     """Mean over prompts, each weighed by its tokens that count: the mean over tokens. Where all prompts have as many it
-    is the mean over prompts, to the bit.
+    is the mean over prompts, to the bit. What all curves draw is never held at once, but that of one after the other.
     """
     share = (weight / max(weight.max(), 1.0))[prompts]
-    return (values[..., prompts] * share).sum(-1) / np.maximum(share.sum(-1), np.finfo(float).tiny)
+    sums = np.stack([(row[prompts] * share).sum(-1) for row in values.reshape(-1, values.shape[-1])])
+    return sums.reshape(*values.shape[:-1], *sums.shape[1:]) / np.maximum(share.sum(-1), np.finfo(float).tiny)
 
 
 def resamples(n_prompts: int, seed: int, n_resamples: int = 1000) -> Int[np.ndarray, "resample prompt"]:
