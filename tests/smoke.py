@@ -1,0 +1,131 @@
+"""Every verb once, in a few seconds each, with the libraries that are installed: python -m tests.smoke
+
+Needs nothing but what `pip install scalar-sae[data]` installs. `.ci/lowest` runs it under the lowest versions that
+pyproject.toml declares.
+"""
+
+import _thread
+import json
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from unittest import mock
+
+import torch
+import yaml
+
+from scalar_sae.cli import app, main
+from scalar_sae.results import Results
+from scalar_sae.saes import hub
+from tests.saes.formats.hub_server import hub_on_localhost
+
+SAES = [{"method": "topk", "sites": ["ff_blocks"], "expansion": 1, "k": 4},
+        {"method": "staircase", "along": "ff_blocks", "expansion": 1, "k": 4}]  # fmt: skip
+PORT = 8799
+tried: dict[str, float] = {}
+
+
+def scalar(verb: str, *arguments: object) -> None:
+    """The command, as a user gives it."""
+    start = time.perf_counter()
+    with mock.patch.object(sys, "argv", ["scalar", verb, *map(str, arguments)]):
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise
+    tried[verb] = tried.get(verb, 0) + time.perf_counter() - start
+
+
+class Guesser(BaseHTTPRequestHandler):
+    """A judge that has no idea."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        content = json.dumps({"choices": [{"message": {"content": "1, 0"}}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+def answer_in_a_browsers_place() -> None:
+    """Answer the one pair of the blind comparison, then end the server as Ctrl-C does."""
+    address = f"http://127.0.0.1:{PORT}/answer"
+    for _ in range(600):
+        time.sleep(0.1)
+        body = json.dumps({"pair": 0, "choice": "left"}).encode()
+        try:
+            request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+            urllib.request.urlopen(request, timeout=5).close()
+        except OSError:
+            continue
+        break
+    _thread.interrupt_main()
+
+
+def verbs(root: Path) -> None:
+    text, run = root / "text.txt", root / "run"
+    text.write_text("def f(x1):\n    return [x1 for Y in (2, 33) if x1 > 'abc']\n" * 200)
+    small = ("steps=6", "warmup_steps=2", "eval_every=6", "batch_size=4", "context=32", "d_model=16", "n_layers=2")
+    scalar("train-lm", "--out", root / "lm", *(word for one in (f"corpus={text}", *small) for word in ("--set", one)))
+    train = {"lm": str(root / "lm"), "corpus": str(text), "tokens": 2048, "batch_tokens": 256, "buffer_tokens": 1024,
+             "context": 32, "warmup_steps": 1, "saes": SAES}  # fmt: skip
+    score = {"rankings": {"expected": 1, "published": 1, "local": 1, "random": 1}, "prompts": 2, "context": 16}
+    (root / "small.yaml").write_text(yaml.safe_dump({"train": train, "score": score}))
+    scalar("quickstart", "--preset", root / "small.yaml", "--out", run)
+    scalar("train", root / "small.yaml", "--out", root / "other", "--set", "seed=1")
+    on_text = ("--tokens", text, "--prompts", 2, "--context", 16)
+    scalar("score", "--saes", run, "--block", "ff_block.0", *on_text, "--rank-prompts", 1, "--out", root / "one.json")
+    scalar("circuit", "--saes", run, "--method", "topk", *on_text, "--rank-prompts", 1)
+    scalar("compare", run / "results.json", "topk", "staircase")
+    scalar("measure", run, "--against", root / "other", "--tokens", text, "--prompts", 16, "--context", 32)
+    scalar("features", run, "--method", "topk", "--tokens", text, "--prompts", 64, "--context", 32)
+    site = run / "features" / "topk" / "resid_mid.0"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guesser) as judge:
+        threading.Thread(target=judge.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{judge.server_port}/v1"
+        scalar("judge", site, "--url", url, "--model", "m", "--latents", 1)
+        judge.shutdown()
+    threading.Thread(target=answer_in_a_browsers_place, daemon=True).start()
+    two = [run / "saes" / name / "resid_mid.0" for name in ("topk", "staircase")]
+    scalar("blind", *two, "--out", root / "blind", "--tokens", text, "--prompts", 64, "--pairs", 1, "--port", PORT)
+    scalar("blind", "--out", root / "blind", "--summary")
+    scalar("report", run)
+    scalar("ls", run)
+    scalar("export", run, "--out", root / "saelens", "--format", "saelens", "--method", "topk")
+
+    def upload(folder: Path, repository: str, private: bool) -> str:
+        shutil.copytree(folder, root / "hub" / repository)
+        return f"hf://{repository}"
+
+    with hub_on_localhost(root / "hub") as server, mock.patch.dict("os.environ", {"HF_ENDPOINT": server.url}):
+        with mock.patch.object(hub, "upload", upload):
+            scalar("push", run, "me/mine")
+        scalar("pull", "hf://me/mine", "--out", root / "back")
+    assert len(Results.read(run / "results.json").records) >= 16
+    assert (run / "report.html").stat().st_size > 10**6
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    warnings.simplefilter("default")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch("huggingface_hub.constants.HF_HUB_CACHE", f"{folder}/cache"),
+    ):
+        verbs(Path(folder))
+    groups = (app, *(one.typer_instance for one in app.registered_groups))
+    names = [one.name or one.callback.__name__ for group in groups for one in group.registered_commands]
+    untried = {name.strip("_").replace("_", "-") for name in names} - set(tried)
+    assert not untried, f"add to this test: {', '.join(untried)}"
+    sys.stdout.write("".join(f"{verb}: {seconds:.1f} s\n" for verb, seconds in tried.items()))
