@@ -1,5 +1,6 @@
 """The report: its arithmetic, and the page in a real browser."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ def record(block: str, method: str, ranking: str, n_down: int, edges_90: float |
     )  # fmt: skip
 
 
+def fidelity(method: str, site: str, chunks: Sequence[float] = (10,)) -> SaeFidelity:
+    return SaeFidelity(
+        method=method, site=site, d_sae=512, activation="TopK 10", l0=10, loss=1, fvu=0.1, fvu_token_mean=0.1,
+        fvu_residual_variance=0.1, cosine=0.9, shrinkage=0.95, ce_increase=0.2, kl=0.3,
+        ce_recovered={"zero": 0.9, "mean": 0.8}, kl_recovered={"zero": 0.9, "mean": None}, dead=0.1, rarest=0.03,
+        density=[0] * 12, dense={"0.01": 0.2, "0.1": 0.1, "0.5": 0.0}, l0_per_chunk=list(chunks), n_tokens=100,
+        n_prompts=2, ci={},
+    )  # fmt: skip
+
+
 @pytest.fixture
 def results() -> Results:
     records = [
@@ -40,15 +51,8 @@ def results() -> Results:
         for method, n_down, edges, absolute in (("topk", 512, 1000.0, 100.0), ("staircase", 1024, 4000.0, 80.0))
     ]
     saes = [
-        SaeFidelity(method=method, site=site, d_sae=512, activation="TopK 10", l0=10,
-                    loss=1, fvu=0.1, fvu_token_mean=0.1, fvu_residual_variance=0.1, cosine=0.9, shrinkage=0.95,
-                    ce_increase=0.2, kl=0.3, ce_recovered={"zero": 0.9, "mean": 0.8},
-                    kl_recovered={"zero": 0.9, "mean": None}, dead=0.1, rarest=0.03, density=[0] * 12,
-                    dense={"0.01": 0.2, "0.1": 0.1, "0.5": 0.0}, l0_per_chunk=chunks, n_tokens=100, n_prompts=2,
-                    ci={})
-        for method, site, chunks in (
-            ("topk", "resid_mid.0", [10]), ("staircase", "resid_mid.0", [10]), ("staircase", "resid_post.0", [4, 6]),
-        )
+        fidelity("topk", "resid_mid.0"), fidelity("staircase", "resid_mid.0"),
+        fidelity("staircase", "resid_post.0", [4, 6]),
     ]  # fmt: skip
     return Results(records=records, saes=saes)
 

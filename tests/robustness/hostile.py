@@ -5,7 +5,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from scalar_sae.label_results import CrossedLabels, LabelProbe, ParentAbsorption, SaeAbsorption, SaeProbes
 from scalar_sae.measures.tables import OCTAVES, write_table
+from scalar_sae.results import Results
+from scalar_sae.sae_results import (
+    Duplicates,
+    FrequencyBin,
+    JudgedBy,
+    Mcc,
+    MeanScore,
+    SaeReading,
+    SeedAgreement,
+    SplicedFidelity,
+)
+from tests.report.test_page import fidelity, record
 
 _RAN = "window.ran=1;document.title='ran'"
 SCRIPTS = [
@@ -54,3 +67,44 @@ def write_tables(folder: Path) -> None:
         for latent in range(n) for side in ("up", "down") for site in ("resid_mid.0", "resid_post.12")
     ]  # fmt: skip
     write_table(pa.Table.from_pylist(edges), folder / "edges.parquet")
+
+
+def results() -> Results:
+    """One record of every kind for each text, in which every name is that text."""
+    found = Results()
+    mean = MeanScore(mean=0.5, ci=(0.4, 0.6), n=3, n_null=0)
+    mcc = {"n_a": 8, "n_b": 8, "mcc": 0.5, "short": 0, "null": 0.1, "rescaled": 0.4, "max_cosine": 0.6,
+           "max_cosine_null": 0.2, "max_cosine_rescaled": 0.5}  # fmt: skip
+    bins = [FrequencyBin(low=0.01, high=0.1, n=4, mcc=0.5, null=0.1)]
+    for number, text in enumerate(TEXTS):
+        for ranking in ("expected", "published", "random", "local"):
+            one = record(TEXTS[number % 3], text, ranking, 512, 1000.0, 10.0)
+            data = dict.fromkeys(one.data, text)
+            found.records.append(one.model_copy(update={"data": data, "versions": {text: text}}))
+        site = f"resid_mid.{number % 4}"
+        found.saes.append(fidelity(text, site))
+        found.spliced.append(SplicedFidelity(
+            method=text, sites=[text], ce_increase=0.1, kl=0.1, ce_recovered={"zero": 0.9, "mean": None},
+            kl_recovered={"zero": 0.9, "mean": 0.8}, n_tokens=10, n_prompts=2, ci={},
+        ))  # fmt: skip
+        found.seeds.append(SeedAgreement(
+            method=text, site=text, runs=[text, text], pw_mcc=0.5, null=0.1, rescaled=0.4,
+            pairs=[Mcc(absolute=False, **mcc, by_frequency=bins)],
+            absolute_pairs=[Mcc(absolute=True, **mcc, by_frequency=bins)], threshold=0.7, same_partner=True, shared=0.5,
+            shared_null=0.1, appearances=[4, 4], n_tokens=10,
+        ))  # fmt: skip
+        found.duplicates.append(Duplicates(
+            method=text, first=site, later="resid_post.9", n=8, threshold=0.9, share=0.1, mean_nearest=0.3
+        ))  # fmt: skip
+        parent = ParentAbsorption(parent=text, child=text, probe_f1=0.9, fraction=0.1, full=0.0, main=[1, 2], n=10)
+        found.absorption.append(SaeAbsorption(
+            method=text, site=text, task=text, thresholds=text, share=0.4, cosine=0.1, most=3, fraction=0.1, full=0.0,
+            parents=[parent], n_rows=10,
+        ))  # fmt: skip
+        found.probes.append(SaeProbes(
+            method=text, site=text, task=text, labels=[LabelProbe(label=text, n=5, dense=0.9, sparse={1: 0.8})],
+            tpp={1: 0.1}, scr=[CrossedLabels(wanted=text, spurious=text, scr={1: 0.1})], n_rows=10,
+        ))  # fmt: skip
+        judge = JudgedBy(judge={"model": text, "url": text}, detection=mean, fuzzing=mean)
+        found.reading.append(SaeReading(method=text, site=text, rule_f1={1: mean}, judged=[judge]))
+    return found

@@ -25,7 +25,7 @@ keep_freed_memory()
 torch.manual_seed(0)
 lm, trace = LanguageModel(toy_gpt(), "toy"), []
 
-def look(*_):
+def look(*_, **__):
     pages = int(open("/proc/self/statm").read().split()[1])
     trace.append([pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))])
 """
@@ -75,7 +75,6 @@ def traced(program: str, folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("program", [SCORING, TRAINING], ids=["scoring", "training"])
 def test_memory_and_descriptors_stay_what_they_are(program: str, tmp_path: Path):
     trace = traced(program, tmp_path)
-    print(trace[:,0]//MIB, trace[:,1])
     resident, descriptors = trace[len(trace) // 5 :].T
     first, *_, last = np.array_split(resident, 4)
     assert last.min() - first.min() < 40 * MIB

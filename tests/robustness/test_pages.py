@@ -1,6 +1,7 @@
 """Pages full of hostile text, in a real browser: nothing runs, nothing is torn, nobody else is answered."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,15 @@ from scalar_sae.measures.blind import Answers
 from scalar_sae.measures.tables import write_table
 from scalar_sae.report.blind import Comparison, serve
 from scalar_sae.report.features import write_page
+from scalar_sae.report.model_card import model_card
+from scalar_sae.report.page import render
 from scalar_sae.report.text import token_text, visible
-from tests.robustness.hostile import TEARING, TEXTS, write_tables
+from scalar_sae.results import Results
+from scalar_sae.saes.formats.detect import Located
+from scalar_sae.saes.formats.files import Found
+from tests.helpers import random_sae
+from tests.report.test_page import record
+from tests.robustness.hostile import TEARING, TEXTS, results, write_tables
 
 WIDTHS = (1280, 390)
 
@@ -60,6 +68,42 @@ def test_hostile_features(tmp_path: Path, browser: Any):
     assert browser.find_element("tag name", "body").get_attribute("data-latent") == "0"
     assert len(browser.find_elements("css selector", "#latent pre")) > 20
     check_harmless(browser, "#latent")
+
+
+@pytest.mark.browser
+def test_hostile_report(tmp_path: Path, browser: Any):
+    page = tmp_path / "report.html"
+    config = {"train": {"lm": TEXTS[0], "tokens": TEXTS[1]}, **{text: text for text in TEXTS}}
+    page.write_text(render(results(), config, "".join(TEXTS[:20])), encoding="utf-8")
+    browser.get(page.as_uri())
+    assert len(browser.find_elements("css selector", ".js-plotly-plot .main-svg")) > 10
+    browser.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
+    check_harmless(browser, "main")
+    assert browser.find_elements("css selector", ".js-plotly-plot a") == []
+
+
+def test_a_config_that_is_none_of_ours_is_shown(tmp_path: Path):
+    for config in ({}, {"train": None}, {"train": []}, {"train": {"lm": None}}, {"train": {"tokens": "many"}}):
+        assert "<html" in render(results().model_copy(update={"records": []}), config, "x")
+
+
+def test_a_report_of_a_hundred_blocks_has_room_for_them():
+    records = [record(f"ff_block.{layer}", "topk", "expected", 512, 10.0, 1.0) for layer in range(100)]
+    assert "ff_block.99" in render(Results(records=records), {}, "x")
+
+
+def test_a_model_card_is_text(tmp_path: Path):
+    """Names cannot make links, images, code, tags or cells of a table."""
+    sae = random_sae(4, 8, 3, 0)
+    for number, text in enumerate(TEXTS):
+        name = text.replace("/", "").replace("\\", "") or "x"
+        found = Found(sae, name, "resid_mid.0", recipe={"note": f"```\n{text}\n```"})
+        card = model_card("me/mine", [Located(found, "scalar-sae", tmp_path)], None)
+        [row] = [line for line in card.splitlines() if "resid_mid.0 |" in line]
+        assert len(re.findall(r"(?<!\\)\|", row)) == 9, number
+        assert "<" not in row
+        assert card.count("```") == 4
+        assert json.loads(card.split("```json\n")[1].split("\n```")[0])["note"] == f"```\n{text}\n```" or "..." in card
 
 
 @pytest.fixture

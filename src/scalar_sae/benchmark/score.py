@@ -123,12 +123,18 @@ def score(
         n_edges=pair.n_edges,
         n_special=n_special(texts, pair.special),
         special=list(pair.special),
-        config=settings_of(config, ranking) | pair.lm.describe(),
+        config=settings_of(config, ranking) | pair.lm.describe() | _addresses(pair),
         hashes=hashes,
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),
     )
     return record
+
+
+def _addresses(pair: Pair) -> dict[str, list[str | None]]:
+    """Where the SAEs came from, if that was not this machine."""
+    addresses = [pair.up.address, pair.down.address]
+    return {"saes": addresses} if any(addresses) else {}
 
 
 def settings_of(config: ScoreConfig, ranking: str) -> dict[str, Any]:

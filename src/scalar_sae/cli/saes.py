@@ -1,7 +1,6 @@
 """The verbs for files of SAEs: `ls`, `export`, `push`, `pull`."""
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,22 +115,19 @@ def push(
 ) -> Outcome:
     """Publish SAEs on the Hugging Face Hub, with a model card: scores, recipe, how to load them.
 
+    Of absolute paths in recipes and records only the last name is published.
+
     Example: **scalar push runs/quickstart me/my-saes**
     """
-    from scalar_sae.report.model_card import model_card
+    from scalar_sae.report.publication import stage
     from scalar_sae.results import Results
     from scalar_sae.saes import hub
-    from scalar_sae.saes.export import export as write
     from scalar_sae.saes.store import find_saes
 
     located = list(find_saes(path))
-    results = Path(path) / "results.json"
-    card = model_card(repository, located, Results.read(results) if os.path.lexists(results) else None)
+    file = Path(path) / "results.json"
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary) / "saes"
-        write(located, "scalar", staged)
-        (staged / "README.md").write_text(card, encoding="utf-8")
-        if results.is_file():
-            shutil.copy(results, staged)
+        stage(staged, repository, located, Results.read(file) if os.path.lexists(file) else None)
         address = hub.upload(staged, repository, private)
     return Outcome({"address": address, "n_saes": len(located)}, lambda: tell(f"{len(located)} SAEs: {address}"))

@@ -137,10 +137,13 @@ class LanguageModel(nn.Module):
         return self._anatomy.layers[0].weight.dtype
 
     def describe(self) -> dict[str, Any]:
-        """What a record says of the model: its name, its precision, and what its weights were dequantised from."""
+        """What a record says of the model: its name and precision, its commit on the Hub, and what its weights were
+        dequantised from.
+        """
         made_of = getattr(self.hf.config, "dequantized_from", None)
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"lm": self.name, "dtype": dtype} | ({"dequantized_from": made_of} if made_of else {})
+        known = {"revision": self._origin.hub.get("revision"), "dequantized_from": made_of}
+        return {"lm": self.name, "dtype": dtype} | {name: value for name, value in known.items() if value}
 
     def remark(self) -> str:
         """What to tell the user of the model's precision; nothing if it is plain float32."""

@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from scalar_sae.report.text import in_plot
 from scalar_sae.results import Record
 from scalar_sae.sae_results import SaeFidelity
 
@@ -69,7 +70,7 @@ def chunk_heatmap(saes: Sequence[SaeFidelity]) -> go.Figure:
             text=text,
             texttemplate="%{text}",
             x=[f"chunk {i + 1}" for i in range(width)],
-            y=[sae.site for sae in saes],
+            y=[in_plot(sae.site) for sae in saes],
             zmin=0,
             zmax=1,
             colorscale=[[0, "#fdf3ec"], [0.5, "#f0a271"], [1, "#b94a13"]],
@@ -90,13 +91,13 @@ def fidelity_bars(saes: Sequence[SaeFidelity], colours: dict[str, str]) -> go.Fi
         mine = [sae for sae in saes if sae.method == method]
         for column, field in ((1, "ce_increase"), (2, "fvu")):
             figure.add_bar(
-                x=[sae.site for sae in mine],
+                x=[in_plot(sae.site) for sae in mine],
                 y=[getattr(sae, field) for sae in mine],
-                name=method,
+                name=in_plot(method),
                 legendgroup=method,
                 showlegend=column == 1,
                 marker_color=colour,
-                hovertemplate=f"{method}, %{{x}}: %{{y:.4f}}<extra></extra>",
+                hovertemplate=f"{in_plot(method)}, %{{x}}: %{{y:.4f}}<extra></extra>",
                 row=1,
                 col=column,
             )
@@ -107,12 +108,18 @@ def fidelity_bars(saes: Sequence[SaeFidelity], colours: dict[str, str]) -> go.Fi
 def _sites_in_order(saes: Sequence[SaeFidelity]) -> list[str]:
     from scalar_sae.sites import Site
 
-    return [str(site) for site in sorted({Site.parse(sae.site) for sae in saes})]
+    return [in_plot(str(site)) for site in sorted({Site.parse(sae.site) for sae in saes})]
 
 
 def _panels(records: Sequence[Record], y_title: str) -> tuple[go.Figure, dict[str, int]]:
     blocks = list(dict.fromkeys(record.block for record in records))
-    figure = make_subplots(1, len(blocks), shared_yaxes=True, subplot_titles=blocks, horizontal_spacing=0.02)
+    figure = make_subplots(
+        1,
+        len(blocks),
+        shared_yaxes=True,
+        subplot_titles=[in_plot(block) for block in blocks],
+        horizontal_spacing=min(0.02, 0.5 / len(blocks)),
+    )
     figure.update_xaxes(type="log", title_text="edges kept", dtick=2, exponentformat="power")
     figure.update_yaxes(title_text=y_title, col=1)
     axes = ["xaxis" + ("" if i == 0 else str(i + 1)) for i in range(len(blocks))]
@@ -183,11 +190,11 @@ def _add_curve(
         mode="lines+markers",
         line={"color": colour, "width": 2},
         marker={"size": 4},
-        name=record.method,
+        name=in_plot(record.method),
         legendgroup=record.method,
         showlegend=in_legend,
-        hovertemplate=f"<b>{record.method}</b>, {record.block}<br>%{{x:,}} edges (%{{customdata:.1f}} live a token)"
-        f"<br>{value}<extra></extra>",
+        hovertemplate=f"<b>{in_plot(record.method)}</b>, {in_plot(record.block)}<br>"
+        f"%{{x:,}} edges (%{{customdata:.1f}} live a token)<br>{value}<extra></extra>",
         row=1,
         col=column,
     )
@@ -200,10 +207,10 @@ def _add_dotted(figure: go.Figure, record: Record, column: int, curve: np.ndarra
         y=curve[some].tolist(),
         mode="lines",
         line={"color": colour, "width": 1, "dash": "dot"},
-        name=f"{record.method}, random order",
+        name=f"{in_plot(record.method)}, random order",
         legendgroup=record.method,
         showlegend=False,
-        hovertemplate=f"{record.method}, random order: %{{y:.3f}}<extra></extra>",
+        hovertemplate=f"{in_plot(record.method)}, random order: %{{y:.3f}}<extra></extra>",
         row=1,
         col=column,
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from scalar_sae.report.figures import style
+from scalar_sae.report.text import in_plot
 from scalar_sae.sae_results import SaeFidelity, SeedAgreement
 
 RATES = [f"{10 ** (-6 + i / 2):.0e}" for i in range(12)]
@@ -23,14 +24,15 @@ def density(saes: Sequence[SaeFidelity], colours: dict[str, str]) -> list[go.Fig
             figure.add_scatter(
                 x=["never", *RATES],
                 y=[sae.dead, *share],
-                name=sae.site,
+                name=in_plot(sae.site),
                 mode="lines+markers",
                 line={"color": colour, "width": 1.5},
                 opacity=0.35 + 0.65 * (number + 1) / len(mine),
-                hovertemplate=f"{method}, {sae.site}: %{{y:.1%}} of latents from %{{x}}<extra></extra>",
+                hovertemplate=f"{in_plot(method)}, {in_plot(sae.site)}: "
+                "%{y:.1%} of latents from %{x}<extra></extra>",
             )
         figure.update_xaxes(title_text="share of tokens, from", type="category")
-        figure.update_yaxes(title_text=f"share of latents, {method}", tickformat=".0%")
+        figure.update_yaxes(title_text=f"share of latents, {in_plot(method)}", tickformat=".0%")
         found.append(style(figure, height=320))
     return found
 
@@ -47,9 +49,9 @@ def agreement(seeds: Sequence[SeedAgreement], colours: dict[str, str]) -> go.Fig
             x=rates,
             y=[sum(n * mcc for n, mcc in some) / sum(n for n, _ in some) for some in weighted],
             mode="lines+markers",
-            name=f"{one.method} {one.site}",
+            name=f"{in_plot(one.method)} {in_plot(one.site)}",
             line={"color": colours[one.method], "width": 2},
-            hovertemplate=f"{one.method}, {one.site}: %{{y:.3f}} at rates from %{{x}}<extra></extra>",
+            hovertemplate=f"{in_plot(one.method)}, {in_plot(one.site)}: %{{y:.3f}} at rates from %{{x}}<extra></extra>",
         )
     figure.update_xaxes(title_text="share of tokens a latent fires on, from", type="log", exponentformat="power")
     figure.update_yaxes(title_text="mean matched cosine", range=[0, 1.02])

@@ -1,14 +1,18 @@
 """The README of a published set of SAEs: what they are, how well they do, how they were made, how to load them."""
 
+import html
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
+from scalar_sae.report.text import visible
 from scalar_sae.results import Results
 from scalar_sae.sae_results import SaeFidelity
 from scalar_sae.saes.formats.detect import Located
 
 _RECIPE_CHARACTERS = 4000
+_CELL_CHARACTERS = 200
 
 
 def model_card(repository: str, located: Iterable[Located], results: Results | None) -> str:
@@ -37,7 +41,7 @@ def model_card(repository: str, located: Iterable[Located], results: Results | N
         _table(["group", "site", "d_model", "d_sae", "activation", "L0", "FVU", "CE increase (nats)"], rows),
         *(_scores(results) if results and results.records else []),
         "## Recipe",
-        *(f"`{group}`:\n\n```json\n{_recipe(recipe)}\n```" for group, recipe in recipes.items()),
+        *(f"{_plain(group)}:\n\n```json\n{_recipe(recipe)}\n```" for group, recipe in recipes.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -66,10 +70,16 @@ def _scores(results: Results) -> list[str]:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+    lines = [header, ["---"] * len(header), *([_plain(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    shown = visible(text[:_CELL_CHARACTERS]).replace("\n", " ")
+    return re.sub(r"([\\`*\[\]|~!])", r"\\\1", html.escape(shown, quote=False))
+
+
 def _recipe(recipe: dict[str, Any]) -> str:
-    text = json.dumps(recipe, indent=1, default=str)
+    text = json.dumps(recipe, indent=1, default=str).replace("`", "\\u0060")
     return text if len(text) <= _RECIPE_CHARACTERS else text[:_RECIPE_CHARACTERS] + "\n..."

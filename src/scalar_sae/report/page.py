@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
-import plotly.io
 import yaml
+from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from scalar_sae.io import write_text
 from scalar_sae.report import figures, measures
-from scalar_sae.report.environment import environment
+from scalar_sae.report.environment import asset, environment, policy_of
 from scalar_sae.results import Record, Results
 from scalar_sae.sae_results import SaeFidelity
 
@@ -55,7 +55,9 @@ def headline(results: Results) -> str:
 def render(results: Results, config: dict[str, Any], title: str) -> str:
     """The page's HTML."""
     records = results.records
-    methods = [one.method for one in (*records, *results.saes, *results.reading)]
+    of_saes = (*results.saes, *results.spliced, *results.seeds, *results.duplicates, *results.absorption)
+    methods = [one.method for one in (*records, *of_saes, *results.probes, *results.reading)]
+    scripts = {"plotly_js": get_plotlyjs(), "report_js": asset("report.js")}
     colours = figures.method_colours(methods)
     exact = results.under(headline(results))
     published = results.under("published")
@@ -63,10 +65,11 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
     templates.filters.update(number=_number, interval=_interval, percent=_percent)
     return templates.get_template("page.html.j2").render(
         title=title,
-        plotly_js=get_plotlyjs(),
+        csp=policy_of(*scripts.values()),
+        **scripts,
         colours=colours,
         config=yaml.safe_dump(config, sort_keys=False),
-        train=config.get("train"),
+        train=_trained(config),
         first=records[0] if records else None,
         rank_prompts={record.ranking: record.config["rank_prompts"] for record in records},
         seconds=sum(record.seconds for record in records),
@@ -131,8 +134,8 @@ def compare(records: Sequence[Record]) -> list[Comparison]:
         found.append(
             Comparison(
                 record,
-                1 - record.absolute / base.absolute,
-                1 - record.relative / base.relative,
+                1 - record.absolute / base.absolute if base.absolute else None,
+                1 - record.relative / base.relative if base.relative else None,
                 1 - base.n_edges / record.n_edges,
             )
         )
@@ -169,10 +172,20 @@ def _staircases(saes: Sequence[SaeFidelity]) -> list[tuple[str, list[SaeFidelity
     return [(name, [sae for sae in saes if sae.method == name]) for name in names]
 
 
+def _trained(config: Any) -> dict[str, Any]:
+    """What the page says of the training, from a config that need not be one of ours."""
+    train = config.get("train") if isinstance(config, dict) else None
+    found = {name: train.get(name) for name in ("lm", "tokens")} if isinstance(train, dict) else {}
+    tokens = found.get("tokens")
+    return found | {"tokens": f"{tokens:,}" if isinstance(tokens, int) else tokens} if found else {}
+
+
 def _html(figure: go.Figure) -> str:
-    return plotly.io.to_html(
-        figure, full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
-    )
+    """A figure as data, which report.js draws: no browser runs what is in it."""
+    text = str(to_json_plotly({"data": figure.data, "layout": figure.layout}))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f'<script type="application/json" class="figure">{text}</script>'
 
 
 def _number(value: float | None, digits: int = 3) -> str:

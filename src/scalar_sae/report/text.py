@@ -4,6 +4,8 @@ import re
 
 MOST = 200
 """Characters of a token that are shown."""
+MOST_IN_PLOT = 60
+"""Characters of a name in a plot."""
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -21,6 +23,14 @@ def token_text(text: str) -> str:
     """A token's text in one line; of a long one the beginning, and how long it is."""
     shown = visible(text[:MOST]).replace("\n", "↵")
     return shown if len(text) <= MOST else f"{shown}… ({len(text):,} characters)"
+
+
+def in_plot(text: str) -> str:
+    """A name as Plotly shows it, which would read tags, entities and `%{...}` in it as its own."""
+    shown = visible(text[:MOST_IN_PLOT]).replace("\n", "↵") + ("…" if len(text) > MOST_IN_PLOT else "")
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("%{", "%&#123;")):
+        shown = shown.replace(character, entity)
+    return shown
 
 
 def _symbol(code: int) -> str:

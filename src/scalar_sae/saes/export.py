@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.saes import hub
 from scalar_sae.saes.formats import saelens, sparsify
 from scalar_sae.saes.formats.detect import Located
 from scalar_sae.saes.formats.files import about
@@ -48,6 +49,8 @@ def export(
                 sparsify.save(sae, folder)
             else:
                 recipe = {"source_format": source, **found.recipe} if source != "scalar-sae" else found.recipe
+                if address := hub.address_of(where):
+                    recipe = {"source": address, **recipe}
                 card = SaeCard.of(sae, found.group, found.group, reads, recipe)
                 known = {"origin": found.origin, "remarks": list(found.remarks)}
                 save_sae(sae, card.model_copy(update=known), folder)

@@ -1,22 +1,25 @@
-"""The Hugging Face Hub: download what `hf://owner/repository[@revision][/folder]` names, publish a folder."""
+"""The Hugging Face Hub: download what `hf://owner/repository[@revision][/folder]` names, publish a folder.
+
+Of a repository only files that a format of SAEs can consist of are downloaded.
+"""
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from scalar_sae.errors import UserError
 
+READ = (".json", ".yaml", ".safetensors", ".npz", ".pt")
+"""How the names of files end that SAEs and their language model are read from."""
+_CACHED = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})(?:/(.+))?$")
 _ADDRESS = re.compile(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+?))?/?")
 
 
@@ -39,11 +42,24 @@ def local(path: str) -> Path:
     if address is None:
         raise UserError(f"{path}: expected hf://owner/repository[@revision][/folder]")
     repository, revision, inside = address.groups()
-    patterns = None if inside is None else [inside, f"{inside}/*"]
+    if inside is not None and not set(PurePosixPath(inside).parts).isdisjoint(("..", "/")):
+        raise UserError(
+            f"{path}: {inside} leads out of the repository; expected hf://owner/repository[@revision][/folder]"
+        )
+    patterns = [f"*{end}" for end in READ] if inside is None else [inside, *(f"{inside}/*{end}" for end in READ)]
     folder = Path(_download(path, repository, revision, patterns))
     if inside is not None and not (folder / inside).exists():
         raise UserError(f"{path}: {repository} holds no {inside}")
     return folder if inside is None else folder / inside
+
+
+def address_of(path: Path) -> str | None:
+    """The address of a file or folder in Hugging Face's cache, with the commit that it is of; None for other paths."""
+    found = _CACHED.search(path.as_posix())
+    if found is None:
+        return None
+    owner, name, commit, inside = found.groups()
+    return f"hf://{owner}/{name}@{commit}" + (f"/{inside}" if inside else "")
 
 
 def _download(path: str, repository: str, revision: str | None, patterns: list[str] | None) -> str:
@@ -59,7 +75,7 @@ def _download(path: str, repository: str, revision: str | None, patterns: list[s
         raise UserError(f"{path}: no such repository, or a private one; check the name, or `hf auth login`") from error
     except HFValidationError as error:
         raise UserError(f"{path}: {error}") from error
-    except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of whatever HTTP client huggingface_hub has, or a listing that leads out of the cache
         raise UserError(f"{path}: cannot be downloaded ({error}); check the connection and run it again") from error
 
 

@@ -42,6 +42,8 @@ class SAE:
     """A skip transcoder's linear map from the input, as it comes, to the output."""
     writes: Site | None = None
     """A transcoder's output site; None: the reconstruction belongs where the input was read."""
+    address: str | None = None
+    """On the Hugging Face Hub, with the commit; None for files of this machine."""
 
     def __post_init__(self) -> None:
         self.activation.check(self.d_sae)

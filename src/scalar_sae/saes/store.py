@@ -210,6 +210,7 @@ def load_saes(*paths: str | Path) -> dict[str, Group]:
         for one, _, where in located:
             with about(where):
                 reads, sae = placed(one, source.site)
+                sae = replace(sae, address=hub.address_of(where))
             group = found.setdefault(source.name or one.group, {})
             if site_in(group, reads) is not None:
                 raise UserError(

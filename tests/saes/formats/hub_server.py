@@ -26,6 +26,8 @@ class Hub(ThreadingHTTPServer):
         """Bytes after which the connection of the next .safetensors file breaks, once."""
         self.downloads: list[tuple[str, str | None]] = []
         """Files served, each with the Range that was asked for."""
+        self.listed: list[str] = []
+        """Paths that every listing names too, whether they are there or not."""
 
     @property
     def url(self) -> str:
@@ -70,13 +72,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"id": match[1], "sha": SHA, "siblings": [], "private": False, "tags": [], "downloads": 0})
         elif api:
             files = [entry for entry in folder.rglob("*") if entry.is_file()]
-            self._json([{"type": "file", "path": entry.relative_to(folder).as_posix(), "size": entry.stat().st_size,
-                         "oid": hashlib.sha1(entry.read_bytes()).hexdigest()} for entry in files])  # fmt: skip
+            listing = [{"type": "file", "path": entry.relative_to(folder).as_posix(), "size": entry.stat().st_size,
+                        "oid": hashlib.sha1(entry.read_bytes()).hexdigest()} for entry in files]  # fmt: skip
+            self._json(listing + [{"type": "file", "path": path, "size": 2, "oid": "0"} for path in self.server.listed])
         elif file:
             self._file(folder / file[2])
 
     def _file(self, path: Path) -> None:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else b"{}"
         etag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
         if self.command == "HEAD":
             return self._answer(200, content, etag)
