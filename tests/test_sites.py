@@ -100,6 +100,25 @@ def test_names_of_other_libraries(name: str, site: str):
 
 
 @pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resid_mid.2", "resid_mid.2"),
+        ("blocks.2.hook_resid_mid", "resid_mid.2"),
+        ("blocks.2.ln1.hook_normalized", "blocks.2.ln1.hook_normalized"),
+        ("blocks.2.ln2.hook_normalized", "blocks.2.ln2.hook_normalized"),
+        ("model.layers.3.mlp", "blocks.3.mlp.hook_out"),
+        ("h.3.attn", "blocks.3.attn.hook_out"),
+        ("blocks.2.mlp.hook_in", "mlp_in.2"),
+        ("model.layers.3", "resid_post.3"),
+    ],
+)
+def test_what_a_name_says_beside_the_place_is_kept(name: str, words: str):
+    site, again = Site.parse(name), Site.parse(words)
+    assert site.words == words
+    assert (again, again.of_module, again.normalized) == (site, site.of_module, site.normalized)
+
+
+@pytest.mark.parametrize(
     "name", ["model.layers.3.self_attn.o_proj.input", "blocks.2.attn.hook_z", "layers.x", "h.3.moe"]
 )
 def test_places_that_are_no_sites(name: str):

@@ -110,10 +110,20 @@ class Site:
         Raises:
             UserError: it has none.
         """
-        hook = next((hook for hook, kind in _TRANSFORMER_LENS.items() if kind == self.kind), None)
+        hooks = [hook for hook, kind in _TRANSFORMER_LENS.items() if kind == self.kind]
+        if self.normalized:
+            hooks = [hook for hook in hooks if hook.endswith("hook_normalized")]
+        elif self.of_module:
+            hooks = [hook for hook in hooks if hook in _BEFORE_A_NORM] or hooks
+        hook = next(iter(hooks), None)
         if hook is None:
             raise UserError(f"{self}: TransformerLens has no name for this place")
         return f"blocks.{self.layer}.{hook}"
+
+    @property
+    def words(self) -> str:
+        """A name that `parse` reads back whole: where a hook or module was named, one of those."""
+        return self.transformer_lens if self.normalized or self.of_module else str(self)
 
     @property
     def depth(self) -> int:

@@ -1,6 +1,7 @@
 """SAEs that read before a norm's gain, or a stream without its mean, on models that have both."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from scalar_sae.corpora import Corpus
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.saes.activation import ReLU
+from scalar_sae.saes.export import export
 from scalar_sae.saes.folds import with_input_centred
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.store import SaeCard, find_saes, load_saes, save_sae
 from scalar_sae.sites import Block, Site
 from scalar_sae.tokenizer import Ascii
 from tests.helpers import random_sae
@@ -78,6 +81,20 @@ def test_a_gain_that_lies_behind_the_hook_is_folded():
     acts = skip.encode(before)
     torch.testing.assert_close(transcoder.decode(acts, x), skip.decode(acts, before), atol=1e-5, rtol=1e-5)
     assert next(iter(fitted(lm, {there: found}).values())) is found, "nothing is folded twice"
+
+
+def test_our_own_files_and_exports_keep_where_an_sae_reads(tmp_path: Path):
+    lm, sae, site = llama(0.5 + torch.rand(16)), random_sae(16, 24, 4, 1), Site("mlp_in", 1)
+    x = lm.activations(TOKENS, [site])[site]
+    (expected,) = fitted(lm, {HOOK: sae}).values()
+    save_sae(sae, SaeCard.of(sae, "topk", "topk", HOOK, {}), tmp_path / "own")
+    export(list(find_saes(tmp_path / "own")), "saelens", tmp_path / "lens", model="tiny")
+    export(list(find_saes(tmp_path / "lens")), "scalar", tmp_path / "back")
+    for folder in ("own", "lens", "back"):
+        (found,) = fitted(lm, load_saes(tmp_path / folder)["topk"]).values()
+        torch.testing.assert_close(found.encode(x), expected.encode(x))
+    with pytest.raises(UserError, match="reads before a norm's gain"):
+        export(list(find_saes(tmp_path / "own")), "sparsify", tmp_path / "sparsify", layers="layers")
 
 
 def test_what_is_not_fitted_is_not_used():

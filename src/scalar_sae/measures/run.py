@@ -58,7 +58,8 @@ def records_folder(saes: str | Path, out: Path | None = None) -> Path:
     path = Path(Source.parse(saes).path)
     if out is not None or any(path.glob(f"saes/*/*/{SAE_CARD}")):
         return out or path
-    return Path(f"scalar-{(path.resolve() if path.exists() else path).name.partition('@')[0]}")
+    named = path.resolve() if path.exists() else path
+    return Path(f"scalar-{(named.parent if named.name == 'saes' else named).name.partition('@')[0]}")
 
 
 def open_records(saes: str | Path, folder: Path) -> Path:

@@ -72,8 +72,8 @@ class SaeCard(BaseModel):
         return cls(
             method=method,
             name=name,
-            site=str(site),
-            writes=None if sae.writes is None else str(sae.writes),
+            site=site.words,
+            writes=None if sae.writes is None else sae.writes.words,
             d_model=sae.d_model,
             d_sae=sae.d_sae,
             activation=sae.activation.kind,

@@ -78,6 +78,8 @@ def hookpoint(site: Site, layers: str) -> str:
     """
     if layers not in _MODULES:
         raise UserError(f"layers = {layers!r}: expected {' or '.join(_MODULES)}")
+    if site.normalized:
+        raise UserError(f"{site}: it reads before a norm's gain, which no module of such a model writes")
     if site.kind == "resid_pre" and site.layer:
         site = Site("resid_post", site.layer - 1)
     if site.kind not in _MODULES[layers]:
