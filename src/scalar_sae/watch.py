@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import NoReturn
 
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, but not exported
 
 from scalar_sae.errors import reason
 from scalar_sae.io import runs
@@ -71,7 +72,7 @@ def start() -> None:
     """Watch the other workers until this process ends; only under `torchrun`, whose store this needs."""
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if address and port:
-        store = dist.TCPStore(address, int(port), is_master=False)
+        store = TCPStore(address, int(port), is_master=False)
         _Watch(store, dist.get_rank(), dist.get_world_size()).start()
 
 
@@ -122,7 +123,7 @@ def _dead(one: Seen, now: float, here: str) -> bool:
 
 
 class _Watch(threading.Thread):
-    def __init__(self, store: dist.TCPStore, rank: int, n: int) -> None:
+    def __init__(self, store: TCPStore, rank: int, n: int) -> None:
         super().__init__(daemon=True, name="watch")
         self._store, self._rank, self._n = store, rank, n
         self._prefix = f"scalar-watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
