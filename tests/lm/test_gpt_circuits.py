@@ -119,7 +119,7 @@ def test_bad_checkpoints(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read as a gpt-circuits model"):
         LanguageModel.load(folder)
     (folder / "sae.3.safetensors").unlink()
-    with pytest.raises(UserError, match=r"neither sae.3.safetensors nor sae.1_residpost.safetensors is there"):
+    with pytest.raises(UserError, match=r"sae.3.safetensors, sae.1_residpost.safetensors: neither is there"):
         load_saes(folder)
     sae = load_file(folder / "sae.0.safetensors")
     save_file({name: tensor[:, :7].clone() if name == "W_enc" else tensor for name, tensor in sae.items()},

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from scalar_sae.benchmark.memory import OUTPUT_BYTES, PLACE_BYTES, PROCESS, SUM_BYTES, WORKSPACE
+from scalar_sae.benchmark.memory import LABEL_BYTES, PLACE_BYTES, PROCESS, SUM_BYTES, WORKSPACE
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.ranking import rank, summed
 from scalar_sae.errors import UserError
@@ -213,7 +213,7 @@ def test_edges_are_the_strongest_of_a_ranking_whatever_fits_the_memory(width: in
     monkeypatch.setattr("scalar_sae.measures.edges.summed", watched)
     pair = Pair(lm, Block(up, down), *saes.values())
     held = PROCESS + WORKSPACE + 4 * sum(p.numel() for p in lm.parameters()) + 4 * 2 * 16 * (12 + 10)
-    held += TOKENS.shape[1] * (PLACE_BYTES * 10 + OUTPUT_BYTES * lm.d_vocab)
+    held += TOKENS.shape[1] * (PLACE_BYTES * 10 + LABEL_BYTES * lm.d_vocab)
     tables = strongest_edges(lm, saes, TOKENS[:2], n=3, memory=(held + SUM_BYTES * 12 * width + 1) / 1e9)
     assert max(widths) == width
     assert sum(widths) == 10

@@ -107,7 +107,7 @@ def test_first_letter_absorption_is_the_share_of_absorbed_words(speller: Languag
 
 def test_a_spelling_prompt_is_what_the_tokenizer_makes_of_its_text(gpt2):  # noqa: F811
     lm = tiny_lm()
-    lm.context = 128
+    lm.context, lm.d_vocab = 128, len(gpt2)
     lm._tokenizer = Pretrained(gpt2, "gpt2")
     task = first_letters(lm, 40)
     assert task.tokens.shape == (40, 10 * 8 + 2)

@@ -69,18 +69,26 @@ def _why_not(hf: Any, name: str, tried: list[str]) -> str:
     damaged = next((weight for weight, values in hf.named_parameters() if not values.isfinite().all()), None)
     if damaged is not None:
         return f"{name}: {damaged} holds values that are not finite; the model's weights are damaged"
-    with torch.no_grad():
-        logits = hf(dummy(hf, PROMPTS, DUMMY_TOKENS), use_cache=False).logits
-    if not logits.isfinite().all():
-        return f"{name}: its activations do not fit {logits.dtype}; load it with dtype bfloat16 or float32"
     if not tried:
         decoder = hf.get_decoder()
         nearest = min(ARCHITECTURES, key=lambda architecture: len(architecture.missing(decoder)))
         tried = [f"nearest is {nearest.name}, but there is no {', '.join(nearest.missing(decoder))}"]
+    elif _overflows(hf):
+        return f"{name}: its activations do not fit {next(hf.parameters()).dtype}; load it with dtype bfloat16 or float32"
     return (
         f"{name}: {hf.config.model_type} is not an architecture that is understood ({'; '.join(tried)}); "
         f"{DOCS} shows how to add one in ten lines"
     )
+
+
+@torch.no_grad()
+def _overflows(hf: Any) -> bool:
+    """Whether the model runs and its logits are not finite."""
+    try:
+        logits = hf(dummy(hf, PROMPTS, DUMMY_TOKENS), use_cache=False).logits
+    except Exception:  # its own forward fails: what was tried says how
+        return False
+    return not bool(logits.isfinite().all())
 
 
 class _Forward(NamedTuple):
