@@ -182,7 +182,7 @@ def test_the_model_is_that_of_a_run_above(runs: Path, tmp_path: Path):
 
 def test_bad_input(tmp_path: Path):
     for arguments, complaint in (
-        (["--summary"], "no such file; start a comparison"),
+        (["--summary"], "pairs.json: no comparison here; start one with scalar blind"),
         ([], "needs the folders of two SAEs"),
         ([tmp_path, tmp_path], "no SAE here"),
     ):

@@ -74,7 +74,7 @@ class Pairs(BaseModel):
         Raises:
             UserError: there is none, or it is damaged.
         """
-        return read_json(out / "pairs.json", cls, f"start a comparison with scalar blind A B --out {out}")
+        return read_json(out / "pairs.json", cls, f"no comparison here; start one with scalar blind A B --out {out}")
 
 
 def prepare(
