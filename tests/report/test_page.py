@@ -13,6 +13,7 @@ from scalar_sae.sae_results import SaeFidelity
 
 def record(block: str, method: str, ranking: str, n_down: int, edges_90: float | None, absolute: float) -> Record:
     curve = [2.0, 1.0, 0.5, 0.1]
+    of_prompt = [[y] for y in curve]
     interval = (0.9, 1.1)
     ci: dict = {
         name: interval for name in ("absolute", "relative", "pure", "log_area", "floor.kl", "floor.ce_increase")
@@ -27,7 +28,7 @@ def record(block: str, method: str, ranking: str, n_down: int, edges_90: float |
         dip={"50": 0, "90": 0, "99": 0}, log_area=0.3, floor=Floor(kl=0.1, ce_increase=0.05), ci=ci,
         config={"prompts": 2, "rank_prompts": 2, "context": 16, "edges": "full"}, versions={"torch": "x"},
         data={"corpus": "c", "fingerprint": "f", "ranked_on": "a", "scored_on": "b"}, seconds=1.0,
-        prompts=PromptCurves(kl_model=[curve], kl_circuit=[curve], live_edges=[curve], l0_down=[curve],
+        prompts=PromptCurves(kl_model=of_prompt, kl_circuit=of_prompt, live_edges=of_prompt, l0_down=of_prompt,
                              floor_kl=[0.1], floor_ce=[0.1], n_tokens=[16], n_targets=[15]),
     )  # fmt: skip
 
