@@ -30,7 +30,8 @@ SECRETS = ("/home/ann", "C:\\\\Users", KEY, "pass")
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    shutil.copytree(PEERS / "sparsify", tmp_path / "hub" / "someone" / "saes" / "run")
+    expected = shutil.ignore_patterns("*.expected.safetensors")
+    shutil.copytree(PEERS / "sparsify", tmp_path / "hub" / "someone" / "saes" / "run", ignore=expected)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with hub_on_localhost(tmp_path / "hub") as running:
         monkeypatch.setenv("HF_ENDPOINT", running.url)
