@@ -79,7 +79,7 @@ def results() -> Results:
     for number, text in enumerate(TEXTS):
         for ranking in ("expected", "published", "random", "local"):
             one = record(TEXTS[number % 3], text, ranking, 512, 1000.0, 10.0)
-            data = dict.fromkeys(one.data, text)
+            data = dict.fromkeys((*one.data, "seen"), text)
             found.records.append(one.model_copy(update={"data": data, "versions": {text: text}}))
         site = f"resid_mid.{number % 4}"
         found.saes.append(fidelity(text, site))
