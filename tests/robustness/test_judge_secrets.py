@@ -16,6 +16,8 @@ from scalar_sae.errors import UserError
 from scalar_sae.measures import judges
 from scalar_sae.measures.judge import judge_features, read_judged
 from scalar_sae.measures.judges import Judge, endpoint
+from scalar_sae.measures.rules import LENGTHS
+from scalar_sae.measures.tables import OCTAVES
 from scalar_sae.redaction import published, redacted
 from tests.measures.test_judge import ROWS, VOCABULARY, knows
 
@@ -151,7 +153,19 @@ def tables(tmp_path: Path) -> Path:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "contexts.parquet")
     texts = pa.table({"token": list(VOCABULARY), "text": list(VOCABULARY.values())})
     pq.write_table(texts, tmp_path / "vocabulary.parquet")
+    pq.write_table(latents(6), tmp_path / "latents.parquet")
     return tmp_path
+
+
+def latents(n: int) -> pa.Table:
+    """The table of n latents that fire alike."""
+    token, act = [[0]] * n, [[1.0]] * n
+    return pa.table({
+        "latent": list(range(n)), "density": [0.1] * n, "maximum": [1.0] * n, "mean": [1.0] * n,
+        "octaves": [[0] * len(OCTAVES)] * n, "rule_f1": [[1.0] * len(LENGTHS)] * n,
+        "rule_accuracy": [[1.0] * len(LENGTHS)] * n, "rule_tokens": token, "promoted": token, "promoted_by": act,
+        "suppressed": token, "suppressed_by": act,
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize("dies_after", [1, 2, 4, 8, 17])
@@ -176,7 +190,7 @@ def test_no_answer_is_paid_for_twice(dies_after: int, tables: Path):
     assert len(asked) == 18
     assert [row.detection for row in read_judged(tables)] == [1.0] * 6
     assert sorted(path.name for path in tables.iterdir()) == [
-        "contexts.parquet", "judged.jsonl", "vocabulary.parquet"
+        "contexts.parquet", "judged.jsonl", "latents.parquet", "vocabulary.parquet"
     ]  # fmt: skip
 
 
@@ -193,7 +207,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_asked(table
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (b'{"latent": 1}', "line 2: detection is missing"), (b"[1]", "line 2: it"),
+        (b'{"latent": 1}', "line 2: detection is missing"), (b"[1]", "line 2: Input should be an object"),
         (b'{"latent": -1, "detection": 1.0, "fuzzing": null, "judge": {}}', "line 2: latent"),
         (b'{"latent": 1, "detection": 1.5, "fuzzing": null, "judge": {}}', "line 2: detection"),
         (b'{"latent": 1, "detection": NaN, "fuzzing": null, "judge": {}}', "line 2: detection"),
