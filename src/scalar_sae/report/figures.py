@@ -94,7 +94,7 @@ def fidelity_bars(saes: Sequence[SaeFidelity], colours: dict[str, str]) -> go.Fi
                 x=[in_plot(sae.site) for sae in mine],
                 y=[getattr(sae, field) for sae in mine],
                 name=in_plot(method),
-                legendgroup=method,
+                legendgroup=_legend_group(method),
                 showlegend=column == 1,
                 marker_color=colour,
                 hovertemplate=f"{in_plot(method)}, %{{x}}: %{{y:.4f}}<extra></extra>",
@@ -103,6 +103,11 @@ def fidelity_bars(saes: Sequence[SaeFidelity], colours: dict[str, str]) -> go.Fi
             )
     figure.update_xaxes(categoryorder="array", categoryarray=_sites_in_order(saes), tickangle=-40)
     return style(figure, height=380)
+
+
+def _legend_group(method: str) -> str:
+    """The legend group of a method. Plotly uses it as a key of a plain object, where `__proto__` is not a key."""
+    return f"SAEs {method}"
 
 
 def _sites_in_order(saes: Sequence[SaeFidelity]) -> list[str]:
@@ -179,7 +184,7 @@ def _add_curve(
         line={"width": 0},
         hoverinfo="skip",
         showlegend=False,
-        legendgroup=record.method,
+        legendgroup=_legend_group(record.method),
         row=1,
         col=column,
     )
@@ -191,7 +196,7 @@ def _add_curve(
         line={"color": colour, "width": 2},
         marker={"size": 4},
         name=in_plot(record.method),
-        legendgroup=record.method,
+        legendgroup=_legend_group(record.method),
         showlegend=in_legend,
         hovertemplate=f"<b>{in_plot(record.method)}</b>, {in_plot(record.block)}<br>"
         f"%{{x:,}} edges (%{{customdata:.1f}} live a token)<br>{value}<extra></extra>",
@@ -208,7 +213,7 @@ def _add_dotted(figure: go.Figure, record: Record, column: int, curve: np.ndarra
         mode="lines",
         line={"color": colour, "width": 1, "dash": "dot"},
         name=f"{in_plot(record.method)}, random order",
-        legendgroup=record.method,
+        legendgroup=_legend_group(record.method),
         showlegend=False,
         hovertemplate=f"{in_plot(record.method)}, random order: %{{y:.3f}}<extra></extra>",
         row=1,
