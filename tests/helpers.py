@@ -1,5 +1,6 @@
 """Small models and SAEs for the tests."""
 
+import json
 import os
 from copy import deepcopy
 from dataclasses import replace
@@ -17,6 +18,7 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.saes.activation import GroupMax, JumpReLU, ReLU, TopK
 from scalar_sae.saes.sae import SAE
+from scalar_sae.sealed import digest_of_file
 from scalar_sae.sites import KINDS, Block
 from scalar_sae.tokenizer import Ascii
 
@@ -69,6 +71,13 @@ def random_sae(d_model: int, d_sae: int, k: int, seed: int, kind: str = "topk") 
     threshold = torch.rand(d_sae, generator=g) - 0.2
     rules = {"topk": TopK(k), "relu": ReLU(), "jumprelu": JumpReLU(threshold), "groupmax": GroupMax(k)}
     return SAE(W_enc, b_enc, W_dec, b_dec, rules[kind])
+
+
+def seal_again(folder: Path) -> None:
+    """Write the digest of an SAE's weights, which a test changed, into its card."""
+    card = folder / "sae.json"
+    digest = digest_of_file(folder / "sae.safetensors")
+    card.write_text(json.dumps({**json.loads(card.read_text()), "sha256": digest}))
 
 
 def tiny_pair(

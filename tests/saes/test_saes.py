@@ -19,7 +19,7 @@ from scalar_sae.saes.store import SaeCard, find_sae, load_sae, load_saes, save_s
 from scalar_sae.saes.topk import TopKConfig
 from scalar_sae.saes.trainee import Progress, Trainee
 from scalar_sae.sites import Site
-from tests.helpers import Shape, golden_sae, random_sae, shared
+from tests.helpers import Shape, golden_sae, random_sae, seal_again, shared
 
 HERE, LATER = Site("resid_mid", 0), Site("resid_post", 0)
 START = Progress(0, 100)
@@ -192,6 +192,9 @@ def test_damaged_files_are_named(tmp_path: Path):
     folder = tmp_path / "sae"
     save_sae(sae, _card(sae), folder)
     (folder / "sae.safetensors").write_bytes((folder / "sae.safetensors").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"sae\.safetensors: damaged \(its SHA-256 is not that of what was written\)"):
+        load_sae(folder)
+    seal_again(folder)
     with pytest.raises(UserError, match="cannot be read: damaged"):
         load_sae(folder)
     save_sae(sae, _card(sae).model_copy(update={"d_sae": 9}), folder)
@@ -199,8 +202,10 @@ def test_damaged_files_are_named(tmp_path: Path):
         load_sae(folder)
     tensors = load_file(folder / "sae.safetensors")
     save_file({**tensors, "b_enc": tensors["b_enc"][:7].clone()}, folder / "sae.safetensors")
+    seal_again(folder)
     with pytest.raises(UserError, match=r"b_enc has shape \(7,\); W_enc \(4, 8\) needs \(8,\)"):
         load_sae(folder)
     save_file({"W_enc": tensors["W_enc"]}, folder / "sae.safetensors")
+    seal_again(folder)
     with pytest.raises(UserError, match="lacks the tensor b_enc; it holds W_enc"):
         load_sae(folder)

@@ -22,7 +22,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.saes.formats.detect import FORMATS as KNOWN
 from scalar_sae.saes.store import OWN, SaeCard, find_saes, placed, save_sae
 from scalar_sae.sites import Site
-from tests.helpers import random_sae
+from tests.helpers import random_sae, seal_again
 from tests.saes.formats.test_formats import FORMATS, D, F, Weights, gpt_circuits_case, jacobian_pair
 
 PEERS = Path(__file__).parent / "peers"
@@ -105,6 +105,8 @@ OTHER_WORDS = {
     "activation reads": "the rule, the site",
 }
 """What a refusal may name instead of the field or tensor that was changed."""
+DAMAGED = "damaged (its SHA-256 is not that of what was written)"
+"""What our own format says of weights that are not those of its card."""
 
 
 def numbers(root: Path) -> Numbers:
@@ -200,7 +202,8 @@ def test_fields(name: str, tmp_path: Path):
             for other, allowed in changes:
                 config.write_text(write(with_field(content, place, other)))
                 accepted = ("same", "refused", *(["other numbers"] if allowed else []))
-                tampering.check(f"{config.name}: {'.'.join(place)} = {other}", [*place, *within, str(other)], *accepted)
+                names = [*place, *within, str(other), *([DAMAGED] if place == ("sha256",) else [])]
+                tampering.check(f"{config.name}: {'.'.join(place)} = {other}", names, *accepted)
         config.write_text(write({**content, "thing_of_the_future": 2.5}))
         tampering.check(f"{config.name}: an unknown field", ["thing_of_the_future"], "refused")
         config.write_text(text)
@@ -251,11 +254,19 @@ def test_tensors(name: str, tmp_path: Path):
             for change, other in [("dropped", ...), *changed_tensors(value, path.suffix)]:
                 allowed = change == "dropped" and tensor in MEANINGFUL
                 write_file(path, with_field(content, (*place, tensor), other))
+                if name == "own":
+                    tampering.check(f"{path.name}: {tensor} {change}, unsealed", [DAMAGED], "refused")
+                    seal_again(path.parent)
                 accepted = ("same", "refused", *(["other numbers"] if allowed else []))
                 tampering.check(f"{path.name}: {tensor} {change}", [tensor], *accepted)
         write_file(path, with_field(content, (*place, "tensor_of_the_future"), torch.ones(F)))
+        if name == "own":
+            tampering.check(f"{path.name}: an unknown tensor, unsealed", [DAMAGED], "refused")
+            seal_again(path.parent)
         tampering.check(f"{path.name}: an unknown tensor", ["tensor_of_the_future"], "refused")
         path.write_bytes(whole)
+        if name == "own":
+            seal_again(path.parent)
     tampering.finish()
 
 
