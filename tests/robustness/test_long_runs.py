@@ -55,7 +55,8 @@ saes = [{"method": "topk", "sites": ["resid_mid.0", "resid_post.1"], "k": 10, "e
 config = validated(TrainConfig, {"tokens": 80_000, "batch_tokens": 256, "buffer_tokens": 8192, "context": 128,
     "corpus": "x", "saes": saes}, "train")
 loop.Bar.step = look
-loop.train(config, lm, Corpus("x", tokens[:50_000], tokens[50_000:], 0), Path("run"), Events(Path("events.jsonl")))
+text = Corpus("x", tokens[:50_000], tokens[50_000:], lm.tokenizer.fingerprint)
+loop.train(config, lm, text, Path("run"), Events(Path("events.jsonl")))
 print(json.dumps(trace))
 """
 
