@@ -53,6 +53,7 @@ class Waiting:
 
     operation = 0
     name = ""
+    watch: threading.Thread | None = None
 
 
 _now = Waiting()
@@ -60,10 +61,17 @@ _now = Waiting()
 
 @contextmanager
 def waiting(name: str) -> Generator[None]:
-    """The block is a collective operation: it ends when all workers have come to it."""
+    """The block is a collective operation: it ends when all workers have come to it.
+
+    It fails at once where the connection to a worker that ended breaks. The watch then has the time to say which one.
+    """
     _now.operation, _now.name = _now.operation + 1, name
     try:
         yield
+    except RuntimeError:
+        if _now.watch is not None:
+            _now.watch.join(5 * BEAT)  # ends this process if a worker has ended or died
+        raise
     finally:
         _now.name = ""
 
@@ -73,7 +81,8 @@ def start() -> None:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if address and port:
         store = TCPStore(address, int(port), is_master=False)
-        _Watch(store, dist.get_rank(), dist.get_world_size()).start()
+        _now.watch = _Watch(store, dist.get_rank(), dist.get_world_size())
+        _now.watch.start()
 
 
 @dataclass(frozen=True)
