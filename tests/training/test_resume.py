@@ -33,7 +33,11 @@ class Stop(Events):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path, text: Path, number: int):
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
+    tmp_path: Path, text: Path, number: int, request: pytest.FixtureRequest
+):
+    before = signal.signal(number, signal.default_int_handler)  # a shell starts a background job with SIGINT ignored
+    request.addfinalizer(lambda: signal.signal(number, before))
     saes, at = [TOPK, *STATEFUL[:2]], {"tokens": 5_200, "validations": 26}
     whole = trained(tmp_path, text, "whole", saes, **at)
     with pytest.raises(SystemExit) as end:
