@@ -159,7 +159,8 @@ def test_a_directory_with_another_run_is_refused(run: Path, preset: Path, tmp_pa
 
 def test_a_study_killed_while_scoring_goes_on(run: Path, preset: Path, tmp_path: Path):
     out = tmp_path / "run"
-    code = "from scalar_sae.cli import main; main()"
+    checked = "from jaxtyping import install_import_hook as hook; hook('scalar_sae', 'beartype.beartype')"
+    code = f"{checked}; from scalar_sae.cli import main; main()"  # types are checked, as here: sums are rounded alike
     command = [sys.executable, "-c", code, "quickstart", "--preset", str(preset), "--out", str(out)]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not ((out / "results.json").exists() and Results.read(out / "results.json").records):
