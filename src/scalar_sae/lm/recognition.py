@@ -74,7 +74,9 @@ def _why_not(hf: Any, name: str, tried: list[str]) -> str:
         nearest = min(ARCHITECTURES, key=lambda architecture: len(architecture.missing(decoder)))
         tried = [f"nearest is {nearest.name}, but there is no {', '.join(nearest.missing(decoder))}"]
     elif _overflows(hf):
-        return f"{name}: its activations do not fit {next(hf.parameters()).dtype}; load it with dtype bfloat16 or float32"
+        return (
+            f"{name}: its activations do not fit {next(hf.parameters()).dtype}; load it with dtype bfloat16 or float32"
+        )
     return (
         f"{name}: {hf.config.model_type} is not an architecture that is understood ({'; '.join(tried)}); "
         f"{DOCS} shows how to add one in ten lines"
