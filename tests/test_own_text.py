@@ -239,6 +239,30 @@ def test_prompts_that_were_cut_before_set_the_context(run: Path, tmp_path: Path)
     assert "prompts of 12 tokens, not 16; lower the context" in done.stderr
 
 
+def test_a_tokenizer_may_be_longer_than_the_vocabulary_of_the_model(text: Path, tmp_path: Path):
+    """As Gemma 3's and Code Llama's are: what counts is the largest id in the text."""
+    inner = byte_pairs([TEXT], 300).inner
+    torch.manual_seed(0)
+    hf = tiny_lm(d_vocab=len(inner)).hf
+    inner.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    LanguageModel(hf, "bpe", Pretrained(inner, "bpe")).save(tmp_path / "lm")
+    lm = LanguageModel.load(tmp_path / "lm")
+    assert lm.tokenizer.d_vocab == lm.d_vocab + 1
+    saes = [{"method": "topk", "sites": SITES, "k": 2, "expansion": 2}]
+    content = {"lm": str(tmp_path / "lm"), "tokens": 2048, "batch_tokens": 512, "buffer_tokens": 1024, "context": 16}
+    content |= {"warmup_steps": 1, "validations": 0, "saes": saes}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"train": {**content, "corpus": str(text)}}))
+    scalar("train", tmp_path / "p.yaml", "--out", tmp_path / "run")
+    done = scalar("score", "--saes", tmp_path / "run", "--block", "ff_block.0", *FEW, "--rank-prompts", "2")
+    assert "lines.txt (48 tokens; held out when the SAEs were trained)" in done.stdout
+    (tmp_path / "image.txt").write_text(f"{TEXT}<image>{TEXT}")
+    (tmp_path / "q.yaml").write_text(yaml.safe_dump({"train": {**content, "corpus": str(tmp_path / "image.txt")}}))
+    done = scalar("train", tmp_path / "q.yaml", "--out", tmp_path / "other", check=False)
+    assert done.returncode == 2
+    assert f"token {lm.d_vocab}: the vocabulary of {tmp_path / 'lm'} ends at {lm.d_vocab - 1}" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_run_from_another_folder_finds_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine.txt").write_text(TEXT)
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from scalar_sae.sae_results import TextRead
+
 
 class ParentAbsorption(BaseModel):
     """Absorption of one parent label (see measures/absorption.py)."""
@@ -31,6 +33,8 @@ class SaeAbsorption(BaseModel):
 
     method: str
     site: str
+    text: TextRead | None = None
+    """What the labelled tokens are from; null: words of the vocabulary in made-up prompts."""
     task: str
     """Where the labels come from: `characters`, `first letters`."""
     thresholds: str
@@ -81,6 +85,8 @@ class SaeProbes(BaseModel):
 
     method: str
     site: str
+    text: TextRead | None = None
+    """What the labelled tokens are from; null: words of the vocabulary in made-up prompts."""
     task: str
     labels: list[LabelProbe]
     tpp: dict[int, float] | None

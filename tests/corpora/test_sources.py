@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scalar_sae.corpora import Corpus, load_corpus, load_texts
+from scalar_sae.corpora import Address, Corpus, load_corpus, load_texts
+from scalar_sae.corpora.data_sets import streamed
+from scalar_sae.corpora.rows import Tally, documents
 from scalar_sae.errors import UserError
 from scalar_sae.tokenizer import Ascii, Pretrained, byte_pairs
 
@@ -329,6 +331,56 @@ def test_a_relative_path_is_found_again_from_another_folder(tmp_path: Path, monk
     corpus = load_corpus("t.jsonl#text", Ascii())
     monkeypatch.chdir("/")
     assert load_corpus(corpus.source, Ascii()).fingerprint == corpus.fingerprint
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.tsv", "t.parquet"])
+def test_a_data_set_on_the_hub_has_the_same_documents(name: str, tmp_path: Path, bpe: Pretrained):
+    """The library reads a folder by the code that reads a repository."""
+    (tmp_path / f"validation{Path(name).suffix}").write_bytes(TABLES[name]())
+    place, tally = str(tmp_path), Tally()
+    table = streamed(Address(place, on_hub=True, split="validation"))
+    assert list(documents(table, None, tally)) == DOCUMENTS
+    with pytest.raises(UserError, match="no split 'train'; name one with @, there are validation"):
+        streamed(Address(place, on_hub=True))
+    with pytest.raises(UserError, match=r"unknown column of .*'txet'.* did you mean 'text'"):
+        list(documents(table, "txet", tally))
+
+
+def test_of_a_data_set_on_the_hub_a_text_file_is_a_document(tmp_path: Path):
+    for number, text in enumerate(("one\n\ntwo\n", "three")):
+        (tmp_path / f"{number}.txt").write_text(text)
+    table = streamed(Address(str(tmp_path), on_hub=True))
+    assert list(documents(table, None, Tally())) == ["one\n\ntwo\n", "three"]
+
+
+def test_of_a_data_set_on_the_hub_nulls_and_nested_columns(tmp_path: Path):
+    rows = [{"doc": {"text": "one"}}, {"doc": {"text": None}}, {"doc": None}, {"doc": {"text": "two"}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    tally = Tally()
+    assert list(documents(streamed(Address(str(tmp_path), on_hub=True)), "doc.text", tally)) == ["one", "two"]
+    assert tally.skipped == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("hf://owner/name", ("owner/name", None, None, None)),
+        ("hf://name:english@test#doc.text", ("name", "english", "test", "doc.text")),
+        ("hf://owner/name@test", ("owner/name", None, "test", None)),
+        ("hf://owner/name#a:b@c", ("owner/name", None, None, "a:b@c")),
+    ],
+)
+def test_the_parts_of_an_address_on_the_hub(spec: str, parts: tuple[str | None, ...]):
+    address = Address.parse(spec)
+    assert (address.place, address.what, address.split, address.column) == parts
+    assert address.on_hub
+    assert str(address) == spec
+
+
+@pytest.mark.parametrize("spec", ["hf://owner/name:", "hf://owner/name@#text"])
+def test_a_mark_without_a_part_is_refused(spec: str):
+    with pytest.raises(UserError, match="nothing follows"):
+        Address.parse(spec)
 
 
 def test_a_folder_that_would_stand_in_for_a_data_set_on_the_hub_is_refused(

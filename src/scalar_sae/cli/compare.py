@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scalar_sae.cli.tables import PlainTable, show
+from scalar_sae.cli.tables import PlainTable, name_texts, show, text_of
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.errors import UserError
 
@@ -55,7 +55,12 @@ def compare(
         nothing = "" if ratio.do_nothing is None else f"{ratio.do_nothing:.3g}"
         paired = "yes" if ratio.paired else "no"
         table.add_row(ratio.block, ratio.method, _said(ratio), low_high, nothing, paired)
-    return Outcome({"score": score, "base": base, "ratios": found}, lambda: show(table))
+
+    def tell_all() -> None:
+        show(table)
+        name_texts(map(text_of, records))
+
+    return Outcome({"score": score, "base": base, "ratios": found}, tell_all)
 
 
 def _said(ratio: "Ratio") -> str:

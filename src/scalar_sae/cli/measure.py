@@ -1,7 +1,7 @@
 """The verbs that measure SAEs by themselves: `measure`, `features`, `judge`, `blind`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError
+
+if TYPE_CHECKING:
+    from scalar_sae.sae_results import SaeReading
 
 app = typer.Typer()
 
@@ -36,7 +39,7 @@ def measure(
     tokens: Text = None,
     prompts: Annotated[int, typer.Option(help="Prompts to measure on.", min=2)] = 64,
     context: Annotated[
-        int | None, typer.Option(help="Tokens per prompt; by default all the model reads.", min=2)
+        int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
     threshold: Annotated[float, typer.Option(help="Cosine from which two seeds' latents count as shared.")] = 0.7,
     any_partner: Annotated[
@@ -92,7 +95,7 @@ def features(
     tokens: Text = None,
     prompts: Annotated[int, typer.Option(help="Prompts to read.", min=2)] = 512,
     context: Annotated[
-        int | None, typer.Option(help="Tokens per prompt; by default all the model reads.", min=2)
+        int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
     edges: Annotated[str, typer.Option(help="Ranking of the edges between neighbouring SAEs, or `none`.")] = "ablation",
     edge_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 4,
@@ -114,8 +117,8 @@ def features(
     ranking = None if edges == "none" else edges
     rule = parse_rule(special or "skip")
     folders = read_run(run, out, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule)
-    pages = [write_page(folder, f"{folder.parent.name} {folder.name}") for folder in folders]
     records = [reading(folder) for folder in folders]
+    pages = [write_page(folder, _title(record)) for folder, record in zip(folders, records, strict=True)]
     path = records_folder(run, out) / RESULTS
     keep_reading(path, records)
 
@@ -125,6 +128,11 @@ def features(
         tell("", f"Records: {path}")
 
     return Outcome({"results": path, "pages": pages, "reading": records}, show)
+
+
+def _title(record: "SaeReading") -> str:
+    """Of a page of features."""
+    return f"{record.method} {record.site}" + (f", on {record.text}" if record.text else "")
 
 
 @verb(app)
@@ -155,7 +163,8 @@ def judge(
     if not model:
         raise UserError("scalar judge needs a judge: --url and --model, or --model FOLDER")
     answers = judge_features(folder, endpoint(url, model) if url else local(model, dtype), latents)
-    page, record = write_page(folder, f"{folder.parent.name} {folder.name}"), reading(folder)
+    record = reading(folder)
+    page = write_page(folder, _title(record))
     above = folder.resolve().parent.parent  # RUN/features, or FEATURES by itself
     kept = next((path for path in (above / RESULTS, above.parent / RESULTS) if path.is_file()), None)
     if kept:

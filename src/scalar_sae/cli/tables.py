@@ -70,16 +70,16 @@ def print_records(records: "list[Record]") -> None:
             *(f"{value:.4g}" for value in areas),
         )
     show(table)
-    _name_texts(map(_text_of, records))
+    name_texts(map(text_of, records))
 
 
-def _name_texts(texts: "Iterable[TextRead | None]") -> None:
+def name_texts(texts: "Iterable[TextRead | None]") -> None:
     """Say which texts a table is about, once each."""
     for said in dict.fromkeys(str(text) for text in texts if text is not None):
         tell(f"Text: {said}")
 
 
-def _text_of(record: "Record") -> "TextRead | None":
+def text_of(record: "Record") -> "TextRead | None":
     """The text that a record was scored on, if it says."""
     from scalar_sae.sae_results import TextRead
 
@@ -109,7 +109,7 @@ def print_measures(results: "Results") -> None:
         cells = ["" if score is None else f"{score:.3f}" for score in scores]
         table.add_row(group.method, f"all {len(group.sites)}", "", "", "", *cells, "")
     show(table)
-    _name_texts(sae.text for sae in results.saes)
+    name_texts(sae.text for sae in results.saes)
     if results.seeds:
         print_seeds(results)
     if results.probes:
@@ -162,4 +162,4 @@ def print_reading(records: "Sequence[SaeReading]") -> None:
             ends = "" if score.ci is None else f"{score.ci[0]:.3f} – {score.ci[1]:.3f}"
             table.add_row(sae.method, sae.site, name, mean, ends, f"{score.n:,} ({score.n_null:,} without)")
     show(table)
-    _name_texts(sae.text for sae in records)
+    name_texts(sae.text for sae in records)

@@ -99,7 +99,7 @@ def measure_run(
         lm: the model the SAEs read; by default the run's own.
         text: an address (docs/text.md); by default the held-out part of the text that the SAEs were trained on.
         prompts: prompts to measure on, evenly spread over the text.
-        context: tokens per prompt; by default all that the model reads.
+        context: tokens per prompt; by default 128, or all that the model reads, or all that a row of the text has.
         threshold: of the overlap between seeds.
         require_same_partner: of the overlap between seeds.
         labels: one of LABELS, to measure absorption and probes on; by default neither is measured.
@@ -140,6 +140,8 @@ def measure_run(
         results = Results.update(path, partial(_put, {"seeds": found}))
     if task is not None:
         absorption, probes = labelled(model, saes[str(run)], task)
+        for record in (*absorption, *probes) if labels == "characters" else ():
+            record.text = about
         results = Results.update(path, partial(_put, {"absorption": absorption, "probes": probes}))
     return results
 
