@@ -105,7 +105,7 @@ def test_the_download_is_checked_and_kept(server: Path, monkeypatch: pytest.Monk
 
 def test_a_wrong_download_is_refused(server: Path):
     (server / "input.txt").write_text("a page that says: please log in")
-    with pytest.raises(UserError, match=r"not the expected file; give a local copy: --data"):
+    with pytest.raises(UserError, match="not the expected file; name the path of a local copy"):
         load_corpus("tiny-shakespeare", ASCII)
     assert not list(cache_folder().glob("*"))
 

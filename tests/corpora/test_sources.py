@@ -272,7 +272,8 @@ def test_no_more_of_a_table_is_read_than_is_needed(tmp_path: Path):
         ("a.json", b'{\n "text": "one"\n}', "line 1: not JSON"),
         ("a.json", b'["one", "two"]', "entry 1: not an object"),
         ("a.jsonl", b"", "no column 'text'; name one with #, there are none"),
-        ("a.jsonl", b'{"text": null}', "holds no text"),
+        ("a.jsonl", b'{"text": null}', "none of its rows holds text"),
+        ("a.jsonl", b'{"text": null}\n' * 1001, "no text in 'text' of the first 1,000 rows; name another #COLUMN"),
         ("a.jsonl", b'{"body": "one"}', "no column 'text'; name one with #, there are body"),
         ("a.jsonl", b'{"text": 3}', "row 1: 'text' holds int, neither text nor token ids"),
         ("a.jsonl", b'{"text": "one"}\n{"text": [1, 2]}', "some rows hold text, others token ids"),
@@ -333,6 +334,7 @@ def test_a_relative_path_is_found_again_from_another_folder(tmp_path: Path, monk
     assert load_corpus(corpus.source, Ascii()).fingerprint == corpus.fingerprint
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves files open
 @pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.tsv", "t.parquet"])
 def test_a_data_set_on_the_hub_has_the_same_documents(name: str, tmp_path: Path, bpe: Pretrained):
     """The library reads a folder by the code that reads a repository."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalar_sae.corpora.address import Address
 from scalar_sae.corpora.files import known
-from scalar_sae.corpora.rows import Row, Table
+from scalar_sae.corpora.rows import Row, Table, peeked
 from scalar_sae.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -80,15 +80,14 @@ def streamed(address: Address) -> Table:
 
 
 def _table(address: Address, found: Any) -> Table:
-    """A data set as a table: its columns are looked for in its first row where it does not say."""
+    """A data set as a table: its columns are those of its first rows where it does not say."""
 
     def rows(columns: list[str]) -> Iterator[Row]:
         with _explained(address):
-            yield from found.select_columns(columns)
+            yield from found.select_columns(columns) if columns else found
 
-    with _explained(address):
-        names = found.column_names or list(next(iter(found), {}))
-    return Table(str(address), names, rows)
+    names = found.column_names
+    return peeked(str(address), rows([])) if names is None else Table(str(address), names, rows)
 
 
 def _split(address: Address, there: list[str]) -> str:

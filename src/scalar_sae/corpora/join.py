@@ -46,7 +46,7 @@ def join(documents: Iterator[Document], tokenizer: Tokenizer, wanted: int, name:
         if n - len(between) >= wanted:
             break
     if not pieces:
-        raise UserError(f"{name}: holds no text")
+        raise UserError(f"{name}: none of its rows holds text")
     are_ids = kinds != {str}
     if are_ids and len(pieces) > 1 and len({len(piece) for piece in pieces}) == 1 and len(pieces[0]) > 1:
         return Joined(np.stack(pieces), are_ids)

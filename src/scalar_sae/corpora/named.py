@@ -17,6 +17,9 @@ from scalar_sae.io import cache_folder, whole
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
+LOCAL = "name the path of a local copy instead (`corpus:` in a preset, --tokens; for train-lm --data PATH)"
+"""What to do where the text cannot be downloaded."""
+
 # Not library source: tests (absent from many installations), vendored or generated trees, other people's packages.
 _SKIPPED_FOLDERS = {
     "test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3", "ensurepip", "turtledemo",
@@ -64,7 +67,9 @@ def _library(name: str, text_of: Callable[[str], str]) -> Texts:
         and not str(path.relative_to(root)).startswith("config-")
     )
     if not files:
-        raise UserError(f"{name}: no source files under {root}; give a text file with --corpus PATH instead")
+        raise UserError(
+            f"{name}: no source files under {root}; name a text file instead (`corpus:` in a preset, --tokens)"
+        )
     texts = Texts(name, [], [])
     for file in files:
         part = texts.val if is_validation_file(file.as_posix()) else texts.train
@@ -98,13 +103,9 @@ def _download(url: str, sha256: str) -> Path:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
     except (urllib.error.URLError, OSError) as error:
-        raise UserError(
-            f"{url}: download failed ({error}); give a local copy: --data PATH, or its path as the corpus"
-        ) from error
+        raise UserError(f"{url}: download failed ({error}); {LOCAL}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(
-            f"{url}: what came is not the expected file; give a local copy: --data PATH, or its path as the corpus"
-        )
+        raise UserError(f"{url}: what came is not the expected file; {LOCAL}")
     with whole(path, "SCALAR_SAE_CACHE") as temporary:
         temporary.write_bytes(content)
     return path

@@ -26,6 +26,7 @@ Document = str | Integer[np.ndarray, " n"]
 COLUMNS = ("text", "input_ids", "tokens")
 """What is read where no column is named: the first of these that is there."""
 MASK = "attention_mask"
+ANOTHER = "name another #COLUMN"
 PEEKED = 1000
 """Rows of a file without a schema that are looked at before the rest."""
 BATCH = 256
@@ -72,19 +73,22 @@ def documents(table: Table, column: str | None, tally: Tally) -> Iterator[Docume
     Raises:
         UserError: no such column, or one that holds neither text nor token ids.
     """
-    path = _path(table, column)
+    path, some = _path(table, column), False
     masked = [MASK] if MASK in table.columns and path[-1] in COLUMNS[1:] else []
     for number, row in enumerate(table.rows([path[0], *masked]), start=1):
         value = _inside(row, path)
         if value is None or value == "" or value == []:
             tally.skipped += 1
+            if number == PEEKED and not some:
+                raise UserError(f"{table.place}: no text in {'.'.join(path)!r} of the first {PEEKED:,} rows; {ANOTHER}")
             continue
+        some = True
         document = _document(value, f"{table.place}, row {number}: {'.'.join(path)!r}")
         if isinstance(document, str):
             document, broken = _mended(document)
             tally.broken += broken
         elif masked and row.get(MASK) is not None:
-            document = document[np.asarray(row[MASK], dtype=bool)]
+            document = _unmasked(document, row[MASK], f"{table.place}, row {number}")
         if len(document):
             yield document
         else:
@@ -122,6 +126,8 @@ def _document(value: Any, where: str) -> Document:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return "\n".join(value)
     if isinstance(value, list) and all(type(part) is int for part in value):
+        if max(map(abs, value)) >= 2**63:
+            raise UserError(f"{where} holds integers of more than 64 bits, which are no token ids; {ANOTHER}")
         return np.array(value, dtype=np.int64)
     first = value[0] if isinstance(value, list) else value
     if isinstance(first, dict):
@@ -129,7 +135,14 @@ def _document(value: Any, where: str) -> Document:
         raise UserError(f"{where} holds {names}; name one of them with a dot, such as #COLUMN.{next(iter(first))}")
     kinds = " and ".join(sorted({type(part).__name__ for part in (value if isinstance(value, list) else [value])}))
     several = "a list of " if isinstance(value, list) else ""
-    raise UserError(f"{where} holds {several}{kinds}, neither text nor token ids; name another #COLUMN")
+    raise UserError(f"{where} holds {several}{kinds}, neither text nor token ids; {ANOTHER}")
+
+
+def _unmasked(ids: Integer[np.ndarray, " n"], mask: Any, where: str) -> Integer[np.ndarray, " kept"]:
+    """The token ids that an attention mask shows."""
+    if not isinstance(mask, list) or len(mask) != len(ids) or any(part not in (0, 1) for part in mask):
+        raise UserError(f"{where}: the {MASK} is no list of 0 and 1, one for each token id")
+    return ids[np.array(mask, dtype=bool)]
 
 
 def _mended(text: str) -> tuple[str, int]:
@@ -152,7 +165,7 @@ def table_of(file: File) -> Generator[Table]:
     """
     if file.kind == "json":
         with file.open() as stream:
-            yield _peeked(str(file.path), _json(stream, str(file.path)))
+            yield peeked(str(file.path), _json(stream, str(file.path)))
     elif file.kind == "csv":
         with file.open() as stream:
             yield _csv(stream, str(file.path), "\t" if file.suffix == ".tsv" else ",")
@@ -164,7 +177,7 @@ def table_of(file: File) -> Generator[Table]:
             yield _arrow(pa.memory_map(str(source)) if isinstance(source, Path) else source, str(file.path))
 
 
-def _peeked(place: str, rows: Iterable[Row]) -> Table:
+def peeked(place: str, rows: Iterable[Row]) -> Table:
     """A table whose columns are those of its first rows."""
     rows = iter(rows)
     first = list(islice(rows, PEEKED))
@@ -234,7 +247,7 @@ def _csv(stream: Any, place: str, separator: str) -> Table:
         found = map(row_of, _csv_rows(reader, place))
         first = list(islice(found, PEEKED))
         if first and all(_is_number(row.get(names[0])) for row in first):
-            raise UserError(f"{place}: column {names[0]!r} holds numbers, not text; name another #COLUMN")
+            raise UserError(f"{place}: column {names[0]!r} holds numbers, not text; {ANOTHER}")
         return chain(first, found)
 
     columns = next(_csv_rows(reader, place), [])
