@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.autograd.forward_ad as forward_ad
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -19,6 +19,8 @@ from scalar_sae.kernels import linear
 
 BATCH_BYTES = 2**22
 """Players are taken so many at a time that their effects, in float32, fit this, and hidden layers of 4 d_model too."""
+LEAST_ROWS = 512
+"""But so many that they have at least this many tokens together: a product of fewer rows is slow with wide matrices."""
 MEAN_BYTES = 2**28
 """Means over random orders, and what their squares take, are found for as many downstream latents as fit this."""
 LABEL_BYTES = 2**26
@@ -46,7 +48,8 @@ class Players:
 
     def batches(self, pair: Pair, n_columns: int) -> Iterator["Players"]:
         """A few players at a time."""
-        n = max(1, BATCH_BYTES // (4 * self.latent.shape[1] * max(n_columns, 4 * pair.lm.d_model)))
+        n_token = self.latent.shape[1]
+        n = max(LEAST_ROWS // n_token, BATCH_BYTES // (4 * n_token * max(n_columns, 4 * pair.lm.d_model)), 1)
         for latent, change in zip(self.latent.split(n), self.change.split(n), strict=True):
             yield Players(latent, change)
 
@@ -54,16 +57,14 @@ class Players:
         """What each player adds to the upstream reconstruction."""
         return pair.added(self.latent, self.change)
 
-    def untouched(self, pair: Pair, prompt: Prompt) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
-        """Players and tokens where a player changes nothing that counts: the token is special, or the player adds
-        nothing there, nor at a token that comes before.
+    def touched(self, pair: Pair, prompt: Prompt) -> Bool[Tensor, "player token"]:
+        """Players and tokens where a player changes something that counts: the token is ordinary, and the player adds
+        something there, or at a block with attention at a token that comes before.
 
-        What a computed effect holds there is rounding, and would count as an effect.
+        Elsewhere a computed effect would be rounding, and would count as an effect.
         """
         here = self.change != 0
-        touched = (here.cumsum(1) > 0 if pair.block.mixes_tokens else here) & prompt.text
-        player, token = (~touched).nonzero(as_tuple=True)
-        return player, token
+        return (here.cumsum(1) > 0 if pair.block.mixes_tokens else here) & prompt.text
 
     def add_squares(
         self, total: Float[Tensor, "n_up n_col"], effect: Float[Tensor, "player token n_col"], mixes_tokens: bool
@@ -116,10 +117,10 @@ def _changed(
     """Pre-activations after each change; those at `start` where nothing changes."""
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
     for some in Players.of(pair, prompt).batches(pair, W.shape[1]):
-        y = pair.down.seen(pair.compute(start + sign * some.adds(pair), prompt.up_skip))
-        changed = linear(y.flatten(0, 1), W, b).view(*y.shape[:2], -1)
-        player, token = some.untouched(pair, prompt)
-        changed[player, token] = pre_acts[token]
+        where = some.touched(pair, prompt)
+        y = pair.compute_at(where, start + sign * some.adds(pair), prompt.up_skip)
+        changed = pre_acts.repeat(len(where), 1, 1)
+        changed[where] = linear(pair.down.seen(y), W, b)
         yield some, changed
 
 

@@ -230,6 +230,35 @@ class Pair:
         """The block in float32: what is measured are small differences, which half precision rounds away."""
         return self.lm.in_float32(self.block.up, self.block.down)
 
+    def compute_at(
+        self,
+        where: Bool[Tensor, "batch token"],
+        x: Float[Tensor, "batch token d_model"],
+        up_skip: Float[Tensor, "_ token d_model"] | None,
+    ) -> Float[Tensor, "row d_model"]:
+        """F at some of the tokens. What lies behind the block's last attention is computed for those tokens alone."""
+        start = self._per_token_from
+        if start is None:
+            return self.compute(x, up_skip)[where]
+        if start != self.block.up:
+            x, up_skip = self.run_to(start, x, up_skip), None
+        skip = None if up_skip is None else up_skip.expand_as(x)[where].unsqueeze(0)
+        with ByOurKernels():
+            return self.computation.run(start, self.block.down, x[where].unsqueeze(0), skip)[0]
+
+    @cached_property
+    def _per_token_from(self) -> Site | None:
+        """The first site behind which a token depends on itself alone; None if the block ends in attention."""
+        up, down = self.block.up, self.block.down
+        if not self.block.mixes_tokens:
+            return up
+        site = Site("resid_mid", down.layer)
+        try:
+            self.lm.check(site)
+        except UserError:  # attention runs beside the MLP
+            return None
+        return site if up < site < down else None
+
     def pre_acts(self, x: Float[Tensor, "batch token d_model"], prompt: Prompt) -> Float[Tensor, "batch token n_down"]:
         """Downstream pre-activations when x stands at the upstream site; 0 at special tokens, where no latent lives."""
         return prompt.at_text(self.down.pre_acts(self.compute(x, prompt.up_skip)))
