@@ -87,19 +87,20 @@ def read_text(path: Path, missing: str, most: int = MOST_BYTES) -> str:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); {RESTORE}") from error
 
 
-def read_json(path: Path, schema: type[Model], missing: str) -> Model:
+def read_json(path: Path, schema: type[Model], missing: str, older: str = RESTORE) -> Model:
     """A JSON file of ours.
 
     Args:
         path: the file.
         schema: what it must hold.
         missing: what to say if there is none.
+        older: what to do about one of an earlier version.
 
     Raises:
-        UserError: as `read_text`, it is not JSON, was written by a later version, or does not follow the schema.
+        UserError: as `read_text`, it is not JSON, was written by another version, or does not follow the schema.
     """
     text = read_text(path, missing)
-    check_version(path, parse_json(text, str(path)), schema)
+    check_version(path, parse_json(text, str(path)), schema, older)
     return checked(path, text, schema)
 
 
@@ -188,17 +189,22 @@ def _not_plain(value: Any) -> str | None:
     return "expected text, a number, a list or an object; write text in quotes"
 
 
-def check_version(where: Path | str, content: Any, schema: type[BaseModel]) -> None:
-    """Raise a UserError if a file was written by a later version of the package than this."""
+def check_version(where: Path | str, content: Any, schema: type[BaseModel], older: str = RESTORE) -> None:
+    """Raise a UserError if a file follows a later or an earlier schema than this version of the package knows."""
     for field in _VERSIONS:
         if isinstance(content, dict) and field in schema.model_fields:
-            newest, found = schema.model_fields[field].default, content.get(field, 0)
-            if isinstance(found, int) and found > newest:
+            known = schema.model_fields[field].default
+            found = content.get(field, known)
+            if type(found) is int and found != known:
+                age, remedy = (
+                    ("a later", "upgrade with pip install --upgrade scalar-sae")
+                    if found > known
+                    else ("an earlier", older)
+                )
                 writer = content.get("written_by")
-                by = quoted(writer).strip("'") if isinstance(writer, str) and writer != WRITER else "a later scalar-sae"
+                by = quoted(writer).strip("'") if isinstance(writer, str) and writer != WRITER else f"{age} scalar-sae"
                 raise UserError(
-                    f"{where}: written by {by} ({field} {found}), this is {WRITER} ({field} {newest}); "
-                    "upgrade with pip install --upgrade scalar-sae"
+                    f"{where}: written by {by} ({field} {found}), this is {WRITER} ({field} {known}); {remedy}"
                 )
 
 

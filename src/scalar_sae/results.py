@@ -17,8 +17,9 @@ from scalar_sae.locks import held
 from scalar_sae.readers import RESTORE, WRITER, read_json
 from scalar_sae.record_checks import check
 from scalar_sae.sae_results import Duplicates, Interval, SaeFidelity, SaeReading, SeedAgreement, SplicedFidelity
+from scalar_sae.saes.trained import Trained
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Control = Literal["padded", "shuffled"]
 """A pair with dead latents added, or on a model with shuffled weights (see benchmark/controls.py)."""
@@ -156,10 +157,13 @@ class Record(BaseModel):
     """Mean of 1 - recovery over log n, up to n_live_edges."""
     floor: Floor
     ci: dict[str, Interval | list[Interval] | None]
-    """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves."""
+    """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves. Those of scores
+    that are interpolated between edge counts include the error of the grid."""
     prompts: PromptCurves
     hashes: dict[str, str] = {}
     """Digests of the weights: `lm`, `up`, `down`; of a circuit `lm` and each site."""
+    trained: dict[str, Trained] = {}
+    """How long the SAEs were trained, by the same names; only of SAEs whose files say."""
     config: dict[str, Any]
     """Prompts, context, edge grid: all that a rerun needs beside the SAEs."""
     versions: dict[str, str | None]
@@ -179,7 +183,7 @@ class Results(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     written_by: str = WRITER
     """The package and version that wrote the file last."""
     records: list[Record] = Field(default_factory=list[Record])
@@ -204,9 +208,10 @@ class Results(BaseModel):
         """Read a results file.
 
         Raises:
-            UserError: there is none, it is damaged, of a later version, or does not follow the schema.
+            UserError: there is none, it is damaged, of another version, or does not follow the schema.
         """
-        found = read_json(path, cls, "no results here; score or measure something first")
+        missing, older = "no results here; score or measure something first", "move it away, score and measure again"
+        found = read_json(path, cls, missing, older)
         try:
             check(found)
         except UserError as error:

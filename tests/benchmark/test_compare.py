@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -35,7 +36,7 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
     )
     found = scores.every_score(COUNTS, curves, 1000, n_edges, np.arange(8)[None])
     q = ("50", "90", "99")
-    ci: dict = dict.fromkeys(found, None) | dict.fromkeys(
+    ci: dict[str, Any] = dict.fromkeys(found, None) | dict.fromkeys(
         ("kl_model", "kl_circuit", "recovery"), [(0.0, 1.0)] * len(COUNTS)
     )
     mean = kl.mean(1).tolist()
@@ -43,7 +44,7 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
         block=block, method=method, ranking="ablation", seed=seed, n_up=10, n_down=n_edges // 10, n_edges=n_edges,
         n_live_edges=1000, n_tokens=32, edges=COUNTS.tolist(), kl_model=mean, kl_circuit=mean, live_edges=mean,
         l0_down=mean,
-        absolute=float(found["absolute"][0]), relative=float(found["relative"][0]), pure=0.0,
+        absolute=float(found["absolute"].value[0]), relative=float(found["relative"].value[0]), pure=0.0,
         edges_at=dict.fromkeys(q, 1.0), live_edges_at=dict.fromkeys(q, 1.0), dip=dict.fromkeys(q, 0.0), log_area=0.0,
         floor=Floor(kl=floor, ce_increase=floor), ci=ci, prompts=PromptCurves.of(curves), versions={}, seconds=1.0,
         config={"prompts": 8, "context": 4, "edges": "full", "rank_prompts": 2},
@@ -65,10 +66,44 @@ def test_ratios_and_their_geometric_mean():
     assert all(ratio.paired for ratio in found)
 
 
-def test_a_method_against_a_copy_of_itself_is_exactly_1_when_prompts_are_paired():
-    (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "copy", 30)], "topk")
+def test_a_method_against_a_copy_of_itself_is_exactly_1_and_known_to_a_step_of_the_grid():
+    records = [record("ff_block.0", "topk", 30), record("ff_block.0", "copy", 30)]
+    (ratio,) = ratios(records, "topk")
     assert ratio.value == pytest.approx(1, abs=1e-12)
-    assert ratio.interval == pytest.approx((1, 1), abs=1e-12)
+    before, after = step_at(30)
+    assert (before, after) == (29, 32)
+    assert ratio.interval == pytest.approx((before / after, after / before))
+    (ratio,) = ratios(records, "topk", "floor.kl")
+    assert ratio.interval == pytest.approx((1, 1), abs=1e-12), "prompts are paired, and a floor has no grid"
+
+
+def step_at(edges_90: float) -> tuple[int, int]:
+    """The counts between which the made-up recovery crosses 90 %."""
+    return int(COUNTS[edges_90 > COUNTS].max()), int(COUNTS[edges_90 <= COUNTS].min())
+
+
+def test_a_ratio_has_the_grid_error_of_both_and_over_blocks_of_all():
+    edges = {"ff_block.0": (21, 44), "ff_block.1": (50, 30)}
+    methods = ("topk", "other")
+    found = ratios(
+        [record(block, m, e) for block, both in edges.items() for m, e in zip(methods, both, strict=True)], "topk"
+    )
+    ends = []
+    for block, (base, mine) in edges.items():
+        (ratio,) = (one for one in found if one.block == block)
+        ends.append((step_at(mine)[0] / step_at(base)[1], step_at(mine)[1] / step_at(base)[0]))
+        assert ratio.interval == pytest.approx(ends[-1])
+    assert found[-1].interval == pytest.approx(tuple((a * b) ** 0.5 for a, b in zip(*ends, strict=True)))
+
+
+def test_matched_fidelity_has_the_grid_error_too():
+    """Half way in floor between two members: the geometric mean of their ends."""
+    family = [
+        record("ff_block.0", f"new-k{k}", edges, floor=floor) for k, edges, floor in ((5, 21, 0.3), (10, 44, 0.2))
+    ]
+    (ratio,) = at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.25), *family], "topk")
+    low, high = ((step_at(21)[i] * step_at(44)[i]) ** 0.5 / step_at(30)[1 - i] for i in (0, 1))
+    assert ratio.interval == pytest.approx((low, high), rel=1e-6)
 
 
 def test_the_relative_score_of_a_wider_copy_is_the_do_nothing_value():
@@ -115,10 +150,10 @@ def seeds(method: str, *edges: float) -> list[Record]:
 def test_several_files_of_one_method_are_seeds():
     """Every prompt has the same recovery, so a resample of two seeds is one of three values, the outer ones a quarter
     each."""
-    found = ratios([*seeds("topk", 30), *seeds("new", 20, 45)], "topk")
-    by_hand = [found_edges(e) / found_edges(30) for e in (20, 45)]
+    found = ratios([*seeds("topk", 30), *seeds("new", 21, 44)], "topk")
+    by_hand = [found_edges(e) / found_edges(30) for e in (21, 44)]
     assert found[0].value == pytest.approx((by_hand[0] * by_hand[1]) ** 0.5)
-    assert found[0].interval == pytest.approx(tuple(by_hand))
+    assert found[0].interval == pytest.approx((step_at(21)[0] / step_at(30)[1], step_at(44)[1] / step_at(30)[0]))
     (ratio,) = ratios([*seeds("topk", 25, 30, 40), *seeds("new", 25, 30, 40)], "topk")
     assert ratio.value == pytest.approx(1)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,14 +48,19 @@ def arguments(verb: str, run: Path, tmp_path: Path, preset: Path, text: Path) ->
     return [verb, *words[verb]]
 
 
+def _letters(question: Any) -> dict[str, Any]:
+    """A judge's answer, whatever it is asked."""
+    return {"choices": [{"message": {"content": "letters"}}]}
+
+
 VERBS = {
-    "quickstart": {"report", "records"},
+    "quickstart": {"report", "records", "cautions"},
     "train": {"saes"},
     "train-lm": {"folder", "record"},
     "report": {"report"},
-    "score": {"records"},
-    "circuit": {"records"},
-    "compare": {"score", "base", "ratios"},
+    "score": {"records", "cautions"},
+    "circuit": {"records", "cautions"},
+    "compare": {"score", "base", "ratios", "cautions"},
     "measure": {"results", "saes", "spliced", "seeds", "duplicates", "absorption", "probes"},
     "features": {"results", "pages", "reading"},
     "judge": {"results", "answers", "pages", "reading"},
@@ -71,7 +77,7 @@ def test_one_json_document_or_a_quiet_result(
     monkeypatch.setattr(console, "INTERVAL", 0.001)  # progress at every opportunity
     console.say_once.cache_clear()
     words = arguments(verb, run, tmp_path, preset, text)
-    with server(lambda question: {"choices": [{"message": {"content": "letters"}}]}) as (url, _):
+    with server(_letters) as (url, _):
         if verb == "judge":
             words += ["--url", url, "--model", "m"]
         done = scalar(*words, "--json")

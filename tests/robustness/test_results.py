@@ -26,6 +26,14 @@ def _cut(value: Any) -> Any:
     return value[:-1]
 
 
+def _emptied(prompts: Any) -> Any:
+    return {name: list[Any]() for name in prompts}
+
+
+def _cut_in_the_last_row(prompts: Any) -> Any:
+    return {**prompts, "kl_model": [*prompts["kl_model"][:-1], list[Any]()]}
+
+
 DAMAGE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     **{f"{name} is short": (name, _cut) for name in ("kl_model", "kl_circuit", "live_edges", "l0_down")},
     **{f"{name} is empty": (name, lambda _: []) for name in ("edges", "kl_model", "kl_circuit")},
@@ -42,8 +50,8 @@ DAMAGE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "an interval is a list": ("ci", lambda ci: {**ci, "log_area": ci["recovery"]}),
     "an interval has three ends": ("ci", lambda ci: {**ci, "log_area": [0, 1, 2]}),
     "a prompt is missing": ("prompts", lambda p: {**p, "floor_kl": p["floor_kl"][:-1]}),
-    "no prompts": ("prompts", lambda p: {name: [] for name in p}),
-    "a prompt's curve is short": ("prompts", lambda p: {**p, "kl_model": [*p["kl_model"][:-1], []]}),
+    "no prompts": ("prompts", _emptied),
+    "a prompt's curve is short": ("prompts", _cut_in_the_last_row),
     "a setting is missing": ("config", lambda _: {}),
     "the text is not named": ("data", lambda _: {}),
     "text for a number": ("pure", lambda _: "0.1"),
@@ -88,6 +96,22 @@ def test_a_later_schema_is_named(tmp_path: Path):
         assert done.returncode == 2
         assert "written by scalar-sae 3.0 (schema_version 99), this is scalar-sae" in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("version", [2, 1, 0, -1])
+def test_an_earlier_schema_is_named_with_what_to_do(tmp_path: Path, version: int):
+    path = tmp_path / "results.json"
+    whole().write(path)
+    content = json.loads(path.read_text()) | {"schema_version": version, "written_by": "scalar-sae 0.0.1"}
+    path.write_text(json.dumps(content))
+    before = path.read_bytes()
+    for verb in ("report", "compare", "ls"):
+        done = scalar(verb, tmp_path, check=False)
+        assert done.returncode == 2
+        assert f"written by scalar-sae 0.0.1 (schema_version {version}), this is scalar-sae" in done.stderr
+        assert done.stderr.endswith("; move it away, score and measure again\n")
+        assert done.stderr.count("\n") == 1
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

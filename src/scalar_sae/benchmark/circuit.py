@@ -26,6 +26,7 @@ from scalar_sae.benchmark.score import (
     record_of,
     rules,
     settings_of,
+    trained,
 )
 from scalar_sae.benchmark.scores import Counts
 from scalar_sae.errors import UserError, unknown
@@ -104,6 +105,7 @@ def score_chain(
         special=list(special),
         config=settings,
         hashes=hashes,
+        trained=trained({str(site): sae for site, sae in ends.items()}),
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),
     )

@@ -3,6 +3,9 @@
 Both were scored on the same prompts, so each resample draws the same prompts for both and the ratio's interval is
 narrower than the scores' own. Over blocks the ratios are averaged geometrically: a sum would be its largest block.
 SAEs of one method from several seeds count as one entry, the mean of its log scores; a resample draws seeds too.
+
+What a grid of edge counts leaves open is part of the interval: the least ratio is the least score over the baseline's
+most, in every resample, at every block.
 """
 
 import re
@@ -21,8 +24,10 @@ from scalar_sae.sae_results import Interval
 FAMILY = re.compile(r"(.+?)-(?:k|lambda|l0-?)([0-9.e+-]+)$")
 """Names of SAEs of one method at several sparsities: `topk-k10`, `jacobian-lambda0.01`."""
 
-Resampled = Float[np.ndarray, " one_and_resamples"]
-"""A score, then the same of each resample."""
+Resampled = Float[np.ndarray, "3 one_and_resamples"]
+"""A score, the least and the most that it could be on a finer grid; of all prompts, then of each resample of them."""
+VALUE, LEAST, MOST = 0, 1, 2
+"""Rows of `Resampled`."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Ratio:
     method: str
     value: float
     interval: Interval | None
-    """95 % over prompts, and over SAE seeds where there are several."""
+    """95 % over prompts, over SAE seeds where there are several, and over what the grid of edge counts leaves open."""
     do_nothing: float | None
     """What two identical curves would give: not 1 where the score is divided by the number of possible edges."""
     paired: bool
@@ -154,7 +159,7 @@ def _beside(mine: list[Record], base: list[Record], score: str) -> _Beside:
     """The ratio of two means over seeds, resample by resample."""
     with np.errstate(divide="ignore", invalid="ignore"):  # infinite where never reached, NaN where neither is
         reference = _over_seeds(base, score, _logarithm)
-        logs = _over_seeds(mine, score, _logarithm) - reference
+        logs = _over_seeds(mine, score, _logarithm) - reference[[VALUE, MOST, LEAST]]
     nothing = [np.mean([np.log(record.n_edges) for record in records]) for records in (base, mine)]
     return _Beside(
         block=mine[0].block,
@@ -162,25 +167,30 @@ def _beside(mine: list[Record], base: list[Record], score: str) -> _Beside:
         logs=logs,
         nothing=float(nothing[0] - nothing[1]),
         paired=all(_same_text(base[0], record) for record in base + mine),
-        base_never=bool(np.isposinf(reference[0])),
+        base_never=bool(np.isposinf(reference[VALUE, 0])),
     )
 
 
 def _interpolated(family: str, members: list[list[Record]], base: list[Record], score: str) -> _Beside | None:
     """A family at the baseline's floor; None where it does not enclose it."""
-    wanted = _over_seeds(base, "floor.kl", _resampled)
-    floors = np.stack([_over_seeds(member, "floor.kl", _resampled) for member in members])
+    wanted = _over_seeds(base, "floor.kl", _resampled)[VALUE]
+    floors = np.stack([_over_seeds(member, "floor.kl", _resampled)[VALUE] for member in members])
     if len(members) < 2 or not floors[:, 0].min() <= wanted[0] <= floors[:, 0].max():
         return None
     each = [_beside(member, base, score) for member in members]
     logs, nothing = np.stack([one.logs for one in each]), np.array([one.nothing for one in each])
     order = floors.argsort(0)
     nothing, floors = nothing[order[:, 0]], np.take_along_axis(floors, order, 0)
-    logs = np.take_along_axis(logs, order, 0)
+    logs = np.take_along_axis(logs, order[:, None], 0)
     return replace(
         each[0],
         method=family,
-        logs=np.array([np.interp(w, f, value) for w, f, value in zip(wanted, floors.T, logs.T, strict=True)]),
+        logs=np.array(
+            [
+                [np.interp(w, f, value) for w, f, value in zip(wanted, floors.T, some.T, strict=True)]
+                for some in logs.swapaxes(0, 1)
+            ]
+        ),
         nothing=float(np.interp(wanted[0], floors[:, 0], nothing)),
         paired=all(one.paired for one in each),
     )
@@ -201,13 +211,14 @@ def _table(found: list[_Beside], score: str) -> list[Ratio]:
 
 def _ratio(block: str, some: list[_Beside], score: str) -> Ratio:
     with np.errstate(invalid="ignore", over="ignore"):  # one never gets there in this block, the other in that
-        value = np.exp(np.mean([one.logs for one in some], 0))
+        value, least, most = np.exp(np.mean([one.logs for one in some], 0))
+    least, most = (np.where(np.isnan(end[1:]), np.inf, end[1:]) for end in (least, most))
     base_never = any(one.base_never for one in some)
     return Ratio(
         block=block,
         method=some[0].method,
         value=float(value[0]),
-        interval=None if base_never else scores.interval(np.where(np.isnan(value[1:]), np.inf, value[1:])),
+        interval=None if base_never else scores.interval(least, most),
         do_nothing=float(np.exp(np.mean([one.nothing for one in some]))) if score == "relative" else None,
         paired=all(one.paired for one in some),
         base_never=base_never,
@@ -218,10 +229,10 @@ def _over_seeds(records: list[Record], score: str, of: Callable[[Record, str], R
     """Mean over SAE seeds of a score or its logarithm; in a resample over as many seeds, drawn with replacement, the
     same ones at every block.
     """
-    each = np.stack([of(record, score) for record in records], 1)
+    each = np.stack([of(record, score) for record in records], -1)
     n = len(records)
-    draws = np.random.default_rng([records[0].seed, n]).integers(n, size=(len(each) - 1, n))
-    return np.take_along_axis(each, np.concatenate([np.arange(n)[None], draws]), 1).mean(1)
+    draws = np.random.default_rng([records[0].seed, n]).integers(n, size=(each.shape[1] - 1, n))
+    return np.take_along_axis(each, np.concatenate([np.arange(n)[None], draws])[None], -1).mean(-1)
 
 
 def _resampled(record: Record, score: str) -> Resampled:
@@ -232,7 +243,7 @@ def _resampled(record: Record, score: str) -> Resampled:
     every = scores.every_score(np.array(record.edges), curves, record.n_live_edges, record.n_edges, draws)
     if score not in every:
         raise unknown("score", score, every)
-    return every[score]
+    return np.stack(every[score])
 
 
 def _logarithm(record: Record, score: str) -> Resampled:
@@ -242,9 +253,9 @@ def _logarithm(record: Record, score: str) -> Resampled:
         UserError: it has none.
     """
     values = _resampled(record, score)
-    if values[0] <= 0:
+    if values[VALUE, 0] <= 0:
         where = f"{record.block} {record.method}"
-        raise UserError(f"{score} of {where} is {values[0]:.3g}: there are ratios of positive scores only")
+        raise UserError(f"{score} of {where} is {values[VALUE, 0]:.3g}: there are ratios of positive scores only")
     return np.log(values)
 
 

@@ -43,6 +43,7 @@ from scalar_sae.malloc import hand_back_freed_memory
 from scalar_sae.results import Control, Curves, Floor, PromptCurves, Record
 from scalar_sae.sae_results import Interval
 from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.trained import Trained
 from scalar_sae.versions import versions
 
 DEFINITIONS = 3
@@ -125,10 +126,16 @@ def score(
         special=list(pair.special),
         config=settings_of(config, ranking) | pair.lm.describe() | _addresses(pair),
         hashes=hashes,
+        trained=trained({"up": pair.up, "down": pair.down}),
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),
     )
     return record
+
+
+def trained(saes: dict[str, SAE]) -> dict[str, Trained]:
+    """How long SAEs were trained, of those whose files say."""
+    return {name: sae.trained for name, sae in saes.items() if sae.trained is not None}
 
 
 def _addresses(pair: Pair) -> dict[str, list[str | None]]:
@@ -302,13 +309,13 @@ def hash_of(tensors: Any) -> str:
 def _scores(
     counts: Counts, curves: Curves, n_live: int, n_edges: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Interval | list[Interval] | None]]:
-    """Every score of the mean curves, and its interval over prompts."""
+    """Every score of the mean curves, and its interval: over prompts, and over what the grid leaves open."""
     n_prompts = len(curves.floor_kl)
     drawn = scores.resamples(n_prompts, seed)
     resampled = scores.every_score(counts, curves, n_live, n_edges, drawn)
-    found = scores.every_score(counts, curves, n_live, n_edges, np.arange(n_prompts)[None])
+    measured = scores.every_score(counts, curves, n_live, n_edges, np.arange(n_prompts)[None])
     ci: dict[str, Interval | list[Interval] | None] = {
-        name: scores.interval(value) for name, value in resampled.items() if not name.startswith("dip")
+        name: scores.interval(found.low, found.high) for name, found in resampled.items() if not name.startswith("dip")
     }
     for name, curve in (("kl_model", curves.kl_model), ("kl_circuit", curves.kl_circuit)):
         bands = scores.over_prompts(curve, curves.n_tokens, drawn)
@@ -316,7 +323,7 @@ def _scores(
         if name == "kl_circuit":
             recovered = scores.recovery(counts, bands.T).T
             ci["recovery"] = [scores.interval(band) or (0.0, 0.0) for band in recovered]
-    return {name: float(value[0]) for name, value in found.items()}, ci
+    return {name: float(found.value[0]) for name, found in measured.items()}, ci
 
 
 def _finite(value: float) -> float | None:

@@ -66,6 +66,7 @@ def quickstart(
     Example: **scalar quickstart --out runs/quickstart**
     """
     from scalar_sae import workers
+    from scalar_sae.cautions import cautions_of
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.locks import held
     from scalar_sae.report.page import write_report
@@ -85,7 +86,8 @@ def quickstart(
         print_records(results.records)
         tell("", f"Report: {page}")
 
-    return Outcome({"report": page, "records": results.records}, show)
+    found = {"report": page, "records": results.records, "cautions": cautions_of(results.records)}
+    return Outcome(found, show)
 
 
 @verb(app, "train-lm")

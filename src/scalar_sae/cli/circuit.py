@@ -64,6 +64,7 @@ def circuit(
     from scalar_sae import workers
     from scalar_sae.benchmark.circuit import score_chain
     from scalar_sae.benchmark.score import say_left_out
+    from scalar_sae.cautions import cautions_of
     from scalar_sae.console import Bar
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.results import Results
@@ -93,4 +94,5 @@ def circuit(
     if out:
         results.write(out)
         shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
-    return Outcome({"records": results.records}, lambda: print_records(results.records))
+    found = {"records": results.records, "cautions": cautions_of(results.records)}
+    return Outcome(found, lambda: print_records(results.records))

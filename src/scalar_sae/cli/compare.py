@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scalar_sae.cli.tables import PlainTable, name_texts, show, text_of
+from scalar_sae.cli.tables import PlainTable, name_texts, print_cautions, show, text_of
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.errors import UserError
 
@@ -37,6 +37,7 @@ def compare(
     Example: **scalar compare runs/quickstart --base topk --score edges_at.90**
     """
     from scalar_sae.benchmark.compare import at_matched_fidelity, ratios
+    from scalar_sae.cautions import cautions_of
     from scalar_sae.results import Results
 
     paths = [path / "results.json" if path.is_dir() else path for path in files]
@@ -59,8 +60,9 @@ def compare(
     def tell_all() -> None:
         show(table)
         name_texts(map(text_of, records))
+        print_cautions(records)
 
-    return Outcome({"score": score, "base": base, "ratios": found}, tell_all)
+    return Outcome({"score": score, "base": base, "ratios": found, "cautions": cautions_of(records)}, tell_all)
 
 
 def _said(ratio: "Ratio") -> str:

@@ -98,6 +98,7 @@ def score(
     from scalar_sae.benchmark.pair import Pair
     from scalar_sae.benchmark.score import say_left_out
     from scalar_sae.benchmark.score import score as run
+    from scalar_sae.cautions import cautions_of
     from scalar_sae.console import Bar
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.results import Record, Results
@@ -141,7 +142,8 @@ def score(
     if out:
         results.write(out)
         shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
-    return Outcome({"records": results.records}, lambda: print_records(results.records))
+    found = {"records": results.records, "cautions": cautions_of(results.records)}
+    return Outcome(found, lambda: print_records(results.records))
 
 
 def _ends(place: "Block") -> "dict[str, Find]":

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 
 PUBLISHED = ("absolute", "pure", "relative", "do nothing")
-DEEP = 0.01
-"""A fall of recovery below 90 % that is worth a remark."""
 
 
 class PlainTable(Table):
@@ -41,9 +39,13 @@ def show(table: Table) -> None:
 
 
 def print_records(records: "list[Record]") -> None:
-    """Headline scores, a row a record; the published scores too if one was scored as the authors do."""
+    """Headline scores, a row a record, and what speaks against them; the published scores too if one was scored as the
+    authors do.
+    """
+    from scalar_sae.cautions import DEEP
+
     published = any(record.config.get("conventions") == "published" for record in records)
-    table = PlainTable(title="SCALAR: lower is better, 95 % intervals over prompts")
+    table = PlainTable(title="SCALAR: lower is better, 95 % intervals over prompts and between edge counts")
     for column in ("block", "SAEs", "ranking"):
         table.add_column(column, no_wrap=True)
     for column in ("edges@90", "live", "log area", "floor", *(PUBLISHED if published else ())):
@@ -64,13 +66,21 @@ def print_records(records: "list[Record]") -> None:
             ("never" if edges is None else f"{edges:,.0f}")
             + (f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else "")
             + (f", dip {record.dip['90']:.2f}" if record.dip["90"] > DEEP else ""),
-            "" if live is None else f"{live:.1f}",
+            "never" if live is None else f"{live:.1f}",
             f"{record.log_area:.3f}",
             f"{record.floor.kl:.3f}",
             *(f"{value:.4g}" for value in areas),
         )
     show(table)
     name_texts(map(text_of, records))
+    print_cautions(records)
+
+
+def print_cautions(records: "Sequence[Record]") -> None:
+    """Say what speaks against the scores of a table, each sentence once."""
+    from scalar_sae.cautions import cautions_of
+
+    tell(*(f"Caution: {said}" for said in cautions_of(records)))
 
 
 def name_texts(texts: "Iterable[TextRead | None]") -> None:

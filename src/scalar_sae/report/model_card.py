@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from scalar_sae.cautions import cautions_of
 from scalar_sae.report.text import visible
 from scalar_sae.results import Results
 from scalar_sae.sae_results import SaeFidelity
@@ -13,6 +14,7 @@ from scalar_sae.saes.formats.detect import Located
 
 _RECIPE_CHARACTERS = 4000
 _CELL_CHARACTERS = 200
+_CAUTION_CHARACTERS = 2000
 
 
 def model_card(repository: str, located: Iterable[Located], results: Results | None) -> str:
@@ -53,6 +55,7 @@ def _fidelity(fidelity: SaeFidelity | None) -> list[str]:
 
 
 def _scores(results: Results) -> list[str]:
+    records = [record for record in results.records if record.control is None]
     rows = [
         [
             record.block,
@@ -62,11 +65,12 @@ def _scores(results: Results) -> list[str]:
             f"{record.log_area:.2f}",
             f"{record.floor.kl:.2f}",
         ]
-        for record in results.records
-        if record.control is None
+        for record in records
     ]
     header = ["block", "SAEs", "ranking", "edges@90", "log area", "floor (nats)"]
-    return ["## SCALAR: how sparsely they interact (lower is better)", _table(header, rows)]
+    against = [f"- {_plain(said, _CAUTION_CHARACTERS)}" for said in cautions_of(records)]
+    parts = ["## SCALAR: how sparsely they interact (lower is better)", _table(header, rows), "\n".join(against)]
+    return [part for part in parts if part]
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -74,9 +78,9 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, most: int = _CELL_CHARACTERS) -> str:
     """Text that Markdown shows as it is, in one line."""
-    shown = visible(text[:_CELL_CHARACTERS]).replace("\n", " ")
+    shown = visible(text[:most]).replace("\n", " ")
     return re.sub(r"([\\`*\[\]|~!])", r"\\\1", html.escape(shown, quote=False))
 
 

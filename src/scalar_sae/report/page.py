@@ -11,6 +11,7 @@ import yaml
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
+from scalar_sae.cautions import DEEP, cautions_of
 from scalar_sae.io import write_text
 from scalar_sae.report import figures, measures
 from scalar_sae.report.environment import asset, environment, policy_of
@@ -62,7 +63,7 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
     exact = results.under(headline(results))
     published = results.under("published")
     templates = environment()
-    templates.filters.update(number=_number, interval=_interval, percent=_percent)
+    templates.filters.update(number=_number, reached=_reached, interval=_interval, percent=_percent)
     return templates.get_template("page.html.j2").render(
         title=title,
         csp=policy_of(*scripts.values()),
@@ -74,10 +75,13 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         rank_prompts={record.ranking: record.config["rank_prompts"] for record in records},
         seconds=sum(record.seconds for record in records),
         headline=headline(results),
+        deep=DEEP,
         exact=exact,
+        cautions=cautions_of(exact),
         local={record.key[:2]: record for record in results.under("local")},
         controls=controls(results),
         published=compare(published),
+        published_cautions=cautions_of(published),
         ratios=headline_ratios(exact),
         recovery_figures=[
             _html(figures.recovery_curves(some, colours)) for some in _by_kind(exact + results.under("random"))
@@ -196,6 +200,11 @@ def _number(value: float | None, digits: int = 3) -> str:
         return f"{value:g}"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}"
+
+
+def _reached(value: float | None) -> str:
+    """A score that a curve need not reach."""
+    return "never" if value is None else _number(value)
 
 
 def _interval(interval: Sequence[float] | None) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU
 from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.trained import Trained
 from scalar_sae.sites import Site
 
 
@@ -44,6 +45,8 @@ class SAE:
     """A transcoder's output site; None: the reconstruction belongs where the input was read."""
     address: str | None = None
     """On the Hugging Face Hub, with the commit; None for files of this machine."""
+    trained: Trained | None = None
+    """How long it was trained; None if its files do not say."""
 
     def __post_init__(self) -> None:
         self.activation.check(self.d_sae)

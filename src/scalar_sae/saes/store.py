@@ -27,6 +27,7 @@ from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group, Source, site_in
+from scalar_sae.saes.trained import Trained
 from scalar_sae.sealed import check_digest, digest_of_file
 from scalar_sae.sites import Site
 
@@ -140,7 +141,8 @@ def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
         )
     if card.chunks and (card.chunks[-1] != sae.d_sae or any(b <= a for a, b in pairwise([0, *card.chunks]))):
         raise UserError(f"{CONFIG} says chunks = {card.chunks}: expected rising numbers that end with {sae.d_sae}")
-    return replace(sae, writes=None if card.writes is None else Site.parse(card.writes)), card
+    writes = None if card.writes is None else Site.parse(card.writes)
+    return replace(sae, writes=writes, trained=Trained.of(card.recipe, sae.d_sae)), card
 
 
 def _activation(card: SaeCard, tensors: Tensors) -> Activation:

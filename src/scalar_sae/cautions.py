@@ -1,0 +1,89 @@
+"""When a score means little: sentences that follow from a record. benchmark/README.md has the limits and reasons."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scalar_sae.results import Record
+
+FEW_PROMPTS = 20
+LARGE_FLOOR = 1.0
+"""Nats."""
+FEW_STEPS = 1000
+FEW_TOKENS = 100
+"""A latent."""
+DEEP = 0.01
+"""A fall of recovery below 90 % that is worth a remark."""
+
+
+def cautions(record: Record) -> list[str]:
+    """Why the scores of a record mean little; nothing if nothing is known to speak against them."""
+    return [*_of_text(record), *_of_floor(record), *_of_curve(record), *_of_training(record)]
+
+
+def cautions_of(records: Sequence[Record]) -> list[str]:
+    """The cautions of a table's records: each once, with the SAEs and blocks that it applies to."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        for sentence in cautions(record):
+            found.setdefault(sentence, []).append(record)
+    if len(records) == 1:
+        return list(found)
+    return [f"{sentence} ({_which(some, records)})" for sentence, some in found.items()]
+
+
+def _of_text(record: Record) -> Iterator[str]:
+    n = len(record.prompts.floor_kl)
+    if n < FEW_PROMPTS:
+        were = "prompt was" if n == 1 else "prompts were"
+        yield f"Only {n} {were} scored: 95 % intervals over fewer than {FEW_PROMPTS} prompts are too narrow."
+
+
+def _of_floor(record: Record) -> Iterator[str]:
+    if record.floor.kl > record.kl_model[0] / 2:
+        yield (
+            "The floor is more than half of the KL of the circuit without edges: the full circuit, against which "
+            "recovery is measured, is itself poor."
+        )
+    if record.floor.kl > LARGE_FLOOR:
+        yield f"The floor is above {LARGE_FLOOR:g} nat: even the circuit with all edges predicts unlike the model."
+
+
+def _of_curve(record: Record) -> Iterator[str]:
+    missed = [q for q, edges in record.edges_at.items() if edges is None]
+    if missed:
+        yield f"Recovery never reaches {min(missed, key=int)} %, however many of the curve's edges are kept."
+    if record.edges[-1] < record.n_edges:
+        yield "The curve stops before all edges: what more edges recover is not known."
+    if record.dip["90"] > DEEP:
+        yield "Recovery falls below 90 % again at a larger count than edges@90."
+
+
+def _of_training(record: Record) -> Iterator[str]:
+    if not record.trained:
+        return
+    steps = min(one.steps for one in record.trained.values())
+    tokens = min(one.tokens / one.latents for one in record.trained.values())
+    if steps < FEW_STEPS:
+        yield f"The SAEs were trained for {steps:,} steps: below {FEW_STEPS:,} a score says little about the method."
+    if tokens < FEW_TOKENS:
+        yield (
+            f"The SAEs were trained on {tokens:,.1f} tokens a latent: below {FEW_TOKENS} a score says little about the "
+            "method."
+        )
+
+
+def _which(some: Sequence[Record], records: Sequence[Record]) -> str:
+    """Some rows of a table in words, by the names of their SAEs."""
+    if len(some) == len(records):
+        return "all rows"
+    several = len({record.ranking for record in records}) > 1
+
+    def name(record: Record) -> str:
+        ranking = (Path(record.ranking).name,) if several else ()
+        return ", ".join([record.method, *ranking, *filter(None, [record.control])])
+
+    words: list[str] = []
+    for one in dict.fromkeys(map(name, some)):
+        mine, every = ([record.block for record in of if name(record) == one] for of in (some, records))
+        words.append(one if len(mine) == len(every) else f"{one} at {', '.join(dict.fromkeys(mine))}")
+    return "; ".join(words)

@@ -1,0 +1,27 @@
+"""How long an SAE was trained, as far as its files say."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Trained(BaseModel):
+    """The training behind the weights of one SAE."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    steps: int
+    """Optimiser steps until the weights that were kept: those with the best validation loss, or the last ones."""
+    tokens: int
+    """Tokens of those steps."""
+    latents: int
+    """Latents that were trained."""
+
+    @classmethod
+    def of(cls, recipe: dict[str, Any], latents: int) -> "Trained | None":
+        """From the recipe on an SAE's card; None if it does not say."""
+        match recipe:
+            case {"kept": {"step": int(kept)}, "seen": {"steps": int(steps), "tokens": int(tokens)}} if steps > 0:
+                return cls(steps=kept, tokens=tokens * kept // steps, latents=latents)
+            case _:
+                return None
