@@ -77,7 +77,10 @@ class StudyConfig(BaseModel):
             )
         everywhere = {} if special is None else {"special": special}
         train = {**content["train"], **(changes or {}), **everywhere}
-        return cls._of(train, {**(content.get("score") or {}), **everywhere})
+        try:
+            return cls._of(train, {**(content.get("score") or {}), **everywhere})
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
 
     @classmethod
     def of_run(cls, out: Path) -> "StudyConfig":

@@ -9,6 +9,7 @@
 The parts in brackets may be left out. A path that contains one of the marks is still found if it exists as it is.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class Address:
         place = spec.removeprefix(HUB)
         if spec.startswith(HUB) and not place.startswith(("/", "./", "../", "~")):
             return _hub(spec, place)
-        found = _local(cls(str(Path(place).expanduser())), list(_PARTS))
+        # os.path's leaves the name of a user who is not there as it is
+        found = _local(cls(str(Path(os.path.expanduser(place)))), list(_PARTS))  # noqa: PTH111
         if found is None:
             raise unknown("corpus", spec, [*NAMES, "a path that exists", "hf://owner/name:config@split#column"])
         return found

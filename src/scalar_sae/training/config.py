@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scalar_sae.errors import UserError, unknown
+from scalar_sae.errors import UserError, quoted, unknown
 from scalar_sae.lm.special import Rule
 from scalar_sae.readers import explained, parse_yaml, read_text
 from scalar_sae.saes.methods import CONFIGS, MethodConfig
@@ -103,6 +103,8 @@ def read_preset(name: str) -> dict[str, Any]:
     content = parse_yaml(text, name)
     if not isinstance(content, dict) or not isinstance(content.get("train"), dict):
         raise UserError(f"{name}: expected the sections train: and score:")
+    if not isinstance(content.get("score"), dict | None):
+        raise UserError(f"{name}: score: expected fields and their values, not {quoted(content['score'])}")
     return content
 
 
@@ -123,7 +125,7 @@ def validated(model: type[Config], values: dict[str, Any], where: str) -> Config
         if first["type"] == "union_tag_invalid":
             context = first.get("ctx", {})
             tags = context["expected_tags"].replace("'", "").split(", ")
-            raise unknown("method", str(context["tag"]), tags) from error
+            raise UserError(f"{where}: {unknown('method', str(context['tag']), tags)}") from error
         if first["type"] == "union_tag_not_found":
             raise UserError(f"{where}: {place}: method: is missing; give one of {', '.join(CONFIGS)}") from error
         raise UserError(f"{where}: {explained(error)}") from error
