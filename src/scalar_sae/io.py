@@ -15,7 +15,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ SETTINGS = "settings.json"
 _LOCKS = {".lock", ".owner"}
 """What locks.py puts into a folder that is in use."""
 _TEMPORARY = re.compile(rf"\.{_HOST}\.(\d+)\.[0-9a-f]{{8}}\.partial")
+_PROBE = 65_536
+"""Bytes that are written to see whether a disk has room for a beginning."""
 
 
 @contextmanager
-def whole(path: Path, option: str = "--out") -> Generator[Path]:
-    """Yield a temporary path (file or folder) that becomes `path` if the block succeeds; `option` is what named it.
+def whole(path: Path, option: str = "place") -> Generator[Path]:
+    """Yield a temporary path (file or folder) that becomes `path` if the block succeeds; `option` names its place.
 
     Raises:
         UserError: the disk is full, the folder cannot be written, or something else is there that would be lost.
@@ -59,19 +61,32 @@ def whole(path: Path, option: str = "--out") -> Generator[Path]:
         raise
 
 
-def check_writable(path: Path, option: str = "--out") -> None:
-    """Raise a UserError if a file cannot be written, before the work that it is to hold is done."""
-    temporary = _temporary(path)
+def check_writable(path: Path, option: str = "--out", *, folder: bool = False) -> None:
+    """Raise a UserError if a file, or a folder, cannot be written, before the work is done that it is to hold.
+
+    It is tried in the nearest folder that is there, with a file that is removed at once. No folder is made.
+    """
+    place, missing = (path, list[str]()) if folder else (path.parent, [path.name])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.exists()  # names that no file can have
-        temporary.touch()
-        temporary.unlink(missing_ok=True)
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            kinds = ("no folder", "a folder") if folder else ("a folder or a device", "a file")
+            raise UserError(f"{path}: is {kinds[0]}, and {kinds[1]} is to be written there; choose another {option}")
+        while not os.path.lexists(place):
+            place, missing = place.parent, [place.name, *missing]
+        for name in missing:
+            with suppress(FileNotFoundError):  # a name that is too long is another error
+                os.lstat(place / f"{name}.partial")
+        probe = _temporary(place / "probe")
+        try:
+            probe.write_bytes(bytes(_PROBE))
+        finally:
+            with suppress(OSError):
+                probe.unlink()
     except OSError as error:
         raise unwritable(path, error, option) from error
 
 
-def unwritable(path: Path, error: Exception, option: str = "--out") -> UserError:
+def unwritable(path: Path, error: Exception, option: str = "place") -> UserError:
     """What to tell the user of a file that could not be written, and which option names its place."""
     return UserError(f"{path}: cannot be written ({_reason(error)}); free space or choose another {option}")
 
@@ -170,13 +185,13 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def write_text(path: Path, text: str, option: str = "--out") -> None:
+def write_text(path: Path, text: str, option: str = "place") -> None:
     """Write a text file whole or not at all."""
     with whole(path, option) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any, option: str = "--out") -> None:
+def write_json(path: Path, value: Any, option: str = "place") -> None:
     """Write a JSON file whole or not at all; NaN is refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", option)
 
@@ -200,6 +215,14 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: the folder holds tables that were made otherwise.
     """
+    check_claim(folder, settings)
+    path = folder / SETTINGS
+    if not os.path.lexists(path):
+        write_json(path, settings)
+
+
+def check_claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise a UserError if a folder holds tables that were made otherwise; nothing is written."""
     path = folder / SETTINGS
     if os.path.lexists(path):
         differing = differences(read_plain(path), settings)
@@ -207,8 +230,6 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
             raise UserError(f"{folder}: holds other tables ({'; '.join(differing)}); choose another --out")
     elif folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise UserError(f"{folder}: exists and does not say how its tables were made; choose another --out")
-    else:
-        write_json(path, settings)
 
 
 def read_plain(path: Path) -> Any:

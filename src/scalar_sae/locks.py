@@ -67,7 +67,7 @@ def _made(folder: Path) -> list[Path]:
         missing = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise UserError(f"{folder}: is no folder; choose another --out") from error
+        raise UserError(f"{folder}: is no folder; choose another place") from error
     except OSError as error:
         raise unwritable(folder, error) from error
     return missing

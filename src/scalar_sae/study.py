@@ -128,17 +128,31 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
         UserError: the directory holds another run, or files that are not a run's.
     """
     resolved = RunConfig(train=config.train, score=config.score, data=data).model_dump(mode="json")
+    _check_same_run(out, {name: value for name, value in resolved.items() if name != "written_by"})
     path = out / "config.yaml"
-    if os.path.lexists(path):
-        there = RunConfig.read(path).model_dump(mode="json", exclude={"written_by"})
-        differing = differences(there, {name: value for name, value in resolved.items() if name != "written_by"})
-        if differing:
-            raise UserError(f"{out}: already holds another run ({'; '.join(differing)}); choose another --out")
-    elif out.exists() and (not out.is_dir() or any(not entry.name.startswith(".") for entry in out.iterdir())):
-        raise UserError(f"{out}: exists and is not a run directory; choose another --out")
-    else:
+    if not os.path.lexists(path):
         write_text(path, yaml.safe_dump(resolved, sort_keys=False))
     return Events(out / "events.jsonl")
+
+
+def check_run(out: Path, config: StudyConfig) -> None:
+    """See whether a run directory is free for a config, as far as that is known before its text is read.
+
+    Raises:
+        UserError: the directory holds another run, or files that are not a run's.
+    """
+    _check_same_run(out, config.model_dump(mode="json", include={"train", "score"}))
+
+
+def _check_same_run(out: Path, asked: dict[str, Any]) -> None:
+    """Raise a UserError if a directory holds a run with other values in some fields of its config, or is no run's."""
+    path = out / "config.yaml"
+    if os.path.lexists(path):
+        there = RunConfig.read(path).model_dump(mode="json", include=set(asked))
+        if differing := differences(there, asked):
+            raise UserError(f"{out}: already holds another run ({'; '.join(differing)}); choose another --out")
+    elif out.exists() and not (out.is_dir() and all(file.name[0] == "." or file == path for file in out.iterdir())):
+        raise UserError(f"{out}: exists and is not a run directory; choose another --out")
 
 
 def train_run(
@@ -166,12 +180,15 @@ def train_run(
     for name in log:
         trackers.check(name)
     place = workers.device(device)
-    lm = _source(config, out)
-    corpus = text_of(config, lm)
-    check_training(config.train, lm, corpus)
+    check_run(out, config)
     if to_score:
-        check_scoring(config, lm, corpus)
+        Results.read_if_there(out / "results.json")  # what is damaged is said before anything is trained
     with held(out, remedy="wait until it ends, or choose another --out"):
+        lm = _source(config, out)
+        corpus = text_of(config, lm)
+        check_training(config.train, lm, corpus)
+        if to_score:
+            check_scoring(config, lm, corpus)
         with workers.one_first():
             events = open_run(out, config, corpus.describe())
             _keep_model(lm, out / "lm")

@@ -22,7 +22,7 @@ from scalar_sae import workers
 from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.console import say
 from scalar_sae.errors import UserError
-from scalar_sae.io import whole, write_json
+from scalar_sae.io import check_writable, whole, write_json
 from scalar_sae.lm.model import LanguageModel
 
 _NO_PART = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
@@ -70,6 +70,8 @@ class CachedStream:
                 "--cache on another disk, fewer tokens or fewer sites"
             )
         else:
+            if needed:
+                check_writable(self._folder, "--cache", folder=True)
             say(f"cache {self._folder}: {size}; {needed / 1e9:.1f} GB more, {free / 1e9:,.0f} GB free")
 
     def buffers(self, start: int = 0) -> Iterator[Buffer]:

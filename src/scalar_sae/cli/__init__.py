@@ -8,11 +8,13 @@ import typer
 from scalar_sae._version import __version__
 from scalar_sae.cli import circuit, compare, measure, saes, score
 from scalar_sae.cli.ending import ended
+from scalar_sae.cli.outputs import check_cache, check_folder, check_run
 from scalar_sae.cli.subjects import Device, Special
 from scalar_sae.cli.tables import print_records
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.io import check_writable
 from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.readers import parse_yaml
 
@@ -72,6 +74,7 @@ def quickstart(
     from scalar_sae.report.page import write_report
     from scalar_sae.study import StudyConfig, score_run, train_run
 
+    check_run(out)
     rule = None if special is None else parse_rule(special)
     workers.join()
     config = StudyConfig.from_preset(preset, _changes(change, dtype), rule)
@@ -113,6 +116,7 @@ def train_lm(
     from scalar_sae.lm.train import train_lm as run
     from scalar_sae.training.config import validated
 
+    check_folder(out)
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
     record = run(validated(LmRecipe, {**RECIPES[recipe].model_dump(), **_changes(change)}, "recipe"), out, *data or ())
@@ -161,6 +165,8 @@ def train(
         )
     if not (resume or preset):
         raise UserError("scalar train needs a preset, or --resume and the --out of a run that was stopped")
+    check_run(out)
+    check_cache(cache)
     rule = None if special is None else parse_rule(special)
     workers.join()
     config = StudyConfig.from_preset(preset, _changes(change, dtype), rule) if preset else StudyConfig.of_run(out)
@@ -173,14 +179,18 @@ def train(
 @verb(app)
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory with results.json.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for the page; by default `report.html` in the run.")
+    ] = None,
 ) -> Outcome:
-    """Write `report.html` from a run's results: one self-contained page.
+    """Write a page from a run's results: one self-contained file.
 
     Example: **scalar report runs/quickstart**
     """
     from scalar_sae.report.page import write_report
 
-    page = write_report(run)
+    check_writable(out or run / "report.html")
+    page = write_report(run, out)
     return Outcome({"report": page}, lambda: tell(f"Report: {page}"))
 
 

@@ -7,18 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import (
-    Device,
-    Dtype,
-    Memory,
-    Saes,
-    Special,
-    Text,
-    check_out,
-    finished,
-    prompts_of,
-    subjects,
-)
+from scalar_sae.cli.outputs import check_results
+from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, Text, finished, prompts_of, subjects
 from scalar_sae.cli.tables import print_records
 from scalar_sae.cli.verbs import Outcome, verb
 
@@ -71,7 +61,7 @@ def circuit(
     from scalar_sae.saes.sources import site_in
     from scalar_sae.sites import Site
 
-    check_out(out)
+    check_results(out)
     places = [Site.parse(name.strip()) for name in sites.split(",")]
     workers.join()
     ends = {str(place): functools.partial(site_in, site=place) for place in places}

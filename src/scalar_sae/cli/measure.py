@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scalar_sae.cli.outputs import check_folder, check_tables
 from scalar_sae.cli.subjects import Dtype, Special, Text
 from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell
 from scalar_sae.errors import UserError
+from scalar_sae.io import check_writable
 
 if TYPE_CHECKING:
     from scalar_sae.sae_results import SaeReading
@@ -63,13 +65,13 @@ def measure(
     Example: **scalar measure runs/seed0 --against runs/seed1 --against runs/seed2**
     """
     from scalar_sae.lm.special import parse_rule
-    from scalar_sae.measures.run import RESULTS, measure_run, records_folder
+    from scalar_sae.measures.run import check_records, measure_run, records_folder
 
+    path = check_records(run, records_folder(run, out))
     partner, rule = not any_partner, parse_rule(special or "skip")
     results = measure_run(
         run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule, out
     )
-    path = records_folder(run, out) / RESULTS
 
     def show() -> None:
         print_measures(results)
@@ -111,15 +113,16 @@ def features(
     """
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.measures.reading import keep_reading, reading
-    from scalar_sae.measures.run import RESULTS, read_run, records_folder
+    from scalar_sae.measures.run import check_records, read_run, records_folder
     from scalar_sae.report.features import write_page
 
+    path = check_records(run, records_folder(run, out))
+    check_tables(out or path.parent / "features")
     ranking = None if edges == "none" else edges
     rule = parse_rule(special or "skip")
     folders = read_run(run, out, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule)
     records = [reading(folder) for folder in folders]
     pages = [write_page(folder, _title(record)) for folder, record in zip(folders, records, strict=True)]
-    path = records_folder(run, out) / RESULTS
     keep_reading(path, records)
 
     def show() -> None:
@@ -157,16 +160,24 @@ def judge(
     from scalar_sae.measures.reading import keep_reading, reading
     from scalar_sae.measures.run import RESULTS
     from scalar_sae.report.features import write_page
+    from scalar_sae.results import Results
 
     if url and dtype != "auto":
         raise UserError(f"--dtype {dtype}: a server decides in which precision its model computes; leave it out")
     if not model:
         raise UserError("scalar judge needs a judge: --url and --model, or --model FOLDER")
+    copy = "folder, such as a copy of this one"
+    above = folder.resolve().parent.parent  # RUN/features, or FEATURES by itself
+    kept = next((path for path in (above / RESULTS, above.parent / RESULTS) if path.is_file()), None)
+    if folder.is_dir():
+        check_folder(folder, copy)
+        check_folder(folder / "page", copy)
+    if kept:
+        check_writable(kept, copy)
+        Results.read(kept)  # what is damaged is said before anything is asked
     answers = judge_features(folder, endpoint(url, model) if url else local(model, dtype), latents)
     record = reading(folder)
     page = write_page(folder, _title(record))
-    above = folder.resolve().parent.parent  # RUN/features, or FEATURES by itself
-    kept = next((path for path in (above / RESULTS, above.parent / RESULTS) if path.is_file()), None)
     if kept:
         keep_reading(kept, [record])
 
@@ -213,6 +224,8 @@ def blind(
 
     if a is None or b is None:
         raise UserError("scalar blind needs the folders of two SAEs")
+    check_folder(out)
+    check_folder(out / "answers")
     prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype, parse_rule(special or "skip"))
     with serve(Comparison(out, rater), port) as server:
         tell(f"Open http://127.0.0.1:{server.server_port} and answer by keyboard; Ctrl-C ends, the same goes on.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from scalar_sae.cli.outputs import check_empty
 from scalar_sae.cli.tables import PlainTable, show
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell
@@ -83,6 +84,7 @@ def export(
     from scalar_sae.saes.store import find_saes
     from scalar_sae.sites import Site
 
+    check_empty(out)
     located = list(find_saes(path))
     groups = {found.group for found, _, _ in located}
     if method is not None and method not in groups:

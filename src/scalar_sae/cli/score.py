@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalar_sae.cli.subjects import (
-    Device,
-    Dtype,
-    Memory,
-    Saes,
-    Special,
-    Text,
-    check_out,
-    finished,
-    prompts_of,
-    subjects,
-)
+from scalar_sae.cli.outputs import check_results
+from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, Text, finished, prompts_of, subjects
 from scalar_sae.cli.tables import print_records
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.errors import UserError
@@ -104,7 +94,7 @@ def score(
     from scalar_sae.results import Record, Results
     from scalar_sae.sites import Block
 
-    check_out(out)
+    check_results(out)
     if published and special not in (None, "count"):
         raise UserError(f"--special {special}: the authors' code counts every token; leave out --published")
     if published and ablation != "zero":

@@ -125,16 +125,6 @@ def prompts_of(
     return config, held_out(corpus, config)
 
 
-def check_out(out: Path | None) -> None:
-    """Raise a UserError if results are there already, or cannot be written there."""
-    from scalar_sae.io import check_writable
-
-    if out and out.exists():
-        raise UserError(f"{out}: exists already; choose another --out")
-    if out:
-        check_writable(out)
-
-
 def finished(bar: "Bar", name: str, n: int | float) -> None:
     """Move a bar on."""
     bar.step(n, name)

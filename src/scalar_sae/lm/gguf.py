@@ -68,7 +68,7 @@ def convert(
     *,
     digest: str | None = None,
     with_tokenizer: bool = True,
-    option: str = "--out",
+    option: str = "folder",
 ) -> None:
     """Write a GGUF file's model and tokenizer as a folder of `transformers`, whole or not at all.
 

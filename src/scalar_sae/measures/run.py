@@ -16,7 +16,7 @@ from scalar_sae.benchmark.score import digest, rules
 from scalar_sae.console import say
 from scalar_sae.corpora import windows
 from scalar_sae.errors import UserError, unknown
-from scalar_sae.io import check_writable, claim, whole
+from scalar_sae.io import check_claim, check_writable, claim, whole
 from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule, counted, say_special
@@ -62,18 +62,36 @@ def records_folder(saes: str | Path, out: Path | None = None) -> Path:
     return Path(f"scalar-{(named.parent if named.name == 'saes' else named).name.partition('@')[0]}")
 
 
+def check_records(saes: str | Path, folder: Path) -> Path:
+    """The `results.json` of a folder; nothing is written.
+
+    Raises:
+        UserError: it is damaged or cannot be written, or the folder holds records of other SAEs.
+    """
+    check_writable(folder / RESULTS)
+    if owner := _owner(saes, folder):
+        check_claim(folder, owner)
+    Results.read_if_there(folder / RESULTS)
+    return folder / RESULTS
+
+
 def open_records(saes: str | Path, folder: Path) -> Path:
     """The `results.json` of a folder, which is claimed for these SAEs unless it is their run.
 
     Raises:
-        UserError: it holds records of others, or cannot be written.
+        UserError: as `check_records`.
     """
-    path = Path(Source.parse(saes).path)
-    if folder != path:
-        claim(folder, {"saes": str(path.resolve() if path.exists() else path)})
+    path = check_records(saes, folder)
+    if owner := _owner(saes, folder):
+        claim(folder, owner)
         say(f"{saes}: left as it is; records go to {folder}")
-    check_writable(folder / RESULTS)
-    return folder / RESULTS
+    return path
+
+
+def _owner(saes: str | Path, folder: Path) -> dict[str, Any]:
+    """What a folder says of the SAEs whose records it holds; nothing if it is their run."""
+    path = Path(Source.parse(saes).path)
+    return {} if folder == path else {"saes": str(path.resolve() if path.exists() else path)}
 
 
 def measure_run(
@@ -125,7 +143,6 @@ def measure_run(
     say_special(tokens, model.special_ids(special))
     _warn_of_rare(int(counted(tokens, model.special_ids(special)).sum()), len(tokens))
     path = open_records(run, records_folder(run, out))
-    Results.read_if_there(path)  # what is damaged is said before anything is measured
     measured: dict[str, Any] = dict(
         zip(("saes", "spliced"), fidelity(model, saes[str(run)], tokens, special), strict=True)
     )

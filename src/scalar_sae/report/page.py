@@ -33,16 +33,16 @@ class Comparison(NamedTuple):
     """What two identical curves would reduce the relative score by, from the number of possible edges alone."""
 
 
-def write_report(run: Path) -> Path:
-    """Write `report.html` into a run directory.
+def write_report(run: Path, page: Path | None = None) -> Path:
+    """Write the page of a run, by default as `report.html` into its directory; returns where it is.
 
     Raises:
-        UserError: the run has no results.
+        UserError: the run has no results, or the page cannot be written.
     """
     results = Results.read(run / "results.json")
     config_file = run / "config.yaml"
     config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
-    page = run / "report.html"
+    page = page or run / "report.html"
     write_text(page, render(results, config, run.name))
     return page
 
