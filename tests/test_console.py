@@ -61,7 +61,7 @@ def test_the_estimate_follows_the_recent_rate():
     log._past.append((start, 500))
     for beat in range(1, 31):
         log._done = 500 + beat if beat <= 10 else 510 + 10 * (beat - 10)
-        line = log._line(30.0 * beat)
+        line = log.line(30.0 * beat)
     assert line == "train: 71 %, 2.0 % a minute, 14 min left"
 
 

@@ -1,7 +1,7 @@
 """What the user sees while a command works: progress and messages, on the error stream.
 
-At a terminal progress is a bar. In a log it is a line about every half minute, written by a thread of its own, so that
-a log is not silent while a step takes long.
+At a terminal progress is a bar. In a log it is a line about every half minute, which says how far the innermost stage
+is. A thread of its own writes it, so a log is not silent while a step takes long or while a stage shows no steps.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -62,7 +62,7 @@ class Bar:
             self._progress = (_Drawn if _at_terminal() else _Log)(one_line(what), total, done)
 
     def __enter__(self) -> "Bar":
-        """Begin to show it."""
+        """Begin to show it. At a terminal, a stage within a stage is not shown."""
         if self._progress:
             self._progress.start()
         return self
@@ -79,13 +79,23 @@ class Bar:
 
 
 @contextmanager
-def downloading(what: str) -> Generator[None]:
-    """Progress while a library downloads: its own bars at a terminal, lines in a log."""
+def in_log(what: str) -> Generator[None]:
+    """Progress of a stage in a log alone, such as a download, for which its library draws bars at a terminal."""
     if _at_terminal():
         yield
     else:
-        with Bar(f"download {what}"):
+        with Bar(what):
             yield
+
+
+@contextmanager
+def waiting_for_user() -> Generator[None]:
+    """No lines in a log while the user is the one at work, as in a browser."""
+    _beat.enter(None)
+    try:
+        yield
+    finally:
+        _beat.leave(None)
 
 
 def _at_terminal() -> bool:
@@ -95,6 +105,8 @@ def _at_terminal() -> bool:
 class _Drawn:
     """A bar at a terminal. In 80 columns the note is cut, not the time."""
 
+    outermost: "ClassVar[_Drawn | None]" = None
+
     def __init__(self, what: str, total: int | float | None, done: int | float) -> None:
         self._progress = Progress(
             *_columns(), console=Console(stderr=True), speed_estimate_period=120, transient=total is None, expand=True
@@ -103,10 +115,14 @@ class _Drawn:
         self._task: TaskID = self._progress.add_task(what, total=total, completed=before, note="")
 
     def start(self) -> None:
-        self._progress.start()
+        if _Drawn.outermost is None:
+            _Drawn.outermost = self
+            self._progress.start()
 
     def stop(self, *, finished: bool) -> None:
-        self._progress.stop()
+        if _Drawn.outermost is self:
+            self._progress.stop()
+            _Drawn.outermost = None
 
     def step(self, n: int | float, note: str | None) -> None:
         if note is None:
@@ -131,43 +147,71 @@ def _columns() -> list[ProgressColumn]:
 
 
 class _Log:
-    """Lines in a log, while the stage takes longer than `INTERVAL`."""
+    """What a log says of a stage."""
 
     def __init__(self, what: str, total: int | float | None, done: int | float) -> None:
         self._what, self._total, self._done, self._note = what, total, done, ""
         self._began = time.monotonic()
         self._past = deque([(self._began, done)], maxlen=_WINDOW)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._write, daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        _beat.enter(self)
 
     def stop(self, *, finished: bool) -> None:
-        self._over.set()
-        self._thread.join()
-        if finished and len(self._past) > 1:
-            say(f"{self._what}: done in {duration(time.monotonic() - self._began)}")
+        _beat.leave(self)
+        if finished and (taken := time.monotonic() - self._began) >= INTERVAL:
+            say(f"{self._what}: done in {duration(taken)}")
 
     def step(self, n: int | float, note: str | None) -> None:
         self._done += n
         self._note = self._note if note is None else note
 
-    def _write(self) -> None:
-        while not self._over.wait(INTERVAL):
-            say(self._line(time.monotonic()))
-
-    def _line(self, now: int | float) -> str:
+    def line(self, now: int | float) -> str:
+        """How far it is at a time of `time.monotonic`."""
         before, done = self._past[0]
         self._past.append((now, self._done))
         after = f"; {self._note}" if self._note else ""
         if not self._total:
             return f"{self._what}: at it for {duration(now - self._began)}{after}"
         share = self._done / self._total
-        rate = (self._done - done) / (now - before)
+        rate = (self._done - done) / max(now - before, 1e-9)
         left = duration((self._total - self._done) / rate) if rate > 0 else "unknown time"
         per_minute = 60 * rate / self._total
         return f"{self._what}: {percent(share)}, {percent(per_minute)} a minute, {left} left{after}"
+
+
+class _Beat:
+    """Has the innermost of the stages write a line every `INTERVAL` seconds. Its thread runs while there is a stage."""
+
+    def __init__(self) -> None:
+        self._stages: list[_Log | None] = []
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def enter(self, stage: _Log | None) -> None:
+        """Begin a stage; None has nothing to say."""
+        self._stages.append(stage)
+        if self._thread is None:
+            self._over.clear()
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def leave(self, stage: _Log | None) -> None:
+        """End a stage."""
+        self._stages.remove(stage)
+        if self._thread is not None and not self._stages:
+            self._over.set()
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while not self._over.wait(INTERVAL):
+            for stage in self._stages[-1:]:
+                if stage is not None:
+                    say(stage.line(time.monotonic()))
+
+
+_beat = _Beat()
 
 
 def percent(share: int | float) -> str:

@@ -186,9 +186,10 @@ def train_run(
     with held(out, remedy="wait until it ends, or choose another --out"):
         lm = _source(config, out)
         corpus = text_of(config, lm)
-        check_training(config.train, lm, corpus)
-        if to_score:
-            check_scoring(config, lm, corpus)
+        with Bar("check what is to be trained and scored"):
+            check_training(config.train, lm, corpus)
+            if to_score:
+                check_scoring(config, lm, corpus)
         with workers.one_first():
             events = open_run(out, config, corpus.describe())
             _keep_model(lm, out / "lm")

@@ -1,5 +1,6 @@
 """The verbs that measure SAEs by themselves: `measure`, `features`, `judge`, `blind`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from scalar_sae.cli.outputs import check_folder, check_tables
 from scalar_sae.cli.subjects import Dtype, Special, Text
 from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.cli.verbs import Outcome, verb
-from scalar_sae.console import tell
+from scalar_sae.console import tell, waiting_for_user
 from scalar_sae.errors import UserError
 from scalar_sae.io import check_writable
 
@@ -190,7 +191,7 @@ def judge(
     return Outcome({"results": kept, "answers": answers, "pages": [page], "reading": [record]}, show)
 
 
-@app.command()
+@verb(app)
 def blind(
     out: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")],
     a: Annotated[Path | None, typer.Argument(help="Folder of one SAE (with sae.json).")] = None,
@@ -206,7 +207,7 @@ def blind(
     port: Annotated[int, typer.Option(help="Port on this machine.", min=0, max=65535)] = 8765,
     dtype: Dtype = "auto",
     summary: Annotated[bool, typer.Option("--summary", help="Say what raters preferred so far.")] = False,
-) -> None:
+) -> Outcome:
     """Compare two SAEs' features blindly, by keyboard, in a browser; see docs/measures.md.
 
     The same command goes on where it stopped; a comparison that was made otherwise is refused.
@@ -216,8 +217,8 @@ def blind(
     from scalar_sae.measures.blind import summary as summarise
 
     if summary:
-        typer.echo(summarise(out).model_dump_json(indent=1))
-        return
+        found = summarise(out)
+        return Outcome(found.model_dump(), lambda: tell(*found.model_dump_json(indent=1).splitlines()))
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.measures.run import prepare_blind
     from scalar_sae.report.blind import Comparison, serve
@@ -227,9 +228,9 @@ def blind(
     check_folder(out)
     check_folder(out / "answers")
     prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype, parse_rule(special or "skip"))
-    with serve(Comparison(out, rater), port) as server:
+    with serve(Comparison(out, rater), port) as server, waiting_for_user():
         tell(f"Open http://127.0.0.1:{server.server_port} and answer by keyboard; Ctrl-C ends, the same goes on.")
-        try:
+        with suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            tell(f"Answers: {out / 'answers'}")
+    answers = out / "answers"
+    return Outcome({"answers": answers}, lambda: tell(f"Answers: {answers}"))

@@ -35,11 +35,14 @@ def verb(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., O
     """
 
     def register(function: Callable[..., Outcome | None]) -> Callable[..., Outcome | None]:
+        called = f"scalar {name or function.__name__}"
+
         @functools.wraps(function)
         def command(*, quiet: bool, json: bool, **arguments: Any) -> None:
             console.set_quiet(quiet)
             console.silence_libraries()
-            with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
+            redirected = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
+            with redirected, console.in_log(called):
                 outcome = function(**arguments)
             if outcome is None:
                 return

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
+from scalar_sae.console import Bar
 from scalar_sae.corpora.rows import Document
 from scalar_sae.errors import UserError
 from scalar_sae.tokenizer import Tokenizer
@@ -33,18 +34,20 @@ def join(documents: Iterator[Document], tokenizer: Tokenizer, wanted: int, name:
     pieces: list[Integer[np.ndarray, " _"]] = []
     n = replaced = 0
     kinds: set[type] = set()
-    for document in documents:
-        kinds.add(type(document))
-        if len(kinds) > 1:
-            raise UserError(f"{name}: some rows hold text, others token ids; give one of the two")
-        if isinstance(document, str):
-            ids, bad = tokenizer.encode(document if between or not pieces else f"\n{document}")
-            replaced += bad
-            document = ids.numpy()
-        pieces.append(document)
-        n += len(document) + len(between)
-        if n - len(between) >= wanted:
-            break
+    with Bar(f"tokenize {name}", wanted) as bar:
+        for document in documents:
+            kinds.add(type(document))
+            if len(kinds) > 1:
+                raise UserError(f"{name}: some rows hold text, others token ids; give one of the two")
+            if isinstance(document, str):
+                ids, bad = tokenizer.encode(document if between or not pieces else f"\n{document}")
+                replaced += bad
+                document = ids.numpy()
+            pieces.append(document)
+            n += len(document) + len(between)
+            bar.step(len(document) + len(between))
+            if n - len(between) >= wanted:
+                break
     if not pieces:
         raise UserError(f"{name}: none of its rows holds text")
     are_ids = kinds != {str}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from scalar_sae.console import Bar
 from scalar_sae.corpora import data_sets
 from scalar_sae.corpora.address import NAMES, Address
 from scalar_sae.corpora.corpus import Corpus, Tokens
@@ -107,7 +108,14 @@ def to_evaluate_on(corpus: Corpus) -> Corpus:
 
 def tokenized(texts: Texts, tokenizer: Tokenizer) -> Corpus:
     """The token ids of a text."""
-    train, val = ([tokenizer.encode(piece) for piece in pieces] for pieces in (texts.train, texts.val))
+    with Bar(f"tokenize {texts.name}", sum(map(len, chain(texts.train, texts.val)))) as bar:
+
+        def encoded(piece: str) -> tuple[Tokens, int]:
+            found = tokenizer.encode(piece)
+            bar.step(len(piece))
+            return found
+
+        train, val = (list(map(encoded, pieces)) for pieces in (texts.train, texts.val))
     return Corpus(
         texts.name,
         torch.cat([ids for ids, _ in train]),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from scalar_sae.console import Bar
 from scalar_sae.corpora.files import recognised
 from scalar_sae.corpora.texts import VAL_SHARE, Texts, read_text, split
 from scalar_sae.errors import UserError
@@ -100,7 +101,7 @@ def _download(url: str, sha256: str) -> Path:
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
         return path
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
+        with Bar(f"download {url}"), urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
     except (urllib.error.URLError, OSError) as error:
         raise UserError(f"{url}: download failed ({error}); {LOCAL}") from error

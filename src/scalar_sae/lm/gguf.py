@@ -49,7 +49,8 @@ def unpacked(path: Path, *, with_tokenizer: bool) -> Path:
     Raises:
         UserError: see `convert`; or the tokenizer is asked for, and `transformers` does not read it exactly.
     """
-    digest = _digest(path)
+    with Bar(f"look for {path.name} in the cache"):
+        digest = _digest(path)
     folder = cache_folder() / "gguf" / f"{digest[:16]}-v{_VERSION}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
@@ -86,13 +87,14 @@ def convert(
         UserError: the file is no GGUF file of a whole language model; `transformers` does not know its architecture;
             or the file says something that the model which `transformers` builds from it does not do.
     """
-    fields, tensors = _read(path)
-    try:
-        tokenizer = _tokenizer(path, fields)
-    except UserError:
-        if with_tokenizer:
-            raise
-        tokenizer = None
+    with Bar(f"read fields and tokenizer of {path.name}"):
+        fields, tensors = _read(path)
+        try:
+            tokenizer = _tokenizer(path, fields)
+        except UserError:
+            if with_tokenizer:
+                raise
+            tokenizer = None
     types = Counter(kind for _, kind, _ in tensors)
     with Bar(f"read {path.name}", len(tensors)) as bar:
         hf = _model(path, bar)
@@ -103,7 +105,7 @@ def convert(
         "sha256": digest or _digest(path),
         "types": dict(types.most_common()),
     }
-    with whole(folder, option) as temporary:
+    with Bar(f"write {path.name} as {folder.name}"), whole(folder, option) as temporary:
         hf.to(dtype).save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from scalar_sae.console import say
+from scalar_sae.console import Bar, in_log, say
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm import gpt_circuits
 from scalar_sae.lm.gguf import is_gguf, unpacked
@@ -114,7 +114,8 @@ def _address(name: str, *, as_file: bool = False) -> tuple[str, str | None, str 
 def _downloaded(name: str, repository: str, file: str, hub: dict[str, Any]) -> Path:
     """A file of a repository, in the cache of the Hub."""
     try:
-        return Path(hf_hub_download(repository, file, **hub))
+        with in_log(f"download {file} of {repository}"):
+            return Path(hf_hub_download(repository, file, **hub))
     except Exception as error:
         raise _explained(name, "cannot be loaded from the Hub", error) from error
 
@@ -160,16 +161,17 @@ def load_hf(origin: Origin, name: str, dtype: Any, device: str | torch.device | 
         transformers_logging.disable_progress_bar()
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks a server to convert .bin files
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            origin.path,
-            dtype=dtype,
-            trust_remote_code=False,
-            weights_only=True,  # of .bin files: no code in a pickle is run
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in the report
-            **({"local_files_only": True} if origin.local else origin.hub),
-            **options,
-        )
+        with Bar(f"load {name}") if origin.local else in_log(f"download and load {name}"):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                origin.path,
+                dtype=dtype,
+                trust_remote_code=False,
+                weights_only=True,  # of .bin files: no code in a pickle is run
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report
+                **({"local_files_only": True} if origin.local else origin.hub),
+                **options,
+            )
     except Exception as error:  # a config can be wrong in as many ways as there are models
         raise _explained(name, "cannot be loaded as a causal language model", error) from error
     hf, report = loaded

@@ -163,7 +163,8 @@ def _vocabulary(recipe: LmRecipe, texts: Texts, out: Path) -> Tokenizer:
         return Ascii()
     if (out / "checkpoint.pt").exists() and (out / TOKENIZER).is_dir():
         return load_tokenizer(Origin(str(out / TOKENIZER)), "byte pairs", recipe.d_vocab)
-    return byte_pairs(texts.train, recipe.d_vocab)
+    with Bar("learn byte pairs"):
+        return byte_pairs(texts.train, recipe.d_vocab)
 
 
 class _State:
@@ -252,7 +253,8 @@ def _start(recipe: LmRecipe, checkpoint: Path, corpus: Corpus) -> _State:
 
 
 def _finish(state: _State, corpus: Corpus, val_bytes: int, out: Path) -> dict[str, Any]:
-    nats = validation_loss(state.lm, corpus.val, state.recipe.context)
+    with Bar("validate"):
+        nats = validation_loss(state.lm, corpus.val, state.recipe.context)
     record = {
         "recipe": state.recipe.model_dump(),
         "data": corpus.describe(),

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from scalar_sae.console import in_log
 from scalar_sae.errors import UserError
 
 READ = (".json", ".yaml", ".safetensors", ".npz", ".pt")
@@ -64,7 +65,8 @@ def address_of(path: Path) -> str | None:
 
 def _download(path: str, repository: str, revision: str | None, patterns: list[str] | None) -> str:
     try:
-        return snapshot_download(repository, revision=revision, allow_patterns=patterns, endpoint=endpoint())
+        with in_log(f"download {path}"):
+            return snapshot_download(repository, revision=revision, allow_patterns=patterns, endpoint=endpoint())
     except GatedRepoError as error:
         raise UserError(
             f"{path}: gated; accept its terms at {endpoint()}/{repository}, then `hf auth login`"
@@ -87,8 +89,9 @@ def upload(folder: Path, repository: str, private: bool) -> str:
     """
     api = HfApi(endpoint=endpoint())
     try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="SAEs from scalar-sae")
+        with in_log(f"upload to {repository}"):
+            api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="SAEs from scalar-sae")
     except HFValidationError as error:
         raise UserError(f"{repository}: {error}") from error
     except Exception as error:  # of whatever HTTP client huggingface_hub has

@@ -114,8 +114,10 @@ class _Run:
         self.n_layers, self.device, self.about_lm = lm.n_layers, lm.device, lm.describe()
         rows = config.batch_tokens // workers.count()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
-        self.costs = {name: cost(trainee, lm.d_model, rows) for name, trainee in reversed(one_each.items())}
-        self._announce(self._memory(stream, held_out, list(one_each.values())))
+        with Bar("forecast memory"):
+            self.costs = {name: cost(trainee, lm.d_model, rows) for name, trainee in reversed(one_each.items())}
+            parts = self._memory(stream, held_out, list(one_each.values()))
+        self._announce(parts)
 
     def _memory(self, stream: ActivationStream, held_out: Tensor, trainees: list[Trainee]) -> dict[str, int]:
         """The most bytes that the run will hold: what stays, and the largest of what its phases fill in turn.
