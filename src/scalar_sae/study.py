@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from scalar_sae import workers
 from scalar_sae.activations.reading import Gradient
-from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_ranking, counts_of, held_out
+from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_grid, check_ranking, counts_of, held_out
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import digest, room, say_left_out, score
@@ -182,6 +182,9 @@ def train_run(
     place = workers.device(device)
     check_run(out, config)
     if to_score:
+        for ranking in config.score.rankings:
+            check_ranking(ranking)
+        check_grid(config.score.edges)
         Results.read_if_there(out / "results.json")  # what is damaged is said before anything is trained
     with held(out, remedy="wait until it ends, or choose another --out"):
         lm = _source(config, out)
@@ -249,8 +252,6 @@ def check_scoring(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> Non
     """Raise a UserError for whatever would stop scoring later: context, text, rankings, widths, edges, memory."""
     _check_context("score.context", config.score.context, lm)
     held_out(corpus, config.score)
-    for ranking in config.score.rankings:
-        check_ranking(ranking)
     for method in config.train.saes:
         ends = [(site, trainee) for trainee in method.trainees(lm, 0) for site in trainee.sites]
         for block in method.blocks(lm.n_layers):

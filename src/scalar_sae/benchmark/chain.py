@@ -40,6 +40,19 @@ def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site], special: 
     Raises:
         UserError: fewer than three sites, a site beside the residual stream, or one without an SAE.
     """
+    pairs = [replace(Pair.between(lm, block, saes), special=special) for block in blocks_between(sites)]
+    for pair in pairs:
+        if any(sae.decodes_from_input or sae.writes for sae in (pair.up, pair.down)):
+            raise UserError(f"{pair.block}: a whole-model circuit takes SAEs that decode from their latents alone")
+    return pairs
+
+
+def blocks_between(sites: list[Site]) -> list[Block]:
+    """The blocks between neighbouring sites of a circuit.
+
+    Raises:
+        UserError: fewer than three sites, or a site beside the residual stream.
+    """
     if len(sites) < 3:
         raise UserError(
             f"sites {', '.join(map(str, sites))}: a whole-model circuit has at least two pairs, three sites"
@@ -47,12 +60,7 @@ def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site], special: 
     beside = [site for site in sites if not site.on_residual_stream]
     if beside:
         raise UserError(f"{beside[0]}: a whole-model circuit runs along the residual stream (resid_pre, _mid, _post)")
-    blocks = [Block(up, down) for up, down in pairwise(sorted(sites))]
-    pairs = [replace(Pair.between(lm, block, saes), special=special) for block in blocks]
-    for pair in pairs:
-        if any(sae.decodes_from_input or sae.writes for sae in (pair.up, pair.down)):
-            raise UserError(f"{pair.block}: a whole-model circuit takes SAEs that decode from their latents alone")
-    return pairs
+    return [Block(up, down) for up, down in pairwise(sorted(sites))]
 
 
 def one_order(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[Level]:

@@ -72,10 +72,7 @@ def score_chain(
     check_text(texts, special)
     pairs = chain.chain(lm, saes, sites, special)
     ranking = next(iter(config.rankings))
-    if ranking not in RANKINGS:
-        raise unknown("ranking of a circuit", ranking, RANKINGS)
-    if one_order and ranking not in RULES:
-        raise UserError(f"one order for all pairs: {ranking} compares the edges of one pair; take {', '.join(RULES)}")
+    check_ranking(ranking, one_order)
     sizes = [pair.n_edges for pair in pairs]
     counts = counts_of(config.edges, sum(sizes) if one_order else max(sizes))
     if config.ablation == "mean":
@@ -109,6 +106,14 @@ def score_chain(
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),
     )
+
+
+def check_ranking(ranking: str, one_order: bool) -> None:
+    """Raise a UserError if a circuit cannot be ranked so."""
+    if ranking not in RANKINGS:
+        raise unknown("ranking of a circuit", ranking, RANKINGS)
+    if one_order and ranking not in RULES:
+        raise UserError(f"one order for all pairs: {ranking} compares the edges of one pair; take {', '.join(RULES)}")
 
 
 def _levels(

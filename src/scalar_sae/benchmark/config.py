@@ -126,22 +126,27 @@ def counts_of(grid: str, n_edges: int) -> Counts:
     Raises:
         UserError: not a grid, a count beyond the pair's edges, or more than 254 counts.
     """
+    check_grid(grid)
     if grid == "full":
         counts = scores.edge_counts(n_edges)
     elif grid == "coarse":
         counts = scores.edge_counts(n_edges, halvings=1)
     elif grid == "published":
         counts = scores.published_counts(n_edges)
-    elif all(part.strip().isdecimal() for part in grid.split(",")):
-        counts = np.array([int(part) for part in grid.split(",")])
     else:
-        raise unknown("edge grid", grid, [*GRIDS, "a list such as 10,100,1000"])
+        counts = np.array([int(part) for part in grid.split(",")])
     if counts.max() > n_edges:
         raise UserError(f"edges {counts.max()}: the pair has {n_edges} possible edges")
     counts = np.unique(np.concatenate([counts, [0, 1, min(scores.PUBLISHED_MOST, n_edges), n_edges]]))
     if len(counts) > MOST_COUNTS:
         raise UserError(f"edges: {len(counts)} counts are more than {MOST_COUNTS}; take fewer")
     return counts
+
+
+def check_grid(grid: str) -> None:
+    """Raise a UserError if this is neither a grid's name nor a list of edge counts."""
+    if grid not in GRIDS and not all(part.strip().isdecimal() for part in grid.split(",")):
+        raise unknown("edge grid", grid, [*GRIDS, "a list such as 10,100,1000"])
 
 
 def check_ranking(ranking: str) -> None:

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from scalar_sae.cli.outputs import check_results
-from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, Text, finished, prompts_of, subjects
+from scalar_sae.cli.subjects import (
+    Device,
+    Dtype,
+    Memory,
+    Saes,
+    Special,
+    Text,
+    check_settings,
+    finished,
+    prompts_of,
+    subjects,
+)
 from scalar_sae.cli.tables import print_records
 from scalar_sae.cli.verbs import Outcome, verb
 
@@ -52,7 +63,8 @@ def circuit(
     Example: **scalar circuit --saes runs/quickstart --sites resid_pre.0,resid_post.0,resid_post.1**
     """
     from scalar_sae import workers
-    from scalar_sae.benchmark.circuit import score_chain
+    from scalar_sae.benchmark.chain import blocks_between
+    from scalar_sae.benchmark.circuit import check_ranking, score_chain
     from scalar_sae.benchmark.score import say_left_out
     from scalar_sae.cautions import cautions_of
     from scalar_sae.console import Bar
@@ -63,12 +75,15 @@ def circuit(
 
     check_results(out)
     places = [Site.parse(name.strip()) for name in sites.split(",")]
+    blocks_between(places)
+    used = ranking or ("output" if one_order else "expected")
+    check_ranking(used, one_order)
+    settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}
+    settings |= {"context": context, "memory": memory, "seed": seed, "special": parse_rule(special or "skip")}
+    check_settings(lm, dtype, tokens, settings)
     workers.join()
     ends = {str(place): functools.partial(site_in, site=place) for place in places}
     model, groups = subjects(lm, saes, method, device, dtype, ends)
-    used = ranking or ("output" if one_order else "expected")
-    settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}
-    settings |= {"context": context, "memory": memory, "seed": seed, "special": parse_rule(special or "skip")}
     config, texts = prompts_of(tokens, model, saes, method, settings)
     say_left_out(model, texts, config)
     results = Results()

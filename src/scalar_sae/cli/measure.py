@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scalar_sae.cli.outputs import check_folder, check_tables
-from scalar_sae.cli.subjects import Dtype, Special, Text
+from scalar_sae.cli.subjects import Dtype, Special, Text, check_model_and_text
 from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell, waiting_for_user
@@ -69,6 +69,7 @@ def measure(
     from scalar_sae.measures.run import check_records, measure_run, records_folder
 
     path = check_records(run, records_folder(run, out))
+    check_model_and_text(lm, dtype, tokens)
     partner, rule = not any_partner, parse_rule(special or "skip")
     results = measure_run(
         run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule, out
@@ -119,6 +120,7 @@ def features(
 
     path = check_records(run, records_folder(run, out))
     check_tables(out or path.parent / "features")
+    check_model_and_text(lm, dtype, tokens)
     ranking = None if edges == "none" else edges
     rule = parse_rule(special or "skip")
     folders = read_run(run, out, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule)
@@ -214,6 +216,7 @@ def blind(
 
     Example: **scalar blind runs/a/saes/topk/resid_post.0 runs/a/saes/staircase/resid_post.0 --out runs/blind**
     """
+    from scalar_sae.measures.blind import check_rater
     from scalar_sae.measures.blind import summary as summarise
 
     if summary:
@@ -222,11 +225,15 @@ def blind(
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.measures.run import prepare_blind
     from scalar_sae.report.blind import Comparison, serve
+    from scalar_sae.report.loopback import check_port
 
     if a is None or b is None:
         raise UserError("scalar blind needs the folders of two SAEs")
     check_folder(out)
     check_folder(out / "answers")
+    check_model_and_text(lm, dtype, tokens)
+    check_rater(rater)
+    check_port(port)
     prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype, parse_rule(special or "skip"))
     with serve(Comparison(out, rater), port) as server, waiting_for_user():
         tell(f"Open http://127.0.0.1:{server.server_port} and answer by keyboard; Ctrl-C ends, the same goes on.")

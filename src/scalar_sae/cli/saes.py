@@ -80,17 +80,19 @@ def export(
 
     Example: **scalar export runs/quickstart --format saelens --out runs/for-saelens**
     """
+    from scalar_sae.saes.export import check_format
     from scalar_sae.saes.export import export as run
     from scalar_sae.saes.store import find_saes
     from scalar_sae.sites import Site
 
     check_empty(out)
+    check_format(format_)
+    where = None if site is None else Site.parse(site)
     located = list(find_saes(path))
     groups = {found.group for found, _, _ in located}
     if method is not None and method not in groups:
         raise unknown("method", method, sorted(groups))
     chosen = [one for one in located if method in (None, one.found.group)]
-    where = None if site is None else Site.parse(site)
     written = run(chosen, format_, out, model=model, layers=layers, site=where)
     return Outcome({"folder": out, "saes": written}, lambda: tell(f"{len(written)} SAEs: {out}"))
 
@@ -126,6 +128,7 @@ def push(
     from scalar_sae.saes import hub
     from scalar_sae.saes.store import find_saes
 
+    hub.check_repository(repository)
     located = list(find_saes(path))
     file = Path(path) / "results.json"
     with tempfile.TemporaryDirectory() as temporary:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalar_sae.cli.outputs import check_results
-from scalar_sae.cli.subjects import Device, Dtype, Memory, Saes, Special, Text, finished, prompts_of, subjects
+from scalar_sae.cli.subjects import (
+    Device,
+    Dtype,
+    Memory,
+    Saes,
+    Special,
+    Text,
+    check_settings,
+    finished,
+    prompts_of,
+    subjects,
+)
 from scalar_sae.cli.tables import print_records
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.errors import UserError
@@ -84,7 +95,7 @@ def score(
     Example: **scalar score --saes runs/quickstart --block ff_block.0 --prompts 10**
     """
     from scalar_sae import workers
-    from scalar_sae.benchmark.config import LOCAL
+    from scalar_sae.benchmark.config import LOCAL, check_ranking
     from scalar_sae.benchmark.pair import Pair
     from scalar_sae.benchmark.score import say_left_out
     from scalar_sae.benchmark.score import score as run
@@ -99,12 +110,10 @@ def score(
         raise UserError(f"--special {special}: the authors' code counts every token; leave out --published")
     if published and ablation != "zero":
         raise UserError(f"--ablation {ablation}: the authors' code knows zero ablation alone; leave out --published")
-    workers.join()
     place = Block.parse(block)
-    model, chosen = subjects(lm, saes, method, device, dtype, _ends(place))
-    pairs = {name: Pair.between(model, place, group) for name, group in chosen.items()}
     usual = ("published", "published", "published") if published else ("expected", "full", "exact")
     used = ranking or usual[0]
+    check_ranking(used)
     enough = 576 if published else 64
     if used == LOCAL and ablation == "zero":
         enough = 1  # local edges are chosen on the scored text
@@ -114,6 +123,10 @@ def score(
     settings |= {"context": context, "ablation": ablation, "overlap": published}
     settings |= {"memory": memory, "seed": seed, "controls": (control,) if control else ()}
     settings |= {} if special is None else {"special": parse_rule(special)}
+    check_settings(lm, dtype, tokens, settings)
+    workers.join()
+    model, chosen = subjects(lm, saes, method, device, dtype, _ends(place))
+    pairs = {name: Pair.between(model, place, group) for name, group in chosen.items()}
     config, texts = prompts_of(tokens, model, saes, method, settings)
     say_left_out(model, texts, config)
     results = Results()

@@ -66,11 +66,11 @@ def subjects(
     from scalar_sae.saes.sources import together
     from scalar_sae.saes.store import load_saes
 
-    place = workers.device(device)
+    place, loaded = workers.device(device), load_saes(*saes)
+    if method is not None and method not in loaded:
+        raise unknown("method", method, loaded)
     model = LanguageModel.load(lm or _model_with(saes), device=place, dtype=dtype)
-    groups = {name: fitted(model, group) for name, group in load_saes(*saes).items()}
-    if method is not None and method not in groups:
-        raise unknown("method", method, groups)
+    groups = {name: fitted(model, group) for name, group in loaded.items()}
     chosen = together({name: group for name, group in groups.items() if method in (None, name)}, ends)
     for name in sorted({*groups} - {*chosen} if method is None and {*chosen} <= {*groups} else ()):
         say(f"{name}: left out, for it has no SAE at one of {', '.join(ends)}")
@@ -99,6 +99,31 @@ def _same_files(a: Path, b: Path) -> bool:
         return True
     names = [sorted(path.name for path in folder.iterdir()) for folder in (a, b)]
     return names[0] == names[1] and not any(filecmp.cmpfiles(a, b, names[0], shallow=False)[1:])
+
+
+def check_settings(lm: str | None, dtype: str, tokens: str | None, settings: dict[str, Any]) -> None:
+    """Raise a UserError for what is wrong with options of a scoring, before anything is loaded.
+
+    What depends on the model or the SAEs, such as the largest number of edges, is seen later.
+    """
+    from scalar_sae.benchmark.config import ScoreConfig, check_grid
+    from scalar_sae.training.config import validated
+
+    check_model_and_text(lm, dtype, tokens)
+    known = {name: value for name, value in settings.items() if value is not None}
+    check_grid(validated(ScoreConfig, known, "score").edges)
+
+
+def check_model_and_text(lm: str | None, dtype: str, tokens: str | None) -> None:
+    """Raise a UserError if there is no such precision, or nothing where a model or a text is said to be."""
+    from scalar_sae.corpora import absolute
+    from scalar_sae.lm.loading import check_name, precision
+
+    precision(dtype)
+    if lm is not None:
+        check_name(lm)
+    if tokens is not None:
+        absolute(tokens)
 
 
 def prompts_of(

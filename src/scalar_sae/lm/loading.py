@@ -85,11 +85,7 @@ def locate(source: str | Path, options: dict[str, Any], *, with_tokenizer: bool 
         if path.is_file() and not is_gguf(path):
             raise UserError(f"{name}: a single file; give the folder that config.json lies in, or a GGUF file")
         return Origin(str(unpacked(path, with_tokenizer=with_tokenizer) if is_gguf(path) else path))
-    address = _address(name, as_file=file is not None)
-    if address is None or difflib.get_close_matches(name, shipped(), cutoff=0.8):
-        expected = ["a folder with config.json", "a GGUF file", "a Hub id such as owner/name or owner/name@revision"]
-        raise unknown("language model", name, [*shipped(), *expected])
-    repository, revision, inside = address
+    repository, revision, inside = _on_hub(name, as_file=file is not None)
     for key, value in (("revision", revision), ("subfolder", inside)):
         if value is not None and hub.setdefault(key, value) != value:
             raise UserError(f"{name}: names the {key} {value!r}, the option {key} is {hub[key]!r}; give one of them")
@@ -99,6 +95,25 @@ def locate(source: str | Path, options: dict[str, Any], *, with_tokenizer: bool 
     config = _downloaded(name, repository, "config.json", hub)
     commit = next(part for part, above in zip(config.parts[1:], config.parts, strict=False) if above == "snapshots")
     return Origin(repository, hub | {"revision": commit})
+
+
+def check_name(name: str) -> None:
+    """Raise a UserError if this is neither a shipped model, nor a path that exists, nor an address on the Hub."""
+    if name not in shipped() and not Path(name).exists():
+        _on_hub(name)
+
+
+def _on_hub(name: str, *, as_file: bool = False) -> tuple[str, str | None, str | None]:
+    """Repository, revision and what is meant inside.
+
+    Raises:
+        UserError: not such an address, or a shipped model's name with a slip.
+    """
+    address = _address(name, as_file=as_file)
+    if address is None or difflib.get_close_matches(name, shipped(), cutoff=0.8):
+        expected = ["a folder with config.json", "a GGUF file", "a Hub id such as owner/name or owner/name@revision"]
+        raise unknown("language model", name, [*shipped(), *expected])
+    return address
 
 
 def _address(name: str, *, as_file: bool = False) -> tuple[str, str | None, str | None] | None:

@@ -139,6 +139,12 @@ def draw(a: Float[np.ndarray, " n_a"], b: Float[np.ndarray, " n_b"], n_pairs: in
     return [found[i] for i in rng.permutation(n_pairs)]
 
 
+def check_rater(name: str) -> None:
+    """Raise a UserError if a rater cannot be called so."""
+    if not 0 < len(name) <= LONGEST_NAME or not all(c.isalnum() or c in "-_" for c in name):
+        raise UserError(f"--rater {name!r}: up to {LONGEST_NAME} letters, digits, - and _ only")
+
+
 @dataclass(frozen=True)
 class Examples:
     """What raters see of the latents of one SAE."""
@@ -197,8 +203,7 @@ class Answers:
         Raises:
             UserError: not a name, the file is damaged, or it cannot be written.
         """
-        if not 0 < len(rater) <= LONGEST_NAME or not all(c.isalnum() or c in "-_" for c in rater):
-            raise UserError(f"--rater {rater!r}: up to {LONGEST_NAME} letters, digits, - and _ only")
+        check_rater(rater)
         self._path = out / "answers" / f"{rater}.jsonl"
         self._n_pairs = n_pairs
         jsonl.check_appendable(self._path)

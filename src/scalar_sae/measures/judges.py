@@ -8,12 +8,14 @@ import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from http.client import HTTPException, HTTPResponse, responses
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit, urlunsplit
 
 from scalar_sae.errors import UserError
+from scalar_sae.lm.loading import check_name, precision
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.tokenizer import Pretrained
 
@@ -147,17 +149,24 @@ def _wait(asked: str | None, otherwise: float) -> float:
 
 
 def local(source: str, dtype: str = "auto") -> Judge:
-    """A judge of `transformers`, in this process.
+    """A judge of `transformers`, in this process. It is loaded when it is first asked.
 
     Raises:
-        UserError: no such model, or one without a tokenizer of words; when it is asked, more tokens than it reads.
+        UserError: no such name or precision; when it is first asked, no such model, or one without a tokenizer of
+            words; whenever it is asked, more tokens than it reads.
     """
-    lm = LanguageModel.load(source, dtype=dtype)
-    if not isinstance(lm.tokenizer, Pretrained):
-        raise UserError(f"{source}: a model of characters cannot judge")
-    inner = lm.tokenizer.inner
+    precision(dtype)
+    check_name(source)
+
+    @cache
+    def loaded() -> tuple[LanguageModel, Any]:
+        lm = LanguageModel.load(source, dtype=dtype)
+        if not isinstance(lm.tokenizer, Pretrained):
+            raise UserError(f"{source}: a model of characters cannot judge")
+        return lm, lm.tokenizer.inner
 
     def ask(question: str) -> str:
+        lm, inner = loaded()
         if inner.chat_template:
             turns = [{"role": "user", "content": question}]
             question = inner.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)

@@ -134,12 +134,16 @@ def measure_run(
     """
     if labels not in (None, *LABELS):
         raise unknown("labels", labels, LABELS)
-    model = _model(run, lm, dtype)
-    saes = {str(folder): _fitted(model, load_saes(folder)) for folder in (run, *against)}
+    source = _source(run, lm)
+    loaded = {str(folder): load_saes(folder) for folder in (run, *against)}
+    if against:
+        in_common(loaded, threshold)  # what cannot be compared is said before anything is measured
+    model = LanguageModel.load(source, dtype=dtype)
+    saes = {folder: _fitted(model, groups) for folder, groups in loaded.items()}
     tokens, about = spread_prompts(text, model, [run], context, prompts)
     task = None if labels is None else _task(model, labels, tokens, words)
     if against:
-        in_common(saes, threshold, model)  # what cannot be compared is said before anything is measured
+        in_common(saes, threshold, model)
     say_special(tokens, model.special_ids(special))
     _warn_of_rare(int(counted(tokens, model.special_ids(special)).sum()), len(tokens))
     path = open_records(run, records_folder(run, out))
@@ -179,14 +183,15 @@ def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
         )
 
 
-def _model(run: str | Path, lm: str | None, dtype: str) -> LanguageModel:
+def _source(run: str | Path, lm: str | None) -> str | Path:
+    """The language model that SAEs read: the one that is named, or the one that lies with them."""
     folder = hub.local(Source.parse(run).path)
     if not folder.exists():
         raise UserError(f"{folder}: no such file or folder")
     source = lm or model_in(folder)
     if source is None:
         raise UserError(f"{run}: holds no language model; name the one that the SAEs read with --lm")
-    return LanguageModel.load(source, dtype=dtype)
+    return source
 
 
 def _fitted(model: LanguageModel, groups: dict[str, Group]) -> dict[str, Group]:
@@ -270,10 +275,11 @@ def read_run(
     """
     if ranking is not None and ranking not in RULES:
         raise unknown("ranking", ranking, RULES)
-    model = _model(run, lm, dtype)
-    groups = _fitted(model, load_saes(run))
-    if method is not None and method not in groups:
-        raise unknown("method", method, groups)
+    source, loaded = _source(run, lm), load_saes(run)
+    if method is not None and method not in loaded:
+        raise unknown("method", method, loaded)
+    model = LanguageModel.load(source, dtype=dtype)
+    groups = _fitted(model, loaded)
     tokens, about = spread_prompts(text, model, [run], context, prompts, method)
     settings = {"lm": fingerprint(model), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
     settings |= {"text": about.model_dump(), "prompts": prompts, "context": tokens.shape[1]}

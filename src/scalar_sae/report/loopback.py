@@ -63,7 +63,7 @@ class LoopbackServer(ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
-            raise UserError(f"--port {port}: {error.strerror}; choose another") from error
+            raise _taken(port, error) from error
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -89,6 +89,20 @@ class LoopbackServer(ThreadingHTTPServer):
         error = sys.exception()
         if error is not None and not isinstance(error, OSError):
             sys.stderr.write(f"scalar: a request failed ({type(error).__name__}: {reason(error)})\n")
+
+
+def check_port(port: int) -> None:
+    """Raise a UserError if a server cannot have this port of this machine."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind(("127.0.0.1", port))
+    except OSError as error:
+        raise _taken(port, error) from error
+
+
+def _taken(port: int, error: OSError) -> UserError:
+    return UserError(f"--port {port}: {error.strerror}; choose another")
 
 
 def _hang_up(connection: socket.socket) -> None:

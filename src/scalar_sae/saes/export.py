@@ -32,8 +32,7 @@ def export(
     Raises:
         UserError: the format cannot hold one of them; nothing of that one is written.
     """
-    if format_ not in get_args(ExportFormat):
-        raise unknown("format", format_, get_args(ExportFormat))
+    check_format(format_)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; choose another --out")
     written: list[Path] = []
@@ -56,6 +55,12 @@ def export(
                 save_sae(sae, card.model_copy(update=known), folder)
         written.append(folder)
     return written
+
+
+def check_format(name: str) -> None:
+    """Raise a UserError if SAEs are not written in a format of this name."""
+    if name not in get_args(ExportFormat):
+        raise unknown("format", name, get_args(ExportFormat))
 
 
 def _name(format_: str, reads: Site, sae: SAE, layers: str) -> str:

@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from scalar_sae.console import in_log
 from scalar_sae.errors import UserError
@@ -81,19 +82,26 @@ def _download(path: str, repository: str, revision: str | None, patterns: list[s
         raise UserError(f"{path}: cannot be downloaded ({error}); check the connection and run it again") from error
 
 
+def check_repository(name: str) -> None:
+    """Raise a UserError if a repository on the Hub cannot be called so."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
 def upload(folder: Path, repository: str, private: bool) -> str:
     """Publish a folder as a model repository, which is made if it is not there; returns its address.
 
     Raises:
         UserError: not logged in, no right to write there, or no connection.
     """
+    check_repository(repository)
     api = HfApi(endpoint=endpoint())
     try:
         with in_log(f"upload to {repository}"):
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="SAEs from scalar-sae")
-    except HFValidationError as error:
-        raise UserError(f"{repository}: {error}") from error
     except Exception as error:  # of whatever HTTP client huggingface_hub has
         raise UserError(
             f"{repository}: cannot be published ({error}); `hf auth login` with a token that writes"
