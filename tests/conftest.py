@@ -28,6 +28,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "network" and not config.getoption("--network") else None
 
 
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test finds on the error stream does not depend on how fast the machine is."""
+    monkeypatch.setattr("scalar_sae.console.INTERVAL", 3600.0)
+
+
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where a test computes: `pytest --device cuda`; what it finds is compared with what the CPU finds."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from scalar_sae import console
+from scalar_sae.measures.blind import Answers, FeaturePair, Pairs
 from scalar_sae.results import Record
 from tests.measures.test_judge import server
 from tests.test_study import scalar
@@ -41,6 +42,7 @@ def arguments(verb: str, run: Path, tmp_path: Path, preset: Path, text: Path) ->
         "measure": (run, *READ, *on),
         "features": (run, *READ, "--edges", "none", "--method", "topk", *on),
         "judge": (run / "features" / "topk" / "resid_post.0", "--latents", "1"),
+        "blind": ("--out", run, "--summary"),
         "ls": (run,),
         "export": (run, "--out", tmp_path / "exported"),
         "pull": (str(run), "--out", tmp_path / "pulled"),
@@ -64,6 +66,7 @@ VERBS = {
     "measure": {"results", "saes", "spliced", "seeds", "duplicates", "absorption", "probes"},
     "features": {"results", "pages", "reading"},
     "judge": {"results", "answers", "pages", "reading"},
+    "blind": {"names", "text", "counts", "share_b", "interval", "agreement"},
     "ls": {"saes", "notes", "language_model", "n_records"},
     "export": {"folder", "saes"},
     "pull": {"folder", "saes"},
@@ -77,6 +80,10 @@ def test_one_json_document_or_a_quiet_result(
     monkeypatch.setattr(console, "INTERVAL", 0.001)  # progress at every opportunity
     console.say_once.cache_clear()
     words = arguments(verb, run, tmp_path, preset, text)
+    if verb == "blind":
+        pairs = Pairs(names={"a": "one", "b": "other"}, pairs=[FeaturePair(a=0, b=1, left="a")])
+        (run / "pairs.json").write_text(pairs.model_dump_json())
+        Answers(run, "ann", 1).add(0, "right", 1.0)
     with server(_letters) as (url, _):
         if verb == "judge":
             words += ["--url", url, "--model", "m"]

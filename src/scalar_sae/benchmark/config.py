@@ -29,8 +29,10 @@ SMALLEST_NORMAL, LARGEST_FINITE = 0x00800000, 0x7F7FFFFF
 MOST_RANK = LARGEST_FINITE - SMALLEST_NORMAL
 LOCAL = "local"
 """The ranking of local edges: chosen anew at every token, from the scored text itself."""
-REMEDY = {"rank": "--rank-prompts (`rankings`) or --context", "score": "--prompts or --context"}
-"""Options of the command line, in brackets where a config has another name."""
+REMEDY = {
+    "rank": "--rank-prompts or --context (in a preset, score.rankings or score.context)",
+    "score": "--prompts or --context (in a preset, score.prompts or score.context)",
+}
 
 
 class ScoreConfig(BaseModel):

@@ -91,7 +91,9 @@ def _unforeseen(error: Exception) -> int:
     said = reason(error)
     memory = isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
     if memory:
-        return _complain(f"not enough memory ({said}); lower --memory, batch sizes or prompts, or take smaller files")
+        return _complain(
+            f"not enough memory ({said}); lower the memory budget, batch sizes or prompts, or take less data"
+        )
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         name = error.filename if error.filename is not None else "the system"
         name = os.fsdecode(name) if isinstance(name, bytes) else name

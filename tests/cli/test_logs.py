@@ -1,0 +1,81 @@
+"""What a cluster's log shows of a verb: every stage that can take long has a name, and no verb is silent."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scalar_sae import console
+from scalar_sae.errors import UserError
+from scalar_sae.lm import gguf, loading
+from scalar_sae.saes import hub, store
+from tests.test_study import scalar
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that a log could name, in the order in which they began."""
+    found: list[str] = []
+    enter = console._Beat.enter
+
+    def noted(self: Any, stage: Any) -> None:
+        found.append("user" if stage is None else stage._what)
+        enter(self, stage)
+
+    monkeypatch.setattr(console._Beat, "enter", noted)
+    return found
+
+
+def test_a_study_names_its_stages(stages: list[str], preset: Path, text: Path, tmp_path: Path):
+    scalar("quickstart", "--preset", preset, "--out", tmp_path / "run")
+    assert stages == [
+        "scalar quickstart", "load python-stdlib", f"tokenize {text.name}", "check what is to be trained and scored",
+        f"load {tmp_path / 'run' / 'lm'}", "forecast memory", "train SAEs", f"tokenize {text.name}", "measure SAEs",
+        "score",
+    ]  # fmt: skip
+
+
+def test_documents_are_tokenized_with_progress(stages: list[str], run: Path, tmp_path: Path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "the quick brown fox jumps over the lazy dog"}\n' * 400)
+    scalar("measure", run, "--tokens", rows, "--prompts", "64", "--context", "16", "--out", tmp_path / "out")
+    assert "tokenize rows.jsonl" in stages
+
+
+def test_downloads_and_uploads_have_names(stages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def gone(*_: object, **__: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(hub, "snapshot_download", gone)
+    monkeypatch.setattr(loading, "hf_hub_download", gone)
+    monkeypatch.setattr(hub.HfApi, "create_repo", gone)
+    for work in (
+        lambda: hub.local("hf://owner/saes"),
+        lambda: hub.upload(tmp_path, "owner/saes", False),
+        lambda: loading.locate("owner/model", {}),
+    ):
+        with pytest.raises(UserError, match="no connection"):
+            work()
+    assert stages == ["download hf://owner/saes", "upload to owner/saes", "download config.json of owner/model"]
+
+
+def test_reading_a_gguf_file_has_names(stages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SCALAR_SAE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="cannot be read as a GGUF file"):
+        gguf.unpacked(tmp_path / "x.gguf", with_tokenizer=True)
+    assert stages == ["look for x.gguf in the cache", "read fields and tokenizer of x.gguf"]
+
+
+def test_a_verb_is_not_silent_in_a_stage_without_a_name(run: Path, monkeypatch: pytest.MonkeyPatch):
+    find = store.find_saes
+
+    def slow(path: str | Path) -> Any:
+        time.sleep(0.5)
+        return find(path)
+
+    monkeypatch.setattr(console, "INTERVAL", 0.1)
+    monkeypatch.setattr(store, "find_saes", slow)
+    assert "scalar ls: at it for 0 s" in scalar("ls", run).stderr
+    assert scalar("ls", run, "--quiet").stderr == ""
