@@ -203,10 +203,26 @@ def cache_folder() -> Path:
     """
     if chosen := os.environ.get("SCALAR_SAE_CACHE"):
         return Path(chosen)
+    home = _home()
+    return home / ".cache" / "scalar-sae" if home else Path(tempfile.gettempdir()) / f"scalar-sae-{os.getuid()}"
+
+
+def give_libraries_a_cache() -> None:
+    """Have libraries keep their downloads in our cache folder if the user has no home directory.
+
+    They would make a folder called `~` in the current one. Call it before they are imported.
+    """
+    if _home() is None:
+        os.environ.setdefault("HF_HOME", str(cache_folder() / "huggingface"))
+
+
+def _home() -> Path | None:
+    """The user's home directory; None where nobody knows it, or where it has no cache and none can be made."""
     try:
-        return Path.home() / ".cache" / "scalar-sae"
+        home = Path.home()
     except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"scalar-sae-{os.getuid()}"
+        return None
+    return home if (home / ".cache").is_dir() or os.access(home, os.W_OK) else None
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ REMEDY = {
     "rank": "--rank-prompts or --context (in a preset, score.rankings or score.context)",
     "score": "--prompts or --context (in a preset, score.prompts or score.context)",
 }
+"""What to lower where a text is too short."""
 
 
 class ScoreConfig(BaseModel):

@@ -13,6 +13,7 @@ import typer
 from pydantic_core import to_jsonable_python
 
 from scalar_sae import console
+from scalar_sae.io import give_libraries_a_cache
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no messages: only results and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document; nothing else goes to stdout.")]
@@ -41,6 +42,7 @@ def verb(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., O
         def command(*, quiet: bool, json: bool, **arguments: Any) -> None:
             console.set_quiet(quiet)
             console.silence_libraries()
+            give_libraries_a_cache()
             redirected = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
             with redirected, console.in_log(called):
                 outcome = function(**arguments)
