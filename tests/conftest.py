@@ -37,7 +37,7 @@ def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where a test computes: `pytest --device cuda`; what it finds is compared with what the CPU finds."""
-    return torch.device(request.config.getoption("--device"))
+    return torch.device(str(request.config.getoption("--device")))
 
 
 @pytest.fixture

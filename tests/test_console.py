@@ -54,46 +54,6 @@ def test_a_log_is_not_silent_while_a_step_takes_long(monkeypatch: pytest.MonkeyP
     assert threading.active_count() == threads
 
 
-def test_the_innermost_stage_speaks_and_many_short_ones_are_not_silent(monkeypatch: pytest.MonkeyPatch):
-    log = shown(monkeypatch, 80, io.StringIO())
-    monkeypatch.setattr(console, "INTERVAL", 0.1)
-    with Bar("scalar pull"):
-        time.sleep(0.15)
-        for number in range(8):
-            with Bar(f"write {number}"):
-                time.sleep(0.05)
-    lines = log.getvalue().splitlines()
-    assert lines[0] == "scalar pull: at it for 0 s"
-    assert [line for line in lines if re.fullmatch(r"write \d: at it for 0 s", line)], lines
-    assert lines[-1] == "scalar pull: done in 1 s"
-    assert len(lines) >= 4
-
-
-def test_nothing_is_said_while_the_user_is_the_one_at_work(monkeypatch: pytest.MonkeyPatch):
-    log = shown(monkeypatch, 80, io.StringIO())
-    monkeypatch.setattr(console, "INTERVAL", 0.02)
-    with Bar("scalar blind"), console.waiting_for_user():
-        time.sleep(0.1)
-        log.truncate(0)  # a line before the user's turn
-        time.sleep(0.2)
-        assert log.getvalue() == ""
-
-
-def test_a_stage_for_logs_and_a_stage_within_a_stage_are_not_drawn_at_a_terminal(monkeypatch: pytest.MonkeyPatch):
-    terminal = shown(monkeypatch, 80, Terminal())
-    with console.in_log("download x"):
-        pass
-    assert terminal.getvalue() == ""
-    with Bar("outer", 2) as outer, Bar("inner", 2) as inner:
-        inner.step()
-        outer.step()
-    assert "outer" in terminal.getvalue()
-    assert "inner" not in terminal.getvalue()
-    with Bar("next", 2):
-        pass
-    assert "next" in terminal.getvalue()
-
-
 def test_the_estimate_follows_the_recent_rate():
     log = console._Log("train", 1000, 500)  # half was done before
     log._began, start = 0.0, 0.0
@@ -101,7 +61,7 @@ def test_the_estimate_follows_the_recent_rate():
     log._past.append((start, 500))
     for beat in range(1, 31):
         log._done = 500 + beat if beat <= 10 else 510 + 10 * (beat - 10)
-        line = log.line(30.0 * beat)
+        line = log._line(30.0 * beat)
     assert line == "train: 71 %, 2.0 % a minute, 14 min left"
 
 

@@ -166,8 +166,11 @@ class _Log:
         self._done += n
         self._note = self._note if note is None else note
 
-    def line(self, now: int | float) -> str:
-        """How far it is at a time of `time.monotonic`."""
+    def speak(self) -> None:
+        """Say how far it is."""
+        say(self._line(time.monotonic()))
+
+    def _line(self, now: int | float) -> str:
         before, done = self._past[0]
         self._past.append((now, self._done))
         after = f"; {self._note}" if self._note else ""
@@ -180,7 +183,7 @@ class _Log:
         return f"{self._what}: {percent(share)}, {percent(per_minute)} a minute, {left} left{after}"
 
 
-class _Beat:
+class Beat:
     """Has the innermost of the stages write a line every `INTERVAL` seconds. Its thread runs while there is a stage."""
 
     def __init__(self) -> None:
@@ -208,10 +211,10 @@ class _Beat:
         while not self._over.wait(INTERVAL):
             for stage in self._stages[-1:]:
                 if stage is not None:
-                    say(stage.line(time.monotonic()))
+                    stage.speak()
 
 
-_beat = _Beat()
+_beat = Beat()
 
 
 def percent(share: int | float) -> str:

@@ -1,5 +1,7 @@
 """What a cluster's log shows of a verb: every stage that can take long has a name, and no verb is silent."""
 
+import io
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,11 @@ from typing import Any
 import pytest
 
 from scalar_sae import console
+from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.lm import gguf, loading
 from scalar_sae.saes import hub, store
+from tests.test_console import Terminal, shown
 from tests.test_study import scalar
 
 
@@ -17,13 +21,13 @@ from tests.test_study import scalar
 def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that a log could name, in the order in which they began."""
     found: list[str] = []
-    enter = console._Beat.enter
+    enter = console.Beat.enter
 
     def noted(self: Any, stage: Any) -> None:
         found.append("user" if stage is None else stage._what)
         enter(self, stage)
 
-    monkeypatch.setattr(console._Beat, "enter", noted)
+    monkeypatch.setattr(console.Beat, "enter", noted)
     return found
 
 
@@ -79,3 +83,43 @@ def test_a_verb_is_not_silent_in_a_stage_without_a_name(run: Path, monkeypatch: 
     monkeypatch.setattr(store, "find_saes", slow)
     assert "scalar ls: at it for 0 s" in scalar("ls", run).stderr
     assert scalar("ls", run, "--quiet").stderr == ""
+
+
+def test_the_innermost_stage_speaks_and_many_short_ones_are_not_silent(monkeypatch: pytest.MonkeyPatch):
+    log = shown(monkeypatch, 80, io.StringIO())
+    monkeypatch.setattr(console, "INTERVAL", 0.1)
+    with Bar("scalar pull"):
+        time.sleep(0.15)
+        for number in range(8):
+            with Bar(f"write {number}"):
+                time.sleep(0.05)
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "scalar pull: at it for 0 s"
+    assert [line for line in lines if re.fullmatch(r"write \d: at it for 0 s", line)], lines
+    assert lines[-1] == "scalar pull: done in 1 s"
+    assert len(lines) >= 4
+
+
+def test_nothing_is_said_while_the_user_is_the_one_at_work(monkeypatch: pytest.MonkeyPatch):
+    log = shown(monkeypatch, 80, io.StringIO())
+    monkeypatch.setattr(console, "INTERVAL", 0.02)
+    with Bar("scalar blind"), console.waiting_for_user():
+        time.sleep(0.1)
+        log.truncate(0)  # a line before the user's turn
+        time.sleep(0.2)
+        assert log.getvalue() == ""
+
+
+def test_a_stage_for_logs_and_a_stage_within_a_stage_are_not_drawn_at_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    terminal = shown(monkeypatch, 80, Terminal())
+    with console.in_log("download x"):
+        pass
+    assert terminal.getvalue() == ""
+    with Bar("outer", 2) as outer, Bar("inner", 2) as inner:
+        inner.step()
+        outer.step()
+    assert "outer" in terminal.getvalue()
+    assert "inner" not in terminal.getvalue()
+    with Bar("next", 2):
+        pass
+    assert "next" in terminal.getvalue()

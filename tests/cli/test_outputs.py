@@ -194,6 +194,9 @@ VERBS = [*(verb for verb in OUTPUTS if verb != "blind"), "judge", "push", "blind
 def test_a_disk_that_becomes_full_is_one_line_that_names_options_of_the_verb(
     verb: str, run: Path, tmp_path: Path, preset: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    def judge(*_: object) -> judges.Judge:
+        return judges.Judge(str.upper, "m")
+
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -210,8 +213,8 @@ def test_a_disk_that_becomes_full_is_one_line_that_names_options_of_the_verb(
         given += ["--out", tmp_path / "out.json"]
     if verb == "judge":
         given += ["--model", "m"]
-        monkeypatch.setattr(judges, "local", lambda *_: judges.Judge(lambda question: "letters", "m"))
-    monkeypatch.setattr(hub, "upload", lambda *_: "hf://me/saes")
+        monkeypatch.setattr(judges, "local", judge)
+    monkeypatch.setattr(hub, "upload", full)
     monkeypatch.setattr(os, "fsync", full)
     done = scalar(*given, check=False)
     assert (done.returncode, done.stderr.splitlines()[-1][:8]) == (2, "scalar: "), done.stderr

@@ -16,6 +16,11 @@ SCORED = ("--prompts", "2", "--rank-prompts", "1", "--context", "16", "--edges",
 READ = ("--prompts", "64", "--context", "16")
 
 
+def letters(question: str) -> dict[str, Any]:
+    """What a judge says, in the words of OpenAI's protocol."""
+    return {"choices": [{"message": {"content": "letters"}}]}
+
+
 def arguments(verb: str, run: Path, tmp_path: Path, preset: Path, text: Path) -> list[str | Path]:
     """A small job for each verb."""
     on = ("--tokens", text)
@@ -50,11 +55,6 @@ def arguments(verb: str, run: Path, tmp_path: Path, preset: Path, text: Path) ->
     return [verb, *words[verb]]
 
 
-def _letters(question: Any) -> dict[str, Any]:
-    """A judge's answer, whatever it is asked."""
-    return {"choices": [{"message": {"content": "letters"}}]}
-
-
 VERBS = {
     "quickstart": {"report", "records", "cautions"},
     "train": {"saes"},
@@ -84,7 +84,7 @@ def test_one_json_document_or_a_quiet_result(
         pairs = Pairs(names={"a": "one", "b": "other"}, pairs=[FeaturePair(a=0, b=1, left="a")])
         (run / "pairs.json").write_text(pairs.model_dump_json())
         Answers(run, "ann", 1).add(0, "right", 1.0)
-    with server(_letters) as (url, _):
+    with server(letters) as (url, _):
         if verb == "judge":
             words += ["--url", url, "--model", "m"]
         done = scalar(*words, "--json")

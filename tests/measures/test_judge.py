@@ -221,4 +221,4 @@ def test_a_local_model_can_be_asked(tmp_path: Path):
     tokenizer.save(tmp_path / "lm")
     assert isinstance(local(str(tmp_path / "lm")).ask("some words"), str)
     with pytest.raises(UserError, match="cannot judge"):
-        local("python-stdlib").ask("some words")
+        local("python-stdlib")

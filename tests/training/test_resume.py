@@ -121,7 +121,7 @@ for cache in (None, folder / "cache"):
 def test_a_full_disk_is_said_with_file_and_reason(tmp_path: Path, text: Path):
     command = [sys.executable, "-c", FULL, str(tmp_path), str(text)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    expected = (("checkpoint.pt", "place"), ("buffer-000000.safetensors", "--cache"))
+    expected = (("checkpoint.pt", "--out"), ("buffer-000000.safetensors", "--cache"))
     for line, (file, option) in zip(done.stdout.splitlines(), expected, strict=True):
         said = rf"{file}: cannot be written \(.*File too large.*\); free space or choose another {option}"
         assert re.fullmatch(rf".*/{said}", line), line

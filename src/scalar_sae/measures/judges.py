@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from scalar_sae.errors import UserError
 from scalar_sae.lm.loading import check_name, precision
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.toy import shipped
 from scalar_sae.tokenizer import Pretrained
 
 Ask = Callable[[str], str]
@@ -157,12 +158,15 @@ def local(source: str, dtype: str = "auto") -> Judge:
     """
     precision(dtype)
     check_name(source)
+    characters = UserError(f"{source}: a model of characters cannot judge")
+    if source in shipped():
+        raise characters
 
     @cache
     def loaded() -> tuple[LanguageModel, Any]:
         lm = LanguageModel.load(source, dtype=dtype)
         if not isinstance(lm.tokenizer, Pretrained):
-            raise UserError(f"{source}: a model of characters cannot judge")
+            raise characters
         return lm, lm.tokenizer.inner
 
     def ask(question: str) -> str:

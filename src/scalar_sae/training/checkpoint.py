@@ -37,7 +37,7 @@ class Position(NamedTuple):
 
 def save(path: Path, at: Position, learners: list[Learner]) -> None:
     """Write a checkpoint, whole or not at all."""
-    with whole(path) as temporary:
+    with whole(path, "--out") as temporary:
         save_checkpoint(temporary, {"position": tuple(at), "learners": [learner.state() for learner in learners]})
 
 
