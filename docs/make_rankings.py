@@ -78,7 +78,7 @@ def by_block(runs: dict[str, Results]) -> str:
         "# Every order at every block",
         "",
         "Every score behind [rankings.md](rankings.md), which says what was run and what it means; "
-        "`docs/make_rankings.py` writes this page. In brackets 95 % intervals over prompts.",
+        "`docs/make_rankings.py` writes this page. In brackets 95 % intervals over prompts and between edge counts.",
         "`local` counts edges per token, in its areas too. pure area: under KL(full circuit ‖ sub-circuit), "
         "absolute area: under KL(full model ‖ sub-circuit), both in edge nats from 1 to 2¹⁸ edges.",
         "The floor, KL(full model ‖ full circuit) and the increase of cross-entropy in nats, is the same under every "

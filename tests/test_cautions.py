@@ -92,10 +92,15 @@ def test_a_table_says_each_caution_once_with_its_rows():
     assert alone.endswith("too narrow.")
 
 
-def test_rankings_and_controls_tell_rows_apart():
-    rows = [sound(), sound(ranking="local"), sound(control="padded", n_prompts=4), sound(n_prompts=4)]
+def test_rankings_and_controls_tell_rows_apart_where_not_all_of_them_are_meant():
+    few: dict[str, Any] = {"n_prompts": 4}
+    rows = [
+        sound(), sound(ranking="local"), sound(ranking="local", block="ff_block.1", **few),
+        sound(control="padded", **few),
+        *(sound("relu", ranking=ranking, **few) for ranking in ("ablation", "local")),
+    ]  # fmt: skip
     (said,) = cautions_of(rows)
-    assert said.endswith(" (topk, ablation, padded; topk, ablation at ff_block.0)")
+    assert said.endswith(" (topk, local at ff_block.1; topk, ablation, padded; relu)")
 
 
 def test_a_report_and_a_model_card_say_them_once():

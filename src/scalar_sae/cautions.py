@@ -73,17 +73,21 @@ def _of_training(record: Record) -> Iterator[str]:
 
 
 def _which(some: Sequence[Record], records: Sequence[Record]) -> str:
-    """Some rows of a table in words, by the names of their SAEs."""
+    """Some rows of a table in words: their SAEs; where only some rows of these are meant, ranking and blocks too."""
     if len(some) == len(records):
         return "all rows"
-    several = len({record.ranking for record in records}) > 1
-
-    def name(record: Record) -> str:
-        ranking = (Path(record.ranking).name,) if several else ()
-        return ", ".join([record.method, *ranking, *filter(None, [record.control])])
-
     words: list[str] = []
-    for one in dict.fromkeys(map(name, some)):
-        mine, every = ([record.block for record in of if name(record) == one] for of in (some, records))
-        words.append(one if len(mine) == len(every) else f"{one} at {', '.join(dict.fromkeys(mine))}")
+    for method in dict.fromkeys(record.method for record in some):
+        mine, every = ([record for record in rows if record.method == method] for rows in (some, records))
+        if len(mine) == len(every):
+            words.append(method)
+            continue
+        for ranking in dict.fromkeys(map(_ranking, mine)):
+            blocks, there = ([row.block for row in rows if _ranking(row) == ranking] for rows in (mine, every))
+            name = f"{method}, {ranking}" if len(set(map(_ranking, records))) > 1 else method
+            words.append(name if len(blocks) == len(there) else f"{name} at {', '.join(dict.fromkeys(blocks))}")
     return "; ".join(words)
+
+
+def _ranking(record: Record) -> str:
+    return ", ".join([Path(record.ranking).name, *filter(None, [record.control])])
