@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
 DTYPE ?= float32
+PIP := -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.installed
 PEERS := .peers/.installed
 
-.PHONY: install demo smollm2 test bench lint clean
+.PHONY: install demo smollm2 test lowest newest bench lint clean
 
 install: $(READY)
 
@@ -13,8 +14,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(RUN)python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(RUN)python $(PIP) -r requirements.lock
+	$(RUN)python $(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: install
@@ -26,13 +27,24 @@ smollm2: install  # or make smollm2 DTYPE=bfloat16
 test: install
 	$(RUN)python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
+lowest:  # every verb once, under the lowest versions that pyproject.toml declares
+	$(PYTHON) -m venv --clear .lowest
+	.lowest/bin/python $(PIP) --no-deps -r requirements.lowest .
+	.lowest/bin/python -m pip check
+	.lowest/bin/python -m tests.smoke
+
+newest:  # every verb once, under the newest versions that there are; PyTorch is that of the lock
+	$(PYTHON) -m venv --clear .newest
+	.newest/bin/python $(PIP) '.[data,gguf]' "$$(grep ^torch== requirements.lock)"
+	.newest/bin/python -m tests.smoke
+
 bench: install $(PEERS)
 	$(RUN)python -m benchmarks
 	.peers/bin/python -m benchmarks.training
 
 $(PEERS): benchmarks/peers.txt
 	$(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt -e .
+	.peers/bin/python $(PIP) -r benchmarks/peers.txt -e .
 	.peers/bin/python -m pip uninstall --quiet --yes torchvision  # a peer's peer asks for it; its build need not be torch's
 	@touch $@
 
@@ -42,4 +54,4 @@ lint: install
 	$(RUN)pyright
 
 clean:
-	rm -rf $(VENV) .peers runs
+	rm -rf $(VENV) .lowest .newest .peers runs

@@ -1,11 +1,12 @@
 """Every verb once, in a few seconds each, with the libraries that are installed: python -m tests.smoke
 
-Needs nothing but what `pip install scalar-sae[data]` installs. `.ci/lowest` runs it under the lowest versions that
-pyproject.toml declares.
+It needs `pip install 'scalar-sae[data,gguf]'` and no network. Trackers are tried where they are installed. `make
+lowest` runs it under the lowest versions that pyproject.toml declares, `make newest` under the newest that there are.
 """
 
 import _thread
 import json
+import random
 import shutil
 import sys
 import tempfile
@@ -14,15 +15,20 @@ import time
 import urllib.request
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
 import torch
 import yaml
 
+from scalar_sae import LanguageModel, Site
 from scalar_sae.cli import app, main
 from scalar_sae.results import Results
 from scalar_sae.saes import hub
+from scalar_sae.training.trackers import TRACKERS
+from tests.lm.families import family_hf
+from tests.lm.gguf_files import digits_tokenizer, small_llama, write_gguf
 from tests.saes.formats.hub_server import hub_on_localhost
 
 SAES = [{"method": "topk", "sites": ["ff_blocks"], "expansion": 1, "k": 4},
@@ -73,9 +79,24 @@ def answer_in_a_browsers_place() -> None:
     _thread.interrupt_main()
 
 
+def models(root: Path) -> None:
+    """Three families and a GGUF file are understood: what is computed stretch by stretch is the model's own output."""
+    tokens = torch.arange(33).view(3, 11) * 5 % 64
+    write_gguf(root / "small.gguf", small_llama(), digits_tokenizer())
+    loaded = {name: LanguageModel(family_hf(name), name) for name in ("gpt2", "pythia", "llama")}
+    for name, lm in (loaded | {"gguf": LanguageModel.load(root / "small.gguf")}).items():
+        own = lm.hf(tokens, use_cache=False).logits
+        site = Site("resid_post", 0)
+        state = lm.states(tokens, [site])[site]
+        spliced = lm.logits_from(site, state.x, state.skip)
+        assert torch.equal(lm.logits(tokens), own), f"{name}: other logits than transformers"
+        assert torch.equal(spliced, own), f"{name}: other logits from the residual stream"
+
+
 def verbs(root: Path) -> None:
     text, run = root / "text.txt", root / "run"
-    text.write_text("def f(x1):\n    return [x1 for Y in (2, 33) if x1 > 'abc']\n" * 200)
+    words = ("def", "f(x):", "return", "[y", "for", "z", "in", "(2,", "33)", "if", "'abc']", "\n", "Quartz", "~", "&&")
+    text.write_text(" ".join(random.Random(0).choices(words, k=20_000)))
     small = ("steps=6", "warmup_steps=2", "eval_every=6", "batch_size=4", "context=32", "d_model=16", "n_layers=2")
     scalar("train-lm", "--out", root / "lm", *(word for one in (f"corpus={text}", *small) for word in ("--set", one)))
     train = {"lm": str(root / "lm"), "corpus": str(text), "tokens": 2048, "batch_tokens": 256, "buffer_tokens": 1024,
@@ -83,13 +104,16 @@ def verbs(root: Path) -> None:
     score = {"rankings": {"expected": 1, "published": 1, "local": 1, "random": 1}, "prompts": 2, "context": 16}
     (root / "small.yaml").write_text(yaml.safe_dump({"train": train, "score": score}))
     scalar("quickstart", "--preset", root / "small.yaml", "--out", run)
-    scalar("train", root / "small.yaml", "--out", root / "other", "--set", "seed=1")
+    trackers = [word for name in TRACKERS if find_spec(name) for word in ("--log", name)]
+    again = ("--out", root / "other", "--set", "seed=1", "--cache", root / "activations", *trackers)
+    scalar("train", root / "small.yaml", *again)
     on_text = ("--tokens", text, "--prompts", 2, "--context", 16)
     scalar("score", "--saes", run, "--block", "ff_block.0", *on_text, "--rank-prompts", 1, "--out", root / "one.json")
-    scalar("circuit", "--saes", run, "--method", "topk", *on_text, "--rank-prompts", 1)
-    scalar("compare", run / "results.json", "topk", "staircase")
+    along = ("--sites", "resid_mid.0,resid_post.0,resid_post.1")
+    scalar("circuit", "--saes", run, "--method", "topk", *along, *on_text, "--rank-prompts", 1)
+    scalar("compare", run)
     scalar("measure", run, "--against", root / "other", "--tokens", text, "--prompts", 16, "--context", 32)
-    scalar("features", run, "--method", "topk", "--tokens", text, "--prompts", 64, "--context", 32)
+    scalar("features", run, "--method", "topk", "--tokens", text, "--prompts", 32, "--context", 32)
     site = run / "features" / "topk" / "resid_mid.0"
     with ThreadingHTTPServer(("127.0.0.1", 0), Guesser) as judge:
         threading.Thread(target=judge.serve_forever, daemon=True).start()
@@ -98,7 +122,7 @@ def verbs(root: Path) -> None:
         judge.shutdown()
     threading.Thread(target=answer_in_a_browsers_place, daemon=True).start()
     two = [run / "saes" / name / "resid_mid.0" for name in ("topk", "staircase")]
-    scalar("blind", *two, "--out", root / "blind", "--tokens", text, "--prompts", 64, "--pairs", 1, "--port", PORT)
+    scalar("blind", *two, "--out", root / "blind", "--tokens", text, "--prompts", 32, "--pairs", 1, "--port", PORT)
     scalar("blind", "--out", root / "blind", "--summary")
     scalar("report", run)
     scalar("ls", run)
@@ -117,15 +141,20 @@ def verbs(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     warnings.simplefilter("default")
+    groups = (app, *(one.typer_instance for one in app.registered_groups))
+    names = [one.name or one.callback.__name__ for group in groups for one in group.registered_commands]
+    for name in names:
+        scalar(name, "--help")
+    tried.clear()
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch("huggingface_hub.constants.HF_HUB_CACHE", f"{folder}/cache"),
+        mock.patch.dict("os.environ", {"SCALAR_SAE_CACHE": f"{folder}/cache", "WANDB_MODE": "offline"}),
     ):
+        models(Path(folder))
         verbs(Path(folder))
-    groups = (app, *(one.typer_instance for one in app.registered_groups))
-    names = [one.name or one.callback.__name__ for group in groups for one in group.registered_commands]
-    untried = {name.strip("_").replace("_", "-") for name in names} - set(tried)
+    untried = set(names) - set(tried)
     assert not untried, f"add to this test: {', '.join(untried)}"
     sys.stdout.write("".join(f"{verb}: {seconds:.1f} s\n" for verb, seconds in tried.items()))

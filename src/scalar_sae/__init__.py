@@ -71,3 +71,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'scalar_sae' has no attribute {name!r}")
     return getattr(import_module(f"scalar_sae.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
