@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 import yaml
+from typer.main import get_group
 
 from scalar_sae import LanguageModel, Site
 from scalar_sae.cli import app, main
@@ -143,8 +144,7 @@ def verbs(root: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("default")
-    groups = (app, *(one.typer_instance for one in app.registered_groups))
-    names = [one.name or one.callback.__name__ for group in groups for one in group.registered_commands]
+    names = get_group(app).commands
     for name in names:
         scalar(name, "--help")
     tried.clear()

@@ -18,10 +18,9 @@ HEAVY = {
 }  # fmt: skip
 HELP = """
 import contextlib, io, sys
+from typer.main import get_group
 from scalar_sae.cli import app, main
-verbs = [one.name or one.callback.__name__ for group in app.registered_groups for one in
-         group.typer_instance.registered_commands]
-verbs += [one.name or one.callback.__name__ for one in app.registered_commands]
+verbs = get_group(app).commands
 assert {"quickstart", "train-lm", "score", "ls"} <= set(verbs)
 for arguments in ([], *([verb] for verb in verbs)):
     sys.argv = ["scalar", *arguments, "--help"]
