@@ -179,6 +179,7 @@ def _add_curve(
     figure.add_scatter(
         x=np.concatenate([edges[some], edges[some][::-1]]).tolist(),
         y=np.concatenate([high, low[::-1]]).tolist(),
+        mode="lines",
         fill="toself",
         fillcolor=_transparent(colour),
         line={"width": 0},
