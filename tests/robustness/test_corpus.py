@@ -9,6 +9,7 @@ import pytest
 from tests.robustness.corpus.files import FILES, chosen, file_cases
 from tests.robustness.corpus.options import PLAIN, option_cases, verbs
 from tests.robustness.corpus.player import Player
+from tests.robustness.corpus.system import system_cases
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 CASES_OF_A_FILE = 8
@@ -48,6 +49,11 @@ def test_a_damaged_file_is_refused_in_one_line_and_nothing_changes(player: Playe
 def test_a_bad_value_of_an_option_is_refused_in_one_line_and_nothing_changes(player: Player, verb: str):
     cases = [case for case in option_cases() if case.verb == verb]
     play(cases[:: -(-len(cases) // CASES_OF_A_VERB)], player.option)
+
+
+@pytest.mark.parametrize("stdout", ["closed", "full"])
+def test_work_is_done_whole_when_nobody_takes_the_output(player: Player, stdout: str):
+    play(system_cases(stdout), player.system)
 
 
 def test_every_verb_is_among_them():

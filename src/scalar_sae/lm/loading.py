@@ -22,6 +22,7 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm import gpt_circuits
 from scalar_sae.lm.gguf import is_gguf, unpacked
 from scalar_sae.lm.toy import WEIGHTS, shipped
+from scalar_sae.sealed import DIGESTS, check_sealed
 from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -135,6 +136,13 @@ def _downloaded(name: str, repository: str, file: str, hub: dict[str, Any]) -> P
         raise _explained(name, "cannot be loaded from the Hub", error) from error
 
 
+def check_whole(origin: Origin) -> None:
+    """Raise a UserError unless the files of a model that this package wrote are what was written."""
+    folder = Path(origin.path)
+    if origin.path and origin.local and os.path.lexists(folder / DIGESTS):
+        check_sealed(folder, "restore it from a copy, or make it again")
+
+
 def precision(dtype: Any) -> Any:
     """What `transformers` calls a precision: a `torch.dtype`, or `auto`.
 
@@ -226,8 +234,9 @@ def _check_report(name: str, hf: Any, report: dict[str, Any]) -> None:
 
 
 def model_in(folder: Path) -> Path | None:
-    """The language model that lies in a folder of SAEs: the folder itself, or `lm` in it."""
-    return next((place for place in (folder / "lm", folder) if _is_model(place)), None)
+    """The language model that lies in a folder of SAEs: the folder itself, or `lm` in it; one that is damaged too."""
+    places = (folder / "lm", folder)
+    return next((place for place in places if os.path.lexists(place / DIGESTS) or _is_model(place)), None)
 
 
 def _is_model(folder: Path) -> bool:

@@ -28,7 +28,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.hooked import as_hf
 from scalar_sae.lm.layers import At
-from scalar_sae.lm.loading import Origin, load_hf, load_tokenizer, locate, precision
+from scalar_sae.lm.loading import Origin, check_whole, load_hf, load_tokenizer, locate, precision
 from scalar_sae.lm.norms import AnyNorm, before_gain, norm_of
 from scalar_sae.lm.recognition import dissect
 from scalar_sae.lm.special import Rule, find_special, listed
@@ -86,6 +86,7 @@ class LanguageModel(nn.Module):
         else:
             options["dtype"] = precision(options.get("dtype"))
             name, origin = str(source), locate(source, options, with_tokenizer=tokenizer is None)
+            check_whole(origin)
             hf = load_hf(origin, name, **options)
         lm = cls(hf, name, None if tokenizer is None else Pretrained(tokenizer, name), origin)
         if remark := lm.remark():

@@ -108,7 +108,7 @@ def read_preset(name: str) -> dict[str, Any]:
     return content
 
 
-def validated(model: type[Config], values: dict[str, Any], where: str) -> Config:
+def validated(model: type[Config], values: Any, where: str) -> Config:
     """A config from plain values, with a one-line error.
 
     Raises:

@@ -11,6 +11,7 @@ from functools import partial
 from tests.robustness.corpus.files import file_cases
 from tests.robustness.corpus.options import option_cases
 from tests.robustness.corpus.player import Player
+from tests.robustness.corpus.system import system_cases
 
 
 def main(words: list[str]) -> int:
@@ -20,6 +21,7 @@ def main(words: list[str]) -> int:
     with Player() as player:
         plays = [(case.name, partial(player.file, case)) for some in file_cases(player.world).values() for case in some]
         plays += [(case.name, partial(player.option, case)) for case in option_cases()]
+        plays += [(case.name, partial(player.system, case)) for out in ("closed", "full") for case in system_cases(out)]
         for name, play in plays:
             if words and not any(word in name for word in words):
                 continue

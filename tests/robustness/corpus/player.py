@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from tests.robustness.corpus import world
 from tests.robustness.corpus.files import FileCase
 from tests.robustness.corpus.options import OptionCase
+from tests.robustness.corpus.system import SystemCase
 from tests.robustness.corpus.verdict import Outcome, fault, meaning, tree
 from tests.robustness.corpus.warm import Command, Warm
 from tests.smoke import Guesser
@@ -113,4 +115,25 @@ class Player:
         if wrong is None and outcome.ended.code == 0 and not case.free:
             wrong = "exit code 0: the value is taken"
         self.leave(name, folder, outcome)
+        return wrong
+
+    def system(self, case: SystemCase) -> str | None:
+        """Play a case of the system; what is wrong with how it ended."""
+        job = world.JOBS[case.job]
+        folder, before = self.place(case.job, job)
+        outcome = self.run(job.argv, folder, before, fault=list(job.fault), stdout=case.stdout)
+        ended = outcome.ended
+        # a document that nobody takes is said; what is on disk is the same in any case
+        said = (
+            ended.err
+            == "scalar: standard output: cannot be written (No space left on device); what is on disk is whole\n"
+        )
+        wrong = fault(replace(outcome, ended=replace(ended, code=0, err="")), (), job.writes)
+        if wrong is None and ended.code != (2 if case.stdout == "full" else 0):
+            wrong = f"exit code {ended.code}: {outcome.said}"
+        elif wrong is None and case.stdout == "full" and not said:
+            wrong = f"not one line on the error stream: {ended.err!r}"
+        elif wrong is None and meaning(folder, outcome)[1] != self.usual(case.job)[1]:
+            wrong = "other files than with an output that somebody takes"
+        self.leave(case.job, folder, outcome)
         return wrong
