@@ -1,5 +1,6 @@
 """One text in every form in which people keep it, and what is not a text."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -379,7 +380,28 @@ def test_the_parts_of_an_address_on_the_hub(spec: str, parts: tuple[str | None, 
     assert str(address) == spec
 
 
-@pytest.mark.parametrize("spec", ["hf://owner/name:", "hf://owner/name@#text"])
+@pytest.mark.parametrize(
+    ("spec", "revision"), [("hf://o/n?revision=v1.0", "v1.0"), ("hf://o/n@a#b?revision=pr/3", "pr/3")]
+)
+def test_a_data_set_is_read_as_it_was_at_a_revision(
+    spec: str, revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    address = Address.parse(spec)
+    assert (address.place, address.revision, str(address)) == ("o/n", revision, spec)
+    (tmp_path / "a.jsonl").write_text(LINES)
+    own, asked = datasets.load_dataset_builder, []
+
+    def asking(place: str, name: str | None = None, revision: str | None = None, **options: object) -> object:
+        asked.append((place, revision))
+        return own(str(tmp_path), name, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", asking)
+    with contextlib.suppress(UserError):  # no split `a` there
+        streamed(address)
+    assert set(asked) == {("o/n", revision)}
+
+
+@pytest.mark.parametrize("spec", ["hf://owner/name:", "hf://owner/name@#text", "hf://owner/name?revision="])
 def test_a_mark_without_a_part_is_refused(spec: str):
     with pytest.raises(UserError, match="nothing follows"):
         Address.parse(spec)

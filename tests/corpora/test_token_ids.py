@@ -269,3 +269,52 @@ def test_where_text_is_needed_token_ids_are_refused(tmp_path: Path):
     for name in ("t.npy", "t.safetensors", "t.jsonl"):
         with pytest.raises(UserError, match="holds token ids; a text is needed here"):
             load_texts(str(tmp_path / name))
+
+
+def in_shards(folder: Path, form: str) -> str:
+    """The ids in three files, the last of them further inside; the address of the folder."""
+    (folder / "b").mkdir(parents=True)
+    pieces = np.split(IDS, [900, 1500])
+    for name, piece in zip(("a0", "a1", "b/0"), pieces, strict=True):
+        if form == "npy":
+            np.save(folder / name, piece.astype(np.uint16))
+        elif form == "rows":
+            np.save(folder / name, piece.reshape(-1, 20))
+        elif form == "safetensors":
+            save_file({"ids": piece}, folder / f"{name}.safetensors")
+        else:
+            (folder / f"{name}.bin").write_bytes(piece.astype("<u2").tobytes())
+            if form == "bin with sidecars":
+                (folder / f"{name}.bin.json").write_text('{"dtype": "uint16"}')
+    (folder / "README.md").write_text("ids")
+    return f"{folder}:uint16" if form == "bin" else str(folder)
+
+
+@pytest.mark.parametrize("form", ["npy", "rows", "safetensors", "bin", "bin with sidecars"])
+def test_a_folder_of_token_ids_is_read_in_the_order_of_names(form: str, tmp_path: Path, words: Pretrained):
+    corpus = load_corpus(in_shards(tmp_path / "ids", form), words)
+    assert torch.cat([corpus.train, corpus.val]).flatten().tolist() == IDS.tolist()
+    assert corpus.val.dim() == (2 if form == "rows" else 1)
+    assert load_corpus(corpus.source, words).fingerprint == corpus.fingerprint
+    few = load_corpus(corpus.source, words, n_train=700)  # no more than is needed, of two files
+    assert few.train.flatten().tolist() == IDS[: few.train.numel()].tolist()
+    assert 700 <= few.train.numel() < 1000
+
+
+def test_folders_of_token_ids_that_do_not_fit_together_are_refused(tmp_path: Path, words: Pretrained):
+    np.save(tmp_path / "a.npy", IDS)
+    np.save(tmp_path / "b.npy", IDS.astype(np.uint16))
+    with pytest.raises(UserError, match=r"its files hold int64 \[n\] and uint16 \[n\]; give files of one kind"):
+        load_corpus(str(tmp_path), words)
+    (tmp_path / "b.npy").rename(tmp_path / "b.txt")
+    with pytest.raises(UserError, match=r"cannot be read from this folder|files of several kinds"):
+        load_corpus(str(tmp_path), words)
+    for names in (("train.npy", "val.npy"), ("fineweb_train_000001.npy", "fineweb_val_000000.npy")):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        for name in names:
+            np.save(folder / name, IDS)
+        with pytest.raises(UserError, match=f"holds {names[0]} and {names[1]}, which are different splits"):
+            load_corpus(str(folder), words)
+        (folder / names[1]).unlink()
+        assert all_of(load_corpus(str(folder), words)) == IDS.tolist()

@@ -1,10 +1,11 @@
 """How a text is named: `python-stdlib`, a path, or a data set on the Hub, with what to take from it.
 
-    PLACE[:WHAT][@SPLIT][#COLUMN]
+    PLACE[:WHAT][@SPLIT][#COLUMN][?revision=REVISION]
 
     stories.jsonl#body                      the field `body` of each row
     pile.bin:uint16                         token ids, two bytes each
     hf://owner/name:english@test#doc.text   configuration, split, and the field `text` of the column `doc`
+    hf://owner/name?revision=v1.0           the data set as it was at a tag, a branch or a commit
 
 The parts in brackets may be left out. A path that contains one of the marks is still found if it exists as it is.
 """
@@ -19,6 +20,8 @@ HUB = "hf://"
 NAMES = ("python-stdlib", "python-docs", "tiny-shakespeare")
 """Texts that have a name of their own."""
 _PARTS = {"#": "column", "@": "split", ":": "what"}
+_REVISION = "?revision="
+_EXPECTED = "hf://owner/name[:config][@split][#column][?revision=...]"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Address:
     """After the colon: a configuration of a data set, or the type of the integers in a raw file."""
     split: str | None = None
     column: str | None = None
+    revision: str | None = None
+    """Of a data set on the Hub: a tag, a branch or a commit."""
 
     @classmethod
     def parse(cls, spec: str) -> "Address":
@@ -53,7 +58,8 @@ class Address:
         """The address, from whatever folder it is read."""
         place = f"{HUB}{self.place}" if self.on_hub else str(Path(self.place).absolute())
         parts = {":": self.what, "@": self.split, "#": self.column}
-        return place + "".join(f"{mark}{part}" for mark, part in parts.items() if part)
+        revision = f"{_REVISION}{self.revision}" if self.revision else ""
+        return place + "".join(f"{mark}{part}" for mark, part in parts.items() if part) + revision
 
     def refuse(self, what: str, *parts: str) -> None:
         """Raise a UserError if the address has a part that this kind of place does not."""
@@ -73,13 +79,16 @@ def absolute(spec: str) -> str:
 
 
 def _hub(spec: str, place: str) -> Address:
-    address = Address(place, on_hub=True)
+    place, query, revision = place.partition(_REVISION)
+    if query and not revision:
+        raise UserError(f"{spec}: nothing follows {query!r}; expected {_EXPECTED}")
+    address = Address(place, on_hub=True, revision=revision or None)
     for mark, name in _PARTS.items():
         place, found, part = address.place.partition(mark)
         if found:
             address = replace(address, place=place, **{name: part})
         if found and not part:
-            raise UserError(f"{spec}: nothing follows {mark!r}; expected hf://owner/name[:config][@split][#column]")
+            raise UserError(f"{spec}: nothing follows {mark!r}; expected {_EXPECTED}")
     if Path(address.place).exists():
         raise UserError(f"{spec}: a folder {address.place} lies here; write ./{address.place} to read that one")
     return address

@@ -63,8 +63,8 @@ class Corpus:
 
     @property
     def largest(self) -> int:
-        """The largest token id in the text."""
-        return max((int(part.max()) for part in (self.train, self.val) if part.numel()), default=0)
+        """The largest token id in the text, or in front of its prompts."""
+        return max([self.bos or 0, *(int(part.max()) for part in (self.train, self.val) if part.numel())])
 
     @property
     def length(self) -> int | None:

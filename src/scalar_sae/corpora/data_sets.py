@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalar_sae.corpora.address import Address
-from scalar_sae.corpora.files import known
+from scalar_sae.corpora.files import named_kind
 from scalar_sae.corpora.rows import Row, Table, peeked
 from scalar_sae.errors import UserError, reason
 
@@ -62,19 +62,20 @@ def files_of(address: Address) -> tuple[list[Path], list[Path]]:
 
 def _holds_data(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.is_file() and not hidden and path.name not in _ABOUT_DATA and known(path)
+    return path.is_file() and not hidden and path.name not in _ABOUT_DATA and named_kind(path) is not None
 
 
 def streamed(address: Address) -> Table:
     """A data set on the Hub, read as far as it is asked for.
 
     Raises:
-        UserError: no such data set, configuration or split, no access to it, or no connection.
+        UserError: no such data set, revision, configuration or split, no access to it, or no connection.
     """
     with _explained(address) as datasets:
-        builder = datasets.load_dataset_builder(address.place, address.what)
+        which = {"name": address.what, "revision": address.revision}
+        builder = datasets.load_dataset_builder(address.place, **which)
         if builder.name in _OPTIONS:
-            builder = datasets.load_dataset_builder(address.place, address.what, **_OPTIONS[builder.name])
+            builder = datasets.load_dataset_builder(address.place, **which, **_OPTIONS[builder.name])
         splits = builder.as_streaming_dataset()
         return _table(address, splits[_split(address, list(splits))])
 
@@ -112,7 +113,7 @@ def _explained(address: Address) -> "Generator[Any]":
         raise
     except (OSError, ValueError, LookupError, TypeError, DatasetsError) as error:
         if "Config name is missing" in str(error):
-            names = ", ".join(datasets.get_dataset_config_names(address.place))
+            names = ", ".join(datasets.get_dataset_config_names(address.place, revision=address.revision))
             raise UserError(f"{address}: name a configuration after a colon, there are {names}") from error
         place = "the Hugging Face Hub" if address.on_hub else "this folder"
         raise UserError(f"{address}: cannot be read from {place} ({reason(error)})") from error

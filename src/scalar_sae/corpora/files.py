@@ -69,10 +69,10 @@ class File(NamedTuple):
             yield io.BytesIO(stream.read()) if self.packed else self.path
 
 
-def known(path: Path) -> bool:
-    """Whether the name of a file says that it is text, a table or token ids."""
+def named_kind(path: Path) -> Kind | None:
+    """What the name of a file says that it is: text, a table or token ids; None if it does not say."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    return bool(suffixes) and suffixes[-1 - (suffixes[-1] in PACKED and len(suffixes) > 1)] in SUFFIXES
+    return SUFFIXES.get(suffixes[-1 - (suffixes[-1] in PACKED and len(suffixes) > 1)]) if suffixes else None
 
 
 def recognised(path: Path) -> File:

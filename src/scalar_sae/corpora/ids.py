@@ -4,6 +4,9 @@ Files are mapped into memory: only what is needed of them is read.
 """
 
 import json
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from jaxtyping import Integer
 from safetensors.numpy import load, load_file
 
 from scalar_sae.corpora.address import Address
-from scalar_sae.corpora.files import File
+from scalar_sae.corpora.files import File, named_kind
 from scalar_sae.errors import UserError, unknown
 
 Array = Integer[np.ndarray, "..."]
@@ -20,6 +23,7 @@ Array = Integer[np.ndarray, "..."]
 _LLM_C = {20240520: ("<u2", 1), 20240801: ("<u4", 7)}
 """Magic numbers of llm.c's files: the type of their ids, and their version. 256 integers of 4 bytes, then the ids."""
 _HEADER = 256
+_SPLIT = re.compile(r"(?<![a-z])(train|val|valid|validation|dev|test|eval)(?![a-z])", re.IGNORECASE)
 _LOOKED_AT = 2**20
 """Ids that are looked at to see whether they are halves of larger integers."""
 
@@ -48,6 +52,44 @@ def array_of(file: File, address: Address) -> Array:
     if found.ndim not in (1, 2) or found.size == 0:
         raise UserError(f"{where}: of shape {found.shape}; token ids are [n], or [n, length] for prompts cut before")
     return found.reshape(-1) if 1 in found.shape else found
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The files of a folder that holds token ids and no text, in the order of their names; none for any other folder.
+
+    Raises:
+        UserError: the names are those of several splits.
+    """
+    there = [path for path in sorted(folder.rglob("*")) if path.is_file() and named_kind(path) is not None]
+    visible = [path for path in there if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    sidecars = {sidecar for path in visible if path.suffix == ".bin" for sidecar in _sidecars(path)}
+    files = [path for path in visible if path not in sidecars]
+    if not files or any(named_kind(path) != "ids" for path in files):
+        return []
+    splits = {found[1].lower(): path for path in files if (found := _SPLIT.search(path.relative_to(folder).as_posix()))}
+    if len(splits) > 1:
+        names = " and ".join(str(path.relative_to(folder)) for path in splits.values())
+        raise UserError(f"{folder}: holds {names}, which are different splits; give the path of one")
+    return files
+
+
+def first_of(arrays: Sequence[Array], wanted: int, where: str) -> Array:
+    """The first token ids of arrays that follow each other, or the rows that have them; no more are read.
+
+    Raises:
+        UserError: the arrays do not fit together.
+    """
+    kinds = {(array.dtype, array.shape[1:]): None for array in arrays}
+    if len(kinds) > 1:
+        described = " and ".join(f"{kind} [{', '.join(map(str, ('n', *shape)))}]" for kind, shape in kinds)
+        raise UserError(f"{where}: its files hold {described}; give files of one kind")
+    pieces: list[Array] = []
+    for array in arrays:
+        rows = math.ceil((wanted - sum(piece.size for piece in pieces)) / math.prod(array.shape[1:]))
+        if rows <= 0:
+            break
+        pieces.append(array[:rows])
+    return np.concatenate(pieces)
 
 
 def checked(ids: Array, d_vocab: int, where: str) -> None:
@@ -101,14 +143,19 @@ def _raw(source: Any, path: Path, said: str | None) -> Array:
 
 
 def _beside(path: Path) -> str | None:
-    """What a JSON file beside a raw one says: `ids.bin.json`, or `ids.json`."""
-    for sidecar in (path.with_name(f"{path.name}.json"), path.with_suffix(".json")):
+    """What a JSON file beside a raw one says."""
+    for sidecar in _sidecars(path):
         if sidecar.is_file():
             try:
                 return str(json.loads(sidecar.read_text(encoding="utf-8"))["dtype"])
             except (OSError, ValueError, LookupError, TypeError) as error:
                 raise UserError(f'{sidecar}: says no type of integers; expected {{"dtype": "uint16"}}') from error
     return None
+
+
+def _sidecars(path: Path) -> tuple[Path, Path]:
+    """Files that may say which integers a raw one holds: `ids.bin.json` and `ids.json`."""
+    return path.with_name(f"{path.name}.json"), path.with_suffix(".json")
 
 
 def _integers(name: str, path: Path) -> Any:

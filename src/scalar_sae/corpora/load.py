@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from scalar_sae.console import Bar
@@ -15,7 +14,7 @@ from scalar_sae.corpora import data_sets
 from scalar_sae.corpora.address import NAMES, Address
 from scalar_sae.corpora.corpus import Corpus, Tokens
 from scalar_sae.corpora.files import File, recognised
-from scalar_sae.corpora.ids import Array, array_of, checked
+from scalar_sae.corpora.ids import Array, array_of, checked, first_of, shards_in
 from scalar_sae.corpora.join import Joined, join
 from scalar_sae.corpora.named import named
 from scalar_sae.corpora.rows import Document, Tally, documents, table_of
@@ -32,7 +31,7 @@ HELD_OUT = 1_000_000
 class _Opened(NamedTuple):
     """What lies at an address: a text, documents, or token ids."""
 
-    content: str | Iterator[Document] | Array
+    content: str | Iterator[Document] | list[Array]
     tally: Tally
     name: str
 
@@ -154,11 +153,13 @@ def _open(address: Address) -> _Opened:
         return _Opened(documents(data_sets.streamed(address), address.column, tally), tally, name)
     if place.is_dir() and data_sets.is_saved(place):
         return _Opened(documents(data_sets.saved(address), address.column, tally), tally, name)
+    if place.is_dir() and (shards := shards_in(place)):
+        return _Opened([array_of(recognised(path), address) for path in shards], tally, name)
     if place.is_dir():
         return _Opened(_in_folder(address, tally), tally, name)
     file = recognised(place)
     if file.kind == "ids":
-        return _Opened(array_of(file, address), tally, name)
+        return _Opened([array_of(file, address)], tally, name)
     address.refuse("a file", "what", "split")
     if file.kind == "text":
         address.refuse("a text file", "column")
@@ -189,8 +190,8 @@ def _in_folder(address: Address, tally: Tally) -> Iterator[Document]:
 
 def _gathered(opened: _Opened, tokenizer: Tokenizer, wanted: int) -> Corpus:
     """A corpus of the first tokens of documents, or of token ids."""
-    if isinstance(opened.content, np.ndarray):
-        joined = Joined(_first(opened.content, tokenizer, wanted), are_ids=True)
+    if isinstance(opened.content, list):
+        joined = Joined(_first(opened.content, tokenizer, wanted, opened.name), are_ids=True)
     else:
         assert not isinstance(opened.content, str)
         joined = join(opened.content, tokenizer, wanted, opened.name)
@@ -221,8 +222,9 @@ def _numpy_name(tokenizer: Tokenizer) -> str:
     return str(smallest_dtype(tokenizer.d_vocab)).removeprefix("torch.")
 
 
-def _first(ids: Array, tokenizer: Tokenizer, wanted: int) -> Array:
+def _first(arrays: list[Array], tokenizer: Tokenizer, wanted: int, name: str) -> Array:
     """The first token ids, or the rows that have them; without a BOS that is put before every prompt anyway."""
+    ids = first_of(arrays, wanted + 1, name)
     if ids.ndim == 2:
         return ids[: math.ceil(wanted / ids.shape[1])]
     start = int(ids[0] == tokenizer.bos)
