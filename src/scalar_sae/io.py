@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -47,6 +48,7 @@ def whole(path: Path, option: str = "place") -> Generator[Path]:
         _remove_leftovers(path.parent)
         yield temporary
         _check_replaced(path, temporary, option)
+        _permit(temporary)
         _to_disk(temporary)
         if temporary.is_dir():
             _replace_folder(path, temporary)
@@ -153,6 +155,22 @@ def _replace_folder(path: Path, temporary: Path) -> None:
             aside.rename(path)
         raise
     _remove(aside)
+
+
+def _permit(path: Path) -> None:
+    """Give every file the permissions of an ordinary new one: safetensors makes its files readable by their owner only.
+
+    What the user's umask takes away stays away, for an ordinary new file shows what it leaves.
+    """
+    files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else [path]
+    private = [file for file in files if not file.stat().st_mode & 0o077]
+    if private:
+        ordinary = _temporary(path)
+        ordinary.touch()
+        mode = stat.S_IMODE(ordinary.stat().st_mode)
+        ordinary.unlink()
+        for file in private:
+            file.chmod(mode)
 
 
 def _to_disk(path: Path) -> None:

@@ -16,7 +16,10 @@ from scalar_sae.errors import LONGEST, UserError, one_line, quoted
 from scalar_sae.io import claim, whole, write_json, write_text
 from scalar_sae.locks import held
 from scalar_sae.readers import parse_json, parse_yaml, read_json, read_text
+from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.sealed import load_checkpoint, load_tensors, save_checkpoint, save_tensors
+from scalar_sae.sites import Site
+from tests.helpers import random_sae, tiny_lm
 
 
 class Card(BaseModel):
@@ -272,3 +275,20 @@ def test_a_claim_that_is_damaged_is_not_overwritten(tmp_path: Path):
     with pytest.raises(UserError, match=r"settings\.json: damaged"):
         claim(tmp_path / "t", {"prompts": 3})
     assert (tmp_path / "t" / "settings.json").read_text() == '{"prompts": '
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007, 0o077])
+def test_every_file_has_the_permissions_that_the_umask_leaves(umask: int, tmp_path: Path):
+    """safetensors makes its files for the owner alone; others, as on a cluster, could not read a run."""
+    sae, before = random_sae(4, 6, 2, 0), os.umask(umask)
+    try:
+        save_sae(sae, SaeCard.of(sae, "topk", "topk", Site.parse("resid_post.0"), {}), tmp_path / "sae")
+        with whole(tmp_path / "lm") as folder, whole(tmp_path / "acts.safetensors") as file:
+            tiny_lm().save(folder)
+            save_tensors(file, {"x": torch.zeros(3)})
+        (tmp_path / "own").touch()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"sae.safetensors", "sae.json", "model.safetensors", "acts.safetensors"} <= modes.keys()
+    assert set(modes.values()) == {0o666 & ~umask}
