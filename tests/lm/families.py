@@ -1,5 +1,6 @@
 """One small random model a family, from the family's own configuration class."""
 
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -115,3 +116,9 @@ def family_hf(name: str, dtype: torch.dtype = torch.float32, *, outlier: bool = 
 def family_lm(name: str, dtype: torch.dtype = torch.float32, *, outlier: bool = False) -> LanguageModel:
     """The same as a LanguageModel, shared by all tests: leave it as it is."""
     return LanguageModel(family_hf(name, dtype, outlier=outlier), name)
+
+
+@cache
+def upcast(name: str, dtype: torch.dtype, *, outlier: bool = False) -> LanguageModel:
+    """A family's model in a precision with its weights turned into float32."""
+    return LanguageModel(deepcopy(family_lm(name, dtype, outlier=outlier).hf).float(), name)

@@ -190,3 +190,27 @@ def test_a_norm_behind_the_mlp_of_unknown_form_is_refused():
 
     with pytest.raises(UserError, match="mine: the MLP's output passes a Own, which is of no known form"):
         FeedForward.of(strange, "mine")
+
+
+@every_dtype
+@pytest.mark.parametrize("form", ["rms", "rms_1_plus_w", "layer_norm"])
+def test_a_gain_of_zero_has_no_form_and_the_modules_are_called(form: str, dtype: torch.dtype):
+    """Nothing of the norm is left in its outputs; with one entry that is not zero all of it can be told."""
+    gain = torch.full((D,), -1.0 if form == "rms_1_plus_w" else 0.0, dtype=dtype)
+
+    def compute(module: Any, x: torch.Tensor) -> torch.Tensor:
+        y = x.float()
+        y = y - y.mean(-1, keepdim=True) if form == "layer_norm" else y
+        w = module.weight.float() + (form == "rms_1_plus_w")
+        return (y * (power(y) + 1e-5).rsqrt() * w).to(x.dtype)
+
+    assert norm_of(Own(compute, weight=gain.clone()), D) is None
+    gain[5] += 0.5
+    norm = norm_of(Own(compute, weight=gain), D)
+    assert isinstance(norm, Norm)
+    assert (norm.eps, norm.centred, norm.weight.count_nonzero()) == (1e-5, form == "layer_norm", 1)
+    hf = family_hf("llama", dtype)
+    hf.model.layers[1].post_attention_layernorm.weight.data.zero_()
+    lm = LanguageModel(hf, "mine")
+    with pytest.raises(UserError, match="mine, layer 1: LlamaRMSNorm is no LayerNorm, RMSNorm or DyT of known form"):
+        lm.feed_forward(1)

@@ -6,6 +6,7 @@ from tokenizers import AddedToken, models, pre_tokenizers
 from tokenizers import Tokenizer as Fast
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from scalar_sae.corpora import Corpus
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import counted, parse_rule, remark
@@ -117,3 +118,16 @@ def test_what_is_left_out_is_counted_and_said():
     many = remark(tokens, range(20))
     assert many is not None
     assert "0, 1, 2, 3, 4, 5, 6, 7 and 12 more" in many
+
+
+def test_a_special_token_beyond_the_embedding_is_named():
+    """The end of a text that fine-tuning added to the tokenizer and not to the model; the beginning of a prompt."""
+    lm = llama(tokenizer("<bos>", *(f"<{n}>" for n in range(5)), "<eos>", eos_token="<eos>", bos_token="<bos>"))
+    assert (lm.tokenizer.eos, lm.d_vocab, lm.special_tokens) == (32, 32, tuple(range(26, 32)))
+    remedy = r"\(<eos>, a special token of its tokenizer\): the vocabulary of llama ends at 31; take the tokenizer that"
+    with pytest.raises(UserError, match=rf"token 32 {remedy}"):
+        lm.check_tokens(torch.tensor([[3, 32]]))
+    with pytest.raises(UserError, match=r"token 40: .* made with another model's tokenizer"):
+        lm.check_tokens(torch.tensor([[3, 40]]))
+    nothing = torch.zeros(0, dtype=torch.int16)
+    assert Corpus("text", nothing, torch.tensor([3, 4]), lm.tokenizer.fingerprint, bos=32).largest == 32

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -110,8 +110,27 @@ class Anatomy:
         """The size of a part's output, or of a block's."""
         return self._returned[part].width
 
+    @contextmanager
+    def _in_precision(self, dtype: torch.dtype) -> Generator[None]:
+        """In the block activations have this precision from the embedding on, whatever the weights have."""
+
+        def to_weights(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            weight = next(module.parameters(recurse=False))
+            return tuple(x.to(weight.dtype) if _is_float(x) else x for x in args)
+
+        def to_given(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            return output.to(dtype) if _is_float(output) else output
+
+        inside = {module for block in self.blocks for module in block.modules()}
+        with ExitStack() as undo:
+            for module in self.hf.modules():
+                if module not in inside and next(module.parameters(recurse=False), None) is not None:
+                    undo.callback(module.register_forward_pre_hook(to_weights).remove)
+                    undo.callback(module.register_forward_hook(to_given).remove)
+            yield
+
     @torch.no_grad()
-    def _handed(self, n_prompts: int, n_tokens: int) -> list[dict[str, Any]]:
+    def _handed(self, n_prompts: int, n_tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
         """What each layer's attention is handed on made-up prompts; nothing but that is computed."""
         handed: list[dict[str, Any]] = []
 
@@ -124,7 +143,7 @@ class Anatomy:
             return x.new_zeros(*x.shape[:-1], self.width(part))
 
         try:
-            with self.stood_in(zeros):
+            with self.stood_in(zeros), self._in_precision(dtype):
                 self.hf(dummy(self.hf, n_prompts, n_tokens), use_cache=False)
         except _Reached:
             return handed
@@ -176,6 +195,10 @@ def dummy(hf: Any, n_prompts: int, n_tokens: int) -> Int[Tensor, "prompt token"]
     """Made-up prompts of this length."""
     ids = torch.arange(1, n_prompts * n_tokens + 1, device=hf.device).view(n_prompts, n_tokens)
     return ids % hf.config.get_text_config().vocab_size
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 class _Returned(NamedTuple):

@@ -30,17 +30,22 @@ class PerPrompt:
 class AttentionInputs:
     """What the model hands its attention modules: the activation, and beside it mask and positions.
 
-    The latter are taken from the model's own forward on made-up prompts, once for every prompt length.
+    The latter are taken from the model's own forward on made-up prompts, once for every prompt length and every
+    precision of the activation. A model makes them in the precision of its activations, so for an activation in float32
+    a half-precision model makes rotary tables in float32.
 
     Args:
         handed: what each layer's attention is handed, by name, in the model's own forward on so many made-up prompts
-            of such a length.
+            of such a length, with activations of such a precision.
         activation: the arguments that are the activation.
         stream: the argument that is the residual stream, if there is one.
     """
 
     def __init__(
-        self, handed: Callable[[int, int], list[dict[str, Any]]], activation: tuple[str, ...], stream: str | None
+        self,
+        handed: Callable[[int, int, torch.dtype], list[dict[str, Any]]],
+        activation: tuple[str, ...],
+        stream: str | None,
     ) -> None:
         self._handed = handed
         self._activation = activation
@@ -63,7 +68,7 @@ class AttentionInputs:
         return given if self._stream is None else given | {self._stream: torch.zeros_like(x)}
 
     def _record(self, n_tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-        one, two = (self._handed(n_prompts, n_tokens) for n_prompts in (1, 2))
+        one, two = (self._handed(n_prompts, n_tokens, dtype) for n_prompts in (1, 2))
         own = (*self._activation, self._stream)
         return [
             {name: _per_prompt(first[name], second[name], name, dtype) for name in first if name not in own}

@@ -216,11 +216,15 @@ class LanguageModel(nn.Module):
         """Raise a UserError if the model cannot read these tokens."""
         if tokens.shape[1] > self.context:
             raise UserError(f"prompts of {tokens.shape[1]} tokens: {self.name} reads at most {self.context}")
-        if tokens.numel() and int(tokens.max()) >= self.d_vocab:
-            raise UserError(
-                f"token {int(tokens.max())}: the vocabulary of {self.name} ends at {self.d_vocab - 1}; "
-                "the text was made with another model's tokenizer"
-            )
+        if tokens.numel() and (token := int(tokens.max())) >= self.d_vocab:
+            there = f"the vocabulary of {self.name} ends at {self.d_vocab - 1}"
+            if self._tokenizer is not None and token in self._tokenizer.special:
+                mark = self._tokenizer.decode([token])
+                raise UserError(
+                    f"token {token} ({mark}, a special token of its tokenizer): {there}; take the tokenizer that it "
+                    "was trained with, or resize its embedding (resize_token_embeddings)"
+                )
+            raise UserError(f"token {token}: {there}; the text was made with another model's tokenizer")
 
     def logits(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_vocab"]:
         """The model's own next-token logits."""

@@ -6,6 +6,7 @@ rounding, on small and large activations and on zero. The module is compared in 
 and in the model's own precision besides.
 """
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +138,7 @@ def _eps(module: nn.Module, weight: Tensor, centred: bool) -> float:
         y * wx
     ).sum() / wx.square().sum()  # 1 / sqrt(power + eps): of all rows alike, since the power is far smaller
     eps = gain.pow(-2).item() - x.double().square().mean().item()
-    if not eps > TINY**2:  # nothing is added; or the weights are zero, and nothing is known
+    if not TINY**2 < eps < math.inf:  # nothing is added; or the gain is zero, and nothing is known
         return 0.0
     rounded = (float(f"{eps:.{digits}g}") for digits in range(1, 9))
     return next(number for number in rounded if abs(number - eps) <= 1e-6 * eps)
