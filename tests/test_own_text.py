@@ -5,11 +5,13 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import yaml
 
+from scalar_sae import console
 from scalar_sae.benchmark.config import ScoreConfig, held_out
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.score import score
@@ -19,9 +21,10 @@ from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.measures.blind import Pairs
 from scalar_sae.measures.run import prepare_blind
-from scalar_sae.own_text import evaluation_text, trained_on
+from scalar_sae.own_text import evaluation_text, say_unlike, trained_on
 from scalar_sae.results import Results
-from scalar_sae.saes.store import SaeCard, load_saes, save_sae
+from scalar_sae.saes.export import export
+from scalar_sae.saes.store import SaeCard, find_saes, load_saes, save_sae
 from scalar_sae.sites import Block, Site
 from scalar_sae.tokenizer import Ascii, Pretrained, byte_pairs
 from scalar_sae.training.config import TrainConfig, validated
@@ -226,6 +229,39 @@ def test_another_text_is_said_to_be_one(run: Path, tmp_path: Path):
     assert "name one with --tokens" in done.stderr
 
 
+def test_prompts_unlike_those_that_saes_were_trained_on_are_said(run: Path, tmp_path: Path):
+    """Ours name their context in the recipe, other people's files in their config; it is said before anything runs."""
+    tiny_lm(d_vocab=128).save(tmp_path / "lm")
+    lm, text = LanguageModel.load(tmp_path / "lm"), tmp_path / "other.txt"
+    text.write_text(TEXT)
+    export(list(find_saes(run)), "saelens", tmp_path / "theirs", model="toy")
+    for config in tmp_path.rglob("cfg.json"):
+        content = json.loads(config.read_text())
+        content["metadata"] |= {"context_size": 12, "prepend_bos": True}
+        config.write_text(json.dumps(content))
+    corpus = load_corpus(str(text), lm)
+    for saes, context, said in (
+        (run, 16, ""),
+        (run, 17, "resid_pre.0 and 2 more: trained on prompts of 16 tokens, and read on prompts of 17"),
+        (tmp_path / "theirs", 8, "resid_pre.0 and 2 more: trained on prompts with a BOS in front, and read on prompts"),
+        (
+            tmp_path / "theirs",
+            13,
+            "12 tokens, and read on prompts of 13: it never saw the later positions (--context 12",
+        ),
+    ):
+        differences: list[str] = []
+        with mock.patch("scalar_sae.own_text.say_once", differences.append):
+            say_unlike(load_saes(saes).values(), corpus, context)
+        assert said in " ".join(differences)
+        assert bool(said) == bool(differences)
+    console.say_once.cache_clear()
+    where = ("--saes", tmp_path / "theirs", "--lm", tmp_path / "lm", "--tokens", text, *FEW)
+    assert "read on prompts of 16" in scalar("score", *where, "--block", "ff_block.0", "--rank-prompts", "2").stderr
+    console.say_once.cache_clear()
+    assert "read on prompts of 16" in scalar("measure", tmp_path / "theirs", *where[2:], "--out", tmp_path / "m").stderr
+
+
 def test_prompts_that_were_cut_before_set_the_context(run: Path, tmp_path: Path):
     import numpy as np
 
@@ -259,7 +295,8 @@ def test_a_tokenizer_may_be_longer_than_the_vocabulary_of_the_model(text: Path, 
     (tmp_path / "q.yaml").write_text(yaml.safe_dump({"train": {**content, "corpus": str(tmp_path / "image.txt")}}))
     done = scalar("train", tmp_path / "q.yaml", "--out", tmp_path / "other", check=False)
     assert done.returncode == 2
-    assert f"token {lm.d_vocab}: the vocabulary of {tmp_path / 'lm'} ends at {lm.d_vocab - 1}" in done.stderr
+    assert f"token {lm.d_vocab} (<image>, a special token of its tokenizer): the vocabulary of" in done.stderr
+    assert f"ends at {lm.d_vocab - 1}; take the tokenizer that it was trained with" in done.stderr
     assert not (tmp_path / "other").exists()
 
 

@@ -6,7 +6,7 @@
 An SAE's card (`sae.json`) has the address and the fingerprint of the text that it was trained on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from scalar_sae.console import say_once
 from scalar_sae.corpora import (
     HELD_OUT,
     Corpus,
@@ -30,8 +31,9 @@ from scalar_sae.lm.toy import shipped
 from scalar_sae.readers import parse_json, read_text
 from scalar_sae.sae_results import TextRead
 from scalar_sae.saes import hub
-from scalar_sae.saes.sources import Source
+from scalar_sae.saes.sources import Group, Source
 from scalar_sae.saes.store import CONFIG
+from scalar_sae.sites import Site
 
 Described = dict[str, Any]
 """What `Corpus.describe` says of a text."""
@@ -92,6 +94,18 @@ def text_read(corpus: Corpus, tokens: Int[Tensor, "prompt token"]) -> TextRead:
         n_tokens=tokens.numel(),
         seen=corpus.seen,
     )
+
+
+def say_unlike(groups: Iterable[Group], corpus: Corpus, context: int) -> None:
+    """Tell the user how prompts of `context` tokens differ from those that SAEs were trained on."""
+    found: dict[str, dict[Site, None]] = {}
+    for group in groups:
+        for site, sae in group.items():
+            for difference in sae.origin.unlike(context, bos=corpus.bos is not None):
+                found.setdefault(difference, {})[site] = None
+    for difference, sites in found.items():
+        first, *more = map(str, sorted(sites))
+        say_once(f"{first}{f' and {len(more)} more' if more else ''}: {difference}")
 
 
 def _hidden(path: Path) -> bool:

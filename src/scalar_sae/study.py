@@ -36,7 +36,7 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
 from scalar_sae.locks import held
 from scalar_sae.measures.fidelity import fidelity, standing_in
-from scalar_sae.own_text import text_read
+from scalar_sae.own_text import say_unlike, text_read
 from scalar_sae.readers import WRITER, check_version, parse_yaml, read_text
 from scalar_sae.results import Control, Record, Results
 from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
@@ -306,6 +306,7 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
         results = Results.update(path, partial(_put_fidelity, measured))
     saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
     texts = held_out(corpus, config.score)
+    say_unlike(saes.values(), corpus, config.score.context)
     say_left_out(lm, texts, config.score)
     done = {record.key for record in results.records}
     jobs = [job for job in _jobs(config, lm, saes) if job.key not in done]

@@ -84,7 +84,7 @@ def circuit(
     workers.join()
     ends = {str(place): functools.partial(site_in, site=place) for place in places}
     model, groups = subjects(lm, saes, method, device, dtype, ends)
-    config, texts = prompts_of(tokens, model, saes, method, settings)
+    config, texts = prompts_of(tokens, model, saes, groups, method, settings)
     say_left_out(model, texts, config)
     results = Results()
     total = len(groups) * (prompts + rank_prompts * (len(places) - 1))

@@ -127,7 +127,7 @@ def score(
     workers.join()
     model, chosen = subjects(lm, saes, method, device, dtype, _ends(place))
     pairs = {name: Pair.between(model, place, group) for name, group in chosen.items()}
-    config, texts = prompts_of(tokens, model, saes, method, settings)
+    config, texts = prompts_of(tokens, model, saes, chosen, method, settings)
     say_left_out(model, texts, config)
     results = Results()
     with Bar("score", sum(workers.shares(len(pairs))) * (prompts + rank_prompts)) as bar:

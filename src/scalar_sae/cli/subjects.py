@@ -130,13 +130,17 @@ def prompts_of(
     tokens: str | None,
     model: "LanguageModel",
     saes: list[str],
+    groups: "Mapping[str, Group]",
     method: str | None,
     settings: dict[str, Any],
 ) -> "tuple[ScoreConfig, Texts]":
-    """The settings of a scoring, with the usual context if there is none among them, and the prompts that it reads."""
+    """The settings of a scoring, with the usual context if there is none among them, and the prompts that it reads.
+
+    What differs from the prompts that the SAEs in `groups`, read from the paths `saes`, were trained on is said.
+    """
     from scalar_sae.benchmark.config import ScoreConfig, held_out
     from scalar_sae.console import say
-    from scalar_sae.own_text import evaluation_text
+    from scalar_sae.own_text import evaluation_text, say_unlike
     from scalar_sae.training.config import validated
 
     most = max(settings["prompts"], *settings["rankings"].values())
@@ -147,7 +151,9 @@ def prompts_of(
     )
     for remark in corpus.remarks(config.context):
         say(remark)
-    return config, held_out(corpus, config)
+    texts = held_out(corpus, config)
+    say_unlike(groups.values(), corpus, config.context)
+    return config, texts
 
 
 def finished(bar: "Bar", name: str, n: int | float) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from scalar_sae.measures.overlap import THRESHOLD
 from scalar_sae.measures.seeds import in_common, seed_agreement
 from scalar_sae.measures.spelling import WORDS, first_letters
 from scalar_sae.measures.tables import write_table
-from scalar_sae.own_text import evaluation_text, text_read
+from scalar_sae.own_text import evaluation_text, say_unlike, text_read
 from scalar_sae.results import Results
 from scalar_sae.sae_results import TextRead
 from scalar_sae.saes import hub
@@ -140,7 +140,8 @@ def measure_run(
         in_common(loaded, threshold)  # what cannot be compared is said before anything is measured
     model = LanguageModel.load(source, dtype=dtype)
     saes = {folder: _fitted(model, groups) for folder, groups in loaded.items()}
-    tokens, about = spread_prompts(text, model, [run], context, prompts)
+    every_group = [group for of_run in saes.values() for group in of_run.values()]
+    tokens, about = spread_prompts(text, model, [run], context, prompts, groups=every_group)
     task = None if labels is None else _task(model, labels, tokens, words)
     if against:
         in_common(saes, threshold, model)
@@ -214,8 +215,11 @@ def spread_prompts(
     context: int | None,
     n: int,
     method: str | None = None,
+    groups: Iterable[Group] = (),
 ) -> tuple[Int[Tensor, "prompt token"], TextRead]:
     """N prompts evenly spread over a text that SAEs are evaluated on, and what a record says of it.
+
+    What differs from the prompts that the SAEs in `groups`, read from the paths `saes`, were trained on is said.
 
     Raises:
         UserError: the text has fewer, or it cannot be read (own_text.py).
@@ -230,6 +234,7 @@ def spread_prompts(
             f"{corpus.name}: {n} prompts of {context} tokens wanted, only {rows.shape[0]} there; lower --prompts, or "
             "give a longer text with --tokens"
         )
+    say_unlike(groups, corpus, context)
     tokens = rows[:: rows.shape[0] // n][:n]
     return tokens, text_read(corpus, tokens)
 
@@ -280,7 +285,8 @@ def read_run(
         raise unknown("method", method, loaded)
     model = LanguageModel.load(source, dtype=dtype)
     groups = _fitted(model, loaded)
-    tokens, about = spread_prompts(text, model, [run], context, prompts, method)
+    read = [group for name, group in groups.items() if method in (None, name)]
+    tokens, about = spread_prompts(text, model, [run], context, prompts, method, read)
     settings = {"lm": fingerprint(model), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
     settings |= {"text": about.model_dump(), "prompts": prompts, "context": tokens.shape[1]}
     settings |= {"edges": ranking, "edge_prompts": rank_prompts}
@@ -340,7 +346,7 @@ def prepare_blind(
     for folder, sae in ((a, first), (b, second)):
         if sae.d_model != model.d_model:
             raise UserError(f"{folder}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
-    tokens, about = spread_prompts(text, model, [a, b], None, prompts)
+    tokens, about = spread_prompts(text, model, [a, b], None, prompts, groups=[{site: first}, {site: second}])
     say_special(tokens, model.special_ids(special))
     names: dict[Literal["a", "b"], str] = {"a": str(a), "b": str(b)}
     prepare(out, model, site, {"a": first, "b": second}, names, tokens, pairs, special=special, text=about)

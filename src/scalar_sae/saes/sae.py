@@ -13,7 +13,7 @@ time (norm.py), a skip connection past the latents, and, for a transcoder, a sit
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from torch import Tensor
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU
 from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.trained import Trained
 from scalar_sae.sites import Site
 
@@ -47,6 +48,8 @@ class SAE:
     """On the Hugging Face Hub, with the commit; None for files of this machine."""
     trained: Trained | None = None
     """How long it was trained; None if its files do not say."""
+    origin: Origin = field(default_factory=Origin)
+    """What it was trained on, as far as its files say."""
 
     def __post_init__(self) -> None:
         self.activation.check(self.d_sae)

@@ -22,9 +22,9 @@ from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, Kind, ReL
 from scalar_sae.saes.formats.detect import FORMATS, Located, nothing, walk
 from scalar_sae.saes.formats.fields import shown
 from scalar_sae.saes.formats.files import Folder, Format, Found, about, build
-from scalar_sae.saes.formats.origin import Origin
 from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group, Source, site_in
 from scalar_sae.saes.trained import Trained
@@ -142,7 +142,14 @@ def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
     if card.chunks and (card.chunks[-1] != sae.d_sae or any(b <= a for a, b in pairwise([0, *card.chunks]))):
         raise UserError(f"{CONFIG} says chunks = {card.chunks}: expected rising numbers that end with {sae.d_sae}")
     writes = None if card.writes is None else Site.parse(card.writes)
-    return replace(sae, writes=writes, trained=Trained.of(card.recipe, sae.d_sae)), card
+    return replace(sae, writes=writes, origin=_origin(card), trained=Trained.of(card.recipe, sae.d_sae)), card
+
+
+def _origin(card: SaeCard) -> Origin:
+    """What an SAE was trained on: of ours, its recipe says."""
+    config = card.recipe.get("config")
+    context = config.get("context") if isinstance(config, dict) else None
+    return card.origin if str(card.origin) or not isinstance(context, int) else Origin(context=context)
 
 
 def _activation(card: SaeCard, tensors: Tensors) -> Activation:
@@ -212,7 +219,8 @@ def load_saes(*paths: str | Path) -> dict[str, Group]:
         for one, _, where in located:
             with about(where):
                 reads, sae = placed(one, source.site)
-                sae = replace(sae, address=hub.address_of(where))
+                origin = one.origin if str(one.origin) else sae.origin
+                sae = replace(sae, address=hub.address_of(where), origin=origin)
             group = found.setdefault(source.name or one.group, {})
             if site_in(group, reads) is not None:
                 raise UserError(

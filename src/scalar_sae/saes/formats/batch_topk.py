@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
 from scalar_sae.saes.formats.fields import DTYPE, FLAG, INTEGER, TEXT, Fields, choice
 from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
-from scalar_sae.saes.formats.origin import Origin
 from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.origin import Origin
 
 CONFIG, WEIGHTS = "config.json", "sae.pt"
 

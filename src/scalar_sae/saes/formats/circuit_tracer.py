@@ -7,8 +7,8 @@ from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
 from scalar_sae.saes.formats.fields import INTEGER, TEXT, TEXTS
 from scalar_sae.saes.formats.files import Folder, Format, Found, build
-from scalar_sae.saes.formats.origin import Origin
 from scalar_sae.saes.formats.tensors import Tensors
+from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.sae import SAE
 
 CONFIG = "config.yaml"

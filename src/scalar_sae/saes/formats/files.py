@@ -21,9 +21,9 @@ from scalar_sae.io import whole
 from scalar_sae.saes.activation import Activation, JumpReLU
 from scalar_sae.saes.folds import without_pre_bias
 from scalar_sae.saes.formats.fields import INTEGER, Fields
-from scalar_sae.saes.formats.origin import Origin
 from scalar_sae.saes.formats.tensors import Tensors, read_tensors
 from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.sae import SAE
 
 

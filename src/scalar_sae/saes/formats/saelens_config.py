@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.formats.fields import DTYPE, FLAG, INTEGER, NUMBER, POSITIONS, TEXT, Fields, Kind, choice
-from scalar_sae.saes.formats.origin import Origin
+from scalar_sae.saes.origin import Origin
 
 HARMLESS = {
     "how the optimiser ran": "lr lr_end lr_scheduler_name lr_warm_up_steps lr_decay_steps n_restart_cycles adam_beta1 "

@@ -19,6 +19,24 @@ class Origin(BaseModel):
     positions: list[int | None] | None = None
     """The slice of a prompt's positions that it was trained on: start, stop, step; None: all of them."""
 
+    def unlike(self, context: int, *, bos: bool) -> list[str]:
+        """What differs between the prompts that it saw and prompts of `context` tokens, with or without a BOS in front:
+        one sentence each.
+        """
+        found: list[str] = []
+        if self.context is not None and context > self.context:
+            found.append(
+                f"trained on prompts of {self.context} tokens, and read on prompts of {context}: it never saw the "
+                f"later positions (--context {self.context} leaves them out)"
+            )
+        if self.bos is not None and self.bos != bos:
+            with_or_without = {True: "with", False: "without"}
+            found.append(
+                f"trained on prompts {with_or_without[self.bos]} a BOS in front, and read on prompts "
+                f"{with_or_without[bos]} one, as the model's tokenizer makes them"
+            )
+        return found
+
     def __str__(self) -> str:
         """One line for people; empty if nothing is known."""
         prompts = "" if self.context is None else f"prompts of {self.context} tokens"
