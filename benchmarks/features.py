@@ -32,7 +32,7 @@ def main() -> None:
     keep_freed_memory()
     lm = LanguageModel.load("python-stdlib")
     corpus = load_corpus("python-stdlib", lm)
-    rows = windows(corpus.train, 128, corpus.name, corpus.bos)
+    rows = windows(corpus.train, 128, corpus.name, corpus.start)
     acts = lm.activations(rows[-(given.latents // 128 + 1) :], [SITE])[SITE]
     sae = data_sae(acts, given.latents, 32, 0)
     with tempfile.TemporaryDirectory() as folder:

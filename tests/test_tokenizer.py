@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer as Fast
@@ -36,7 +37,7 @@ def gpt2() -> GPT2Tokenizer:
 
 def test_gpt2s_real_tokenizer(gpt2: GPT2Tokenizer):
     tokenizer = Pretrained(gpt2, "gpt2")
-    assert (tokenizer.d_vocab, tokenizer.bos) == (50_257, None)
+    assert (tokenizer.d_vocab, tokenizer.start) == (50_257, ())
     ids, replaced = tokenizer.encode("Hello world, naïve ☃")
     assert ids[:3].tolist() == [15496, 995, 11]  # as published for "Hello world,"
     assert replaced == 0
@@ -52,7 +53,7 @@ def test_a_corpus_in_the_models_own_tokens(gpt2: GPT2Tokenizer, tmp_path: Path):
     whole = load_held_out(str(tmp_path / "text.txt"), tokenizer)
     assert torch.equal(torch.cat([corpus.train, corpus.val]), whole.val)
     assert tokenizer.decode(whole.val.tolist()) == text
-    assert (corpus.tokenizer, corpus.bos, corpus.replaced) == (tokenizer.fingerprint, None, 0)
+    assert (corpus.tokenizer, corpus.start, corpus.replaced) == (tokenizer.fingerprint, (), 0)
     assert len(text) / 6 < whole.val.numel() < len(text) / 3
     assert corpus.fingerprint != load_corpus(str(tmp_path / "text.txt"), Ascii()).fingerprint
 
@@ -69,12 +70,38 @@ def test_every_prompt_starts_as_the_tokenizer_starts_a_text(tmp_path: Path):
     tokenizer = Pretrained(with_bos(), "characters")
     (tmp_path / "text.txt").write_text("abcdefghij" * 100)
     corpus = load_held_out(str(tmp_path / "text.txt"), tokenizer)
-    assert corpus.bos == 0
+    assert corpus.start == (0,)
     assert 0 not in corpus.val
-    rows = windows(corpus.val, 5, corpus.name, corpus.bos)
+    rows = windows(corpus.val, 5, corpus.name, corpus.start)
     assert rows.shape == (250, 5)
     assert (rows[:, 0] == 0).all()
     assert torch.equal(rows[:, 1:].flatten(), corpus.val.long())
+
+
+@pytest.mark.parametrize(
+    ("template", "start"),
+    [("[gMASK] <sop> $A", (27, 28)), ("<s> $A </s>", (0,)), ("$A </s>", ()), ("$A", ()), ("</s> $A", (29,))],
+)
+def test_all_that_a_tokenizer_puts_in_front_begins_every_prompt(template: str, start: tuple[int, ...], tmp_path: Path):
+    """GLM-4's puts two tokens there; others one that is not called their BOS; what they put behind begins nothing."""
+    ids = {"<s>": 0, "[gMASK]": 27, "<sop>": 28, "</s>": 29}
+    inner = Fast(models.BPE(vocab={**ids, **{chr(97 + i): i + 1 for i in range(26)}}, merges=[]))
+    inner.add_special_tokens(list(ids))
+    inner.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(ids.items()))
+    tokenizer = Pretrained(PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>"), "marks")
+    assert tokenizer.start == start
+    (tmp_path / "text.txt").write_text("abcdefghij" * 100)
+    corpus = load_held_out(str(tmp_path / "text.txt"), tokenizer)
+    own = 5 - len(start)
+    rows = windows(corpus.val, 5, corpus.name, corpus.start)
+    assert rows.tolist() == [[*start, *corpus.val[i : i + own].tolist()] for i in range(0, 1000 // own * own, own)]
+    np.save(tmp_path / "rows.npy", rows.numpy())  # what such prompts begin with is not put there once more
+    again = load_held_out(str(tmp_path / "rows.npy"), tokenizer)
+    assert (again.start, again.length) == (start, 5)
+    assert torch.equal(windows(again.val, 5, start=again.start), rows)
+    if start:
+        with pytest.raises(UserError, match=rf"every one begins with {len(start)} that the tokenizer puts in front"):
+            windows(corpus.val, len(start), corpus.name, start)
 
 
 def test_ids_take_no_more_room_than_the_vocabulary_needs():
@@ -91,7 +118,7 @@ def test_a_model_finds_the_tokenizer_beside_its_weights(tmp_path: Path):
     LanguageModel.load(tmp_path / "lm", tokenizer=with_bos()).save(tmp_path / "both")
     found = LanguageModel.load(tmp_path / "both").tokenizer
     assert found.encode("bad")[0].tolist() == [2, 1, 4]
-    assert found.bos == 0
+    assert found.start == (0,)
     assert json.loads((tmp_path / "both" / "config.json").read_text())["model_type"] == "gpt2"
     (tmp_path / "both" / "tokenizer.json").write_text("{broken")
     with pytest.raises(UserError, match="its tokenizer cannot be loaded"):

@@ -101,7 +101,7 @@ def say_unlike(groups: Iterable[Group], corpus: Corpus, context: int) -> None:
     found: dict[str, dict[Site, None]] = {}
     for group in groups:
         for site, sae in group.items():
-            for difference in sae.origin.unlike(context, bos=corpus.bos is not None):
+            for difference in sae.origin.unlike(context, bos=bool(corpus.start)):
                 found.setdefault(difference, {})[site] = None
     for difference, sites in found.items():
         first, *more = map(str, sorted(sites))

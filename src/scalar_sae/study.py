@@ -242,7 +242,7 @@ def check_training(config: TrainConfig, lm: LanguageModel, corpus: Corpus) -> No
     """Raise a UserError for whatever would stop training later: vocabulary, context, text, sites."""
     lm.check_tokens(torch.tensor([[corpus.largest]]))
     _check_context("train.context", config.context, lm)
-    windows(corpus.train, config.context, corpus.name, corpus.bos)
+    windows(corpus.train, config.context, corpus.name, corpus.start)
     for method in config.saes:
         for read in (read for trainee in method.trainees(lm, 0) for read in trainee.reads):
             lm.check(read.site if isinstance(read, Gradient) else read)
@@ -298,7 +298,7 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     saes = load_saes(out)
     workers.agree(f"the SAEs in {out}", [digest(sae) for group in saes.values() for sae in group.values()])
     if not results.saes and standing_in(saes) and workers.number() == 0:
-        prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.bos)
+        prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.start)
         prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
         measured = fidelity(lm, saes, prompts, config.score.special)
         for record in (*measured[0], *measured[1]):

@@ -28,8 +28,8 @@ class Ascii:
 
     name: str = "ascii"
     d_vocab: int = 128
-    bos: int | None = None
-    """The token that starts every prompt, if the tokenizer itself puts one there."""
+    start: tuple[int, ...] = ()
+    """Tokens that the tokenizer itself puts in front of every text, and which therefore begin every prompt: none."""
     eos: int | None = None
     """The token that ends a text."""
     special: tuple[int, ...] = ()
@@ -66,8 +66,7 @@ class Pretrained:
     def __init__(self, inner: Any, name: str) -> None:
         self.inner = inner
         self.name = name
-        start = inner("a").input_ids[:1]
-        self.bos: int | None = inner.bos_token_id if start == [inner.bos_token_id] else None
+        self.start: tuple[int, ...] = _in_front(inner("a").input_ids, inner("a", add_special_tokens=False).input_ids)
         self.eos: int | None = inner.eos_token_id
         added: dict[int, Any] = inner.added_tokens_decoder
         marked = {*inner.all_special_ids, *(token for token, entry in added.items() if entry.special)}
@@ -134,6 +133,12 @@ class HasTokenizer(Protocol):
     def tokenizer(self) -> Tokenizer:
         """Its own."""
         ...
+
+
+def _in_front(marked: list[int], plain: list[int]) -> tuple[int, ...]:
+    """What stands in front of a text in a longer list of token ids."""
+    lengths = range(len(marked) - len(plain) + 1)
+    return tuple(next((marked[:n] for n in lengths if marked[n : n + len(plain)] == plain), []))
 
 
 def byte_pairs(texts: list[str], d_vocab: int) -> Pretrained:

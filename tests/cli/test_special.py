@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ids(folder: Path) -> list[int]:
     """The text in tokens: an end of text, id 0, stands between two documents."""
     tokenizer = LanguageModel.load(folder / "lm").tokenizer
-    assert (tokenizer.eos, tokenizer.special, tokenizer.bos) == (0, (0,), None)
+    assert (tokenizer.eos, tokenizer.special, tokenizer.start) == (0, (0,), ())
     encoded = [tokenizer.encode(document)[0].tolist() for document in DOCUMENTS]
     assert not any(0 in document for document in encoded)
     return [*encoded[0], *(token for document in encoded[1:] for token in (0, *document))]

@@ -77,7 +77,7 @@ def test_every_form_holds_the_same_ids(form: str, packed: str, tmp_path: Path, w
     corpus = load_corpus(str(tmp_path / spec.replace(name, f"{name}{packed}")), words)
     assert all_of(corpus) == IDS.tolist()
     assert (corpus.train.numel(), corpus.train.dtype) == (1792, torch.int16)
-    assert corpus.bos == 0
+    assert corpus.start == (0,)
     said = f"reads them as 'w{IDS[0]} w{IDS[1]}"
     assert any(said in remark for remark in corpus.remarks(128))
 
@@ -171,17 +171,17 @@ def test_prompts_that_were_cut_before_stay_prompts(order: str, start: int | None
     assert corpus.train.shape == (180, 10)
     assert torch.cat([corpus.train, corpus.val]).tolist() == rows.tolist()
     own = rows if start is None else rows[:, 1:]  # a row's own tokens
-    assert corpus.bos == (start or 0)
-    whole = windows(corpus.train, own.shape[1] + 1, bos=corpus.bos)
-    assert whole.tolist() == [[corpus.bos, *row] for row in own[:180].tolist()]
-    cut = windows(corpus.train, 4, bos=corpus.bos)
-    expected = [[corpus.bos, *row[i : i + 3]] for row in own[:180].tolist() for i in range(0, 9, 3)]
+    assert corpus.start == (start or 0,)
+    whole = windows(corpus.train, own.shape[1] + 1, start=corpus.start)
+    assert whole.tolist() == [[*corpus.start, *row] for row in own[:180].tolist()]
+    cut = windows(corpus.train, 4, start=corpus.start)
+    expected = [[*corpus.start, *row[i : i + 3]] for row in own[:180].tolist() for i in range(0, 9, 3)]
     assert cut.tolist() == expected
     left = own.shape[1] % 3
     assert any(f"the last {left} of every 10" in remark for remark in corpus.remarks(4)) == bool(left)
     assert corpus.context(1024) == own.shape[1] + 1
     with pytest.raises(UserError, match=f"prompts of {own.shape[1] + 1} tokens, not 64; lower the context"):
-        windows(corpus.train, 64, bos=corpus.bos)
+        windows(corpus.train, 64, start=corpus.start)
 
 
 def test_without_a_bos_prompts_that_were_cut_before_have_none(tmp_path: Path):
@@ -240,7 +240,7 @@ def test_prompts_that_begin_with_padding_are_refused(tmp_path: Path, words: Pret
 def test_running_ids_do_not_begin_with_two_bos(tmp_path: Path, words: Pretrained):
     np.save(tmp_path / "t.npy", np.concatenate([[0], IDS]))
     corpus = load_corpus(str(tmp_path / "t.npy"), words)
-    assert windows(corpus.train, 8, bos=corpus.bos)[0].tolist() == [0, *IDS[:7].tolist()]
+    assert windows(corpus.train, 8, start=corpus.start)[0].tolist() == [0, *IDS[:7].tolist()]
 
 
 def test_of_a_large_file_only_what_is_needed_is_read(tmp_path: Path, words: Pretrained):

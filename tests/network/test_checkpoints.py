@@ -50,7 +50,7 @@ READ = {
 
 def prompts(lm: LanguageModel) -> torch.Tensor:
     ids, _ = lm.tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 10)
-    return windows(ids, 32, bos=lm.tokenizer.bos)
+    return windows(ids, 32, start=lm.tokenizer.start)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

@@ -100,7 +100,7 @@ def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
     parts = {"rank": (first, max(config.rankings.values())), "score": (corpus.val[half:], config.prompts)}
     chosen: list[Tensor] = []
     for salt, (what, (tokens, wanted)) in enumerate(parts.items()):
-        rows = windows(tokens, config.context, f"{corpus.name}, text to {what} on", corpus.bos)
+        rows = windows(tokens, config.context, f"{corpus.name}, text to {what} on", corpus.start)
         if rows.shape[0] < wanted:
             raise UserError(
                 f"{corpus.name}: {wanted} prompts of {config.context} tokens to {what} on, only {rows.shape[0]} there; "

@@ -2,7 +2,7 @@
 
     corpus = load_corpus("stories.jsonl#body", lm)
     corpus.train, corpus.val                          # token ids of lm's own tokenizer
-    windows(corpus.val, 128, bos=corpus.bos)          # [n, 128] prompts that do not overlap
+    windows(corpus.val, 128, start=corpus.start)      # [n, 128] prompts that do not overlap
 
 Each file here is one step on the way: address, files, rows or ids or texts, join, corpus; `load` takes them in turn.
 """

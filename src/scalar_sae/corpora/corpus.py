@@ -32,8 +32,8 @@ class Corpus:
     val: Tokens
     tokenizer: str
     """Fingerprint of the tokenizer that made the ids."""
-    bos: int | None = None
-    """The token that starts every prompt, if there is one."""
+    start: tuple[int, ...] = ()
+    """Tokens that begin every prompt, such as a BOS."""
     source: str = ""
     """The address under which the text is found from any folder."""
     joined_by: str | None = None
@@ -64,14 +64,14 @@ class Corpus:
     @property
     def largest(self) -> int:
         """The largest token id in the text, or in front of its prompts."""
-        return max([self.bos or 0, *(int(part.max()) for part in (self.train, self.val) if part.numel())])
+        return max([0, *self.start, *(int(part.max()) for part in (self.train, self.val) if part.numel())])
 
     @property
     def length(self) -> int | None:
-        """Tokens of a prompt that was cut before, its BOS counted; None for running text."""
+        """Tokens of a prompt that was cut before, those that begin it counted; None for running text."""
         if self.val.dim() == 1:
             return None
-        return self.val.shape[1] + int(self.bos is not None and not _starts_with(self.val, self.bos))
+        return self.val.shape[1] + (0 if _start_with(self.val, self.start) else len(self.start))
 
     def context(self, most: int) -> int:
         """The usual number of tokens of a prompt: 128, or as many as a model reads, or as there are in a row."""
@@ -89,9 +89,8 @@ class Corpus:
         return [f"{self.name}: {remark}" for remark in found]
 
     def _left_out(self, context: int) -> int:
-        start = int(self.bos is not None)
         assert self.length is not None
-        return (self.length - start) % (context - start)
+        return (self.length - len(self.start)) % max(1, context - len(self.start))
 
     def describe(self) -> dict[str, Any]:
         """What a result file records about its data."""
@@ -108,18 +107,24 @@ class Corpus:
         } | ({} if self.seen is None else {"seen": self.seen})
 
 
-def windows(tokens: Tokens, context: int, name: str = "text", bos: int | None = None) -> Int[Tensor, "n context"]:
+def windows(tokens: Tokens, context: int, name: str = "text", start: tuple[int, ...] = ()) -> Int[Tensor, "n context"]:
     """Cut tokens into consecutive prompts that do not overlap; a remainder is left out.
 
-    With `bos`, every prompt starts with that token, followed by context - 1 of the text's. Prompts that were cut before
-    are cut further, each by itself; a BOS that they have already is not put there twice.
+    Every prompt begins with the tokens in `start`; as many of the text follow as are needed for `context` tokens.
+    Prompts that were cut before are cut further, each by itself; what they begin with already is not put there twice.
 
     Raises:
-        UserError: the text, or a prompt that was cut before, is shorter than one context.
+        UserError: the text, or a prompt that was cut before, is shorter than one context; or the context has no room
+            for text.
     """
-    own = context if bos is None else context - 1
+    own = context - len(start)
+    if own < 1:
+        raise UserError(
+            f"{name}: prompts of {context} tokens, and every one begins with {len(start)} that the tokenizer puts in "
+            "front of a text; raise the context"
+        )
     if tokens.dim() == 2:
-        tokens = tokens[:, 1:] if bos is not None and _starts_with(tokens, bos) else tokens
+        tokens = tokens[:, len(start) :] if _start_with(tokens, start) else tokens
         n = tokens.shape[1] // own
         if n == 0:
             most = tokens.shape[1] + context - own
@@ -132,7 +137,7 @@ def windows(tokens: Tokens, context: int, name: str = "text", bos: int | None = 
                 f"{name}: {tokens.numel()} tokens are fewer than one context of {context}; give a longer text"
             )
         rows = tokens[: n * own].view(n, own).long()
-    return rows if bos is None else torch.cat([rows.new_full((rows.shape[0], 1), bos), rows], 1)
+    return torch.cat([rows.new_tensor(start).expand(rows.shape[0], -1), rows], 1) if start else rows
 
 
 def check_tokenizer(fingerprint: str, lm: HasTokenizer, name: str) -> None:
@@ -149,5 +154,5 @@ def prompts_fingerprint(prompts: Int[Tensor, "n context"]) -> str:
     return hashlib.sha256(prompts.long().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _starts_with(rows: Tokens, token: int) -> bool:
-    return bool((rows[:, 0] == token).all())
+def _start_with(rows: Tokens, start: tuple[int, ...]) -> bool:
+    return bool((rows[:, : len(start)] == rows.new_tensor(start)).all())

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ def tokenized(texts: Texts, tokenizer: Tokenizer) -> Corpus:
         torch.cat([ids for ids, _ in train]),
         torch.cat([ids for ids, _ in val]),
         tokenizer.fingerprint,
-        tokenizer.bos,
+        tokenizer.start,
         replaced=sum(bad for _, bad in train + val),
     )
 
@@ -198,19 +198,19 @@ def _gathered(opened: _Opened, tokenizer: Tokenizer, wanted: int) -> Corpus:
     checked(joined.ids, tokenizer.d_vocab, opened.name)
     ids = torch.from_numpy(joined.ids.astype(_numpy_name(tokenizer)))
     if ids.dim() == 1:
-        cut, bos = first_part(len(ids)), tokenizer.bos
+        cut, start = first_part(len(ids)), tokenizer.start
     else:
-        cut, bos = int((1 - VAL_SHARE) * len(ids)), _row_start(ids, tokenizer, opened.name)
+        cut, start = int((1 - VAL_SHARE) * len(ids)), _row_start(ids, tokenizer, opened.name)
     notes = opened.tally.notes()
     if joined.are_ids:
-        start = tokenizer.decode(ids.flatten()[:16].tolist())
-        notes.append(f"its token ids are taken for those of the model's tokenizer, which reads them as {start!r}...")
+        begin = tokenizer.decode(ids.flatten()[:16].tolist())
+        notes.append(f"its token ids are taken for those of the model's tokenizer, which reads them as {begin!r}...")
     return Corpus(
         opened.name,
         ids[:cut],
         ids[cut:],
         tokenizer.fingerprint,
-        bos,
+        start,
         joined_by=joined.by,
         replaced=joined.replaced,
         skipped=opened.tally.skipped,
@@ -223,16 +223,16 @@ def _numpy_name(tokenizer: Tokenizer) -> str:
 
 
 def _first(arrays: list[Array], tokenizer: Tokenizer, wanted: int, name: str) -> Array:
-    """The first token ids, or the rows that have them; without a BOS that is put before every prompt anyway."""
-    ids = first_of(arrays, wanted + 1, name)
+    """The first token ids, or the rows that have them; without a beginning that every prompt is given anyway."""
+    n = len(tokenizer.start)
+    ids = first_of(arrays, wanted + n, name)
     if ids.ndim == 2:
         return ids[: math.ceil(wanted / ids.shape[1])]
-    start = int(ids[0] == tokenizer.bos)
-    return ids[start : start + wanted]
+    return ids[n if tuple(ids[:n].tolist()) == tokenizer.start else 0 :][:wanted]
 
 
-def _row_start(rows: Tokens, tokenizer: Tokenizer, name: str) -> int | None:
-    """The token that starts every prompt: the special one that all rows have there, or else the tokenizer's."""
+def _row_start(rows: Tokens, tokenizer: Tokenizer, name: str) -> tuple[int, ...]:
+    """The tokens that begin every prompt: the special ones that all rows have there, or else the tokenizer's."""
     first = rows[:, 0].long()
     special = torch.isin(first, torch.tensor(tokenizer.special, dtype=torch.long))
     if bool((special & (first == rows[:, 1])).any()):
@@ -240,4 +240,5 @@ def _row_start(rows: Tokens, tokenizer: Tokenizer, name: str) -> int | None:
             f"{name}: rows begin with padding, which a model would read as text; pad on the right, or give an "
             "attention_mask beside input_ids"
         )
-    return int(first[0]) if bool(special.all()) and bool((first == first[0]).all()) else tokenizer.bos
+    alike = takewhile(lambda column: int(column[0]) in tokenizer.special and bool((column == column[0]).all()), rows.T)
+    return tuple(int(column[0]) for column in alike) or tokenizer.start

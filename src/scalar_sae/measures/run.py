@@ -228,7 +228,7 @@ def spread_prompts(
     context = context or corpus.context(model.context)
     for said in corpus.remarks(context):
         say(said)
-    rows = windows(corpus.val, context, corpus.name, corpus.bos)
+    rows = windows(corpus.val, context, corpus.name, corpus.start)
     if rows.shape[0] < n:
         raise UserError(
             f"{corpus.name}: {n} prompts of {context} tokens wanted, only {rows.shape[0]} there; lower --prompts, or "

@@ -54,13 +54,12 @@ def first_letters(lm: LanguageModel, n_words: int = WORDS, seed: int = 0) -> Tas
     g = torch.Generator().manual_seed(seed)
     order = torch.tensor(list(words))[torch.randperm(len(words), generator=g)]
     chosen = order[:n_words].tolist()
-    start = [] if tokenizer.bos is None else [tokenizer.bos]
     newline = _ids(tokenizer, "\n")
     answers = {letter: _ids(tokenizer, f" has the first letter: {letter.upper()}") for letter in ascii_lowercase}
     prompts: list[list[int]] = []
     for token in chosen:
         lines = [[*newline, example, *answers[_letter(words[example])]] for example in _examples(order, token, g)]
-        prompts.append([*start, *chain(*lines), *newline, token])
+        prompts.append([*tokenizer.start, *chain(*lines), *newline, token])
     longest = max(map(len, prompts))
     if longest > lm.context:
         raise UserError(f"{lm.name} reads at most {lm.context} tokens; a spelling prompt has {longest}")

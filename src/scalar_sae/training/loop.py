@@ -102,13 +102,13 @@ class _Run:
         self.config, self.corpus, self.out, self.events, self.group = config, corpus, out, events, group
         special = lm.special_ids(config.special)
         reads = sorted({read for learner in group for read in learner.trainee.reads}, key=str)
-        prompts = windows(corpus.train, config.context, corpus.name, corpus.bos)
+        prompts = windows(corpus.train, config.context, corpus.name, corpus.start)
         stream = ActivationStream(lm, prompts, reads, config.buffer_tokens, config.seed, special=special)
         self.stream = CachedStream(stream, cache, _buffers(config, stream.tokens_per_buffer)) if cache else stream
         self.all_text = stream.windows_per_buffer == len(prompts)
         self.special = left_out(prompts, special)
         say_special(prompts, special, "positions of the training text")
-        held_out = windows(corpus.val, config.context, corpus.name, corpus.bos)
+        held_out = windows(corpus.val, config.context, corpus.name, corpus.start)
         held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
         self.validation = Validation(lm, held_out, reads, special) if config.validations else None
         self.n_layers, self.device, self.about_lm = lm.n_layers, lm.device, lm.describe()
