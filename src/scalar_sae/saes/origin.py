@@ -29,11 +29,15 @@ class Origin(BaseModel):
                 f"trained on prompts of {self.context} tokens, and read on prompts of {context}: it never saw the "
                 f"later positions (--context {self.context} leaves them out)"
             )
-        if self.bos is not None and self.bos != bos:
-            with_or_without = {True: "with", False: "without"}
+        if self.bos and not bos:
             found.append(
-                f"trained on prompts {with_or_without[self.bos]} a BOS in front, and read on prompts "
-                f"{with_or_without[bos]} one, as the model's tokenizer makes them"
+                "trained on prompts with a BOS in front, and read on prompts without one, for the model's tokenizer "
+                "puts none there; token ids whose rows begin with one have it (docs/text.md)"
+            )
+        if self.bos is False and bos:
+            found.append(
+                "trained on prompts without a BOS in front, and read on prompts with one, which the model's tokenizer "
+                "puts there"
             )
         return found
 
