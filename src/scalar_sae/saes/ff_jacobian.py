@@ -191,5 +191,6 @@ def _slope(ff: FeedForward, z: Tensor) -> Tensor:
     """Derivative of the elementwise nonlinearity."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(ff.act(z).sum(), z)
+        handed = z.view_as(z)  # torch's counter of operations (cost.py) cannot follow a module that is handed a leaf
+        (slope,) = torch.autograd.grad(ff.act(handed).sum(), z)
     return slope
