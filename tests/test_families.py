@@ -1,6 +1,8 @@
 """What is done with a model beside scoring, on every family in every precision: training, cache, features."""
+# pyright: reportUnknownLambdaType=false, reportPrivateUsage=false
 
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -34,17 +36,17 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 
 
-def layers_of(hf: torch.nn.Module) -> torch.nn.ModuleList:
+def layers_of(hf: Any) -> Any:
     decoder = hf.get_decoder()
     return decoder.layers if hasattr(decoder, "layers") else decoder.h
 
 
-def seen_by_hooks(hf: torch.nn.Module, tokens: torch.Tensor) -> dict[Site, torch.Tensor]:
+def seen_by_hooks(hf: Any, tokens: torch.Tensor) -> dict[Site, torch.Tensor]:
     """What the layers of a model are handed and put out in its own forward."""
     seen: dict[Site, torch.Tensor] = {}
 
     def see(number: int):
-        def hook(_module: object, args: tuple, kwargs: dict, output: object) -> None:
+        def hook(_module: object, args: Any, kwargs: Any, output: Any) -> None:
             seen[Site("resid_pre", number)] = (args[0] if args else kwargs["hidden_states"]).clone()
             seen[Site("resid_post", number)] = (output if isinstance(output, torch.Tensor) else output[0]).clone()
 
@@ -89,7 +91,9 @@ def test_training_with_a_cache_gives_the_same_bytes_and_the_cache_holds_what_hoo
     windows, rows = (torch.randperm(n, generator=torch.Generator().manual_seed(s)) for s, n in ((0, WINDOWS), (1, 48)))
     kept = load_file(cache / "buffer-000000.safetensors")[str(site)]
     seen = seen_by_hooks(lm.hf, PROMPTS[windows])[site].flatten(0, 1)
-    close = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0, "rtol": 0}  # by our own kernels
+    close: dict[str, Any] = (
+        {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0, "rtol": 0}
+    )  # by our own kernels
     torch.testing.assert_close(kept[rows], seen, **close)
 
 
@@ -141,12 +145,12 @@ def test_features_are_those_of_the_activations_that_hooks_see(family: str, dtype
         assert latents[0]["promoted_by"] == pytest.approx(direct[latents[0]["promoted"]].tolist(), abs=0.02)
 
 
-def effects(hf: torch.nn.Module, direction: torch.Tensor) -> torch.Tensor:
+def effects(hf: Any, direction: torch.Tensor) -> torch.Tensor:
     """How the logits of the prompts' last tokens move with the last layer's output, by a difference quotient."""
     logits: list[torch.Tensor] = []
     for step in (1e-3, -1e-3):
 
-        def move(_module: object, _args: object, output: object, step: float = step) -> object:
+        def move(_module: object, _args: object, output: Any, step: float = step) -> Any:
             x = output if isinstance(output, torch.Tensor) else output[0]
             x = x + step * direction
             return x if isinstance(output, torch.Tensor) else (x, *output[1:])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def gpt2_bytes() -> list[str]:
 @pytest.fixture(scope="module")
 def gpt2() -> GPT2Tokenizer:
     lines = shared("data", "gpt2_merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    merges: Any = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     vocabulary = [*gpt2_bytes(), *("".join(pair) for pair in merges), END]
     return GPT2Tokenizer(vocab={token: number for number, token in enumerate(vocabulary)}, merges=merges)
 

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -76,8 +77,8 @@ def test_training(rule: tuple[str, ...], skips: bool, folder: Path, ids: list[in
 def test_measuring(rule: tuple[str, ...], skips: bool, folder: Path, ids: list[int], tmp_path: Path):
     held_out = ids[int(0.9 * len(ids)) // 256 * 256 :]
     console.say_once.cache_clear()
-    done = scalar("measure", folder / "run", "--prompts", len(held_out) // CONTEXT, "--context", CONTEXT, "--out",
-                  tmp_path / "own", *rule)  # fmt: skip
+    size = ("--prompts", str(len(held_out) // CONTEXT), "--context", str(CONTEXT))
+    done = scalar("measure", folder / "run", *size, "--out", tmp_path / "own", *rule)
     text, special = by_hand(held_out)
     for record in Results.read(tmp_path / "own" / "results.json").saes:
         assert (record.n_tokens, record.n_special) == ((text, special) if skips else (text + special, 0))
@@ -90,8 +91,9 @@ def test_scoring(rule: tuple[str, ...], skips: bool, folder: Path, ids: list[int
     scored = held_out if rule == ("--published",) else held_out[len(held_out) // 2 :]
     text, special = by_hand(scored)
     assert special > 0
-    scalar("score", "--saes", folder / "run", "--block", "ff_block.0", "--edges", "1,16", "--context", CONTEXT,
-           "--prompts", len(scored) // CONTEXT, "--rank-prompts", 2, "--out", tmp_path / "s.json", *rule)  # fmt: skip
+    size = ("--prompts", str(len(scored) // CONTEXT), "--rank-prompts", "2", "--context", str(CONTEXT))
+    where = ("--saes", folder / "run", "--block", "ff_block.0", "--edges", "1,16")
+    scalar("score", *where, *size, "--out", tmp_path / "s.json", *rule)
     [record] = Results.read(tmp_path / "s.json").records
     assert (record.n_tokens, record.n_special) == ((text, special) if skips else (text + special, 0))
     assert record.special == ([0] if skips else [])
@@ -104,7 +106,7 @@ def test_a_study_that_was_stopped_gives_the_same_records(folder: Path, tmp_path:
     quickstart(tmp_path / "whole")
     calls: list[None] = []
 
-    def stopping(*arguments: object) -> object:
+    def stopping(*arguments: Any) -> Any:
         calls.append(None)
         if len(calls) == 2:
             raise KeyboardInterrupt

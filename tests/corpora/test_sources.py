@@ -1,4 +1,5 @@
 """One text in every form in which people keep it, and what is not a text."""
+# pyright: reportUnknownLambdaType=false, reportPrivateUsage=false
 
 import contextlib
 import csv
@@ -7,6 +8,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -391,7 +393,7 @@ def test_a_data_set_is_read_as_it_was_at_a_revision(
     (tmp_path / "a.jsonl").write_text(LINES)
     own, asked = datasets.load_dataset_builder, []
 
-    def asking(place: str, name: str | None = None, revision: str | None = None, **options: object) -> object:
+    def asking(place: str, name: str | None = None, revision: str | None = None, **options: Any) -> Any:
         asked.append((place, revision))
         return own(str(tmp_path), name, **options)
 

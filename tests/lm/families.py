@@ -32,8 +32,8 @@ from transformers import (
 from scalar_sae.lm.model import LanguageModel
 
 SPREAD = 0.3  # weights large enough for blocks to matter
-NONE = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-OLD = {
+NONE: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+OLD: dict[str, Any] = {
     "vocab_size": 64,
     "n_positions": 32,
     "n_embd": 16,
@@ -42,18 +42,31 @@ OLD = {
     "initializer_range": SPREAD,
     **NONE,
 }
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "vocab_size": 64, "max_position_embeddings": 32, "hidden_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 4, "initializer_range": SPREAD, "intermediate_size": 32, **NONE,
 }  # fmt: skip
-GROUPED = PLAIN | {"num_key_value_heads": 2}
-WINDOW = GROUPED | {"sliding_window": 4}
-OPT = {key: value for key, value in PLAIN.items() if key not in ("initializer_range", "intermediate_size")}
-GEMMA = WINDOW | {"head_dim": 8, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]}
+GROUPED: dict[str, Any] = PLAIN | {"num_key_value_heads": 2}
+WINDOW: dict[str, Any] = GROUPED | {"sliding_window": 4}
+OPT: dict[str, Any] = {
+    key: value for key, value in PLAIN.items() if key not in ("initializer_range", "intermediate_size")
+}
+GEMMA: dict[str, Any] = WINDOW | {
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 
-FALCON = {key: value for key, value in PLAIN.items() if key != "intermediate_size"}
-BLOOM = {"vocab_size": 64, "hidden_size": 16, "n_layer": 2, "n_head": 4, "initializer_range": SPREAD, **NONE}
-GRANITE = {
+FALCON: dict[str, Any] = {key: value for key, value in PLAIN.items() if key != "intermediate_size"}
+BLOOM: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "initializer_range": SPREAD,
+    **NONE,
+}
+GRANITE: dict[str, Any] = {
     "residual_multiplier": 0.22,
     "embedding_multiplier": 12.0,
     "attention_multiplier": 0.3,
@@ -92,7 +105,7 @@ GATED = ("llama", "mistral", "qwen2", "qwen3", "olmo", "granite")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def family_hf(name: str, dtype: torch.dtype = torch.float32, *, outlier: bool = False, **more: Any) -> torch.nn.Module:
+def family_hf(name: str, dtype: torch.dtype = torch.float32, *, outlier: bool = False, **more: Any) -> Any:
     """The `transformers` model of a family; norms and biases are random too.
 
     Args:

@@ -1,4 +1,5 @@
 """The feed-forward half as plain tensors is what the model's modules compute, in every precision, or is refused."""
+# pyright: reportUnknownLambdaType=false, reportPrivateUsage=false
 
 from copy import deepcopy
 from typing import Any

@@ -1,5 +1,7 @@
 """Which tokens are special: what the tokenizer says, and where the model's configuration is believed."""
 
+from typing import Any
+
 import pytest
 import torch
 from tokenizers import AddedToken, models, pre_tokenizers
@@ -25,7 +27,7 @@ def tokenizer(*marks: str | AddedToken, vocabulary: dict[str, int] = LETTERS, **
     return Pretrained(PreTrainedTokenizerFast(tokenizer_object=inner, **named), "letters")
 
 
-def llama(text: Pretrained | None, vocab_size: int = 32, **config: object) -> LanguageModel:
+def llama(text: Pretrained | None, vocab_size: int = 32, **config: Any) -> LanguageModel:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     hf = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, max_position_embeddings=32, **sizes, **config))
     return LanguageModel(hf, "llama", text)

@@ -1,4 +1,5 @@
 """Writing whole or not at all, digests that find every changed bit, locks, messages of one line."""
+# pyright: reportUnknownLambdaType=false, reportPrivateUsage=false
 
 import os
 import random
