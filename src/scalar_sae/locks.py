@@ -21,7 +21,11 @@ from scalar_sae.io import leads, unwritable
 
 @contextmanager
 def held(
-    folder: Path, name: str = "", wait: float = 0.0, remedy: str = "wait until it ends, or choose another folder"
+    folder: Path,
+    name: str = "",
+    wait: float = 0.0,
+    remedy: str = "wait until it ends, or choose another folder",
+    option: str = "place",
 ) -> Generator[None]:
     """Keep other processes from a folder, or from one name in it, while the block runs; a block inside may ask again.
 
@@ -30,6 +34,7 @@ def held(
         name: what is held of it; by default all.
         wait: seconds to wait for another process.
         remedy: what the user can do if that one does not end.
+        option: what named the folder, for messages.
 
     Raises:
         UserError: another process holds it, or the lock cannot be made there.
@@ -38,14 +43,14 @@ def held(
         yield
         return
     lock_file, owner_file = (folder / f"{'.' if name else ''}{name}.{kind}" for kind in ("lock", "owner"))
-    made = _made(folder)
+    made = _made(folder, option)
     lock = FileLock(lock_file.absolute(), is_singleton=True, thread_local=False)
     try:
         lock.acquire(timeout=wait)
     except Timeout as error:
         raise UserError(f"{folder / name}: in use by {_owner(owner_file)}; {remedy}") from error
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable(folder, error, option) from error
     try:
         if lock.lock_counter == 1:
             _sign(owner_file)
@@ -61,15 +66,15 @@ def held(
                 each.rmdir()
 
 
-def _made(folder: Path) -> list[Path]:
+def _made(folder: Path, option: str) -> list[Path]:
     """Make a folder; returns those that were not there, the innermost first."""
     try:
         missing = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise UserError(f"{folder}: is no folder; choose another place") from error
+        raise UserError(f"{folder}: is no folder; choose another {option}") from error
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable(folder, error, option) from error
     return missing
 
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scalar_sae.console import say
 from scalar_sae.errors import UserError, reason
 from scalar_sae.io import write_json
 from scalar_sae.readers import WRITER, open_regular, read_json
@@ -28,9 +29,9 @@ _DIGEST = 64
 _CHUNK = 2**20
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names, types, shapes and bytes of tensors."""
-    found = hashlib.sha256()
+def digest_of(tensors: Mapping[str, Tensor], of: str = "") -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors, and of what they belong to."""
+    found = hashlib.sha256(of.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -100,18 +101,19 @@ def check_digest(path: Path, digest: str, remedy: str) -> None:
         raise UserError(f"{path}: damaged (its SHA-256 is not that of what was written); {remedy}")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a `.safetensors` file with its digest."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], of: str = "") -> None:
+    """Write a `.safetensors` file with its digest; `of` names the work that the tensors belong to."""
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, {"sha256": digest_of(plain)})
+    save_file(plain, path, {"sha256": digest_of(plain, of)})
 
 
-def load_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
+def load_tensors(path: Path, remedy: str, of: str = "") -> dict[str, Tensor]:
     """Read a file of `save_tensors`, onto the CPU.
 
     Args:
         path: the file.
         remedy: what to do if it is damaged.
+        of: the work that the tensors must belong to.
 
     Raises:
         UserError: it is not what was written.
@@ -125,9 +127,29 @@ def load_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a damaged header fails in as many ways as it has fields
         raise UserError(f"{path}: damaged ({reason(error)}); {remedy}") from error
-    if metadata.get("sha256") != digest_of(tensors):
+    if metadata.get("sha256") != digest_of(tensors, of):
         raise UserError(f"{path}: damaged (its SHA-256 is not that of what was written); {remedy}")
     return tensors
+
+
+def load_unfinished(path: Path, of: str) -> dict[str, Tensor]:
+    """Read a file of `save_tensors` that holds a part of unfinished work.
+
+    Returns:
+        The tensors. None where there is no file, or where the file is damaged or belongs to other work: that is said,
+        and the caller computes the tensors again.
+
+    Raises:
+        UserError: a folder or a pipe is there, which the new file could not replace.
+    """
+    if not os.path.lexists(path):
+        return {}
+    open_regular(path).close()
+    try:
+        return load_tensors(path, "its part of the work is done again", of)
+    except UserError as error:
+        say(str(error))
+        return {}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

@@ -171,7 +171,7 @@ def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):
     with (folder / "prompts.0.jsonl").open("a") as file:
         file.write('{"number": 1, "kl_mod')  # cut short by a kill
     kept = json.loads((folder / "prompts.0.jsonl").read_text().split("\n")[1])
-    assert set(kept) == {"number", *Curves.__annotations__}
+    assert set(kept) == {"number", "sha256", *Curves.__annotations__}
     again = scored(pair, partial=tmp_path)
     assert again.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})
     assert folder.is_dir()  # until the caller has written the record

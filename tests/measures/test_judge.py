@@ -21,7 +21,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.measures.judge import judge_features, judged, read_judged
 from scalar_sae.measures.judges import TRIES, Judge, endpoint, local
 from scalar_sae.measures.reading import keep_reading, reading
-from scalar_sae.measures.tables import read_vocabulary
+from scalar_sae.measures.tables import read_vocabulary, write_table
 from scalar_sae.report.page import render
 from scalar_sae.results import Results
 from scalar_sae.tokenizer import byte_pairs
@@ -144,9 +144,9 @@ def tables(features_run: Path, tmp_path: Path) -> Path:
     """The tables of a run, with ten latents that fire on x in place of its examples."""
     folder = shutil.copytree(features_run / "features" / "topk" / "resid_mid.0", tmp_path / "sae")
     rows = [{"latent": latent, "position": 0, "start": 0, **row} for latent in range(10) for row in ROWS]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "contexts.parquet")
+    write_table(pa.Table.from_pylist(rows), folder / "contexts.parquet")
     words = read_vocabulary(folder) | VOCABULARY
-    pq.write_table(pa.table({"token": list(words), "text": list(words.values())}), folder / "vocabulary.parquet")
+    write_table(pa.table({"token": list(words), "text": list(words.values())}), folder / "vocabulary.parquet")
     return folder
 
 
@@ -181,7 +181,7 @@ def test_only_latents_that_can_be_asked_about_are_drawn(tables: Path):
     few = [row for row in ROWS if row["kind"] != "random"] + [row for row in ROWS if row["kind"] == "random"][:4]
     texts = [shown, few] + 7 * [ROWS]
     rows = [{"latent": latent, "position": 0, "start": 0, **row} for latent, some in enumerate(texts) for row in some]
-    pq.write_table(pa.Table.from_pylist(rows), tables / "contexts.parquet")
+    write_table(pa.Table.from_pylist(rows), tables / "contexts.parquet")
     judge_features(tables, Judge(knows, "m"), 7)
     assert {row.latent for row in read_judged(tables)} == set(range(2, 9))
     assert {row.detection for row in read_judged(tables)} == {1}

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from scalar_sae.errors import UserError
@@ -17,7 +16,7 @@ from scalar_sae.measures import judges
 from scalar_sae.measures.judge import judge_features, read_judged
 from scalar_sae.measures.judges import Judge, endpoint
 from scalar_sae.measures.rules import LENGTHS
-from scalar_sae.measures.tables import OCTAVES
+from scalar_sae.measures.tables import OCTAVES, write_table
 from scalar_sae.redaction import published, redacted
 from tests.measures.test_judge import ROWS, VOCABULARY, knows
 
@@ -150,10 +149,10 @@ def test_what_leaves_the_machine_names_no_place_on_it(private: str, public: str)
 def tables(tmp_path: Path) -> Path:
     """Examples of six latents that fire on x."""
     rows = [{"latent": latent, "position": 0, "start": 0, **row} for latent in range(6) for row in ROWS]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "contexts.parquet")
+    write_table(pa.Table.from_pylist(rows), tmp_path / "contexts.parquet")
     texts = pa.table({"token": list(VOCABULARY), "text": list(VOCABULARY.values())})
-    pq.write_table(texts, tmp_path / "vocabulary.parquet")
-    pq.write_table(latents(6), tmp_path / "latents.parquet")
+    write_table(texts, tmp_path / "vocabulary.parquet")
+    write_table(latents(6), tmp_path / "latents.parquet")
     return tmp_path
 
 

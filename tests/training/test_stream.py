@@ -134,12 +134,12 @@ def test_a_folder_that_is_no_cache_is_named(tmp_path: Path):
     stream = ActivationStream(tiny_lm(), random_prompts(), SITES, 64, seed=0)
     file, manifest = tmp_path / "file", tmp_path / "manifest.json"
     file.write_text("a file")
-    with pytest.raises(UserError, match=r"^[^\n]*file/manifest.json: cannot be written \([^\n]* another --cache$"):
+    with pytest.raises(UserError, match=r"^[^\n]*file: is no folder; choose another --cache$"):
         CachedStream(stream, file, 1)
     for content in ('{"name": "a web page"}', "[]", '{"recipe": "flour"}', '{"recipe": {"lm": ', "\udcff"):
         manifest.write_bytes(content.encode(errors="surrogateescape"))
         with pytest.raises(
-            UserError, match=r"^[^\n]*manifest.json: not of a cache of activations[^\n]*another --cache$"
+            UserError, match=r"^[^\n]*manifest\.json: [^\n]+; restore it from a copy, or move it away[^\n]*$"
         ):
             CachedStream(stream, tmp_path, 1)
 

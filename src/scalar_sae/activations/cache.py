@@ -1,7 +1,8 @@
 """Activations on disk: what a stream yields is kept, one file a buffer, and read instead of computed by later runs.
 
     folder/manifest.json               the recipe that the buffers were made by, and its hash
-    folder/buffer-000000.safetensors   one buffer: "resid_mid.0" -> [n_tokens, d_model]
+    folder/buffer-000000.safetensors   one buffer: "resid_mid.0" -> [n_tokens, d_model], with the SHA-256 of the
+                                       recipe, its number and its content
 
 The stream's buffers depend on the recipe and their number alone, so a cached run is the same run, to the bit. In memory
 there is one buffer at a time, where the model lies. A run may use some of the sites of a cache; one of another recipe
@@ -10,14 +11,14 @@ is refused.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from scalar_sae import workers
 from scalar_sae.activations.stream import ActivationStream, Buffer
@@ -25,9 +26,39 @@ from scalar_sae.console import say
 from scalar_sae.errors import UserError
 from scalar_sae.io import check_writable, whole, write_json
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.locks import held
+from scalar_sae.readers import WRITER, open_regular, read_json
+from scalar_sae.sealed import load_tensors, save_tensors
 
 _NO_PART = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 """Fields of a model's configuration that do not decide its activations (the weights say of what type they are)."""
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` says of the buffers beside it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format_version: int = 1
+    written_by: str = WRITER
+    hash: str
+    """SHA-256 of the recipe."""
+    recipe: dict[str, Any]
+
+    @classmethod
+    def of(cls, recipe: dict[str, Any]) -> "Manifest":
+        """The manifest of buffers that are made by a recipe."""
+        return cls(hash=_hash(recipe), recipe=recipe)
+
+    @model_validator(mode="after")
+    def _checked(self) -> "Manifest":
+        if self.hash != _hash(self.recipe):
+            raise ValueError("the hash is not that of the recipe")
+        return self
+
+
+def _hash(recipe: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
 
 
 class CachedStream:
@@ -43,23 +74,24 @@ class CachedStream:
         wanted = recipe(stream)
         path = folder / "manifest.json"
         with workers.one_first():
-            if not path.is_file():
-                text = json.dumps(wanted, sort_keys=True)
-                content = {"hash": hashlib.sha256(text.encode()).hexdigest(), "recipe": wanted}
-                write_json(path, content, "--cache")
-        there = _recipe_in(path)
+            if not os.path.lexists(path):
+                with held(folder, path.name, wait=60, option="--cache"):
+                    if not os.path.lexists(path):
+                        write_json(path, Manifest.of(wanted).model_dump(), "--cache")
+        manifest = read_json(path, Manifest, "the cache has no manifest; choose another --cache")
+        there, self._hash = manifest.recipe, manifest.hash
         differing = [name for name in wanted if name != "reads" and wanted[name] != there.get(name)]
-        lacking = sorted(set(wanted["reads"]) - set(there["reads"]))
+        lacking = sorted(set(wanted["reads"]) - set(there.get("reads", ())))
         if differing or lacking:
             why = "; ".join([*(f"{name} differs" for name in differing), *(f"lacks {name}" for name in lacking)])
             raise UserError(f"{folder}: activations of another recipe ({why}); choose another --cache")
-        self._all = there["reads"] == wanted["reads"]
+        self._all = there.get("reads") == wanted["reads"]
         self._make_room(needed)
 
     def _make_room(self, n: int) -> None:
         """Say what so many buffers take on the disk, before anything is computed."""
         stream = self._stream
-        there = sum(self._path(index).is_file() for index in range(n))
+        there = sum(self._there(self._path(index)) for index in range(n))
         bytes_each = 4 * stream.lm.d_model * stream.tokens_per_buffer * len(stream.reads)
         needed, free = (n - there) * bytes_each, shutil.disk_usage(self._folder).free
         size = f"{n} buffers of {bytes_each / 2**20:,.0f} MiB, {there} of them there already"
@@ -80,19 +112,30 @@ class CachedStream:
         index = start
         while True:
             path = self._path(index)
-            missing = any(workers.most([int(not path.is_file())]))
-            yield self._compute(index, path) if missing else self._load(path)
+            missing = any(workers.most([int(not self._there(path))]))
+            yield self._compute(index, path) if missing else self._load(index, path)
             index += 1
 
     def _path(self, index: int) -> Path:
         return self._folder / f"buffer-{index:06d}.safetensors"
 
-    def _load(self, path: Path) -> Buffer:
-        try:
-            tensors = load_file(path, device=str(self._stream.lm.device))
-            return {read: tensors[str(read)] for read in self._stream.reads}
-        except (OSError, SafetensorError, KeyError) as error:
-            raise UserError(f"{path}: damaged ({error}); delete it") from error
+    def _there(self, path: Path) -> bool:
+        """Whether a buffer is in the cache.
+
+        Raises:
+            UserError: a folder or a pipe has its name.
+        """
+        if os.path.lexists(path):
+            open_regular(path).close()
+            return True
+        return False
+
+    def _of(self, index: int) -> str:
+        return f"{self._hash} {index}"
+
+    def _load(self, index: int, path: Path) -> Buffer:
+        tensors = load_tensors(path, "delete it, and it is made again", self._of(index))
+        return {read: tensors[str(read)].to(self._stream.lm.device) for read in self._stream.reads}
 
     def _compute(self, index: int, path: Path) -> Buffer:
         buffer = next(self._stream.buffers(index))
@@ -100,7 +143,7 @@ class CachedStream:
             self._all and workers.number() == 0
         ):  # a run that reads fewer sites would leave a buffer that others cannot use
             with whole(path, "--cache") as temporary:
-                save_file({str(read): acts for read, acts in buffer.items()}, temporary)
+                save_tensors(temporary, {str(read): acts for read, acts in buffer.items()}, self._of(index))
         return buffer
 
 
@@ -116,15 +159,6 @@ def recipe(stream: ActivationStream) -> dict[str, Any]:
         "special": list(stream.special),
         "reads": sorted(map(str, stream.reads)),
     }
-
-
-def _recipe_in(manifest: Path) -> dict[str, Any]:
-    """The recipe that a cache was made by."""
-    try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))["recipe"]
-        return {**found, "reads": list(found["reads"])}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{manifest}: not of a cache of activations, or damaged; choose another --cache") from error
 
 
 def fingerprint(lm: LanguageModel) -> str:

@@ -1,5 +1,7 @@
-"""What is done of an unfinished record: the ranking, and a line a prompt. A scoring that was stopped goes on from
-it.
+"""What is done of an unfinished record: the ranking, and a line a prompt. A scoring that was stopped goes on from it.
+
+Every file and every line has a SHA-256 of its content and of the record that it belongs to. What is damaged, or belongs
+to another record, is named in a message and computed again.
 """
 
 import hashlib
@@ -9,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scalar_sae import workers
 from scalar_sae.benchmark.unfinished import Unfinished
+from scalar_sae.console import say
 from scalar_sae.io import unwritable, whole
+from scalar_sae.readers import read_bytes
 from scalar_sae.results import Curves
+from scalar_sae.sealed import load_unfinished, save_tensors
 
 
 class Partial:
@@ -28,8 +31,8 @@ class Partial:
         Raises:
             UserError: it cannot be made.
         """
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self._folder = place / digest if place else None
+        self._of = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self._folder = place / self._of if place else None
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -37,36 +40,40 @@ class Partial:
                 raise unwritable(self._folder, error) from error
 
     def ranking(self) -> Tensor | None:
-        """The scores of the edges, if they were computed already."""
-        if self._folder is None or not (self._folder / "ranking.safetensors").is_file():
-            return None
-        try:
-            return load_file(self._folder / "ranking.safetensors")["scores"]
-        except (SafetensorError, OSError, KeyError):
-            return None
+        """The scores of the edges, if they were computed already.
+
+        Raises:
+            UserError: a folder or a pipe is there in place of the file.
+        """
+        return load_unfinished(self._folder / "ranking.safetensors", self._of).get("scores") if self._folder else None
 
     def unfinished_ranking(self) -> Unfinished:
         """Where a ranking keeps what it has found so far."""
-        return Unfinished(self._folder / "ranking" if self._folder else None)
+        return Unfinished(self._folder / "ranking" if self._folder else None, self._of)
 
     def keep_ranking(self, scores: Tensor) -> None:
         """Write the scores down."""
         if self._folder is not None and workers.number() == 0:
             with whole(self._folder / "ranking.safetensors") as temporary:
-                save_file({"scores": scores}, temporary)
+                save_tensors(temporary, {"scores": scores}, self._of)
             self.unfinished_ranking().remove()
 
     def curves(self) -> dict[int, Curves]:
-        """The prompts that were swept already; a line cut short by a kill is left out."""
+        """The prompts that were swept already; lines that are damaged or cut short by a kill are left out.
+
+        Raises:
+            UserError: a folder or a pipe is there in place of a file.
+        """
         found: dict[int, Curves] = {}
         for path in sorted(self._folder.glob("prompts.*.jsonl")) if self._folder else []:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                number = entry.pop("number")
-                found[number] = Curves(**{name: np.array(values) for name, values in entry.items()})
+            content = read_bytes(path, "no longer there; run the command again")
+            entries = [self._entry(line) for line in content.split(b"\n") if line]
+            for entry in entries:
+                if entry is not None:
+                    number = entry.pop("number")
+                    found[number] = Curves(**{name: np.array(values) for name, values in entry.items()})
+            if lost := entries.count(None):
+                say(f"{path}: {lost} of {len(entries)} prompts are cut short or damaged; they are swept again")
         return found
 
     def keep_curve(self, number: int, curve: Curves) -> None:
@@ -77,10 +84,24 @@ class Partial:
         """
         if self._folder is None:
             return
-        entry = {name: values.tolist() for name, values in asdict(curve).items()}
+        entry = {"number": number, **{name: values.tolist() for name, values in asdict(curve).items()}}
         path = self._folder / f"prompts.{workers.number()}.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps({"number": number, **entry}) + "\n")
+                file.write("\n" + json.dumps({**entry, "sha256": self._digest(entry)}) + "\n")
         except OSError as error:
             raise unwritable(path, error) from error
+
+    def _entry(self, line: bytes) -> dict[str, Any] | None:
+        """What a line says of a prompt, if it is what was written of this record."""
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(entry, dict):
+            return None
+        digest = entry.pop("sha256", None)
+        return entry if digest == self._digest(entry) else None
+
+    def _digest(self, entry: dict[str, Any]) -> str:
+        return hashlib.sha256(f"{self._of} {json.dumps(entry)}".encode()).hexdigest()

@@ -9,12 +9,11 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scalar_sae import workers
 from scalar_sae.io import whole
+from scalar_sae.sealed import load_unfinished, save_tensors
 
 WORTH = 1.0
 """Seconds: what took less is found again."""
@@ -23,16 +22,20 @@ SELDOM = 20.0
 
 
 class Unfinished:
-    """The folder of an unfinished ranking; without a place nothing is kept."""
+    """The folder of an unfinished ranking; without a place nothing is kept.
 
-    def __init__(self, place: Path | None = None) -> None:
-        self._place = place
+    A file that is damaged or belongs to other work is named in a message, and its sums are made again.
+    """
+
+    def __init__(self, place: Path | None = None, of: str = "") -> None:
+        """`of` names the ranking that the sums belong to."""
+        self._place, self._of = place, of
         self._since = time.perf_counter()
         self._cost = WORTH
 
     def part(self, name: str) -> "Unfinished":
         """A ranking's part that has sums of its own."""
-        return Unfinished(self._place / name if self._place else None)
+        return Unfinished(self._place / name if self._place else None, f"{self._of}/{name}")
 
     def found(self, columns: slice) -> Tensor | None:
         """The finished sums of some downstream latents."""
@@ -75,12 +78,9 @@ class Unfinished:
         return self._place / f"{name}.safetensors"
 
     def _read(self, name: str) -> dict[str, Tensor]:
-        try:
-            return load_file(path) if self._place and (path := self._path(name)).is_file() else {}
-        except (SafetensorError, OSError):
-            return {}
+        return load_unfinished(self._path(name), f"{self._of}/{name}") if self._place else {}
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
         if self._place is not None:
             with whole(self._path(name)) as temporary:
-                save_file(tensors, temporary)
+                save_tensors(temporary, tensors, f"{self._of}/{name}")

@@ -1,4 +1,4 @@
-"""The feature tables of an SAE on disk: written with checksums, read against a schema, refused in one line.
+"""The feature tables of an SAE on disk: written with a SHA-256, read against a schema, refused in one line.
 
 | table        | a row                                                                        | written by    |
 |--------------|------------------------------------------------------------------------------|---------------|
@@ -8,6 +8,9 @@
 | `edges`      | an edge between a latent and one of a neighbouring SAE                        | `edges.py`    |
 """
 
+import hashlib
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalar_sae.errors import UserError, reason
 from scalar_sae.measures.rules import LENGTHS
+from scalar_sae.readers import WRITER, check_version, open_regular
 from scalar_sae.sites import Site
 
 OCTAVES = range(-10, 11)
@@ -59,24 +63,44 @@ _TOGETHER = (("tokens", "acts"), ("promoted", "promoted_by"), ("suppressed", "su
 """Lists with as many entries each."""
 
 
+class Stamp(BaseModel):
+    """What a table's metadata say of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = 1
+    written_by: str = WRITER
+    sha256: str
+    """Of the columns and of the other metadata."""
+
+
+_STAMP = b"scalar_sae"
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a table in which a changed bit is found."""
-    pq.write_table(table, path, write_page_checksum=True)
+    stamp = Stamp(sha256=_digest(table)).model_dump_json()
+    stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), _STAMP: stamp})
+    pq.write_table(stamped, path, write_page_checksum=True)
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
     """A table of an SAE's folder, by its name in SCHEMAS.
 
     Raises:
-        UserError: there is none, it is damaged, or it is not what is written under this name.
+        UserError: there is none, it is damaged, of a later version, or not what is written under this name.
     """
     path = folder / f"{name}.parquet"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{folder}: no feature tables here ({path.name}); make them with scalar features")
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with open_regular(path) as file:
+            table = pq.read_table(file, page_checksum_verification=True)
         table.validate(full=True)
-    except (OSError, pa.ArrowException, MemoryError) as error:
+        _check_stamp(path, table)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as it has fields
         raise _damaged(path, reason(error)) from error
     try:
         problem = _problem(table, name)
@@ -85,6 +109,35 @@ def read_table(folder: Path, name: str) -> pa.Table:
     if problem:
         raise _damaged(path, problem)
     return table.select(list(SCHEMAS[name]))
+
+
+def _check_stamp(path: Path, table: pa.Table) -> None:
+    """Raise a UserError unless a table is what `write_table` wrote."""
+    stamp = (table.schema.metadata or {}).get(_STAMP)
+    if stamp is None:
+        raise UserError(
+            f"{path}: not a table of scalar features (it has no SHA-256); move its folder away and run scalar features"
+        )
+    check_version(path, json.loads(stamp), Stamp)
+    if Stamp.model_validate_json(stamp).sha256 != _digest(table):
+        raise _damaged(path, "its SHA-256 is not that of what was written")
+
+
+def _digest(table: pa.Table) -> str:
+    """SHA-256 of a table's columns, and of its metadata but for the stamp."""
+    found = hashlib.sha256()
+    for key, value in sorted((table.schema.metadata or {}).items()):
+        if key != _STAMP:
+            found.update(repr((key, value)).encode())
+    for name in table.column_names:
+        column = table[name]
+        values = _flat(column)
+        found.update(f"{name} {values.type} {table.num_rows} {len(values)}\n".encode())
+        if pa.types.is_list(column.type):
+            found.update(_lengths(column).to_numpy().tobytes())
+        plain = (integer(values.type) or real(values.type)) and not values.null_count
+        found.update(values.to_numpy().tobytes() if plain else repr(values.to_pylist()).encode())
+    return found.hexdigest()
 
 
 def _damaged(path: Path, problem: str) -> UserError:
