@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
@@ -292,6 +292,25 @@ def _short(value: Any) -> str:
     return f"{len(value)} entries" if isinstance(value, list | dict) else quoted(value).strip("'")
 
 
+@contextmanager
+def appending(path: Path, encoding: str = "utf-8") -> Generator[TextIO]:
+    """Open a file to add lines at its end; one that is not there is made. A pipe or a device does not block.
+
+    Raises:
+        UserError: a folder, a pipe or a device is there, or it cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+    try:
+        number = os.open(path, flags, 0o666)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise UserError(f"{path}: a pipe or device, expected a file; move it away")
+        with os.fdopen(number, "a", encoding=encoding) as file:
+            yield file
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 class Events:
     """Appends one JSON object per line to `events.jsonl`, each with the time and a `kind`; tells `listeners` too."""
 
@@ -304,10 +323,7 @@ class Events:
         if self._path is None or not leads():
             return
         line = json.dumps({"time": round(time.time(), 3), "kind": kind, **fields})
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be written ({error.strerror}); free space") from error
+        with appending(self._path) as file:
+            file.write(line + "\n")
         for listener in self.listeners:
             listener(kind, fields)

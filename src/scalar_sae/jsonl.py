@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from scalar_sae.io import unwritable
+from scalar_sae.io import appending, unwritable
 from scalar_sae.readers import checked, read_text
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -37,12 +37,12 @@ def check_appendable(path: Path) -> None:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
     except OSError as error:
         raise unwritable(path, error) from error
+    with appending(path, "ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: Path, schema: type[Row]) -> list[Row]:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from scalar_sae.errors import UserError, one_line
 from scalar_sae.io import leads, unwritable
+from scalar_sae.readers import read_text
 
 
 @contextmanager
@@ -81,11 +82,12 @@ def _made(folder: Path, option: str) -> list[Path]:
 def _sign(owner_file: Path) -> None:
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     with suppress(OSError):  # a message is poorer then, and nothing else
+        owner_file.unlink(missing_ok=True)  # what somebody put there may be a pipe
         owner_file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}", encoding="utf-8")
 
 
 def _owner(owner_file: Path) -> str:
     try:
-        return one_line(owner_file.read_text(encoding="utf-8", errors="replace"), 200) or "another process"
-    except OSError:
+        return one_line(read_text(owner_file, "not there", 1000), 200) or "another process"
+    except UserError:
         return "another process"

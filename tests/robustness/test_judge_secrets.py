@@ -199,7 +199,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_asked(table
     def never(question: str) -> str:
         raise AssertionError(question)
 
-    with pytest.raises(UserError, match=r"judged\.jsonl: cannot be (read|written)"):
+    with pytest.raises(UserError, match=r"judged\.jsonl: a folder, expected a file; move it away"):
         judge_features(tables, Judge(never, "m"), 6)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from scalar_sae import workers
 from scalar_sae.benchmark.unfinished import Unfinished
 from scalar_sae.console import say
-from scalar_sae.io import unwritable, whole
+from scalar_sae.io import appending, unwritable, whole
 from scalar_sae.readers import read_bytes
 from scalar_sae.results import Curves
 from scalar_sae.sealed import load_unfinished, save_tensors
@@ -86,11 +86,8 @@ class Partial:
             return
         entry = {"number": number, **{name: values.tolist() for name, values in asdict(curve).items()}}
         path = self._folder / f"prompts.{workers.number()}.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps({**entry, "sha256": self._digest(entry)}) + "\n")
-        except OSError as error:
-            raise unwritable(path, error) from error
+        with appending(path) as file:
+            file.write("\n" + json.dumps({**entry, "sha256": self._digest(entry)}) + "\n")
 
     def _entry(self, line: bytes) -> dict[str, Any] | None:
         """What a line says of a prompt, if it is what was written of this record."""

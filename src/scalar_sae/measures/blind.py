@@ -31,6 +31,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.io import claim, write_json
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
+from scalar_sae.locks import held
 from scalar_sae.measures.features import read_features
 from scalar_sae.measures.tables import read_examples, read_table
 from scalar_sae.readers import read_json
@@ -97,15 +98,16 @@ def prepare(
     settings: dict[str, Any] = {side: [digest(sae), *rules(sae)] for side, sae in saes.items()}
     settings |= {"lm": fingerprint(lm), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
     settings |= {"special": list(lm.special_ids(special))}
-    claim(out, settings | {"site": str(site), "pairs": n_pairs, "seed": seed})
-    if os.path.lexists(out / "pairs.json"):
-        return Pairs.read(out)
-    for side, sae in saes.items():
-        read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, special=special)
-    density = {side: _density(out / side) for side in saes}
-    pairs = Pairs(names=names, text=text, pairs=draw(density["a"], density["b"], n_pairs, seed))
-    write_json(out / "pairs.json", pairs.model_dump())
-    return pairs
+    with held(out, remedy="wait until it has drawn the pairs, or choose another --out"):
+        claim(out, settings | {"site": str(site), "pairs": n_pairs, "seed": seed})
+        if os.path.lexists(out / "pairs.json"):
+            return Pairs.read(out)
+        for side, sae in saes.items():
+            read_features(lm, site, sae, tokens, out / side, EXAMPLES, seed=seed, special=special)
+        density = {side: _density(out / side) for side in saes}
+        pairs = Pairs(names=names, text=text, pairs=draw(density["a"], density["b"], n_pairs, seed))
+        write_json(out / "pairs.json", pairs.model_dump())
+        return pairs
 
 
 def _density(folder: Path) -> Float[np.ndarray, " n"]:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scalar_sae import jsonl
 from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
+from scalar_sae.locks import held
 from scalar_sae.measures.judges import Ask, Judge
 from scalar_sae.measures.tables import read_counted, read_examples
 
@@ -89,14 +90,30 @@ separated by commas: 1 for yes, 0 for no, in the order of the texts."""
 def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) -> Path:
     """Judge a random sample of the latents that can be asked about; those this judge has answered for are left out.
 
-    Every answer is on disk before the next question, so that none is paid for twice.
+    Every answer is on disk before the next question, so that none is paid for twice; nor do two processes ask at once.
 
     Raises:
-        UserError: there are no feature tables, too few examples in them, the folder cannot be written, or the judge
-            does not answer.
+        UserError: there are no feature tables, too few examples in them, the folder cannot be written, another process
+            has its latents judged, or the judge does not answer.
     """
     table, vocabulary = read_examples(folder)
-    out, special = folder / "judged.jsonl", read_counted(folder).special
+    special = read_counted(folder).special
+    with held(
+        folder, "judged.jsonl", remedy="wait until it ends; its answers are kept and will not be asked for again"
+    ):
+        return _judge(folder, judge, n_latents, seed, table, vocabulary, special)
+
+
+def _judge(
+    folder: Path,
+    judge: Judge,
+    n_latents: int,
+    seed: int,
+    table: pa.Table,
+    vocabulary: dict[int, str],
+    special: Collection[int],
+) -> Path:
+    out = folder / "judged.jsonl"
     questions = hashlib.sha256(json.dumps([SHOWN, EXPLAIN, DETECT, FUZZ]).encode()).hexdigest()[:12]
     who: dict[str, str | int | None] = {"model": judge.model, "url": judge.url, "questions": questions, "seed": seed}
     done = {row.latent for row in read_judged(folder) if row.judge == who}

@@ -20,6 +20,7 @@ from scalar_sae.io import check_claim, check_writable, claim, whole
 from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule, counted, say_special
+from scalar_sae.locks import held
 from scalar_sae.measures.blind import prepare
 from scalar_sae.measures.edges import strongest_edges
 from scalar_sae.measures.features import read_features
@@ -30,7 +31,7 @@ from scalar_sae.measures.layers import duplicates
 from scalar_sae.measures.overlap import THRESHOLD
 from scalar_sae.measures.seeds import in_common, seed_agreement
 from scalar_sae.measures.spelling import WORDS, first_letters
-from scalar_sae.measures.tables import write_table
+from scalar_sae.measures.tables import tables_in, write_table
 from scalar_sae.own_text import evaluation_text, say_unlike, text_read
 from scalar_sae.results import Results
 from scalar_sae.sae_results import TextRead
@@ -301,20 +302,23 @@ def read_run(
     open_records(run, home)
     out = out or home / "features"
     folders: list[Path] = []
-    for name, group in groups.items():
-        claim(out / name, settings | {"saes": {str(site): [digest(sae), *rules(sae)] for site, sae in group.items()}})
-        places = {site: out / name / str(site) for site in sorted(group)}
-        for site, folder in places.items():
-            if not (folder / "latents.parquet").is_file():
-                read_features(model, site, group[site], tokens, folder, special=special)
-        if ranking is not None and not all((folder / "edges.parquet").is_file() for folder in places.values()):
-            edges = strongest_edges(
-                model, group, tokens[:: -(-prompts // rank_prompts)], ranking, memory=memory, special=special
-            )
+    with held(out, remedy="wait until it ends, or choose another --out"):
+        for name, group in groups.items():
+            saes = {str(site): [digest(sae), *rules(sae)] for site, sae in group.items()}
+            claim(out / name, settings | {"saes": saes})
+            places = {site: out / name / str(site) for site in sorted(group)}
+            there = {folder: tables_in(folder) for folder in places.values()}
             for site, folder in places.items():
-                with whole(folder / "edges.parquet") as temporary:
-                    write_table(edges[site], temporary)
-        folders += places.values()
+                if "latents" not in there[folder]:
+                    read_features(model, site, group[site], tokens, folder, special=special)
+            if ranking is not None and not all("edges" in tables for tables in there.values()):
+                edges = strongest_edges(
+                    model, group, tokens[:: -(-prompts // rank_prompts)], ranking, memory=memory, special=special
+                )
+                for site, folder in places.items():
+                    with whole(folder / "edges.parquet") as temporary:
+                        write_table(edges[site], temporary)
+            folders += places.values()
     return folders
 
 

@@ -111,6 +111,18 @@ def read_table(folder: Path, name: str) -> pa.Table:
     return table.select(list(SCHEMAS[name]))
 
 
+def tables_in(folder: Path) -> set[str]:
+    """The names of the tables that are in an SAE's folder already.
+
+    Raises:
+        UserError: one of them is damaged, or not what is written under its name.
+    """
+    there = {name for name in SCHEMAS if os.path.lexists(folder / f"{name}.parquet")}
+    for name in sorted(there):
+        read_table(folder, name)
+    return there
+
+
 def _check_stamp(path: Path, table: pa.Table) -> None:
     """Raise a UserError unless a table is what `write_table` wrote."""
     stamp = (table.schema.metadata or {}).get(_STAMP)
