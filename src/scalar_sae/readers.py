@@ -29,6 +29,8 @@ MOST_BYTES = 2**31
 """Of a text file of ours."""
 MOST_VALUES = 100_000
 """Of a YAML file, aliases followed: a few lines can name one another until they are billions of values."""
+LARGEST_WITH_HOLES = 2**37
+"""Bytes of a file of which a sixteenth or less is on the disk: a larger one would be read for hours, and is refused."""
 RESTORE = "restore it from a copy, or move it away and run the command again"
 _VERSIONS = ("schema_version", "format_version")
 WRITER = f"scalar-sae {__version__}"
@@ -62,17 +64,21 @@ def open_regular(path: Path) -> io.BufferedReader:
     """Open a file to read its bytes; a pipe or a device does not block.
 
     Raises:
-        UserError: it is a folder, a pipe or a device.
+        UserError: it is a folder, a pipe or a device, or a huge file that consists of holes.
         OSError: it cannot be opened.
     """
-    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
-    mode = os.fstat(file.fileno()).st_mode
-    if stat.S_ISREG(mode):
-        return file
-    file.close()
-    raise UserError(
-        f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a pipe or device'}, expected a file; move it away"
-    )
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    about = os.fstat(number)
+    on_disk = 512 * getattr(about, "st_blocks", about.st_size)
+    if stat.S_ISREG(about.st_mode) and (about.st_size < LARGEST_WITH_HOLES or about.st_size < 16 * on_disk):
+        return os.fdopen(number, "rb")
+    os.close(number)
+    if stat.S_ISREG(about.st_mode):
+        raise UserError(
+            f"{path}: of its {about.st_size:,} bytes {on_disk:,} are on the disk, the rest are holes; {RESTORE}"
+        )
+    kind = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe or device"
+    raise UserError(f"{path}: {kind}, expected a file; move it away")
 
 
 def read_text(path: Path, missing: str, most: int = MOST_BYTES) -> str:

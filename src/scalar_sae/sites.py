@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from functools import total_ordering
 
-from scalar_sae.errors import UserError, unknown
+from scalar_sae.errors import UserError, quoted, unknown
 
 KINDS = (
     "resid_pre", "attn_in", "attn_raw", "attn_out", "resid_mid", "mlp_in", "mlp_raw", "mlp_out", "resid_post",
@@ -38,8 +38,9 @@ _TRANSFORMER_LENS = {
 }
 """The first hook of a place is what it is called in files for others."""
 
+_LAYER = re.compile(r"[0-9]{1,5}")
 _HUGGING_FACE = re.compile(
-    r"(?:.+\.)?(?:h|layers)\.(?P<layer>\d+)(?:\.(?P<module>(?!input$|output$)\w+))?(?:\.(?P<side>input|output))?"
+    r"(?:.+\.)?(?:h|layers)\.(?P<layer>[0-9]{1,5})(?:\.(?P<module>(?!input$|output$)\w+))?(?:\.(?P<side>input|output))?"
 )
 _MODULES = {
     None: ("resid_pre", "resid_post"),
@@ -87,7 +88,7 @@ class Site:
         Raises:
             UserError: not the name of a site.
         """
-        lens = re.fullmatch(r"blocks\.(\d+)\.(.+)", text)
+        lens = re.fullmatch(r"blocks\.([0-9]{1,5})\.(.+)", text)
         if lens and lens[2] in _TRANSFORMER_LENS:
             of_module, normalized = lens[2] in _BEFORE_A_NORM, lens[2].endswith("hook_normalized")
             return cls(_TRANSFORMER_LENS[lens[2]], int(lens[1]), of_module, normalized)
@@ -99,8 +100,8 @@ class Site:
         kind, _, layer = text.partition(".")
         if kind not in KINDS:
             raise unknown("site", text, [f"{kind}.N" for kind in KINDS])
-        if not layer.isdecimal():
-            raise UserError(f"site {text!r}: expected a layer number after the dot, such as {kind}.0")
+        if not _LAYER.fullmatch(layer):
+            raise UserError(f"site {quoted(text)}: expected a layer number after the dot, such as {kind}.0")
         return cls(kind, int(layer))
 
     @property
@@ -170,8 +171,8 @@ class Block:
         kind, _, layer = text.partition(".")
         if kind not in _BLOCKS:
             raise unknown("block", text, [*(f"{kind}.N" for kind in _BLOCKS), "SITE->SITE"])
-        if not layer.isdecimal():
-            raise UserError(f"block {text!r}: expected a layer number after the dot, such as {kind}.0")
+        if not _LAYER.fullmatch(layer):
+            raise UserError(f"block {quoted(text)}: expected a layer number after the dot, such as {kind}.0")
         return cls(*(Site(place, int(layer)) for place in _BLOCKS[kind]))
 
     @property

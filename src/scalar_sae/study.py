@@ -10,6 +10,7 @@
 Every stage looks at what is there and does the rest, so a study that was stopped is continued by the same command.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -364,7 +365,8 @@ def _record(config: ScoreConfig, texts: Texts, out: Path, bar: Bar, job: _Job) -
 def _partly(out: Path, key: tuple[str, str, str, str | None]) -> Path:
     """Where what is done of an unfinished record is kept."""
     block, method, ranking, control = key
-    return out / "partial" / "-".join([block, method, Path(ranking).name, *([control] if control else [])])
+    number = hashlib.sha256(repr(key).encode()).hexdigest()[:8]  # two files of scores may have one name
+    return out / "partial" / "-".join([block, method, Path(ranking).name[:40], *([control] if control else []), number])
 
 
 def _step(bar: Bar, weight: int, note: str, n: int | float) -> None:

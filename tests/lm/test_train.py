@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,17 @@ from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.lm.train import RECIPES, LmRecipe, batch_of, learning_rate, train_lm, validation_loss
 from scalar_sae.tokenizer import Ascii
 
-SMALL = {"steps": 12, "batch_size": 2, "context": 16, "warmup_steps": 2, "eval_every": 3}
+SMALL: dict[str, Any] = {"steps": 12, "batch_size": 2, "context": 16, "warmup_steps": 2, "eval_every": 3}
+
+
+def small_recipe(text: Path, **changes: Any) -> LmRecipe:
+    values: dict[str, Any] = {"corpus": str(text), **SMALL, **changes}
+    return LmRecipe(**values)
+
+
+def work(*_: object) -> None:
+    """What must not be begun."""
+    raise AssertionError("work was begun")
 
 
 @pytest.fixture
@@ -54,16 +65,16 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 def test_training_lowers_the_loss_and_says_what_it_did(text: Path, tmp_path: Path):
-    record = train_lm(LmRecipe(corpus=str(text), **{**SMALL, "steps": 40, "lr": 1e-2}), tmp_path / "lm")
+    record = train_lm(small_recipe(text, steps=40, lr=1e-2), tmp_path / "lm")
     assert record["curve"][-1]["val"] < record["curve"][0]["val"] < 5
     assert json.loads((tmp_path / "lm" / "training.json").read_text()) == record
     assert not (tmp_path / "lm" / "checkpoint.pt").exists()
-    with pytest.raises(UserError, match="already holds a trained model"):
+    with pytest.raises(UserError, match=r"training\.json: of a run that differs \(lr: 0\.01 here, 0\.001 asked; steps"):
         train_lm(LmRecipe(corpus=str(text), **SMALL), tmp_path / "lm")
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(text: Path, tmp_path: Path):
-    recipe = {**SMALL, "steps": 90, "corpus": str(text)}
+    recipe: dict[str, Any] = {**SMALL, "steps": 90, "corpus": str(text)}
     code = (
         "import sys, torch; torch.set_num_threads(1); from pathlib import Path;"
         "from scalar_sae.lm.train import *; train_lm(LmRecipe(**eval(sys.argv[1])), Path(sys.argv[2]))"
@@ -86,25 +97,28 @@ def test_another_recipes_checkpoint_is_refused(text: Path, tmp_path: Path):
     recipe = LmRecipe(corpus=str(text), **SMALL)
     from scalar_sae.lm import train as module
 
-    state = module._State(recipe, load_corpus(str(text), Ascii()).describe())
+    state = module.State(recipe, load_corpus(str(text), Ascii()).describe())
     (tmp_path / "lm").mkdir()
     state.save(tmp_path / "lm" / "checkpoint.pt")
-    with pytest.raises(UserError, match="differs in lr, seed"):
+    with pytest.raises(
+        UserError, match=r"differs \(lr: 0\.001 here, 0\.5 asked; seed: 0 here, 1 asked\); choose another"
+    ):
         train_lm(recipe.model_copy(update={"lr": 0.5, "seed": 1}), tmp_path / "lm")
     text.write_text("another text under the same name. " * 200)
-    with pytest.raises(UserError, match="differs in --data"):
+    with pytest.raises(UserError, match=r"differs \(--data\); choose another"):
         train_lm(recipe, tmp_path / "lm")
 
 
 def test_a_short_text_is_refused(tmp_path: Path):
     (tmp_path / "short.txt").write_text("too short " * 30)
     with pytest.raises(UserError, match="fewer than one context"):
-        train_lm(LmRecipe(corpus=str(tmp_path / "short.txt"), **{**SMALL, "context": 128}), tmp_path / "lm")
+        train_lm(small_recipe(tmp_path / "short.txt", context=128), tmp_path / "lm")
     assert not (tmp_path / "lm").exists()
 
 
 def test_a_medium_model_learns_its_own_vocabulary(text: Path, tmp_path: Path):
-    small = {"steps": 2, "batch_size": 2, "context": 160, "d_vocab": 300, "d_model": 32, "n_layers": 1, "eval_every": 2}
+    sizes = {"context": 160, "d_vocab": 300, "d_model": 32, "n_layers": 1}
+    small: dict[str, Any] = {"steps": 2, "batch_size": 2, "eval_every": 2, **sizes}
     record = train_lm(LmRecipe(corpus=str(text), **small), tmp_path / "lm")
     lm = LanguageModel.load(tmp_path / "lm")
     assert (lm.d_vocab, lm.d_model, lm.n_layers, lm.context) == (300, 32, 1, 160)
@@ -121,20 +135,20 @@ def test_a_medium_model_learns_its_own_vocabulary(text: Path, tmp_path: Path):
 def test_a_stopped_run_goes_on_with_its_own_vocabulary(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from scalar_sae.lm import train as module
 
-    small = {**SMALL, "corpus": str(text), "d_vocab": 300, "d_model": 32, "n_layers": 1}
+    small: dict[str, Any] = {**SMALL, "corpus": str(text), "d_vocab": 300, "d_model": 32, "n_layers": 1}
     train_lm(LmRecipe(**small), tmp_path / "whole")
-    advance, learned = module._State.advance, []
+    advance, learned = module.State.advance, list[object]()
 
-    def until_7(state: module._State, tokens: torch.Tensor) -> float:
+    def until_7(state: module.State, tokens: torch.Tensor) -> float:
         if state.step == 7:
             raise KeyboardInterrupt
         return advance(state, tokens)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module._State, "advance", until_7)
+        patched.setattr(module.State, "advance", until_7)
         with pytest.raises(KeyboardInterrupt):
             train_lm(LmRecipe(**small), tmp_path / "stopped")
-    monkeypatch.setattr(module, "byte_pairs", lambda *_: learned.append(1))
+    monkeypatch.setattr(module, "byte_pairs", learned.append)
     train_lm(LmRecipe(**small), tmp_path / "stopped")
     assert not learned
     files = [{path.name: path.read_bytes() for path in (tmp_path / run).iterdir()} for run in ("whole", "stopped")]
@@ -147,3 +161,93 @@ def test_a_stopped_run_goes_on_with_its_own_vocabulary(text: Path, tmp_path: Pat
 def test_the_medium_recipe_has_five_million_parameters():
     sizes = RECIPES["medium"].model_dump(include={"d_vocab", "d_model", "n_layers", "n_heads", "context"})
     assert sum(p.numel() for p in toy_gpt(**sizes).parameters()) == pytest.approx(5e6, rel=0.05)
+
+
+def test_a_finished_model_is_found_and_checked(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The same command again trains nothing; a changed bit of what it wrote is found."""
+    from scalar_sae.lm import train as module
+
+    out = tmp_path / "lm"
+    small: dict[str, Any] = {**SMALL, "corpus": str(text), "d_vocab": 300, "d_model": 32, "n_layers": 1}
+    record = train_lm(LmRecipe(**small), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for name in ("State", "byte_pairs"):
+        monkeypatch.setattr(module, name, work)
+    (out / "checkpoint.pt").touch()  # killed before it was removed
+    assert train_lm(LmRecipe(**small), out) == record
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    whole = text.read_text()
+    text.write_text("another text under the same name. " * 200)
+    with pytest.raises(UserError, match=r"training\.json: of a run that differs \(--data\)"):
+        train_lm(LmRecipe(**small), out)
+    text.write_text(whole)
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "sha256.json", "training.json"):
+        damaged = bytearray(before[name])
+        damaged[len(damaged) // 2] ^= 4
+        (out / name).write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=name.replace(".", r"\.") if name != "sha256.json" else "damaged|sha256|cannot be read"
+        ):
+            train_lm(LmRecipe(**small), out)
+        assert (out / name).read_bytes() == damaged
+        (out / name).write_bytes(before[name])
+
+
+def test_a_model_that_was_half_put_in_place_is_finished(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Killed while the files of the finished model were moved to their places."""
+    from scalar_sae.lm import train as module
+
+    recipe = LmRecipe(corpus=str(text), **SMALL)
+    expected = train_lm(recipe, tmp_path / "whole")
+
+    def killed(out: Path) -> None:
+        (out / "model" / "model.safetensors").replace(out / "model.safetensors")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_put_in_place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_lm(recipe, tmp_path / "lm")
+    assert (tmp_path / "lm" / "model.safetensors").exists()
+    found = train_lm(recipe, tmp_path / "lm")
+    assert found["val_loss_nats"] == expected["val_loss_nats"]
+    assert {path.name for path in (tmp_path / "lm").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+@pytest.mark.parametrize("content", [b"", b"zeros" * 100, None])
+def test_a_damaged_checkpoint_is_refused_and_stays(content: bytes | None, text: Path, tmp_path: Path):
+    from scalar_sae.lm import train as module
+
+    recipe, path = LmRecipe(corpus=str(text), **SMALL), tmp_path / "lm" / "checkpoint.pt"
+    path.parent.mkdir()
+    module.State(recipe, load_corpus(str(text), Ascii()).describe()).save(path)
+    damaged = bytearray(path.read_bytes() if content is None else content)
+    if content is None:
+        damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: not a checkpoint of a language model \(damaged [^\n]+; move"):
+        train_lm(recipe, tmp_path / "lm")
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"d_vocab": 10**7, "batch_size": 10**5}, "d_vocab = 10000000, .*at least [0-9,]+ GB of memory, this machine"),
+        ({"n_layers": 2**24, "d_model": 2**12}, "n_layers = 16777216, .*at least [0-9,]+ GB of memory, this machine"),
+        ({"context": 2**24}, "context = 16777216: .*at least [0-9,]+ GB of memory, this machine"),
+    ],
+)
+def test_a_model_that_no_machine_can_train_is_refused_at_once(
+    changes: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scalar_sae.lm.train.load_texts", work)
+    with pytest.raises(UserError, match=said):
+        train_lm(LmRecipe(**changes), tmp_path / "lm")
+
+
+def test_a_loss_that_is_no_number_ends_the_training(text: Path, tmp_path: Path):
+    recipe = small_recipe(text, lr=1e6, warmup_steps=0, clip=1e6, steps=200)
+    with pytest.raises(UserError, match=r"step [0-9]+: the loss is (nan|inf); lower lr = 1e\+06"):
+        train_lm(recipe, tmp_path / "lm")
+    assert not (tmp_path / "lm" / "training.json").exists()

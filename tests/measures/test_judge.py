@@ -4,12 +4,13 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,7 @@ VOCABULARY = {0: "x", 1: "a", 2: " "}
 """The latent fires on x."""
 
 
-def row(kind: str, prompt: int, text: str) -> dict:
+def row(kind: str, prompt: int, text: str) -> dict[str, Any]:
     ids = {piece: token for token, piece in VOCABULARY.items()}
     return {"kind": kind, "prompt": prompt, "tokens": [ids[c] for c in text],
             "acts": [1.0 if c == "x" else 0.0 for c in text]}  # fmt: skip
@@ -75,9 +76,11 @@ def test_special_tokens_are_never_marked_for_another():
 
 
 @contextmanager
-def server(answer, busy: tuple[tuple[int, Mapping[str, str]], ...] = ()) -> Iterator[tuple[str, list[dict]]]:
+def server(
+    answer: Callable[[str], dict[str, Any]], busy: tuple[tuple[int, Mapping[str, str]], ...] = ()
+) -> Generator[tuple[str, list[dict[str, Any]]]]:
     """A stand-in for an OpenAI-compatible server: its address, and what it was sent; first it replies `busy`."""
-    sent: list[dict] = []
+    sent: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -92,7 +95,7 @@ def server(answer, busy: tuple[tuple[int, Mapping[str, str]], ...] = ()) -> Iter
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, format: str, *args) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as running:
@@ -103,7 +106,14 @@ def server(answer, busy: tuple[tuple[int, Mapping[str, str]], ...] = ()) -> Iter
 
 def test_an_endpoint_is_asked_as_openais_is(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    with server(lambda question: {"choices": [{"message": {"content": question.upper()}}]}) as (url, sent):
+
+    def louder(question: str) -> dict[str, Any]:
+        return {"choices": [{"message": {"content": question.upper()}}]}
+
+    def busy(_: str) -> dict[str, Any]:
+        return {"error": "busy"}
+
+    with server(louder) as (url, sent):
         assert endpoint(url, "some-model").ask("hello") == "HELLO"
     [request] = sent
     assert (request["path"], request["key"], request["model"]) == (
@@ -111,7 +121,7 @@ def test_an_endpoint_is_asked_as_openais_is(monkeypatch: pytest.MonkeyPatch):
         "Bearer secret",
         "some-model",
     )
-    with server(lambda _: {"error": "busy"}) as (url, _), pytest.raises(UserError, match="no answer from some-model"):
+    with server(busy) as (url, _), pytest.raises(UserError, match="no answer from some-model"):
         endpoint(url, "some-model").ask("hello")
 
 
@@ -119,7 +129,7 @@ def test_a_busy_server_is_asked_again(monkeypatch: pytest.MonkeyPatch):
     waits: list[float] = []
     monkeypatch.setattr("scalar_sae.measures.judges.time.sleep", waits.append)
 
-    def answer(_: str) -> dict:
+    def answer(_: str) -> dict[str, Any]:
         return {"choices": [{"message": {"content": "yes"}}]}
 
     in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
@@ -151,18 +161,18 @@ def tables(features_run: Path, tmp_path: Path) -> Path:
 
 
 def test_the_command_judges_and_goes_on(tables: Path):
-    def answer(question: str) -> dict:
+    def answer(question: str) -> dict[str, Any]:
         return {"choices": [{"message": {"content": knows(question)}}]}
 
     with server(answer) as (url, sent):
-        scalar("judge", tables, "--url", url, "--model", "m", "--latents", 6)
+        scalar("judge", tables, "--url", url, "--model", "m", "--latents", "6")
         assert (len(sent), len(read_judged(tables))) == (18, 6)
-        said = scalar("judge", tables, "--url", url, "--model", "m", "--latents", 8).stdout
+        said = scalar("judge", tables, "--url", url, "--model", "m", "--latents", "8").stdout
         assert (len(sent), len(read_judged(tables))) == (24, 8)
         assert re.search(r"detection, m .* 1\.000 .* 8 \(0 without\)", said)
-        scalar("judge", tables, "--url", url, "--model", "another", "--latents", 2)
+        scalar("judge", tables, "--url", url, "--model", "another", "--latents", "2")
         assert (len(sent), len(read_judged(tables))) == (30, 10)
-        scalar("judge", tables, "--url", f"{url}/", "--model", "m", "--latents", 8)
+        scalar("judge", tables, "--url", f"{url}/", "--model", "m", "--latents", "8")
         assert len(sent) == 30
     assert {row.latent for row in read_judged(tables)} < set(range(10))
     assert {row.detection for row in read_judged(tables)} == {1.0}
@@ -172,7 +182,7 @@ def test_the_command_judges_and_goes_on(tables: Path):
     assert done.returncode == 2
     assert "--url" in done.stderr
     with pytest.raises(UserError, match="no feature tables here"):
-        judge_features(tables.parent, Judge(lambda _: "", "m"), 1)
+        judge_features(tables.parent, Judge(knows, "m"), 1)
 
 
 def test_only_latents_that_can_be_asked_about_are_drawn(tables: Path):
@@ -197,6 +207,8 @@ def test_an_sae_has_one_record_of_how_it_reads(features_run: Path):
         found = before["resid_mid.0"].rule_f1[n]
         assert found.mean == pytest.approx(np.nanmean(f1[:, number]), rel=1e-5)
         assert (found.n, found.n_null) == (np.isfinite(f1[:, number]).sum(), np.isnan(f1[:, number]).sum())
+        assert found.ci is not None
+        assert found.mean is not None
         low, high = found.ci
         error = np.nanstd(f1[:, number]) / found.n**0.5
         assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +24,7 @@ KEY = "sk-very-secret-0123456789"
 
 
 @contextmanager
-def replies(reply: bytes, status: int = 200, **headers: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def replies(reply: bytes, status: int = 200, **headers: str) -> Generator[tuple[str, list[dict[str, str]]]]:
     """A server that replies in one way; its address, and the headers it was sent."""
     sent: list[dict[str, str]] = []
 

@@ -97,7 +97,7 @@ def test_a_cache_of_another_rule_for_special_tokens_is_refused(tmp_path: Path, t
         trained(tmp_path, text, "three", [TOPK], cache=tmp_path / "cache", special="count")
 
 
-def test_a_cache_yields_the_same_buffers_without_the_model(tmp_path: Path):
+def test_a_cache_yields_the_same_buffers_without_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     lm = tiny_lm()
     stream = ActivationStream(lm, random_prompts(), SITES, buffer_tokens=64, seed=0)
     plain = list(islice(stream.buffers(), 4))
@@ -105,7 +105,7 @@ def test_a_cache_yields_the_same_buffers_without_the_model(tmp_path: Path):
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 4
     fewer = ActivationStream(lm, random_prompts(), SITES[:1], buffer_tokens=64, seed=0)
     second = CachedStream(fewer, tmp_path / "cache", 4)
-    lm.states = None  # the model must not be asked again
+    monkeypatch.setattr(lm, "states", None)  # the model must not be asked again
     for a, b, c in zip(plain, first, islice(second.buffers(), 4), strict=True):
         assert all(torch.equal(a[site], b[site]) for site in SITES)
         assert torch.equal(a[SITES[0]], c[SITES[0]])
@@ -153,7 +153,11 @@ def test_a_cache_says_what_it_will_take_and_needs_the_room(
     next(written.buffers())
     size = (tmp_path / "buffer-000000.safetensors").stat().st_size
     free = shutil.disk_usage(tmp_path)._replace(free=int(3.5 * size))
-    monkeypatch.setattr("scalar_sae.activations.cache.shutil.disk_usage", lambda folder: free)
+
+    def usage(_: Path) -> object:
+        return free
+
+    monkeypatch.setattr("scalar_sae.activations.cache.shutil.disk_usage", usage)
     CachedStream(stream, tmp_path, 4)
     assert "1 of them there already" in said(capsys)
     with pytest.raises(UserError, match=r"5 buffers of .*GB are needed and 0.0 GB free; choose a --cache on another"):

@@ -75,7 +75,7 @@ class CachedStream:
         path = folder / "manifest.json"
         with workers.one_first():
             if not os.path.lexists(path):
-                with held(folder, path.name, wait=60, option="--cache"):
+                with held(folder, path.name, wait=60.0, option="--cache"):
                     if not os.path.lexists(path):
                         write_json(path, Manifest.of(wanted).model_dump(), "--cache")
         manifest = read_json(path, Manifest, "the cache has no manifest; choose another --cache")

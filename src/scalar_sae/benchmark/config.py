@@ -1,5 +1,6 @@
 """How pairs are scored: the settings, the two texts, the edge counts."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -7,9 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import safe_open
 from torch import Tensor
 
 from scalar_sae.benchmark import scores
@@ -17,13 +17,16 @@ from scalar_sae.benchmark.order import MOST_COUNTS
 from scalar_sae.benchmark.pair import Pair
 from scalar_sae.benchmark.ranking import RANKINGS
 from scalar_sae.benchmark.scores import Counts
+from scalar_sae.bounds import Address, Count, Seed, Size
 from scalar_sae.corpora import Corpus, check_tokenizer, prompts_fingerprint, windows
-from scalar_sae.errors import UserError, unknown
+from scalar_sae.errors import UserError, reason, unknown
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
+from scalar_sae.readers import open_regular
 from scalar_sae.results import Control
 
 GRIDS = ("published", "full", "coarse")
+_COUNT = re.compile(r"\s*[0-9]{1,18}\s*")
 SMALLEST_NORMAL, LARGEST_FINITE = 0x00800000, 0x7F7FFFFF
 """As the bits of a float32."""
 MOST_RANK = LARGEST_FINITE - SMALLEST_NORMAL
@@ -39,16 +42,16 @@ REMEDY = {
 class ScoreConfig(BaseModel):
     """How pairs are scored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    rankings: dict[str, PositiveInt] = Field(
+    rankings: dict[Address, Count] = Field(
         default={"expected": 64, "published": 64, "local": 1, "random": 64}, min_length=1
     )
     """Orders in which edges are kept, by name or path to a saved score matrix, each with the number of prompts that
     edges are ranked on; none of them is scored."""
-    prompts: PositiveInt = 50
+    prompts: Count = 50
     """Prompts that are scored."""
-    context: int = Field(default=128, gt=1)
+    context: Size = Field(default=128, gt=1)
     """Tokens per prompt."""
     edges: str = "full"
     """Edge counts: `full` (factors of sqrt 2 to all edges), `coarse` (factors of 2), `published`, or 1,2,4,..."""
@@ -65,7 +68,7 @@ class ScoreConfig(BaseModel):
     """Rank on the scored text and take the first prompts of it, as the authors do."""
     memory: float = Field(default=8.0, gt=0, le=1e6)
     """Gigabytes that scoring may take."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the choice of prompts, of ties and of the bootstrap."""
 
     @model_validator(mode="after")
@@ -148,7 +151,7 @@ def counts_of(grid: str, n_edges: int) -> Counts:
 
 def check_grid(grid: str) -> None:
     """Raise a UserError if this is neither a grid's name nor a list of edge counts."""
-    if grid not in GRIDS and not all(part.strip().isdecimal() for part in grid.split(",")):
+    if grid not in GRIDS and not all(_COUNT.fullmatch(part) for part in grid.split(",")):
         raise unknown("edge grid", grid, [*GRIDS, "a list such as 10,100,1000"])
 
 
@@ -166,9 +169,7 @@ def saved_scores(path: Path, pair: Pair) -> Float[Tensor, "n_up n_down"]:
     Raises:
         UserError: not readable, complex or NaN, of another shape, or too large or small for float32.
     """
-    matrix = _saved_matrix(path)
-    if tuple(matrix.shape) != (pair.up.d_sae, pair.down.d_sae):
-        raise UserError(f"{path}: shape {tuple(matrix.shape)}, the pair needs {(pair.up.d_sae, pair.down.d_sae)}")
+    matrix = _saved_matrix(path, (pair.up.d_sae, pair.down.d_sae))
     if matrix.is_complex() or any(row.isnan().any() for row in matrix):
         raise UserError(f"{path}: scores must be real numbers, none of them NaN")
     if matrix.dtype == torch.float32:
@@ -188,14 +189,30 @@ def saved_scores(path: Path, pair: Pair) -> Float[Tensor, "n_up n_down"]:
     return narrow
 
 
-def _saved_matrix(path: Path) -> Tensor:
-    """The one matrix of a .npy or .safetensors file."""
+def _saved_matrix(path: Path, shape: tuple[int, int]) -> Tensor:
+    """The one matrix of a .npy or .safetensors file. Its numbers are read only if it has the shape."""
     try:
+        open_regular(path).close()
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        tensors = load_file(path)
-    except (OSError, ValueError, TypeError, EOFError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as a score matrix ({error})") from error
-    if len(tensors) != 1:
-        raise UserError(f"{path}: expected one tensor, found {len(tensors)}: {', '.join(tensors) or 'none'}")
-    return next(iter(tensors.values()))
+            mapped = np.load(path, "r", allow_pickle=False)
+            if not isinstance(mapped, np.ndarray):
+                raise UserError(f"{path}: an archive, expected one matrix; save it with numpy.save")
+            _check_shape(path, mapped.shape, shape)
+            return torch.from_numpy(np.array(mapped))
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            if len(names) != 1:
+                raise UserError(f"{path}: expected one tensor, found {len(names)}: {', '.join(names[:8]) or 'none'}")
+            _check_shape(path, tuple(file.get_slice(names[0]).get_shape()), shape)
+            return file.get_tensor(names[0])
+    except UserError:
+        raise
+    except Exception as error:  # a damaged header fails in as many ways as it has fields
+        raise UserError(
+            f"{path}: cannot be read as a score matrix ({reason(error)}); save it again with numpy.save"
+        ) from error
+
+
+def _check_shape(path: Path, found: tuple[int, ...], shape: tuple[int, int]) -> None:
+    if tuple(found) != shape:
+        raise UserError(f"{path}: shape {tuple(found)}, the pair needs {shape}; save the scores of its edges")

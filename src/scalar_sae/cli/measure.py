@@ -44,7 +44,9 @@ def measure(
     context: Annotated[
         int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Cosine from which two seeds' latents count as shared.")] = 0.7,
+    threshold: Annotated[
+        float, typer.Option(help="Cosine from which two seeds' latents count as shared.", min=-1, max=1)
+    ] = 0.7,
     any_partner: Annotated[
         bool, typer.Option("--any-partner", help="Shared need not mean the same partner by encoder and decoder.")
     ] = False,

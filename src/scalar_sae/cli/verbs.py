@@ -5,7 +5,7 @@ import functools
 import inspect
 import json as json_
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ import typer
 from pydantic_core import to_jsonable_python
 
 from scalar_sae import console
+from scalar_sae.errors import UserError, quoted
 from scalar_sae.io import give_libraries_a_cache
 
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no messages: only results and errors.")]
@@ -29,6 +30,18 @@ class Outcome:
     """Prints it for people."""
 
 
+MOST = 2**32
+"""Above every number that a verb takes: what is larger is a slip, and some library would stumble over it later."""
+
+
+def check_numbers(arguments: Mapping[str, Any]) -> None:
+    """Raise a UserError if one of a verb's options is a number that is not finite, or is larger than any it can use."""
+    for name, value in arguments.items():
+        if isinstance(value, int | float) and not abs(value) < MOST:  # NaN is not
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {quoted(value)}: expected a number between {-MOST:,} and {MOST:,}; see --help")
+
+
 def verb(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Outcome | None]], Any]:
     """Make a function that returns an `Outcome` a verb; it has `--quiet` and `--json` beside its own options.
 
@@ -42,6 +55,7 @@ def verb(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., O
         def command(*, quiet: bool, json: bool, **arguments: Any) -> None:
             console.set_quiet(quiet)
             console.silence_libraries()
+            check_numbers(arguments)
             give_libraries_a_cache()
             redirected = contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext()
             with redirected, console.in_log(called):

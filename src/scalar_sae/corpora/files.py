@@ -33,6 +33,8 @@ _MAGIC = {
     b"%PDF": ".pdf", b"\x89HDF": ".h5", **{magic: suffix for suffix, magic in PACKED.items()},
 }  # fmt: skip
 """Three bytes or more each: raw token ids begin with one of them about once in ten million files."""
+_MOST_PACKED = 100
+"""Times that a file may be larger when it is unpacked; text shrinks to a third or a tenth."""
 _ALWAYS = {".parquet", ".npy"}
 """Kinds that can be told by their first bytes; an Arrow stream may begin otherwise."""
 
@@ -66,7 +68,27 @@ class File(NamedTuple):
     def whole(self) -> Generator[Any]:
         """The same, where any place in it can be reached: the path itself, or what is unpacked into memory."""
         with self.open() as stream:
-            yield io.BytesIO(stream.read()) if self.packed else self.path
+            yield io.BytesIO(self._all(stream)) if self.packed else self.path
+
+    def content(self) -> bytes:
+        """All of it, unpacked.
+
+        Raises:
+            UserError: as `open`, or a packed file would fill the memory.
+        """
+        with self.open() as stream:
+            return self._all(stream)
+
+    def _all(self, stream: io.BufferedIOBase) -> bytes:
+        if not self.packed:
+            return stream.read()
+        most = max(2**30, _MOST_PACKED * self.path.stat().st_size)
+        found = stream.read(most + 1)
+        if len(found) > most:
+            raise UserError(
+                f"{self.path}: unpacks to more than {most:,} bytes, so it is no text; unpack and look at it"
+            )
+        return found
 
 
 def named_kind(path: Path) -> Kind | None:

@@ -17,6 +17,7 @@ from safetensors.numpy import load, load_file
 from scalar_sae.corpora.address import Address
 from scalar_sae.corpora.files import File, named_kind
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.readers import read_text
 
 Array = Integer[np.ndarray, "..."]
 
@@ -147,8 +148,8 @@ def _beside(path: Path) -> str | None:
     for sidecar in _sidecars(path):
         if sidecar.is_file():
             try:
-                return str(json.loads(sidecar.read_text(encoding="utf-8"))["dtype"])
-            except (OSError, ValueError, LookupError, TypeError) as error:
+                return str(json.loads(read_text(sidecar, "no longer there"))["dtype"])
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise UserError(f'{sidecar}: says no type of integers; expected {{"dtype": "uint16"}}') from error
     return None
 

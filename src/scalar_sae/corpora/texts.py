@@ -40,8 +40,7 @@ def read_text(file: File) -> str:
     """
     if file.kind != "text":
         raise UserError(f"{file.path}: a {file.suffix} file is no plain text")
-    with file.open() as stream:
-        content = stream.read()
+    content = file.content()
     if mark := _MARKS.get(content[:2]):
         raise UserError(f"{file.path}: {mark}, not UTF-8; convert it: {_iconv(mark, file.path)}")
     if (place := content.find(b"\0")) >= 0:

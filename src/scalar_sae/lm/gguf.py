@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scalar_sae.console import Bar, say
 from scalar_sae.errors import UserError
 from scalar_sae.io import cache_folder, whole
+from scalar_sae.readers import open_regular
 
 _VERSION = 1
 """Counted up when the same file is converted into another folder than before."""
@@ -334,7 +335,7 @@ def _tensors_counted(bar: Bar) -> Generator[None]:
 def _digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error

@@ -22,6 +22,7 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm import gpt_circuits
 from scalar_sae.lm.gguf import is_gguf, unpacked
 from scalar_sae.lm.toy import WEIGHTS, shipped
+from scalar_sae.readers import open_regular, read_text
 from scalar_sae.sealed import DIGESTS, check_sealed
 from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer
 
@@ -38,6 +39,8 @@ WEIGHT_FILES = (
 
 _ADDRESS = re.compile(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?(?:/(.+?))?/?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+"""Files that `transformers` may open in the folder of a model."""
 _LAYER = re.compile(r"(.*\b(?:h|layers)\.)(\d+)\.")
 
 
@@ -203,8 +206,11 @@ def load_hf(origin: Origin, name: str, dtype: Any, device: str | torch.device | 
 
 
 def _check_folder(folder: Path, name: str) -> None:
-    """Raise a UserError if a folder holds no model, and say what it holds instead."""
+    """Raise a UserError if a folder holds no model, and say what it holds instead; or if one of its files is none."""
     if (folder / "config.json").is_file():
+        for entry in folder.iterdir():
+            if entry.suffix in _READ and not entry.is_dir():
+                open_regular(entry).close()
         return
     if (folder / "adapter_config.json").is_file():
         raise UserError(f"{name}: holds an adapter, no model; merge it (peft: merge_and_unload) and save the model")
@@ -244,8 +250,8 @@ def _is_model(folder: Path) -> bool:
     if gpt_circuits.is_checkpoint(folder):
         return True
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = json.loads(read_text(folder / "config.json", "none"))
+    except (OSError, ValueError, RecursionError):  # a UserError is a ValueError
         return False
     named = isinstance(config, dict) and ("model_type" in config or "architectures" in config)
     return named and any((folder / file).is_file() for file in WEIGHT_FILES)

@@ -7,6 +7,7 @@ killed goes on from its last checkpoint and ends with the same bytes.
 """
 
 import math
+import os
 import shutil
 import time
 from pathlib import Path
@@ -15,59 +16,96 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+from scalar_sae.bounds import Address, Count, Rate, Seed, Size
 from scalar_sae.console import Bar, say
 from scalar_sae.corpora import Corpus, Texts, load_texts, tokenized, windows
 from scalar_sae.errors import UserError
-from scalar_sae.io import Events, whole, write_json
+from scalar_sae.io import Events, differences, whole, write_json
 from scalar_sae.lm.loading import Origin, load_tokenizer
 from scalar_sae.lm.toy import toy_gpt
+from scalar_sae.locks import held
+from scalar_sae.readers import WRITER, read_json
+from scalar_sae.sealed import check_sealed, load_checkpoint, save_checkpoint, seal
 from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer, byte_pairs
 from scalar_sae.versions import versions
 
-TOKENIZER = "tokenizer"
-UNFINISHED = {"checkpoint.pt", "events.jsonl", TOKENIZER}
+TOKENIZER, RECORD = "tokenizer", "training.json"
+UNFINISHED = {"checkpoint.pt", "events.jsonl", "model", TOKENIZER}
 """What a run leaves that was stopped."""
+KEEP = "move the folder away and run the same command to train again"
 
 
 class LmRecipe(BaseModel):
     """What a small GPT-2 is and how it is trained; the defaults are the paper's toy."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    corpus: str = "python-stdlib"
+    corpus: Address = "python-stdlib"
     """A text's name, a path, or hf://owner/name:configuration@split#column; see docs/text.md."""
-    steps: int = Field(default=10_000, gt=0)
+    steps: Count = 10_000
     """Optimiser steps."""
-    batch_size: int = Field(default=128, gt=0)
+    batch_size: Size = 128
     """Sequences per step."""
-    context: int = Field(default=128, gt=1)
+    context: Size = Field(default=128, gt=1)
     """Tokens per sequence; the model reads as many, but never fewer than 128."""
-    d_vocab: int = Field(default=128, ge=128)
+    d_vocab: Size = Field(default=128, ge=128)
     """128: ASCII codes. More: so many byte pairs, learned from the training text."""
-    d_model: int = Field(default=64, gt=0)
+    d_model: Size = 64
     """Width of the residual stream."""
-    n_layers: int = Field(default=4, gt=0)
-    n_heads: int = Field(default=4, gt=0)
-    lr: float = Field(default=1e-3, gt=0)
+    n_layers: Size = 4
+    n_heads: Size = 4
+    lr: Rate = 1e-3
     """Highest learning rate."""
-    min_lr: float = Field(default=1e-5, ge=0)
+    min_lr: float = Field(default=1e-5, ge=0, le=1e6)
     """Learning rate at the end of the cosine."""
-    warmup_steps: int = Field(default=1_000, ge=0)
+    warmup_steps: int = Field(default=1_000, ge=0, le=10**12)
     """Steps of linear warm-up."""
     beta2: float = Field(default=0.95, gt=0, lt=1)
     """Adam's second-moment decay."""
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, le=1e6)
     """Weight decay on tensors of two or more dimensions."""
-    clip: float = Field(default=1.0, gt=0)
+    clip: Rate = 1.0
     """Largest gradient norm."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights and of the batches."""
-    eval_every: int = Field(default=250, gt=0)
+    eval_every: Count = 250
     """Steps between validation losses and checkpoints."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LmRecipe":
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model = {self.d_model} is not a multiple of n_heads = {self.n_heads}")
+        return self
+
+    @property
+    def least_bytes(self) -> int:
+        """Memory that training takes at the least: weights, gradients, moments, logits, and what each layer keeps."""
+        parameters = self.d_model * (self.d_vocab + max(128, self.context) + 12 * self.n_layers * self.d_model)
+        return 16 * parameters + 4 * self.batch_size * self.context * (self.d_vocab + 8 * self.n_layers * self.d_model)
+
+
+class LmRecord(BaseModel):
+    """What `training.json` says of a model that was trained."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    recipe: LmRecipe
+    data: dict[str, Any]
+    parameters: int
+    val_loss_nats: float
+    val_loss_bits: float
+    val_bits_per_byte: float
+    """Nats and bits are per token."""
+    train_seconds: int
+    threads: int
+    versions: dict[str, Any]
+    curve: list[dict[str, int | float]]
+    format_version: int = 1
+    written_by: str = WRITER
 
 
 RECIPES = {
@@ -119,21 +157,34 @@ def validation_loss(lm: GPT2LMHeadModel, val: Integer[Tensor, " n"], context: in
 def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     """Train a small GPT-2 and write it to `out` as a Hugging Face folder with `training.json` beside it.
 
-    Continues bit-exactly from `out/checkpoint.pt` where that is left from a run of the same recipe on the same text.
+    Continues bit-exactly from `out/checkpoint.pt` where that is left from a run of the same recipe on the same text. A
+    model of that recipe and text that is there already stays, and its record is returned.
 
     Returns:
         What `training.json` holds: recipe, data, loss curve, final validation loss in nats and bits, versions.
 
     Raises:
-        UserError: `out` holds another model or another run's checkpoint, or the text is too short.
+        UserError: `out` holds another model, another run's checkpoint, or a damaged one; the text is too short; the
+            machine has too little memory; or the loss is no number any more.
     """
-    if (out / "training.json").exists():
-        raise UserError(f"{out}: already holds a trained model; choose another --out or remove it")
-    if out.exists() and (not out.is_dir() or {path.name for path in out.glob("[!.]*")} - UNFINISHED):
+    _check_memory(recipe)
+    with held(out, remedy="wait until it ends, or choose another --out"):
+        return _train(recipe, out, *data)
+
+
+def _train(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
+    there = _finished(out, recipe)
+    begun = os.path.lexists(out / "checkpoint.pt")
+    if there is None and not begun and {path.name for path in out.glob("[!.]*")} - UNFINISHED:
         raise UserError(f"{out}: holds other files; choose another --out")
     texts = load_texts(recipe.corpus, *data)
-    tokenizer = _vocabulary(recipe, texts, out)
+    tokenizer = _vocabulary(recipe, texts, out if there else out / TOKENIZER, known=begun or there is not None)
     corpus = tokenized(texts, tokenizer)
+    if there is not None:
+        _check_same(out / RECORD, there.recipe.model_dump(), there.data, recipe, corpus.describe())
+        _clear(out)
+        say(f"{out}: trained already; move it away, or choose another --out, to train again")
+        return there.model_dump(mode="json")
     windows(corpus.val[1:], recipe.context, f"{recipe.corpus}, validation part")
     for remark in corpus.remarks(recipe.context):
         say(remark)
@@ -147,6 +198,10 @@ def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     with Bar("train-lm", recipe.steps, done=state.step) as bar:
         while state.step < recipe.steps:
             loss = state.advance(corpus.train)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"step {state.step}: the loss is {loss}; lower lr = {recipe.lr:g}, or raise warmup_steps"
+                )
             bar.step(note=f"loss {loss:.3f}, {state.speed:,.0f} tokens/s" if state.step % 10 == 0 else None)
             if state.step % recipe.eval_every == 0 or state.step == recipe.steps:
                 val = validation_loss(state.lm, corpus.val, recipe.context, most=256)
@@ -157,20 +212,60 @@ def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     return _finish(state, corpus, len(tokenizer.decode(corpus.val.tolist()).encode()), out)
 
 
-def _vocabulary(recipe: LmRecipe, texts: Texts, out: Path) -> Tokenizer:
-    """ASCII codes, or byte pairs: learned from the training text, or those of the run that is gone on with."""
+def _check_memory(recipe: LmRecipe) -> None:
+    """Raise a UserError if a model is too large to be trained on this machine."""
+    if torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(0).total_memory
+    elif hasattr(os, "sysconf"):
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    if recipe.least_bytes > there:
+        raise UserError(
+            f"recipe: d_vocab = {recipe.d_vocab}, d_model = {recipe.d_model}, n_layers = {recipe.n_layers}, batch_size "
+            f"= {recipe.batch_size}, context = {recipe.context}: training takes at least "
+            f"{recipe.least_bytes / 1e9:,.0f} GB of memory, this machine has {there / 1e9:,.0f}; lower one of them"
+        )
+
+
+def _finished(out: Path, recipe: LmRecipe) -> LmRecord | None:
+    """The record of the model that is in a folder already, if it is whole and of this recipe.
+
+    Raises:
+        UserError: it is damaged, or of another recipe.
+    """
+    path = out / RECORD
+    if not os.path.lexists(path):
+        return None
+    found = read_json(path, LmRecord, "no longer there; run the command again")
+    _check_same(path, found.recipe.model_dump(), found.data, recipe, found.data)
+    check_sealed(out, KEEP)
+    return found
+
+
+def _check_same(
+    path: Path, recipe: dict[str, Any], data: dict[str, Any], asked: LmRecipe, text: dict[str, Any]
+) -> None:
+    """Raise a UserError if what a file is of differs from what is asked for."""
+    differing = differences(recipe, asked.model_dump()) or (["--data"] if data != text else [])
+    if differing:
+        raise UserError(f"{path}: of a run that differs ({'; '.join(differing)}); choose another --out")
+
+
+def _vocabulary(recipe: LmRecipe, texts: Texts, folder: Path, *, known: bool) -> Tokenizer:
+    """ASCII codes, or byte pairs: if they are `known` those in a folder, else learned from the training text."""
     if recipe.d_vocab == Ascii().d_vocab:
         return Ascii()
-    if (out / "checkpoint.pt").exists() and (out / TOKENIZER).is_dir():
-        return load_tokenizer(Origin(str(out / TOKENIZER)), "byte pairs", recipe.d_vocab)
+    if known and folder.is_dir():
+        return load_tokenizer(Origin(str(folder)), "byte pairs", recipe.d_vocab)
     with Bar("learn byte pairs"):
         return byte_pairs(texts.train, recipe.d_vocab)
 
 
-class _State:
+class State:
     """Everything that a run needs to go on."""
 
-    def __init__(self, recipe: LmRecipe, data: dict[str, str | int]) -> None:
+    def __init__(self, recipe: LmRecipe, data: dict[str, Any]) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.data = data
@@ -216,8 +311,10 @@ class _State:
         )
 
     def save(self, path: Path) -> None:
+        """Write a checkpoint."""
         with whole(path) as temporary:
-            torch.save(
+            save_checkpoint(
+                temporary,
                 {
                     "recipe": self.recipe.model_dump(),
                     "data": self.data,
@@ -227,54 +324,66 @@ class _State:
                     "seconds": self.seconds,
                     "curve": self.curve,
                 },
-                temporary,
             )
 
     def load(self, path: Path) -> None:
-        saved = torch.load(path, weights_only=True)
-        there = saved.get("recipe", {})
-        differing = [key for key, value in self.recipe.model_dump().items() if there.get(key) != value]
-        differing = differing or ["--data"] * (saved.get("data") != self.data)
-        if differing:
-            raise UserError(f"{path}: left by a run that differs in {', '.join(differing)}; choose another --out")
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: it is damaged, or of another recipe or text.
+        """
+        saved = load_checkpoint(path, self.lm.device, "a checkpoint of a language model", KEEP)
+        if "recipe" not in saved:
+            raise UserError(f"{path}: not a checkpoint of a language model; {KEEP}")
+        _check_same(path, saved["recipe"], saved["data"], self.recipe, self.data)
         self.lm.load_state_dict(saved["lm"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
 
 
-def _start(recipe: LmRecipe, checkpoint: Path, corpus: Corpus) -> _State:
+def _start(recipe: LmRecipe, checkpoint: Path, corpus: Corpus) -> State:
     if corpus.train.numel() <= recipe.context:
         raise UserError(f"{recipe.corpus}: {corpus.train.numel()} training tokens are fewer than one context and one")
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    state = _State(recipe, corpus.describe())
-    if checkpoint.exists():
+    state = State(recipe, corpus.describe())
+    if os.path.lexists(checkpoint):
         state.load(checkpoint)
     return state
 
 
-def _finish(state: _State, corpus: Corpus, val_bytes: int, out: Path) -> dict[str, Any]:
+def _finish(state: State, corpus: Corpus, val_bytes: int, out: Path) -> dict[str, Any]:
     with Bar("validate"):
         nats = validation_loss(state.lm, corpus.val, state.recipe.context)
-    record = {
-        "recipe": state.recipe.model_dump(),
-        "data": corpus.describe(),
-        "parameters": sum(p.numel() for p in state.lm.parameters()),
-        "val_loss_nats": round(nats, 5),
-        "val_loss_bits": round(nats / math.log(2), 5),
-        "val_bits_per_byte": round(nats / math.log(2) * corpus.val.numel() / val_bytes, 5),
-        "train_seconds": round(state.seconds),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "curve": state.curve,
-    }
+    record = LmRecord(
+        recipe=state.recipe,
+        data=corpus.describe(),
+        parameters=sum(p.numel() for p in state.lm.parameters()),
+        val_loss_nats=round(nats, 5),
+        val_loss_bits=round(nats / math.log(2), 5),
+        val_bits_per_byte=round(nats / math.log(2) * corpus.val.numel() / val_bytes, 5),
+        train_seconds=round(state.seconds),
+        threads=torch.get_num_threads(),
+        versions=versions(),
+        curve=state.curve,
+    ).model_dump(mode="json")
     with whole(out / "model") as temporary:
         state.lm.save_pretrained(temporary)
         if (out / TOKENIZER).is_dir():
             shutil.copytree(out / TOKENIZER, temporary, dirs_exist_ok=True)
-    for path in (out / "model").iterdir():
-        path.replace(out / path.name)
-    (out / "model").rmdir()
-    write_json(out / "training.json", record)
-    (out / "checkpoint.pt").unlink(missing_ok=True)
-    shutil.rmtree(out / TOKENIZER, ignore_errors=True)
+        write_json(temporary / RECORD, record)
+        seal(temporary, *(path.name for path in temporary.iterdir()))
+    _put_in_place(out)
+    _clear(out)
     return record
+
+
+def _put_in_place(out: Path) -> None:
+    """Move the files of a finished model to where they are read, its record last: with that the model is finished."""
+    for path in sorted((out / "model").iterdir(), key=lambda path: path.name == RECORD):
+        path.replace(out / path.name)
+
+
+def _clear(out: Path) -> None:
+    """Remove what a finished model does not need."""
+    (out / "checkpoint.pt").unlink(missing_ok=True)
+    shutil.rmtree(out / "model", ignore_errors=True)
+    shutil.rmtree(out / TOKENIZER, ignore_errors=True)

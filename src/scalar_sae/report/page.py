@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from scalar_sae.cautions import DEEP, cautions_of
 from scalar_sae.io import write_text
+from scalar_sae.readers import parse_yaml, read_text
 from scalar_sae.report import figures, measures
 from scalar_sae.report.environment import asset, environment, policy_of
 from scalar_sae.results import Record, Results
@@ -41,7 +43,9 @@ def write_report(run: Path, page: Path | None = None) -> Path:
     """
     results = Results.read(run / "results.json")
     config_file = run / "config.yaml"
-    config = yaml.safe_load(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    config: Any = {}
+    if os.path.lexists(config_file):
+        config = parse_yaml(read_text(config_file, "no longer there; run the command again"), str(config_file))
     page = page or run / "report.html"
     write_text(page, render(results, config, run.name))
     return page

@@ -45,8 +45,8 @@ class Source(NamedTuple):
             else:
                 raise UserError(f"{text}: expected NAME=SITE=PATH, or less of it")
             path = match[2]
-        if name is not None and not re.fullmatch(r"\w[\w.+ -]*", name):
-            raise UserError(f"{text}: {name!r} cannot name SAEs; take letters, digits, and . + - in between")
+        if name is not None and not re.fullmatch(r"\w[\w.+ -]{0,99}", name):
+            raise UserError(f"{text}: {name!r} cannot name SAEs; take up to 100 letters, digits, and . + - in between")
         return cls(path, name, site)
 
 

@@ -14,7 +14,7 @@ All that a trainee learns or counts is in its `state_dict`, so a checkpoint need
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from scalar_sae.activations.reading import Gradient
+from scalar_sae.bounds import Name, Rate, Seed
 from scalar_sae.kernels import linear
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.saes.activation import Activation, JumpReLU
@@ -36,10 +37,6 @@ CALIBRATION_TOKENS = 4096
 
 Scale = Literal["none", "unit", "sqrt_d"]
 """The one frozen number that activations are multiplied by: none, so that E‖x‖² = 1, or so that E‖x‖ = √d_model."""
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class Progress(NamedTuple):
@@ -117,7 +114,7 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """Seed of the first weights and of random masks, if not the run's: several seeds of a method train in one pass."""
     expansion: int = Field(default=8, gt=0, le=4096)
     """Latents per dimension of the activations: d_sae = expansion * d_model."""
-    lr_scale: float = Field(default=1.0, gt=0)
+    lr_scale: Rate = 1.0
     """Multiple of the run's learning rate."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's first-moment decay (the JumpReLU and Gated papers use 0)."""

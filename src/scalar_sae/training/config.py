@@ -7,11 +7,11 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from scalar_sae.bounds import Address, Count, Rate, Seed, Size
 from scalar_sae.errors import UserError, quoted, unknown
 from scalar_sae.lm.special import Rule
 from scalar_sae.readers import explained, parse_yaml, read_text
 from scalar_sae.saes.methods import CONFIGS, MethodConfig
-from scalar_sae.saes.trainee import Seed
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -25,36 +25,36 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    lm: str = "python-stdlib"
+    lm: Address = "python-stdlib"
     """A shipped language model, a folder, a GGUF file, or `owner/name[@revision]` on the Hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision in which the language model computes; `auto`: the one that its configuration names. The run keeps the
     model in it. SAEs are trained in float32."""
-    corpus: str = "python-stdlib"
+    corpus: Address = "python-stdlib"
     """A text's name, a path, or hf://owner/name:configuration@split#column; see docs/text.md."""
     saes: list[MethodConfig] = Field(min_length=1)
     """The SAEs, all trained in one pass over the language model."""
-    tokens: int = Field(gt=0)
+    tokens: Count
     """Training tokens (whole batches; the rest of the division is dropped)."""
-    batch_tokens: int = Field(default=4096, gt=0)
+    batch_tokens: Size = 4096
     """Tokens per optimiser step."""
-    buffer_tokens: int = Field(default=65_536, gt=0)
+    buffer_tokens: Count = 65_536
     """Tokens that are shuffled together."""
-    context: int = Field(default=128, gt=0)
+    context: Size = 128
     """Tokens per window of text."""
-    lr: float = Field(default=1e-3, gt=0)
+    lr: Rate = 1e-3
     """Highest learning rate."""
     min_lr: float = Field(default=1e-4, ge=0)
     """Learning rate at the end of the cosine."""
-    warmup_steps: int = Field(default=750, ge=0)
+    warmup_steps: int = Field(default=750, ge=0, le=10**12)
     """Steps of linear warm-up."""
     beta2: float = Field(default=0.95, gt=0, lt=1)
     """Adam's second-moment decay."""
-    clip: float = Field(default=1.0, gt=0)
+    clip: Rate = 1.0
     """Largest gradient norm, for each trainee by itself."""
     seed: Seed = 0
     """Seed of the order of the text, and of the first weights of methods that name none of their own."""
-    validations: int = Field(default=5, ge=0)
+    validations: int = Field(default=5, ge=0, le=10**6)
     """How often the SAEs are measured on validation text while they train; 0 for never."""
     special: Rule = "skip"
     """Special tokens: `skip` leaves them out, `count` trains on them too, a list of ids leaves out those instead."""

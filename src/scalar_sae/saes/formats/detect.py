@@ -36,12 +36,20 @@ class Located(NamedTuple):
     path: Path
 
 
-def walk(path: Path, formats: tuple[Format, ...]) -> Iterator[Located]:
+def walk(path: Path, formats: tuple[Format, ...], seen: set[tuple[int, int]] | None = None) -> Iterator[Located]:
     """Every SAE in a folder and below it, or in a file; nothing below a folder that is of some format is read again.
+
+    A folder that several links lead to is looked at once, so that links in a circle end. `seen` holds the device and
+    inode numbers of the folders so far.
 
     Raises:
         UserError: a folder is of some format and its files are damaged or contradict each other.
     """
+    seen = set() if seen is None else seen
+    about_path = path.stat()
+    if (about_path.st_dev, about_path.st_ino) in seen:
+        return
+    seen.add((about_path.st_dev, about_path.st_ino))
     folder = Folder.of(path)
     with about(path):
         fitting = [format_ for format_ in formats if format_.here(folder)]
@@ -59,7 +67,7 @@ def walk(path: Path, formats: tuple[Format, ...]) -> Iterator[Located]:
     if not fitting and path.is_dir():
         for entry in sorted(path.iterdir()):
             if entry.is_dir() and not entry.name.startswith("."):
-                yield from walk(entry, formats)
+                yield from walk(entry, formats, seen)
 
 
 class NothingFoundError(UserError):

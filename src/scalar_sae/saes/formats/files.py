@@ -16,8 +16,10 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scalar_sae.errors import UserError
+from scalar_sae.bounds import folder_name
+from scalar_sae.errors import UserError, quoted, reason
 from scalar_sae.io import whole
+from scalar_sae.readers import open_regular
 from scalar_sae.saes.activation import Activation, JumpReLU
 from scalar_sae.saes.folds import without_pre_bias
 from scalar_sae.saes.formats.fields import INTEGER, Fields
@@ -25,6 +27,9 @@ from scalar_sae.saes.formats.tensors import Tensors, read_tensors
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.sae import SAE
+
+_LARGEST_CONFIG = 2**24
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,17 @@ class Folder:
             UserError: it does not.
         """
         try:
-            text = (self.path / name).read_text(encoding="utf-8")
+            with open_regular(self.path / name) as file:
+                text = file.read(_LARGEST_CONFIG + 1).decode("utf-8")
+            if len(text) > _LARGEST_CONFIG:
+                raise UserError(f"{name}: no config has more than {_LARGEST_CONFIG:,} bytes; restore it from a copy")
             is_yaml = name.endswith(".yaml")
             content = yaml.safe_load(text) if is_yaml else json.loads(text, object_pairs_hook=_object)
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{name} cannot be read ({' '.join(str(error).split())})") from error
+        except UserError:
+            raise
+        except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+            problem = "nested too deeply" if isinstance(error, RecursionError) else reason(error)
+            raise UserError(f"{name} cannot be read ({problem}); restore it from a copy") from error
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise UserError(f"{name} does not hold an object")
         return content
@@ -134,8 +145,12 @@ class Found:
     """What whoever uses it should know: one sentence each."""
 
     def __post_init__(self) -> None:
-        if self.group in (".", "..") or set(self.group) & set("/\\"):
-            raise UserError(f"the name {self.group!r} would lead out of its folder; rename these SAEs")
+        try:
+            folder_name(self.group)
+        except ValueError as error:
+            raise UserError(
+                f"the name {quoted(self.group)} cannot be that of a folder ({error}); rename these SAEs"
+            ) from error
 
 
 class Format(NamedTuple):
@@ -160,8 +175,7 @@ def about(path: Path | str) -> Generator[None]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: its files do not fit together ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{path}: its files do not fit together ({type(error).__name__}: {reason(error)})") from error
 
 
 def build(

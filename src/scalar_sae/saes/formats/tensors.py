@@ -1,10 +1,11 @@
 """Files of tensors of other people's SAEs, read by allow-list: `check_read` refuses what nobody asked for."""
 
+import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -13,9 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, reason
+from scalar_sae.readers import open_regular
 from scalar_sae.saes.formats.fields import NUMBER, Fields, Harmless, Kind, T, shown
 
+_MOST_PACKED = 100
+"""Times that an archive of tensors may be larger when it is unpacked; trained weights do not shrink to half."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -187,6 +191,8 @@ class Tensors:
             )
         if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
             raise UserError(f"{self._label(name)} is sparse, quantised or without data: expected a dense tensor")
+        if value.nbytes > max(2**30, value.untyped_storage().nbytes()):
+            raise UserError(f"{self._label(name)} has shape {tuple(value.shape)}, and its file holds fewer numbers")
         return value
 
     def _label(self, name: str) -> str:
@@ -201,17 +207,42 @@ def read_tensors(path: Path) -> Tensors:
     """A .safetensors, .npz or PyTorch file. Nothing in it is executed.
 
     Raises:
-        UserError: it is damaged, or holds code.
+        UserError: it is damaged, holds code, or would fill the memory.
     """
     try:
+        with open_regular(path) as file:
+            _check_packing(file, path.name)
         return Tensors(_READERS.get(path.suffix, _torch)(path), path.name)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path.name} holds more than tensors and plain values; refused, for it could run code"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path.name} cannot be read: damaged or truncated ({reason})") from error
+    except UserError:
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        LookupError,
+        MemoryError,
+        SafetensorError,
+        BadZipFile,
+    ) as error:
+        problem = reason(error)
+        raise UserError(
+            f"{path.name} cannot be read: damaged or truncated ({problem}); download or copy it again"
+        ) from error
+
+
+def _check_packing(file: Any, name: str) -> None:
+    """Raise a UserError if an archive is small by its size and would fill the memory once it is unpacked."""
+    if is_zipfile(file):
+        with ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        packed = file.seek(0, os.SEEK_END)
+        if unpacked > max(2**30, _MOST_PACKED * packed):
+            raise UserError(f"{name}: {packed:,} bytes that unpack to {unpacked:,}; this is no file of tensors")
 
 
 def _npz(path: Path) -> dict[str, Tensor]:
