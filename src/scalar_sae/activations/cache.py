@@ -24,7 +24,7 @@ from scalar_sae import workers
 from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.console import say
 from scalar_sae.errors import UserError
-from scalar_sae.io import check_writable, whole, write_json
+from scalar_sae.io import whole, write_json
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.locks import held
 from scalar_sae.readers import WRITER, open_regular, read_json
@@ -102,9 +102,9 @@ class CachedStream:
                 f"{self._folder}: {size}; {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free; choose a "
                 "--cache on another disk, fewer tokens or fewer sites"
             )
+        elif needed and not os.access(self._folder, os.W_OK):
+            raise UserError(f"{self._folder}: {size}, and no more can be written there; choose another --cache")
         else:
-            if needed:
-                check_writable(self._folder, "--cache", folder=True)
             say(f"cache {self._folder}: {size}; {needed / 1e9:.1f} GB more, {free / 1e9:,.0f} GB free")
 
     def buffers(self, start: int = 0) -> Iterator[Buffer]:
