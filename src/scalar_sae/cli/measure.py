@@ -171,10 +171,10 @@ def judge(
         raise UserError(f"--dtype {dtype}: a server decides in which precision its model computes; leave it out")
     if not model:
         raise UserError("scalar judge needs a judge: --url and --model, or --model FOLDER")
-    copy = "folder, such as a copy of this one"
-    above = folder.resolve().parent.parent  # RUN/features, or FEATURES by itself
-    kept = next((path for path in (above / RESULTS, above.parent / RESULTS) if path.is_file()), None)
-    if folder.is_dir():
+    copy, kept = "folder, such as a copy of this one", None
+    if folder.is_dir():  # otherwise there are no tables either
+        above = folder.resolve().parent.parent  # RUN/features, or FEATURES by itself
+        kept = next((path for path in (above / RESULTS, above.parent / RESULTS) if path.is_file()), None)
         check_folder(folder, copy)
         check_folder(folder / "page", copy)
     if kept:

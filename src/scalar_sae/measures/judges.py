@@ -50,9 +50,14 @@ def endpoint(url: str, model: str) -> Judge:
     server that redirects is refused.
 
     Raises:
-        UserError: not such an address, one that holds a secret, or a key that no header can hold.
+        UserError: not such an address, one that holds a secret, a key that no header can hold, or a name that is no
+            text.
     """
     url = _address(url)
+    try:
+        model.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--model {model!r}: holds bytes that are no text, so it is no model's name") from error
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY", "").strip():
         if not re.fullmatch(r"[!-~]+", key):
