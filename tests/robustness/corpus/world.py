@@ -161,7 +161,7 @@ def _stopped(bar: str, steps: int, number: int, *arguments: str) -> None:
         def stopping(self: Any, *given: Any, **named: Any) -> None:
             nonlocal steps
             step(self, *given, **named)
-            steps -= 1
+            steps -= self._progress._what == bar  # not of the bar while a text is tokenized
             if steps == 0:
                 os.kill(os.getpid(), number)
 
