@@ -30,7 +30,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.fixture(autouse=True)
 def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test finds on the error stream does not depend on how fast the machine is."""
+    """What a test finds on the error stream depends neither on how fast the machine is nor on the test before."""
+    monkeypatch.setattr("scalar_sae.console._quiet", False)
     monkeypatch.setattr("scalar_sae.console.INTERVAL", 3600.0)
 
 
