@@ -29,8 +29,7 @@ test: install
 
 lowest:  # every verb once, under the lowest versions that pyproject.toml declares
 	$(PYTHON) -m venv --clear .lowest
-	.lowest/bin/python $(PIP) --no-deps -r requirements.lowest .
-	.lowest/bin/python -m pip check
+	.lowest/bin/python $(PIP) -r requirements.lowest .
 	.lowest/bin/python -m tests.smoke
 
 newest:  # every verb once, under the newest versions that there are; PyTorch is that of the lock
