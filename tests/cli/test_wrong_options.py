@@ -85,8 +85,10 @@ def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(finished_run: Pat
     assert done.stderr == f"scalar: --port {port}: Address already in use; choose another\n"
 
 
-def test_tables_that_are_not_there_are_said_before_a_judge_is_loaded(tmp_path: Path, no_model: None):
-    done = scalar("judge", tmp_path / "none", "--model", "python-stdlib", check=False)
+def test_tables_that_are_not_there_are_said_before_a_judge_is_loaded(
+    finished_run: Path, tmp_path: Path, no_model: None
+):
+    done = scalar("judge", tmp_path / "none", "--model", finished_run / "lm", check=False)
     assert (done.returncode, "no feature tables here" in done.stderr) == (2, True), done.stderr
 
 
