@@ -1,13 +1,12 @@
 """The verb `circuit`."""
 
 import functools
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from scalar_sae.cli.outputs import check_results
+from scalar_sae.cli.outputs import check_results, making
 from scalar_sae.cli.subjects import (
     Device,
     Dtype,
@@ -88,16 +87,14 @@ def circuit(
     say_left_out(model, texts, config)
     results = Results()
     total = len(groups) * (prompts + rank_prompts * (len(places) - 1))
-    with Bar("circuit", total / workers.count()) as bar:
+    with making(out) as partial, Bar("circuit", total / workers.count()) as bar:
         for name, group in groups.items():
             done = functools.partial(finished, bar, name)
-            partial = out.with_name(f"{out.name}.partial") if out else None
             record = score_chain(model, group, places, texts, name, config, one_order, done, partial)
             results.records.append(record)
+        if out and workers.number() == 0:
+            results.write(out)
     if workers.number() != 0:
         return None
-    if out:
-        results.write(out)
-        shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
     found = {"records": results.records, "cautions": cautions_of(results.records)}
     return Outcome(found, lambda: print_records(results.records))

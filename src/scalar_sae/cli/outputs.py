@@ -1,10 +1,13 @@
 """Outputs are checked before any work: can they be written where the user wants them? Nothing is left there."""
 
 import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from scalar_sae.errors import UserError
-from scalar_sae.io import check_writable
+from scalar_sae.io import check_writable, leads
 
 _RUN_FOLDERS = ("lm", "saes", "partial")
 _RUN_FILES = ("config.yaml", "events.jsonl", "checkpoint.pt", "results.json", "report.html")
@@ -19,6 +22,29 @@ def check_results(out: Path | None) -> None:
         raise UserError(f"{out}: exists already; choose another --out")
     check_writable(out)
     check_folder(out.with_name(f"{out.name}.partial"))
+
+
+@contextmanager
+def making(out: Path | None) -> Generator[Path | None]:
+    """Keep other processes from a results file while the block makes it; yields the folder for unfinished work.
+
+    That folder is removed when the block has succeeded.
+
+    Raises:
+        UserError: another process makes the file, or has made it since it was checked.
+    """
+    from scalar_sae.locks import held
+
+    if out is None:
+        yield None
+        return
+    partial = out.with_name(f"{out.name}.partial")
+    with held(out.parent, out.name, remedy="wait until it ends, or choose another --out"):
+        if leads():
+            check_results(out)
+        yield partial
+        if leads():
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_folder(path: Path | None, option: str = "--out") -> None:

@@ -1,13 +1,12 @@
 """The verb `score`."""
 
 import functools
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalar_sae.cli.outputs import check_results
+from scalar_sae.cli.outputs import check_results, making
 from scalar_sae.cli.subjects import (
     Device,
     Dtype,
@@ -130,8 +129,8 @@ def score(
     config, texts = prompts_of(tokens, model, saes, chosen, method, settings)
     say_left_out(model, texts, config)
     results = Results()
-    with Bar("score", sum(workers.shares(len(pairs))) * (prompts + rank_prompts)) as bar:
-        partial = out.with_name(f"{out.name}.partial") if out else None
+    total = sum(workers.shares(len(pairs))) * (prompts + rank_prompts)
+    with making(out) as partial, Bar("score", total) as bar:
         instead = next(iter(config.controls), None)
 
         def record(name: str) -> Record:
@@ -140,11 +139,10 @@ def score(
 
         for some in workers.deal(list(pairs), record):
             results.records += some
+        if out and workers.number() == 0:
+            results.write(out)
     if workers.number() != 0:
         return None
-    if out:
-        results.write(out)
-        shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
     found = {"records": results.records, "cautions": cautions_of(results.records)}
     return Outcome(found, lambda: print_records(results.records))
 
