@@ -299,10 +299,10 @@ def read_run(
             if sae.d_model != model.d_model:
                 raise UserError(f"{name} {site}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
     home = records_folder(run, out)
-    open_records(run, home)
     out = out or home / "features"
     folders: list[Path] = []
-    with held(out, remedy="wait until it ends, or choose another --out"):
+    with held(home, "features", remedy="wait until it ends, or choose another --out"):
+        open_records(run, home)
         for name, group in groups.items():
             saes = {str(site): [digest(sae), *rules(sae)] for site, sae in group.items()}
             claim(out / name, settings | {"saes": saes})
