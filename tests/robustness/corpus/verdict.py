@@ -97,7 +97,7 @@ def fault(outcome: Outcome, names: tuple[str, ...], writes: tuple[str, ...], kee
         return f"traceback: {outcome.said} {' '.join(last[-1:])}"
     if ended.code not in (0, 2):
         return f"exit code {ended.code}: {outcome.said}"
-    lost = sorted(name for name in outcome.before if name not in outcome.after)
+    lost = sorted(name for name in outcome.before if name not in outcome.after and not _temporary(name))
     changed = sorted(name for name, digest in outcome.after.items() if outcome.before.get(name, digest) != digest)
     new = sorted(name for name in outcome.after if name not in outcome.before)
     if ended.code == 0:
