@@ -12,15 +12,14 @@ from tests.robustness.corpus.player import Player
 from tests.robustness.corpus.system import system_cases
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
-CASES_OF_A_FILE = 8
-CASES_OF_A_VERB = 13
+CASES_OF_A_FILE = 22
+CASES_OF_A_VERB = 36
 UNTIDY = {
-    "run/lm/config.json", "run/lm/model.safetensors", "lmstopped/checkpoint.pt", "stopped/config.yaml",
-    "cache/manifest.json", "cache/buffer-000000.safetensors", "small.yaml", "text.txt", "peer/sae_weights.safetensors",
-    "dictionary/ae.pt", "dictionary/config.json",
+    "lmstopped/checkpoint.pt", "cache/manifest.json", "cache/buffer-000000.safetensors",
+    "peer/sae_weights.safetensors", "dictionary/ae.pt", "dictionary/config.json",
 }  # fmt: skip
 """Files some of whose damages are not refused as they should be yet."""
-UNTIDY_VERBS = {"train"}
+UNTIDY_VERBS = {"judge"}
 
 
 @pytest.fixture(scope="module")

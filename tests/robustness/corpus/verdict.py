@@ -59,12 +59,16 @@ def _digest(path: Path) -> str:
 
 def meaning(folder: Path, outcome: Outcome) -> Any:
     """What a command made, without what differs from run to run: its JSON document and the files that it wrote."""
+
+    def parsed(text: str) -> Any:
+        return steady(json.loads(text.replace(str(folder), "here")))
+
     try:
-        said: Any = steady(json.loads(outcome.ended.out))
+        said: Any = parsed(outcome.ended.out)
     except ValueError:
         said = outcome.ended.out
     made = {
-        name: steady(json.loads((folder / name).read_text())) if name.endswith(".json") else digest
+        name: parsed((folder / name).read_text()) if name.endswith(".json") else digest
         for name, digest in outcome.after.items()
         if outcome.before.get(name) != digest and Path(name).name not in LOGS
     }
