@@ -14,12 +14,6 @@ from tests.robustness.corpus.system import system_cases
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 CASES_OF_A_FILE = 22
 CASES_OF_A_VERB = 36
-UNTIDY = {
-    "lmstopped/checkpoint.pt", "cache/manifest.json", "cache/buffer-000000.safetensors",
-    "peer/sae_weights.safetensors", "dictionary/ae.pt", "dictionary/config.json",
-}  # fmt: skip
-"""Files some of whose damages are not refused as they should be yet."""
-UNTIDY_VERBS = {"judge"}
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +29,12 @@ def play(cases: list[Any], how: Callable[[Any], str | None]) -> None:
     assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(wrong)
 
 
-@pytest.mark.parametrize(
-    "file", [pytest.param(file, marks=[pytest.mark.xfail(strict=False)] * (file in UNTIDY)) for file in FILES]
-)
+@pytest.mark.parametrize("file", FILES)
 def test_a_damaged_file_is_refused_in_one_line_and_nothing_changes(player: Player, file: str):
     play(chosen(file_cases(player.world)[file], CASES_OF_A_FILE), player.file)
 
 
-@pytest.mark.parametrize(
-    "verb", [pytest.param(verb, marks=[pytest.mark.xfail(strict=False)] * (verb in UNTIDY_VERBS)) for verb in PLAIN]
-)
+@pytest.mark.parametrize("verb", PLAIN)
 def test_a_bad_value_of_an_option_is_refused_in_one_line_and_nothing_changes(player: Player, verb: str):
     cases = [case for case in option_cases() if case.verb == verb]
     play(cases[:: -(-len(cases) // CASES_OF_A_VERB)], player.option)

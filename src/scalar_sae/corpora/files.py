@@ -109,7 +109,7 @@ def recognised(path: Path) -> File:
     file = File(path, SUFFIXES.get(suffix, "text"), suffix, packed)
     if suffix in _REFUSED:
         raise UserError(f"{path}: {_REFUSED[suffix]}")
-    with _unpacked(path, "") as stream:
+    with file._replace(packed="").open() as stream:
         outside = _magic(stream.read(8))
     if packed and outside != packed:
         raise UserError(f"{path}: is not a {packed} file by its content; name it after what it is")

@@ -13,6 +13,7 @@ from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from scalar_sae.cautions import DEEP, cautions_of
+from scalar_sae.errors import UserError
 from scalar_sae.io import write_text
 from scalar_sae.readers import parse_yaml, read_text
 from scalar_sae.report import figures, measures
@@ -39,14 +40,16 @@ def write_report(run: Path, page: Path | None = None) -> Path:
     """Write the page of a run, by default as `report.html` into its directory; returns where it is.
 
     Raises:
-        UserError: the run has no results, or the page cannot be written.
+        UserError: the run has no results, the page is not named `.html`, or it cannot be written.
     """
+    page = page or run / "report.html"
+    if page.suffix not in (".html", ".htm"):
+        raise UserError(f"{page}: the name of a page ends in .html; choose another --out")
     results = Results.read(run / "results.json")
     config_file = run / "config.yaml"
     config: Any = {}
     if os.path.lexists(config_file):
         config = parse_yaml(read_text(config_file, "no longer there; run the command again"), str(config_file))
-    page = page or run / "report.html"
     write_text(page, render(results, config, run.name))
     return page
 

@@ -119,7 +119,8 @@ def _bad(parameter: Parameter) -> tuple[str, ...]:
 
 
 def _case(verb: str, parameter: Parameter, value: str, job: Job) -> OptionCase:
-    free = (verb, parameter.name) in FREE or parameter.name in ("out", "rater", "cache") or value in ("0", "0x10", ".")
+    free = (verb, parameter.name) in FREE or parameter.name in ("out", "rater", "cache") or value in ("0", "0x10")
+    free = free or not value.strip("./")  # the current folder, or one above it
     if parameter.option:
         argv, label = _with_option(job.argv, parameter, value), parameter.option
     else:
