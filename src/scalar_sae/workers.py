@@ -42,11 +42,11 @@ def device(wanted: str | None = None) -> str:
         UserError: nothing can be computed there.
     """
     own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
-    place = wanted or (own if torch.cuda.is_available() else "cpu")
+    place = wanted if wanted is not None else own if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros((), device=place).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {place}: {reason(error)}; give cpu, cuda or cuda:N") from error
+        raise UserError(f"device {place or repr(place)}: {reason(error)}; give cpu, cuda or cuda:N") from error
     return place
 
 

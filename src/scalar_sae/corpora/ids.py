@@ -16,7 +16,7 @@ from safetensors.numpy import load, load_file
 
 from scalar_sae.corpora.address import Address
 from scalar_sae.corpora.files import File, named_kind
-from scalar_sae.errors import UserError, unknown
+from scalar_sae.errors import UserError, reason, unknown
 from scalar_sae.readers import read_text
 
 Array = Integer[np.ndarray, "..."]
@@ -107,10 +107,10 @@ def _saved(source: Any, path: Path) -> Any:
     """An array of numpy's; one of Python objects could run code and is not read."""
     try:
         return np.load(source, "r" if isinstance(source, Path) else None, allow_pickle=False)
-    except ValueError as error:
-        if "object" in str(error).lower():
+    except Exception as error:  # a damaged header fails in as many ways as it has fields
+        if isinstance(error, ValueError) and "object" in str(error).lower():
             raise UserError(f"{path}: holds Python objects, which are not read; save an array of integers") from error
-        raise
+        raise UserError(f"{path}: damaged, or not what its name says ({reason(error)})") from error
 
 
 def _raw(source: Any, path: Path, said: str | None) -> Array:
