@@ -1,7 +1,11 @@
 """Which architecture a model is of is found exactly, in every precision alike, or the model is refused."""
+# pyright: reportUnknownLambdaType=false, reportPrivateUsage=false
+
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -172,6 +176,28 @@ def test_a_relative_needs_no_row_of_its_own(dtype: torch.dtype):
         torch.manual_seed(0)
         hf = AutoModelForCausalLM.from_config(StableLmConfig(**GROUPED, use_parallel_residual=parallel)).to(dtype)
         assert row_of(LanguageModel(hf, "new")) == row
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("Starcoder2", "llama"), ("Nemotron", "llama"), ("Phi3", "llama"), ("SmolLM3", "llama"), ("Glm", "llama"),
+        ("Mixtral", "llama"), ("Olmo3", "olmo2"), ("Exaone4", "olmo2"), ("Cohere2", "cohere"),
+    ],
+)  # fmt: skip
+def test_so_it_is_with_other_families(name: str, row: str):
+    """What they put out is their own to the bit: fused matrices, gains of 1 + w, layers without positions, experts."""
+    config: Any = getattr(transformers, f"{name}Config", None)
+    if config is None:
+        pytest.skip(f"this version of transformers has no {name}")
+    torch.manual_seed(0)
+    experts = {"num_local_experts": 2} if name == "Mixtral" else {}
+    hf: Any = AutoModelForCausalLM.from_config(config(**GROUPED, **experts)).eval().to(torch.bfloat16)
+    lm = LanguageModel(hf, "new")
+    assert row_of(lm) == row
+    x = lm.activations(TOKENS, [Site("resid_pre", 0)])[Site("resid_pre", 0)]
+    with torch.no_grad():
+        assert torch.equal(lm.logits_from(Site("resid_pre", 0), x), hf(TOKENS, use_cache=False).logits.float())
 
 
 def test_weights_that_are_not_finite_are_named():
