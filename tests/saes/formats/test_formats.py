@@ -284,7 +284,7 @@ def batch_topk_jumprelu(path: Path, w: Weights) -> Reading:
     write_json(path / "config.json", config)
     torch.save(t, path / "sae.pt")
     a = arrays(t)
-    u = relu((X - a["b_dec"]) @ a["W_enc"] + a["b_enc"])
+    u = relu(X @ a["W_enc"] + a["b_enc"])  # their forward pass subtracts b_dec in all kinds but this one
     acts = u * (u > np.exp(a["jumprelu.log_threshold"]))
     return acts, acts @ a["W_dec"] + a["b_dec"]
 

@@ -52,7 +52,11 @@ KNOWN: list[tuple[str, str, dict[str, Any]]] = [
     ("Llama Scope 2024", "hyperparams.json", OPENMOSS),
     ("Llamascopium", "config.json", LLAMASCOPIUM),
     ("BatchTopK", "config.json", BATCH_TOPK),
-    ("BatchTopK vanilla", "config.json", {**BATCH_TOPK, "top_k": 32, "input_unit_norm": False}),
+    (
+        "BatchTopK vanilla",
+        "config.json",
+        {**BATCH_TOPK, "model_name": "gemma-2-2b", "top_k": 32, "input_unit_norm": False},
+    ),
     ("Gemma Scope 2", "config.json", {"model_name": "gemma-3-1b-pt", "width": 16, "l0": 20, "type": "transcoder"}),
     ("circuit-tracer", "config.yaml", {"scan": "me/mine", "transcoders": ["hf://me/mine/layer_1.safetensors"]}),
 ]  # fmt: skip

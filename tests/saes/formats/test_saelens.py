@@ -188,6 +188,8 @@ def test_where_centring_changes_nothing_nothing_is_folded(model: str, hook: str,
     [
         (prepared(V6, "my-model", "blocks.3.hook_resid_pre", **CENTRED), r"center_writing_weights.*\(my-model\)"),
         (prepared(V6, "gpt2", "blocks.3.mlp.hook_in", fold_ln=True), "fold_ln = True"),
+        (prepared(V6, "gpt2", "blocks.3.ln2.hook_normalized", fold_ln=True), "comes before the norm's gain"),
+        (prepared(V6, "pythia-70m", "blocks.3.ln1.hook_normalized", fold_ln=True), "comes before the norm's gain"),
         (prepared(V6, "gpt2", "blocks.3.hook_resid_pre", center_writing_weights=1), "center_writing_weights = 1"),
         (prepared(V6, "gpt2", "blocks.3.hook_resid_pre", rotate=True), "rotate = True is not known here"),
         (V5 | {"hook_head_index": 0}, "hook_head_index = 0: it reads one attention head"),
@@ -208,6 +210,11 @@ def test_what_cannot_be_folded_or_is_not_known_is_refused(config: dict[str, Any]
     with pytest.raises(UserError, match=message) as caught:
         load_saes(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_rms_norm_s_hook_lies_before_its_gain_whether_that_is_folded_or_not(tmp_path: Path):
+    found = read(write(tmp_path, prepared(V6, "gemma-2-2b", "blocks.3.ln2.hook_normalized", fold_ln=True)))
+    assert found.reads == "blocks.3.ln2.hook_normalized"
 
 
 def test_a_transcoder_into_a_centred_stream_is_refused(tmp_path: Path):

@@ -1,14 +1,18 @@
 """The BatchTopK repository (Bussmann, Leask, Nanda): `<name>_<step>/{sae.pt, config.json}`.
 
-It saves no threshold, so a BatchTopK SAE is read as the TopK SAE that it is on one token at a time.
+It saves no threshold, so a BatchTopK SAE is read as the TopK SAE that it is on one token at a time. All kinds
+but JumpReLU subtract b_dec from the input. Its `main.py` loads the language model by TransformerLens'
+`from_pretrained`, which takes the mean out of what a model with LayerNorm writes to its stream.
 """
 
 import re
 from collections.abc import Iterator
 
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
+from scalar_sae.saes.folds import with_input_centred
 from scalar_sae.saes.formats.fields import DTYPE, FLAG, INTEGER, TEXT, Fields, choice
 from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
+from scalar_sae.saes.formats.saelens_config import loses_its_mean
 from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.origin import Origin
 
@@ -21,6 +25,14 @@ HARMLESS = {
     "logs and names": "wandb_project perf_log_freq checkpoint_freq name",
     "the site in other words": "site",
 }
+_CENTRED = (
+    "its authors' code takes the mean out of what {model} writes to its stream; that is folded in: the SAE takes out a "
+    "token's mean, and puts it back"
+)
+_PERHAPS_CENTRED = (
+    "its authors' code takes the mean out of what a model with LayerNorm writes to its stream; whether {model} has "
+    "LayerNorm is not known: read as it is"
+)
 _PER_TOKEN = "BatchTopK without a threshold: read as TopK, which keeps top_k latents on every token"
 
 
@@ -40,12 +52,18 @@ def _read(folder: Folder) -> Iterator[Found]:
     else:
         rule = ReLU() if kind == "vanilla" else JumpReLU(t["jumprelu.log_threshold"].exp())
     norm = InputNorm("layer_norm", 1e-5) if config.get("input_unit_norm", FLAG) else None
-    sae = build(t["W_enc"], b_enc, t["W_dec"], t["b_dec"], rule, b_pre=t["b_dec"], norm=norm)
+    b_pre = None if kind == "jumprelu" else t["b_dec"]
+    sae = build(t["W_enc"], b_enc, t["W_dec"], t["b_dec"], rule, b_pre=b_pre, norm=norm)
     check_size(sae, config, "act_size", "dict_size")
-    model, text = config.get("model_name", TEXT), config.get("dataset_path", TEXT)
+    site, model, text = _site(config), config.get("model_name", TEXT), config.get("dataset_path", TEXT)
     origin = Origin(model=model, text=text, context=config.get("seq_len", INTEGER))
     remarks = (_PER_TOKEN,) if kind == "batchtopk" else ()
-    yield Found(sae, kind, _site(config), "", folder.json(CONFIG), origin, remarks)
+    centred = False if norm is not None else loses_its_mean(model, site)  # a norm takes the mean out itself
+    if centred:
+        sae = with_input_centred(sae)
+    if centred is not False:
+        remarks += ((_CENTRED if centred else _PERHAPS_CENTRED).format(model=model or "the model"),)
+    yield Found(sae, kind, site, "", folder.json(CONFIG), origin, remarks)
 
 
 def _site(config: Fields) -> str:

@@ -111,16 +111,26 @@ class Config:
         Raises:
             UserError: which norm the model has is not known.
         """
-        model = self.origin.model or ""
-        if not self.centred or not _on_stream(hook) or _RMS_NORM.match(_name(model)):
-            return False  # TransformerLens leaves models with RMSNorm as they are
-        if not _LAYER_NORM.match(_name(model)):
+        centred = loses_its_mean(self.origin.model, hook) if self.centred else False
+        if centred is None:
             raise UserError(
                 "model_from_pretrained_kwargs: center_writing_weights = True: whether the model "
-                f"({model or 'no name'}) has LayerNorm, and so a mean that it ignores, is not known; if it has "
-                "RMSNorm, say false in a copy of the file"
+                f"({self.origin.model or 'no name'}) has LayerNorm, and so a mean that it ignores, is not known; if it "
+                "has RMSNorm, say false in a copy of the file"
             )
-        return True
+        return centred
+
+
+def loses_its_mean(model: str | None, hook: str) -> bool | None:
+    """Whether TransformerLens takes the mean out of an activation when it centres what a model writes to its stream.
+
+    It does so on the stream of models with LayerNorm, and leaves models with RMSNorm as they are. None: which norm the
+    model has is not known.
+    """
+    name = _name(model or "")
+    if not _on_stream(hook) or _RMS_NORM.match(name):
+        return False
+    return True if _LAYER_NORM.match(name) else None
 
 
 def read(config: Fields) -> Config:
@@ -214,12 +224,13 @@ def _preparation(config: Fields, facts: Fields, reads: str) -> tuple[bool, tuple
     centred, folded = kwargs.get("center_writing_weights", FLAG), kwargs.get("fold_ln", FLAG)
     kind = facts.get("model_class_name", choice("HookedTransformer", "HookedMamba", "AutoModelForCausalLM"))
     version = _version(facts) or _version(config)
-    if folded and re.fullmatch(r"(mlp|attn)\.hook_in", _hook(reads)):
+    model = facts.get("model_name", TEXT) or ""
+    behind = r"(mlp|attn)\.hook_in" if _RMS_NORM.match(_name(model)) else r"(mlp|attn)\.hook_in|ln[12]\.hook_normalized"
+    if folded and re.fullmatch(behind, _hook(reads)):  # an RMSNorm's hook_normalized comes before its gain anyway
         raise UserError(
             f"model_from_pretrained_kwargs: fold_ln = True: {reads} then comes before the norm's gain, which is not "
             "in these files; fold it into W_enc, and say fold_ln = false"
         )
-    model = facts.get("model_name", TEXT) or ""
     old = _before(version, [3, 19, 2]) if version else "hook_point" in facts
     if old and centred is None and _on_stream(reads) and not _RMS_NORM.match(_name(model)):
         return False, (_OLD.format(model=model or "the model"),)
