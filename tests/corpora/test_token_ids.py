@@ -325,3 +325,16 @@ def test_folders_of_token_ids_that_do_not_fit_together_are_refused(tmp_path: Pat
             load_corpus(str(folder), words)
         (folder / names[1]).unlink()
         assert all_of(load_corpus(str(folder), words)) == IDS.tolist()
+
+
+@pytest.mark.parametrize("column", ["tokens", "input_ids"])
+def test_words_in_a_column_of_token_ids_are_no_text_unless_they_are_named(
+    column: str, words: Pretrained, tmp_path: Path
+):
+    rows = [{column: ["w5", "w6", "w7"], "ner_tags": [0, 1, 0]}] * 400
+    path = tmp_path / "ner.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(UserError, match=f"row 1: '{column}' holds text, not token ids; .*#{column}") as caught:
+        load_corpus(str(path), words)
+    assert "\n" not in str(caught.value)
+    assert all_of(load_corpus(f"{path}#{column}", words))[:3] == [5, 6, 7]

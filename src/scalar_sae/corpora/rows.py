@@ -84,6 +84,11 @@ def documents(table: Table, column: str | None, tally: Tally) -> Iterator[Docume
             continue
         some = True
         document = _document(value, f"{table.place}, row {number}: {'.'.join(path)!r}")
+        if isinstance(document, str) and column is None and path[0] in COLUMNS[1:]:
+            raise UserError(
+                f"{table.place}, row {number}: {path[0]!r} holds text, not token ids; if it is the text that is meant, "
+                f"say so with #{path[0]}"
+            )
         if isinstance(document, str):
             document, broken = _mended(document)
             tally.broken += broken

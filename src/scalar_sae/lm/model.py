@@ -84,6 +84,8 @@ class LanguageModel(nn.Module):
                     f"{name}: {', '.join(options)}: options are for models in files; convert the module first"
                 )
         else:
+            if "torch_dtype" in options:
+                raise UserError(f"{source}: torch_dtype: the option is called dtype; say dtype=...")
             options["dtype"] = precision(options.get("dtype"))
             name, origin = str(source), locate(source, options, with_tokenizer=tokenizer is None)
             check_whole(origin)

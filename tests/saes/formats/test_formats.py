@@ -165,7 +165,8 @@ def gemma_scope_1(path: Path, w: Weights, kind: str = "res") -> Reading:
     a = arrays({**standard(w), "threshold": w(F).abs()})
     folder = path / f"gemma-scope-2b-pt-{kind}" / "layer_1" / "width_16" / "average_l0_3"
     folder.mkdir(parents=True)
-    np.savez(folder / "params.npz", **{name: array.astype(np.float32) for name, array in a.items()})
+    kept: dict[str, Any] = {name: array.astype(np.float32) for name, array in a.items()}
+    np.savez(folder / "params.npz", **kept)
     u = X @ a["W_enc"] + a["b_enc"]
     acts = relu(u) * (u > a["threshold"])
     return acts, acts @ a["W_dec"] + a["b_dec"]

@@ -109,14 +109,16 @@ def test_buffers_of_dictionary_learning(more: dict[str, Any], message: str, tmp_
 @pytest.mark.parametrize(
     ("folder", "trainer", "site"),
     [
-        ("trainer_0", {"submodule_name": "mlp_out_layer_4", "layer": 4}, "mlp_out.4"),
+        ("trainer_0", {"submodule_name": "mlp_out_layer_4", "layer": 4}, "layers.4.mlp"),
         ("resid_post_layer_3/trainer_0", {"layer": 3}, "resid_post.3"),
-        ("mlp_out_layer3/10_32768", {}, "mlp_out.3"),
+        ("mlp_out_layer3/10_32768", {}, "layers.3.mlp"),
+        ("attn_out_layer3/10_32768", {}, "layers.3.attention"),
         ("resid_post_layer_5_ablations/trainer_0", {"layer": 3}, "resid_post.3"),
         ("trainer_0", {"submodule_name": "attn_layer_3", "layer": 3}, ""),
     ],
 )
 def test_sites_of_dictionary_learning(folder: str, trainer: dict[str, Any], site: str, tmp_path: Path):
+    """Names of the modules that it hooks: of the MLP of Gemma 2 that is before a norm, and `mlp_out` behind it."""
     FORMATS["dictionary_learning, killed"][0](tmp_path / "saes", Weights(torch.float32))
     target = tmp_path / "deep" / folder
     target.parent.mkdir(parents=True)

@@ -34,6 +34,8 @@ STATE_HARMLESS = {
     "a copy of config.json": "config",
 }
 _SITE = r"(resid_post|mlp_out|attn_out)_layer_?(\d+)"
+_OUTPUTS = {"resid_post": "resid_post.{}", "mlp_out": "layers.{}.mlp", "attn_out": "layers.{}.attention"}
+"""What is read at a site of this name: modules are hooked, whose output some models normalise before it is added."""
 _NO_THRESHOLD = "its BatchTopK threshold was not learned yet: read as TopK, which keeps k latents on every token"
 
 
@@ -136,7 +138,7 @@ def _site(folder: Folder, config: Fields, buffer: Fields) -> tuple[str, tuple[st
     if side == "in" or (named and not match):
         return "", ()  # the input of a module, or a module of which no site is known: whoever uses it has to say
     if match:
-        return f"{match[1]}.{match[2]}", ()
+        return _OUTPUTS[match[1]].format(match[2]), ()
     if layer is None:
         return "", ()
     return f"resid_post.{layer}", (f"its files give a layer and no place in it: read as resid_post.{layer}",)
