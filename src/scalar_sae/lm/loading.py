@@ -26,7 +26,7 @@ from scalar_sae.readers import open_regular, read_text
 from scalar_sae.sealed import DIGESTS, check_sealed
 from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Precisions that a model can compute in; `auto`: the one that its configuration names."""
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", "proxies", "local_files_only")
 """Options that say which files of the Hub are meant, and how they are reached."""

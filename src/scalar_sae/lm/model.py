@@ -74,7 +74,8 @@ class LanguageModel(nn.Module):
                 such as `device_map`.
 
         Raises:
-            UserError: there is no such model, its files are damaged, or its architecture is not understood.
+            UserError: there is no such model, its files are damaged, its architecture is not understood, or it computes
+                in float64.
         """
         if isinstance(source, nn.Module):
             hf, name, own = as_hf(source)
@@ -91,6 +92,8 @@ class LanguageModel(nn.Module):
             check_whole(origin)
             hf = load_hf(origin, name, **options)
         lm = cls(hf, name, None if tokenizer is None else Pretrained(tokenizer, name), origin)
+        if lm.dtype == torch.float64:
+            raise UserError(f"{name}: computes in float64, and SAEs in float32; load it with dtype float32")
         if remark := lm.remark():
             say_once(remark)
         return lm
