@@ -109,6 +109,15 @@ class Layer:
         """Some weight of the MLP: where the layer lies and in which precision it computes."""
         return next(self.mlp.parameters())
 
+    def leads(self, kind: str, later: str) -> bool:
+        """Whether what stands at a place has a part in what stands at a later one: not if their branches run side by
+        side.
+        """
+        stage = next((stage for stage in self.stages if kind in stage), None)
+        if stage is None or kind == stage.start or later not in stage:
+            return True
+        return any(kind in branch.places and later in branch.places for branch in stage.branches)
+
     def steps(self, kind: str, here: At) -> Iterator[tuple[str, At]]:
         """Walk from a place to the layer's end, yielding every place reached and the state there."""
         here = At(here.x.to(self.weight.device), here.skip)

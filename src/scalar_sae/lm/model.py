@@ -208,6 +208,10 @@ class LanguageModel(nn.Module):
                 "after the gain"
             )
 
+    def leads(self, start: Site, end: Site) -> bool:
+        """Whether what stands at a site has a part in what stands at a later one."""
+        return start.layer != end.layer or self._anatomy.layers[start.layer].leads(start.kind, end.kind)
+
     def norm_before(self, site: Site) -> AnyNorm | None:
         """The norm whose output is read at `attn_in` or `mlp_in`; None at other sites, and if its form is not known."""
         for stage in self._anatomy.layers[site.layer].stages:

@@ -2,12 +2,12 @@
 
     tables = strongest_edges(lm, {site: sae, ...}, tokens)    # one a site: latent, side, site, other, score
 
-Sites are taken in the order of the forward pass, and each SAE is paired with the next. The matrix of all edges is never
+Sites are taken in the order of the forward pass, and each SAE is paired with the next that it leads to: where attention
+and MLP run side by side, both lead to what comes after them. The matrix of all edges is never
 there: as many downstream latents are ranked at a time as a memory budget leaves room for.
 """
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -56,8 +56,10 @@ def strongest_edges(
     """
     found: dict[Site, list[pa.Table]] = {site: [] for site in saes}
     plain = [site for site in sorted(saes) if saes[site].writes is None and not saes[site].decodes_from_input]
-    with Bar("rank edges", max(0, len(plain) - 1) * len(tokens)) as bar:
-        for up, down in pairwise(plain):
+    later = {up: next((down for down in plain[n:] if lm.leads(up, down)), None) for n, up in enumerate(plain, start=1)}
+    pairs = [(up, down) for up, down in later.items() if down is not None]
+    with Bar("rank edges", len(pairs) * len(tokens)) as bar:
+        for up, down in pairs:
             pair = Pair(lm, Block(up, down), saes[up], saes[down], special=lm.special_ids(special))
             room = columns_bytes(pair, memory, tokens.shape[1])
             of_up = _Best.none(pair.up.d_sae, n)
