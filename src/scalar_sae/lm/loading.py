@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from scalar_sae.console import Bar, in_log, say
 from scalar_sae.errors import UserError, unknown
@@ -24,7 +25,7 @@ from scalar_sae.lm.gguf import is_gguf, unpacked
 from scalar_sae.lm.toy import WEIGHTS, shipped
 from scalar_sae.readers import open_regular, read_text
 from scalar_sae.sealed import DIGESTS, check_sealed
-from scalar_sae.tokenizer import Ascii, Pretrained, Tokenizer
+from scalar_sae.tokenizer import SAMPLE, Ascii, Pretrained, Tokenizer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Precisions that a model can compute in; `auto`: the one that its configuration names."""
@@ -39,6 +40,8 @@ WEIGHT_FILES = (
 
 _ADDRESS = re.compile(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?(?:/(.+?))?/?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_CUT_OTHERWISE = f"{SAMPLE}I'll IT'S we'RE, e.g. 12.5 of 2024-01-31...\n\n\n  \t end ÄÉ①ﬁ  "
+"""A text that tokenizers cut differently if they differ in their rules for numbers, blanks, contractions or Unicode."""
 _READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 """Files that `transformers` may open in the folder of a model."""
 _LAYER = re.compile(r"(.*\b(?:h|layers)\.)(\d+)\.")
@@ -278,7 +281,8 @@ def load_tokenizer(origin: Origin, name: str, d_vocab: int) -> Tokenizer:
         )
     try:
         options = {"local_files_only": True} if origin.local else origin.hub
-        found = Pretrained(AutoTokenizer.from_pretrained(origin.path, trust_remote_code=False, **options), name)
+        inner: Any = AutoTokenizer.from_pretrained(origin.path, trust_remote_code=False, **options)
+        found = Pretrained(_by_its_file(inner, origin.path, options, name), name)
         ids, _ = found.encode("a")
     except Exception as error:
         raise _explained(name, "its tokenizer cannot be loaded", error) from error
@@ -287,6 +291,22 @@ def load_tokenizer(origin: Origin, name: str, d_vocab: int) -> Tokenizer:
     if not len(ids):
         raise UserError(f"{name}: its tokenizer makes nothing of a text; take the files of the model's own tokenizer")
     return found
+
+
+def _by_its_file(inner: Any, path: str, options: dict[str, Any], name: str) -> Any:
+    """A tokenizer, or that of its `tokenizer.json`, if its class cuts text otherwise.
+
+    Some classes of `transformers` 5 (GPT2Tokenizer, GPTNeoXTokenizer) have the rules of their first model and leave out
+    those in the file, such as the one by which SmolLM2 splits numbers into digits.
+    """
+    if cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options) is None:
+        return inner
+    by_file: Any = PreTrainedTokenizerFast.from_pretrained(path, **options)
+    ids, wanted = (each(_CUT_OTHERWISE, add_special_tokens=False).input_ids for each in (inner, by_file))
+    if ids == wanted:
+        return inner
+    say(f"{name}: {type(inner).__name__} of transformers cuts text otherwise than its tokenizer.json: that is followed")
+    return by_file
 
 
 def _explained(name: str, what: str, error: Exception) -> UserError:
