@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from scalar_sae.lm.loading import Origin, load_tokenizer
 from scalar_sae.tokenizer import Pretrained
@@ -43,8 +43,22 @@ def test_numbers_are_split_as_the_file_says(
     assert found.encode(TEXT)[0].tolist() == inner.encode(TEXT, add_special_tokens=False).ids
     assert (found.special, found.eos, found.start) == ((0,), 0, ())
     said = capsys.readouterr().err
-    assert ("that is followed" in said) == (digits and tokenizer_class != "PreTrainedTokenizerFast")
+    own_rules = {
+        "GPT2Tokenizer": digits,
+        "GPTNeoXTokenizer": True,
+        "PreTrainedTokenizerFast": False,
+    }  # NeoX joins accents
+    assert ("that is followed" in said) == own_rules[tokenizer_class]
     found.save(tmp_path / "saved")
     (tmp_path / "saved" / "config.json").write_text('{"model_type": "llama"}')
     again = load_tokenizer(Origin(str(tmp_path / "saved")), "small", 400)
     assert again.fingerprint == found.fingerprint
+
+
+def test_letters_and_their_accents_are_joined_as_the_file_says(tmp_path: Path):
+    inner = write(tmp_path, "GPT2Tokenizer", digits=False)
+    inner.normalizer = normalizers.NFC()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    found = load_tokenizer(Origin(str(tmp_path)), "small", 400)
+    text = "cafe\u0301"
+    assert found.encode(text)[0].tolist() == inner.encode(text, add_special_tokens=False).ids

@@ -40,7 +40,7 @@ WEIGHT_FILES = (
 
 _ADDRESS = re.compile(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?(?:/(.+?))?/?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_CUT_OTHERWISE = f"{SAMPLE}I'll IT'S we'RE, e.g. 12.5 of 2024-01-31...\n\n\n  \t end ÄÉ①ﬁ  "
+_CUT_OTHERWISE = f"{SAMPLE}I'll IT'S we'RE, e.g. 12.5 of 2024-01-31...\n\n\n  \t end É e\u0301 ①ﬁ  "
 """A text that tokenizers cut differently if they differ in their rules for numbers, blanks, contractions or Unicode."""
 _READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 """Files that `transformers` may open in the folder of a model."""
