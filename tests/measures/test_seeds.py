@@ -184,7 +184,7 @@ PYTHON = ("--tokens", "python-stdlib")
         (["{run}/0", "--against", "{run}/2"], "no such file or folder"),
         (["{run}/0"], "the files do not say which text the SAEs were trained on; name one with --tokens"),
         (["{run}/0", *PYTHON, "--prompts", "100000000"], "prompts of 128 tokens wanted, only"),
-        (["{run}/0", *PYTHON, "--threshold", "2", "--against", "{run}/1", "--prompts", "2"], "cosines lie between"),
+        (["{run}/0", *PYTHON, "--threshold", "2", "--against", "{run}/1", "--prompts", "2"], "--threshold '2'"),
         (["{run}/0", *PYTHON, "--against", "{run}/narrow", "--prompts", "2"], "topk resid_mid.0: reads 8 dimensions"),
     ],
 )

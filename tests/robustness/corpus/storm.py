@@ -90,7 +90,8 @@ class Storm:
         found, usual = left(folder), self.usual(name)[0]
         shutil.rmtree(folder.parent)
         differing = sorted(path for path in {*found, *usual} if found.get(path) != usual.get(path))
-        differing = [path for path in differing if not (over and path.startswith("new.json.partial"))]
+        remains = ("new.json.partial", ".new.json.lock", ".new.json.owner") if over else ()
+        differing = [path for path in differing if not path.startswith(remains)]
         return f"leaves others than usual: {', '.join(differing)}" if differing else None
 
     def killed(self, name: str, seed: int) -> str | None:
