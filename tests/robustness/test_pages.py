@@ -102,7 +102,7 @@ def test_a_model_card_is_text(tmp_path: Path):
     """Names cannot make links, images, code, tags or cells of a table."""
     sae = random_sae(4, 8, 3, 0)
     for number, text in enumerate(TEXTS):
-        name = "".join(one for one in text if one.isprintable() and one not in "/\\").strip()[:80] or "x"
+        name = "".join(one for one in text if one.isprintable() and one not in "/\\").strip()[:40] or "x"
         found = Found(sae, name, "resid_mid.0", recipe={"note": f"```\n{text}\n```"})
         card = model_card("me/mine", [Located(found, "scalar-sae", tmp_path)], None)
         [row] = [line for line in card.splitlines() if "resid_mid.0 |" in line]
