@@ -7,7 +7,8 @@ is read. Records in memory are not checked: they come from the code that compute
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from scalar_sae.errors import UserError
+from scalar_sae.corpora import SEEN
+from scalar_sae.errors import UserError, quoted
 from scalar_sae.label_results import SaeAbsorption, SaeProbes
 from scalar_sae.sae_results import Duplicates, SaeFidelity, SaeReading, SeedAgreement, SplicedFidelity
 from scalar_sae.sites import Site
@@ -68,6 +69,21 @@ def _record(record: Any) -> Problems:
             yield from _length(f"prompts.{name}.{number}", row, n_prompts)
     yield from _keys("config", record.config, SETTINGS)
     yield from _keys("data", record.data, DATA)
+    yield from _text(record.config.get("context"), record.data)
+
+
+def _text(context: Any, data: dict[str, Any]) -> Problems:
+    """Of the text that was scored, what tables say of it."""
+    if type(context) is not int or context < 1:
+        yield f"config.context: expected a number of tokens, not {quoted(context)}"
+    for name in ("corpus", "source", "fingerprint"):
+        if not isinstance(data.get(name, ""), str):
+            yield f"data.{name}: expected text, not {quoted(data[name])}"
+    prompts = data.get("prompts", {"scoring": ""})
+    if not isinstance(prompts, dict) or not isinstance(prompts.get("scoring"), str):
+        yield f"data.prompts: expected the fingerprint of those of scoring, not {quoted(prompts)}"
+    if "prompts" in data and data.get("seen") not in (None, *SEEN):
+        yield f"data.seen: expected one of {', '.join(SEEN)}, not {quoted(data['seen'])}"
 
 
 def _sae(sae: SaeFidelity) -> Problems:

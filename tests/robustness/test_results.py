@@ -81,6 +81,25 @@ def test_a_damaged_record_is_refused_by_name(tmp_path: Path, verb: str, field: s
     assert not (tmp_path / "report.html").exists()
 
 
+def test_what_a_record_says_of_its_text_is_checked(tmp_path: Path):
+    data = {"source": "a.txt", "prompts": {"ranking": "r", "scoring": "s"}, "seen": "held out"}
+    wrong: list[tuple[str, str, Any]] = [("config", "context", value) for value in ("x", None, 0, True, [])]
+    wrong += [("data", name, value) for name in ("corpus", "source", "fingerprint") for value in (None, 5, {})]
+    wrong += [("data", "seen", value) for value in ("maybe", {}, 5)]
+    wrong += [("data", "prompts", value) for value in (None, {}, [], "x", {"scoring": 5})]
+    whole().write(tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["records"][1]["data"] |= data
+    (tmp_path / "whole.json").write_text(json.dumps(content))
+    assert Results.read(tmp_path / "whole.json").records[1].data["seen"] == "held out"
+    for field, name, value in wrong:
+        changed = json.loads(json.dumps(content))
+        changed["records"][1][field][name] = value
+        (tmp_path / "results.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=rf"^[^\n]*results\.json: records\.1\.{field}\.{name}: [^\n]*; restore it"):
+            Results.read(tmp_path / "results.json")
+
+
 def test_a_whole_file_is_read_back(tmp_path: Path):
     path = tmp_path / "results.json"
     whole().write(path)
