@@ -129,7 +129,9 @@ def test_the_training_behind_the_kept_weights_is_read_from_a_card():
 
 @pytest.mark.parametrize(
     "recipe", [{}, {"seen": SEEN}, {"seen": {"steps": "400", "tokens": 1}, "kept": {"step": 1}}, {"seen": None},
-               {"seen": {"steps": 0, "tokens": 0}, "kept": {"step": 0}}, {"n_tokens": 10, "kept": {"step": 3}}],
+               {"seen": {"steps": 0, "tokens": 0}, "kept": {"step": 0}}, {"n_tokens": 10, "kept": {"step": 3}},
+               {"seen": SEEN, "kept": {"step": True}}, {"seen": SEEN, "kept": {"step": 401}},
+               {"seen": SEEN, "kept": {"step": -1}}],
 )  # fmt: skip
 def test_of_other_recipes_nothing_is_known(recipe: dict[str, Any]):
     assert Trained.of(recipe, 8) is None

@@ -141,6 +141,18 @@ def test_where_no_file_says_it_must_be_named(run: Path, lm: LanguageModel, tmp_p
     assert evaluation_text(LanguageModel.load("python-stdlib"), [tmp_path / "bare"]).name == "python-stdlib"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("fingerprint", []), ("fingerprint", {}), ("source", None), ("source", 5), ("tokenizer", [1]),
+                         ("n_train", "x"), ("n_train", -5), ("n_val", True)],
+)  # fmt: skip
+def test_a_card_that_says_something_else_than_a_text_is_refused(field: str, value: object, tmp_path: Path):
+    data = {"source": "a.txt", "fingerprint": "f", "tokenizer": "t", "n_train": 5, "n_val": 5}
+    card = SaeCard.of(random_sae(16, 20, 4, 0), "topk", "topk", Site("resid_mid", 0), {"data": data | {field: value}})
+    save_sae(random_sae(16, 20, 4, 0), card, tmp_path / "sae")
+    with pytest.raises(UserError, match=rf"^[^\n]*sae\.json: recipe\.data\.{field}: [^\n]*; restore it"):
+        trained_on([tmp_path])
+
+
 def test_a_text_that_is_gone_or_has_changed_is_said(lm: LanguageModel, tmp_path: Path):
     path = tmp_path / "mine.txt"
     path.write_text(TEXT)

@@ -1,7 +1,7 @@
 """Files that grow by one JSON object a line: what was expensive to get is on disk before the next of it is asked for.
 
-A line is written with a line break on either side. A process that dies while it writes leaves one line that is not
-JSON; readers leave that line out, and the next line is whole.
+A line is written with a line break on either side. A process that dies while it writes leaves one line without its
+end. Readers leave that line out; the next line is whole. Any other line that is not JSON is damage.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
+from scalar_sae.errors import UserError
 from scalar_sae.io import appending, unwritable
 from scalar_sae.readers import checked, read_text
 
@@ -46,15 +47,21 @@ def _write(path: Path, text: str) -> None:
 
 
 def read(path: Path, schema: type[Row]) -> list[Row]:
-    """The lines of a file in their order; none where there is no file.
+    """The lines of a file in their order, without those that a kill cut short; none where there is no file.
 
     Raises:
-        UserError: the file cannot be read, or a line is JSON but not what the schema describes.
+        UserError: the file cannot be read, a line is damaged, or it is not what the schema describes.
     """
     if not os.path.lexists(path):
         return []
-    lines = enumerate(read_text(path, "run the command again").splitlines(), start=1)
-    return [checked(f"{path}, line {number}", line, schema) for number, line in lines if _is_json(line)]
+    found: list[Row] = []
+    for number, line in enumerate(read_text(path, "run the command again").splitlines(), start=1):
+        where = f"{path}, line {number}"
+        if _is_json(line):
+            found.append(checked(where, line, schema))
+        elif line and not _is_cut_short(line):
+            raise UserError(f"{where}: damaged (it is not JSON); delete the line, or restore the file from a copy")
+    return found
 
 
 def _is_json(line: str) -> bool:
@@ -63,3 +70,8 @@ def _is_json(line: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _is_cut_short(line: str) -> bool:
+    """Whether a line that is not JSON is the beginning of an object."""
+    return line.startswith("{") and line.count("{") > line.count("}")

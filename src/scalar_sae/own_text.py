@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from scalar_sae.console import say_once
@@ -28,7 +29,7 @@ from scalar_sae.corpora import (
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import shipped
-from scalar_sae.readers import parse_json, read_text
+from scalar_sae.readers import RESTORE, explained, parse_json, read_text
 from scalar_sae.sae_results import TextRead
 from scalar_sae.saes import hub
 from scalar_sae.saes.sources import Group, Source
@@ -37,6 +38,18 @@ from scalar_sae.sites import Site
 
 Described = dict[str, Any]
 """What `Corpus.describe` says of a text."""
+
+
+class _Text(BaseModel):
+    """What is needed of it to find the text again."""
+
+    model_config = ConfigDict(strict=True)
+
+    source: str
+    fingerprint: str
+    tokenizer: str
+    n_train: NonNegativeInt
+    n_val: NonNegativeInt
 
 
 def evaluation_text(
@@ -76,8 +89,9 @@ def trained_on(saes: Sequence[str | Path], method: str | None = None) -> list[De
     for path in saes:
         source = Source.parse(path)
         place, group = hub.local(source.path), None if source.name else method
-        cards = [_content(card) for card in sorted(place.rglob(CONFIG)) if not _hidden(card.relative_to(place))]
-        texts = [_text_of(card) for card in cards if group in (None, card.get("name"))]
+        paths = (path for path in sorted(place.rglob(CONFIG)) if not _hidden(path.relative_to(place)))
+        cards = {path: _content(path) for path in paths}
+        texts = [_text_of(path, card) for path, card in cards.items() if group in (None, card.get("name"))]
         if not texts or not all(texts):
             return []
         found |= {text["fingerprint"]: text for text in texts}
@@ -117,12 +131,21 @@ def _content(card: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _text_of(card: dict[str, Any]) -> Described:
-    """What a card says of the text; nothing if it does not."""
+def _text_of(path: Path, card: dict[str, Any]) -> Described:
+    """What a card says of the text; nothing if it does not.
+
+    Raises:
+        UserError: what it says is of wrong types.
+    """
     recipe = card.get("recipe")
     data = recipe.get("data") if isinstance(recipe, dict) else None
-    wanted = {"source", "fingerprint", "tokenizer", "n_train", "n_val"}
-    return data if isinstance(data, dict) and wanted <= set(data) else {}
+    if not isinstance(data, dict) or not set(_Text.model_fields) <= set(data):
+        return {}
+    try:
+        _Text.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{path}: recipe.data.{explained(error)}; {RESTORE}") from error
+    return data
 
 
 def _own_text(lm: LanguageModel, own: list[Described], saes: Sequence[str | Path]) -> Corpus:

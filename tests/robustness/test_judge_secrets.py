@@ -212,6 +212,8 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_asked(table
         (b'{"latent": 1, "detection": NaN, "fuzzing": null, "judge": {}}', "line 2: detection"),
         (b'{"latent": 1, "detection": 1.0, "fuzzing": null, "judge": "m"}', "line 2: judge"),
         (b"\xff\xfe", "not UTF-8"),
+        (b'|"latent": 1, "detection": 1.0, "fuzzing": null, "judge": {}}', "line 2: damaged"),
+        (bytes(40), "line 2: damaged"),
     ],
 )  # fmt: skip
 def test_damaged_answers_are_one_line_with_its_number(line: bytes, complaint: str, tables: Path):

@@ -17,7 +17,7 @@ from scalar_sae.io import Events
 from scalar_sae.saes.topk import TopKTrainee
 from scalar_sae.saes.trainee import Acts, Progress
 from scalar_sae.sites import Site
-from tests.training.runs import STATEFUL, TOPK, trained
+from tests.training.runs import STATEFUL, TOPK, trained, write_text
 
 
 class Stop(Events):
@@ -99,6 +99,20 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, text: Path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"^[^\n]*checkpoint.pt: not a checkpoint of these SAEs \([^\n]*$"):
             trained(tmp_path, text, "run", [TOPK])
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, text: Path):
+    """Its SAEs have the same shapes, and were trained at another rate or on another text."""
+    other = write_text(tmp_path / "other.txt")
+    other.write_text(other.read_text()[::-1])
+    with pytest.raises(SystemExit):
+        trained(tmp_path, text, "run", [TOPK], Stop(10, signal.SIGTERM), validations=20)
+    whole = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    for from_text, changes, said in ((text, {"lr": 0.5}, r"train\.lr: .* here, 0\.5 asked"), (other, {}, r"data\.")):
+        with pytest.raises(UserError, match=rf"^[^\n]*not a checkpoint of these SAEs \(of another run: [^\n]*{said}"):
+            trained(tmp_path, from_text, "run", [TOPK], **{"validations": 20, **changes})
+        assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == whole
+        assert not list((tmp_path / "run").rglob("sae.json"))
 
 
 FULL = """

@@ -21,7 +21,10 @@ class Trained(BaseModel):
     def of(cls, recipe: dict[str, Any], latents: int) -> "Trained | None":
         """From the recipe on an SAE's card; None if it does not say."""
         match recipe:
-            case {"kept": {"step": int(kept)}, "seen": {"steps": int(steps), "tokens": int(tokens)}} if steps > 0:
-                return cls(steps=kept, tokens=tokens * kept // steps, latents=latents)
+            case {"kept": {"step": int(kept)}, "seen": {"steps": int(steps), "tokens": int(tokens)}}:
+                plain = not any(isinstance(n, bool) for n in (kept, steps, tokens))
+                if plain and 0 <= kept <= steps > 0 and tokens >= 0:
+                    return cls(steps=kept, tokens=tokens * kept // steps, latents=latents)
             case _:
-                return None
+                pass
+        return None

@@ -11,13 +11,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from scalar_sae import workers
 from scalar_sae.errors import UserError, reason
-from scalar_sae.io import whole
+from scalar_sae.io import differences, whole
+from scalar_sae.readers import WRITER
 from scalar_sae.sealed import load_checkpoint, save_checkpoint
 from scalar_sae.training.learner import Learner
 
@@ -35,25 +36,28 @@ class Position(NamedTuple):
     """Batches of that buffer that were used."""
 
 
-def save(path: Path, at: Position, learners: list[Learner]) -> None:
-    """Write a checkpoint, whole or not at all."""
+def save(path: Path, at: Position, learners: list[Learner], run: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all; `run` is the config and the text, as plain values."""
+    learned = [learner.state() for learner in learners]
     with whole(path, "--out") as temporary:
-        save_checkpoint(temporary, {"position": tuple(at), "learners": [learner.state() for learner in learners]})
+        save_checkpoint(temporary, {"position": tuple(at), "learners": learned, "run": run, "written_by": WRITER})
 
 
-def resume(path: Path, learners: list[Learner], device: torch.device) -> Position:
+def resume(path: Path, learners: list[Learner], device: torch.device, run: dict[str, Any]) -> Position:
     """Load a checkpoint onto a device if there is one.
 
     Raises:
-        UserError: it is damaged, was changed, is of other SAEs, or another worker sees another one.
+        UserError: it is damaged, was changed, is of other SAEs or another run, or another worker sees another one.
     """
-    at = _loaded(path, learners, device) if os.path.lexists(path) else Position()
+    at = _loaded(path, learners, device, run) if os.path.lexists(path) else Position()
     workers.agree(str(path), at)
     return at
 
 
-def _loaded(path: Path, learners: list[Learner], device: torch.device) -> Position:
+def _loaded(path: Path, learners: list[Learner], device: torch.device, run: dict[str, Any]) -> Position:
     saved = load_checkpoint(path, device, "a checkpoint of these SAEs", REMEDY)
+    if differing := differences(saved.get("run", {}), run):
+        raise UserError(f"{path}: not a checkpoint of these SAEs (of another run: {'; '.join(differing)}); {REMEDY}")
     try:
         for learner, state in zip(learners, saved["learners"], strict=True):
             learner.load(state)

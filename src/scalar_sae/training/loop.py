@@ -162,7 +162,8 @@ class _Run:
     def go(self) -> None:
         """Train to the end, or to a signal."""
         checkpoint = self.out / "checkpoint.pt"
-        at, saved_at = resume(checkpoint, self.group, self.device), time.monotonic()
+        run = {"train": self.config.model_dump(mode="json"), "data": self.corpus.describe()}
+        at, saved_at = resume(checkpoint, self.group, self.device, run), time.monotonic()
         with noted() as signals, Bar("train SAEs", self.config.steps, done=at.step) as bar:
             for buffer in self.stream.buffers(at.buffer):
                 _check_finite(buffer, at.step)
@@ -187,7 +188,7 @@ class _Run:
                     if received or due:
                         self._report(losses, at.step)
                         if workers.number() == 0:
-                            save(checkpoint, at, self.group)
+                            save(checkpoint, at, self.group, run)
                         workers.meet()
                         saved_at = time.monotonic()
                     if received:
