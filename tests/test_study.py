@@ -140,6 +140,20 @@ def test_the_same_command_again_does_nothing_new(run: Path, preset: Path):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_records_of_other_weights_are_not_taken_for_the_runs_own(run: Path, preset: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    path = out / "results.json"
+    content = json.loads(path.read_text())
+    content["records"][0]["hashes"]["up"] = "0" * 16
+    path.write_text(json.dumps(content))
+    before = path.read_bytes()
+    done = scalar("quickstart", "--preset", preset, "--out", out, check=False)
+    assert done.returncode == 2
+    assert "was made with other SAEs or another language model" in done.stderr
+    assert path.read_bytes() == before
+
+
 def test_a_run_goes_on_as_its_own_config_says(run: Path, tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_bytes((run / "config.yaml").read_bytes())

@@ -28,7 +28,7 @@ from scalar_sae.activations.reading import Gradient
 from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_grid, check_ranking, counts_of, held_out
 from scalar_sae.benchmark.controls import CONTROLS
 from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import digest, room, say_left_out, score
+from scalar_sae.benchmark.score import digest, hash_of, room, say_left_out, score
 from scalar_sae.console import Bar, say
 from scalar_sae.corpora import VAL_SHARE, Corpus, absolute, load_corpus, windows
 from scalar_sae.errors import UserError
@@ -309,8 +309,10 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     texts = held_out(corpus, config.score)
     say_unlike(saes.values(), corpus, config.score.context)
     say_left_out(lm, texts, config.score)
-    done = {record.key for record in results.records}
-    jobs = [job for job in _jobs(config, lm, saes) if job.key not in done]
+    done = {record.key: record for record in results.records}
+    wanted = _jobs(config, lm, saes)
+    _check_weights(path, lm, [(done[job.key], job.pair) for job in wanted if job.key in done and not job.control])
+    jobs = [job for job in wanted if job.key not in done]
     costs = [(config.score.prompts + config.score.rankings[job.ranking]) * _weight(job.pair) for job in jobs]
     total = sum(cost * share for cost, share in zip(costs, workers.shares(len(jobs)), strict=True))
     with Bar("score", total) as bar:
@@ -326,6 +328,20 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     if workers.number() == 0:
         shutil.rmtree(out / "partial", ignore_errors=True)
     return results
+
+
+def _check_weights(path: Path, lm: LanguageModel, made: list[tuple[Record, Pair]]) -> None:
+    """Raise a UserError if a record was made with other weights than those of the pair that it is taken for."""
+    if not made:
+        return
+    of_lm = hash_of(lm.parameters())
+    digests = {id(sae): digest(sae) for _, pair in made for sae in (pair.up, pair.down)}
+    for record, pair in made:
+        if record.hashes != {"lm": of_lm, "up": digests[id(pair.up)], "down": digests[id(pair.down)]}:
+            raise UserError(
+                f"{path}: the record of {record.block}, {record.method}, {record.ranking} was made with other SAEs or "
+                "another language model than this run has; move the file away and run the command again"
+            )
 
 
 def _put_fidelity(measured: tuple[list[SaeFidelity], list[SplicedFidelity]], results: Results) -> None:
