@@ -8,6 +8,7 @@ import _thread
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -142,6 +143,7 @@ def verbs(root: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts this in the background ignores it
     torch.set_num_threads(1)
     warnings.simplefilter("default")
     names = get_group(app).commands
