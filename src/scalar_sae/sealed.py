@@ -66,10 +66,8 @@ def seal(folder: Path, *names: str) -> None:
     Raises:
         UserError: what is there is damaged, or cannot be written.
     """
-    path = folder / DIGESTS
-    there = read_json(path, Digests, "no longer there; run the command again").files if os.path.lexists(path) else {}
-    found = there | {name: digest_of_file(folder / name) for name in names}
-    write_json(path, Digests(files=dict(sorted(found.items()))).model_dump())
+    found = sealed(folder) | {name: digest_of_file(folder / name) for name in names}
+    write_json(folder / DIGESTS, Digests(files=dict(sorted(found.items()))).model_dump())
 
 
 def sealed(folder: Path) -> dict[str, str]:

@@ -27,26 +27,24 @@ WRITING = ["train", "train-lm", "cache", "score", "circuit", "features", "blind"
 """Commands that keep what is done of their work."""
 
 
-@pytest.mark.parametrize("number", [0, 3])
-@pytest.mark.parametrize("name", WRITING)
-def test_a_full_disk_is_said_in_one_line_and_the_work_goes_on_when_there_is_room(storm: Storm, name: str, number: int):
-    work = WORKS[name]
-    folder = storm.folder(work)
-    ended = storm.run(work, folder, "disk_full", number)
-    assert ended.code == 2, ended
-    assert "cannot be written (No space left on device); free space" in ended.err.splitlines()[-1]
-    assert not [path for path in folder.rglob("*") if path.name.endswith(".partial") and path.name.startswith(".")]
-    assert storm.finished(name, folder) is None
+NO_ROOM = [
+    ("disk_full", 0, "cannot be written (No space left on device); free space"),
+    ("disk_full", 3, "cannot be written (No space left on device); free space"),
+    ("largest_file", 1500, "cannot be written"),
+]
+"""What goes wrong, from which write or byte on, and what is said."""
 
 
-@pytest.mark.parametrize("size", [1500])
+@pytest.mark.parametrize(("fault", "limit", "said"), NO_ROOM)
 @pytest.mark.parametrize("name", WRITING)
-def test_a_file_that_finds_room_for_its_first_bytes_only_is_not_left(storm: Storm, name: str, size: int):
+def test_a_lack_of_room_is_one_line_and_the_work_goes_on_when_there_is_room(
+    storm: Storm, name: str, fault: str, limit: int, said: str
+):
     work = WORKS[name]
     folder = storm.folder(work)
-    ended = storm.run(work, folder, "largest_file", size)
+    ended = storm.run(work, folder, fault, limit)
     assert ended.code == 2, ended
-    assert "cannot be written" in ended.err.splitlines()[-1]
+    assert said in ended.err.splitlines()[-1]
     assert not [path for path in folder.rglob("*") if path.name.endswith(".partial") and path.name.startswith(".")]
     assert storm.finished(name, folder) is None
 
