@@ -59,7 +59,8 @@ def compare(pair: Pair, edges: GlobalEdges, level: torch.Tensor, n_counts: int, 
         start = now(pair.device)
         ours = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, n_counts)]
         middle = now(pair.device)
-        theirs = [scorer.pre_acts(pair, prompt, level <= index) for index in range(n_counts)]
+        with torch.device(pair.device):  # where the reference makes its tensors
+            theirs = [scorer.pre_acts(pair, prompt, level <= index) for index in range(n_counts)]
         if number > 0:  # the first warms up
             seconds = [seconds[0] + middle - start, seconds[1] + now(pair.device) - middle]
         difference = max(difference, *(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)))

@@ -1,6 +1,6 @@
 """`python -m benchmarks.gpu`: does everything run on a GPU, how fast, and are the scores those of the CPU?
 
-    python -m benchmarks.gpu --out runs/gpu                                # on cuda, at most eight minutes
+    python -m benchmarks.gpu --out runs/gpu                                # on cuda, at most twelve minutes
     python -m benchmarks.gpu --out runs/gpu --only steps,wide              # these sections again
     python -m benchmarks.gpu --out runs/gpu --wheels FOLDER                # without network: the wheel lies in FOLDER
     python -m benchmarks.gpu --out runs/cpu --device cpu --small           # does the script itself run?
@@ -30,14 +30,14 @@ from scalar_sae.io import write_json
 from scalar_sae.versions import versions
 
 SECTIONS = {
-    "tests": Section(suite.run, 70),
+    "tests": Section(suite.run, 120),
     "ff_block": Section(scoring.ff_block, 30),
     "transformer_block": Section(scoring.transformer_block, 35),
     "staircase": Section(scoring.staircase, 50),
-    "wide": Section(scoring.wide, 80),
+    "wide": Section(scoring.wide, 150),
     "steps": Section(steps.run, 50),
     "precision": Section(precision.run, 45),
-    "smollm2": Section(smollm2.run, 110),
+    "smollm2": Section(smollm2.run, 240),
 }
 
 

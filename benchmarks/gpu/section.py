@@ -56,7 +56,7 @@ class Section(NamedTuple):
 
     run: Callable[[Where], Iterator[Found]]
     seconds: float
-    """Its share of eight minutes, the start of its process included."""
+    """Its share of twelve minutes, the start of its process included."""
 
 
 def in_a_process(name: str, where: Where) -> Found:

@@ -15,7 +15,8 @@ FILES = ("tests/benchmark/test_devices.py", "tests/measures/test_fidelity.py", "
 def run(where: Where) -> Iterator[Found]:
     """Passed and failed tests; the first lines of what failed are in the log."""
     chosen = ["-k", "device and (published or fidelity)"] if where.small else ["-k", "device"]
-    pytest = [sys.executable, "-m", "pytest", "--device", where.device, "-p", "no:cacheprovider", "-rf", *chosen]
+    options = ["-p", "no:cacheprovider", "-p", "no:benchmark", "--numprocesses", "auto", "-rf"]
+    pytest = [sys.executable, "-m", "pytest", "--device", where.device, *options, *chosen]
     done = subprocess.run([*pytest, *FILES], cwd=ROOT, capture_output=True, text=True)
     print(done.stdout, done.stderr)
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error|skipped)", done.stdout)}
