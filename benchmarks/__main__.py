@@ -13,19 +13,19 @@ from rich.table import Table
 from tests.reference import scorer
 
 from benchmarks.clock import now
-from scalar_sae.benchmark.curve import Exact, measure
-from scalar_sae.benchmark.edges import GlobalEdges
-from scalar_sae.benchmark.order import levels
-from scalar_sae.benchmark.pair import Pair, read
-from scalar_sae.benchmark.ranking import rank
-from scalar_sae.benchmark.readout import Readout
-from scalar_sae.benchmark.scores import published_counts
-from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
+from scalar_sae.scoring.curve import Exact, measure
+from scalar_sae.scoring.metrics import published_counts
+from scalar_sae.scoring.pair import Pair, read
+from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.ranking import rank
+from scalar_sae.scoring.sweep.closed_form import Readout
+from scalar_sae.scoring.sweep.edges import GlobalEdges
+from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.sites import Block
 
 THREADS = 2

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from scalar_sae import LanguageModel, Pair, ScoreConfig, load_corpus, load_saes, score
-from scalar_sae.benchmark.config import held_out
 from scalar_sae.io import Events
 from scalar_sae.lm.special import Rule
+from scalar_sae.scoring.config import held_out
 from scalar_sae.sites import Block
 from scalar_sae.training.config import TrainConfig
 from scalar_sae.training.loop import train

@@ -59,7 +59,7 @@ def run(case: str, model: Path, dtype: str, threads: int) -> Taken:
 
 def fidelity(lm: Any, case: str, ids: torch.Tensor) -> Callable[[], Any]:
     """Six SAEs of two methods on 16 prompts of 128 tokens."""
-    from scalar_sae.measures.fidelity import fidelity
+    from scalar_sae.evaluation.fidelity.fidelity import fidelity
     from scalar_sae.sites import Site
 
     sites, tokens = [Site.parse(name) for name in SITES], ids[: 40 * 128].view(40, 128)
@@ -75,9 +75,9 @@ def fidelity(lm: Any, case: str, ids: torch.Tensor) -> Callable[[], Any]:
 
 def score(lm: Any, case: str, ids: torch.Tensor) -> Callable[[], Any]:
     """A pair ranked on some prompts and scored on others: on one of each where attention makes that long."""
-    from scalar_sae.benchmark.config import ScoreConfig, Texts
-    from scalar_sae.benchmark.pair import Pair
-    from scalar_sae.benchmark.score import score
+    from scalar_sae.scoring.config import ScoreConfig, Texts
+    from scalar_sae.scoring.pair import Pair
+    from scalar_sae.scoring.score import score
     from scalar_sae.sites import Block
 
     block, tokens = Block.parse(case), ids[: 128 * CONTEXT].view(128, CONTEXT)

@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.__main__ import data_sae
 from scalar_sae.corpora import load_corpus, windows
+from scalar_sae.evaluation.features.features import read_features
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
-from scalar_sae.measures.features import read_features
 from scalar_sae.report.features import write_page
 from scalar_sae.sites import Site
 

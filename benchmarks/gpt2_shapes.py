@@ -14,12 +14,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.__main__ import data_sae
-from scalar_sae.benchmark.config import ScoreConfig, Texts
-from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import score
 from scalar_sae.console import Bar, say
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
+from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.score import score
 from scalar_sae.sites import Block
 
 

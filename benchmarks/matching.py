@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from scalar_sae.measures.matching import EXACT, match
+from scalar_sae.evaluation.seeds.matching import EXACT, match
 
 D_MODEL = 64
 

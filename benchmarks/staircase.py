@@ -17,16 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.__main__ import whole
-from scalar_sae.benchmark.config import ScoreConfig, counts_of, held_out
-from scalar_sae.benchmark.edges import GlobalEdges
-from scalar_sae.benchmark.order import levels
-from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.ranking import rank
 from scalar_sae.corpora import Corpus, load_corpus
 from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.saes.store import load_saes
+from scalar_sae.scoring.config import ScoreConfig, counts_of, held_out
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.ranking import rank
+from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.sites import Block
 from scalar_sae.training.config import TrainConfig, read_preset
 from scalar_sae.training.loop import train

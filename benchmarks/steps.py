@@ -14,10 +14,10 @@ from rich.table import Table
 
 from benchmarks.training import LR, SHAPES, Shape, sparse_mixture
 from scalar_sae.malloc import freed_memory_handed_back, keep_freed_memory
-from scalar_sae.saes.dictionary import Place
+from scalar_sae.saes.methods.dictionary import Place
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig
-from scalar_sae.training.learner import Learner
+from scalar_sae.training.learner import OptimizedSAEs
 
 KEEP_K = ("topk", "batch_topk", "matryoshka", "mutual_choice", "feature_choice")
 PENALISED = ("relu", "gated", "jumprelu")
@@ -35,7 +35,7 @@ def milliseconds(name: str, shape: Shape, repeats: int, keep: bool) -> float:
     trainee = config.saes[0].trainee(Place(SITE, SITE, shape.d_model), 0)
     x, seconds = sparse_mixture(shape, shape.batch, 1), torch.zeros(repeats)
     trainee.prepare({SITE: x})
-    learner = Learner(config.saes[0], trainee, config)
+    learner = OptimizedSAEs(config.saes[0], trainee, config)
     with nullcontext() if keep else freed_memory_handed_back():
         for step in range(repeats):
             start = time.perf_counter()

@@ -19,12 +19,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
-from scalar_sae.saes.dictionary import Place
-from scalar_sae.saes.jacobian import JacobianConfig
-from scalar_sae.saes.topk import TopKConfig, TopKTrainee
+from scalar_sae.saes.methods.dictionary import Place
+from scalar_sae.saes.methods.jacobian import JacobianConfig
+from scalar_sae.saes.methods.topk import TopKConfig, TopKTrainee
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig
-from scalar_sae.training.learner import Learner
+from scalar_sae.training.learner import OptimizedSAEs
 
 THREADS = 2
 LR = 1e-3
@@ -67,7 +67,7 @@ def ours(shape: Shape, unit_norm: bool) -> Peer:
     trainee = method.trainee(Place(site, site, shape.d_model), 0)
     assert isinstance(trainee, TopKTrainee)
     trainee.prepare({site: sparse_mixture(shape, shape.batch, 1)})
-    learner, count = Learner(method, trainee, config), iter(range(10**9))
+    learner, count = OptimizedSAEs(method, trainee, config), iter(range(10**9))
 
     def reconstruct(x: Tensor) -> Tensor:
         sae = trainee.sae(site)
@@ -207,7 +207,7 @@ def jacobian_pairs(lm: LanguageModel, layer: int, shape: Shape, repeats: int) ->
         ends = [Site(kind, layer) for kind in kinds]
         acts = {site: sparse_mixture(shape, shape.batch, seed) for seed, site in enumerate(ends)}
         pairs = [
-            [Learner(method, one, TrainConfig(saes=[method], tokens=10**9, batch_tokens=shape.batch, lr=LR))
+            [OptimizedSAEs(method, one, TrainConfig(saes=[method], tokens=10**9, batch_tokens=shape.batch, lr=LR))
              for one in method.trainees(lm, 0) if one.sites[0] in ends]
             for method in (
                 TopKConfig(sites=[str(site) for site in ends], **some),

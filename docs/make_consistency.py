@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from scalar_sae.console import Bar
-from scalar_sae.measures.consistency import mcc
-from scalar_sae.measures.matching import Dictionary
-from scalar_sae.measures.organism import Organism
-from scalar_sae.measures.seeds import seed_agreement
-from scalar_sae.results import Results
-from scalar_sae.sae_results import SeedAgreement
+from scalar_sae.evaluation.seeds.consistency import mcc
+from scalar_sae.evaluation.seeds.matching import Dictionary
+from scalar_sae.evaluation.seeds.organism import Organism
+from scalar_sae.evaluation.seeds.seeds import seed_agreement
+from scalar_sae.records.results import Results
+from scalar_sae.records.sae_results import SeedAgreement
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig

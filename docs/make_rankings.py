@@ -15,10 +15,10 @@ from make_picture import picture
 from plotly.colors import qualitative
 from plotly.subplots import make_subplots
 
-from scalar_sae.benchmark.compare import Ratio, ratios
+from scalar_sae.records.results import Record, Results
+from scalar_sae.records.sae_results import Interval
 from scalar_sae.report.figures import style
-from scalar_sae.results import Record, Results
-from scalar_sae.sae_results import Interval
+from scalar_sae.scoring.compare import Ratio, ratios
 
 DOCS = Path(__file__).parent
 SCORES = ("edges_at.50", "edges_at.90", "edges_at.99", "log_area", "pure")

@@ -10,9 +10,9 @@ from statistics import fmean
 import numpy as np
 from make_rankings import cell
 
-from scalar_sae.benchmark.compare import Ratio, ratios
-from scalar_sae.results import Record, Results
-from scalar_sae.sae_results import SaeFidelity
+from scalar_sae.records.results import Record, Results
+from scalar_sae.records.sae_results import SaeFidelity
+from scalar_sae.scoring.compare import Ratio, ratios
 
 BASE = "topk"
 SCORES = ("edges_at.90", "edges_at.99", "log_area", "absolute", "relative", "floor.kl")

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from scalar_sae.benchmark.pair import Pair
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.saes.activation import GroupMax, JumpReLU, ReLU, TopK
 from scalar_sae.saes.sae import SAE
+from scalar_sae.scoring.pair import Pair
 from scalar_sae.sealed import digest_of_file
 from scalar_sae.sites import KINDS, Block
 from scalar_sae.tokenizer import Ascii

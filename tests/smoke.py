@@ -26,7 +26,7 @@ from typer.main import get_group
 
 from scalar_sae import LanguageModel, Site
 from scalar_sae.cli import app, main
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
 from scalar_sae.saes import hub
 from scalar_sae.training.trackers import TRACKERS
 from tests.lm.families import family_hf

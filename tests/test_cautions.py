@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from scalar_sae.cautions import cautions, cautions_of
+from scalar_sae.records.results import Floor, PromptCurves, Record, Results
 from scalar_sae.report.model_card import model_card
 from scalar_sae.report.page import render
-from scalar_sae.results import Floor, PromptCurves, Record, Results
 from scalar_sae.saes.trained import Trained
-from tests.benchmark.test_compare import record
+from tests.scoring.test_compare import record
 
 
 def sound(method: str = "topk", block: str = "ff_block.0", n_prompts: int = 20, **changes: Any) -> Record:

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from scalar_sae.activations.cache import CachedStream
 from scalar_sae.activations.stream import ActivationStream
 from scalar_sae.corpora import Corpus
+from scalar_sae.evaluation.features.features import read_features
 from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.measures.features import read_features
-from scalar_sae.saes.jacobian import JacobianConfig
-from scalar_sae.saes.sparse import top_k
-from scalar_sae.saes.trainee import Progress, Weights, squared_error
+from scalar_sae.saes.components.sparse import top_k
+from scalar_sae.saes.methods.base import Progress, Weights, squared_error
+from scalar_sae.saes.methods.jacobian import JacobianConfig
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Ascii
 from scalar_sae.training.config import TrainConfig, validated

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from scalar_sae import kernels
-from scalar_sae.kernels import ByOurKernels, causal_attention, linear, linear_gelu
+from scalar_sae.kernels import FastCPUOps, causal_attention, linear, linear_gelu
 
 MODULES = {
     "linear": nn.Linear(24, 40),
@@ -49,7 +49,7 @@ def test_modules_compute_the_same(name: str):
     module = MODULES[name]
     x = seeded(3, 5, 24, dtype=next(module.parameters()).dtype)
     expected = module(x)
-    with ByOurKernels():
+    with FastCPUOps():
         found = module(x)
     assert found.shape == (3, 5, 40)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -62,7 +62,7 @@ def test_activations_times_a_matrix_are_the_same(shape: tuple[int, ...], lies: s
     x, W = seeded(*shape), seeded(24, 40)
     W = W if lies == "by row" else W.T.contiguous().T
     expected = x @ W
-    with ByOurKernels():
+    with FastCPUOps():
         found = x @ W
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -72,7 +72,7 @@ def test_gradients_go_through_torchs_own(name: str):
     module = MODULES[name]
     x = seeded(3, 5, 24, dtype=next(module.parameters()).dtype).requires_grad_()
     grads: list[Tensor] = []
-    for context in (ByOurKernels(), torch.enable_grad()):
+    for context in (FastCPUOps(), torch.enable_grad()):
         with context:
             grads.extend(torch.autograd.grad(module(x).square().sum(), x))
     assert torch.equal(*grads)
@@ -115,7 +115,7 @@ def test_only_plain_causal_attention_with_narrow_heads_is_ours(how: str, monkeyp
     expected = nn.functional.scaled_dot_product_attention(q, k, v, **options)
     ours: list[int] = []
     monkeypatch.setattr(kernels, "causal_attention", lambda *a, **b: ours.append(1) or causal_attention(*a, **b))
-    with ByOurKernels():
+    with FastCPUOps():
         found = nn.functional.scaled_dot_product_attention(q, k, v, **options)
     assert bool(ours) == (how == "causal")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
@@ -124,6 +124,6 @@ def test_only_plain_causal_attention_with_narrow_heads_is_ours(how: str, monkeyp
 @torch.no_grad()
 def test_attention_that_is_asked_for_by_keywords_is_answered():
     q, k, v = seeded(3, 5, 4, 40, 8)
-    with ByOurKernels():
+    with FastCPUOps():
         found = nn.functional.scaled_dot_product_attention(query=q, key=k, value=v, is_causal=True)
     torch.testing.assert_close(found, causal_attention(q, k, v), atol=1e-5, rtol=1e-4)

@@ -12,19 +12,19 @@ import torch
 import yaml
 
 from scalar_sae import console
-from scalar_sae.benchmark.config import ScoreConfig, held_out
-from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import score
 from scalar_sae.corpora import Corpus, load_corpus
 from scalar_sae.errors import UserError
+from scalar_sae.evaluation.features.blind import Pairs
+from scalar_sae.evaluation.run import prepare_blind
 from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.measures.blind import Pairs
-from scalar_sae.measures.run import prepare_blind
 from scalar_sae.own_text import evaluation_text, say_unlike, trained_on
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
 from scalar_sae.saes.export import export
 from scalar_sae.saes.store import SaeCard, find_saes, load_saes, save_sae
+from scalar_sae.scoring.config import ScoreConfig, held_out
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.score import score
 from scalar_sae.sites import Block, Site
 from scalar_sae.tokenizer import Ascii, Pretrained, byte_pairs
 from scalar_sae.training.config import TrainConfig, validated

@@ -9,7 +9,7 @@ import yaml
 
 from scalar_sae import console
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
 from scalar_sae.saes.store import load_sae
 from tests.helpers import tiny_lm
 from tests.test_study import scalar

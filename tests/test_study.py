@@ -19,12 +19,12 @@ import pytest
 import yaml
 
 from scalar_sae import study
-from scalar_sae.benchmark import score as benchmark
-from scalar_sae.benchmark.curve import measure
 from scalar_sae.cli import main
 from scalar_sae.errors import UserError
 from scalar_sae.io import write_text
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
+from scalar_sae.scoring import score as benchmark
+from scalar_sae.scoring.curve import measure
 from scalar_sae.study import StudyConfig, open_run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -195,8 +195,8 @@ def test_a_record_that_another_worker_began_goes_on(run: Path, preset: Path, tmp
     """Begun beside one that comes before it, as a second worker does; then one process does the rest."""
     out = tmp_path / "run"
     shutil.copytree(run, out)
-    whole = Results.read(out / "results.json")
-    some = whole.model_copy(update={"records": whole.records[:-2]})
+    atomic_write = Results.read(out / "results.json")
+    some = atomic_write.model_copy(update={"records": atomic_write.records[:-2]})
     some.write(out / "results.json")
     swept: list[int] = []
 
@@ -215,7 +215,7 @@ def test_a_record_that_another_worker_began_goes_on(run: Path, preset: Path, tmp
         scalar("quickstart", "--preset", preset, "--out", out)
     assert len(swept) == 3, "both prompts of one record, and the second of the other"
     without = {"seconds", "config"}  # its model lies elsewhere
-    for mine, theirs in zip(Results.read(out / "results.json").records, whole.records, strict=True):
+    for mine, theirs in zip(Results.read(out / "results.json").records, atomic_write.records, strict=True):
         assert mine.model_dump(exclude=without) == theirs.model_dump(exclude=without)
     assert not (out / "partial").exists()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
 from tests.test_study import scalar
 
 PRESET = {

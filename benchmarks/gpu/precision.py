@@ -11,11 +11,11 @@ import torch
 
 from benchmarks.__main__ import toy_pair
 from benchmarks.gpu.section import Found, Where
-from scalar_sae.benchmark.config import ScoreConfig, held_out
-from scalar_sae.benchmark.score import score
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.results import Record
+from scalar_sae.records.results import Record
+from scalar_sae.scoring.config import ScoreConfig, held_out
+from scalar_sae.scoring.score import score
 
 RANKING = "expected"
 

@@ -11,15 +11,15 @@ from benchmarks.__main__ import RANKED, compare, toy_pair
 from benchmarks.gpt2_shapes import gpt2_pair
 from benchmarks.gpu.section import Found, Where
 from benchmarks.staircase import staircase_pair
-from scalar_sae.benchmark.config import counts_of
-from scalar_sae.benchmark.curve import Exact, measure
-from scalar_sae.benchmark.edges import GlobalEdges
-from scalar_sae.benchmark.order import levels
-from scalar_sae.benchmark.pair import Pair, read
-from scalar_sae.benchmark.ranking import rank
-from scalar_sae.benchmark.readout import Readout
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.scoring.config import counts_of
+from scalar_sae.scoring.curve import Exact, measure
+from scalar_sae.scoring.pair import Pair, read
+from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.ranking import rank
+from scalar_sae.scoring.sweep.closed_form import Readout
+from scalar_sae.scoring.sweep.edges import GlobalEdges
 
 Tokens = torch.Tensor
 

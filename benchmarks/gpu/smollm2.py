@@ -10,7 +10,7 @@ import yaml
 
 from benchmarks.gpu.section import Found, Where
 from benchmarks.smollm2 import smollm2
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
 from scalar_sae.training.config import read_preset
 
 SITES = ["resid_pre.1", "resid_mid.1", "resid_post.1"]

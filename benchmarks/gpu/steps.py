@@ -13,11 +13,11 @@ from torch.nn.functional import normalize
 
 from benchmarks.gpu.section import Found, Where
 from benchmarks.training import LR, Shape, sparse_mixture
-from scalar_sae.saes.dictionary import Place
-from scalar_sae.saes.methods import CONFIGS
+from scalar_sae.saes.methods.dictionary import Place
+from scalar_sae.saes.methods.registry import CONFIGS
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig
-from scalar_sae.training.learner import Learner
+from scalar_sae.training.learner import OptimizedSAEs
 
 SITE = Site.parse("resid_post.0")
 SHAPES = (Shape(768, 24_576, 64, 4096, 12), Shape(4096, 65_536, 64, 4096, 8))
@@ -58,7 +58,7 @@ def ours(method: str, shape: Shape, x: Tensor) -> Step:
     trainee = config.trainee(Place(SITE, SITE, shape.d_model), 0).to(x.device)
     trainee.prepare({SITE: x})
     train = TrainConfig(saes=[config], tokens=10**9, batch_tokens=shape.batch, buffer_tokens=shape.batch, lr=LR)
-    learner, count = Learner(config, trainee, train), iter(range(10**9))
+    learner, count = OptimizedSAEs(config, trainee, train), iter(range(10**9))
     return lambda x: learner.step({SITE: x}, next(count))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.gpu.section import Found, Where
 
 ROOT = Path(__file__).parents[2]
-FILES = ("tests/benchmark/test_devices.py", "tests/measures/test_fidelity.py", "tests/training/test_devices.py")
+FILES = ("tests/scoring/test_devices.py", "tests/evaluation/test_fidelity.py", "tests/training/test_devices.py")
 
 
 def run(where: Where) -> Iterator[Found]:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from scalar_sae._version import __version__
 
 if TYPE_CHECKING:
-    from scalar_sae.benchmark.config import ScoreConfig, held_out
-    from scalar_sae.benchmark.pair import Pair
-    from scalar_sae.benchmark.score import score
     from scalar_sae.corpora import Corpus, load_corpus
     from scalar_sae.errors import UserError
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.own_text import evaluation_text
-    from scalar_sae.results import Record, Results
+    from scalar_sae.records.results import Record, Results
     from scalar_sae.saes.fitted import fitted
     from scalar_sae.saes.sae import SAE
     from scalar_sae.saes.store import load_sae, load_saes, save_sae
+    from scalar_sae.scoring.config import ScoreConfig, held_out
+    from scalar_sae.scoring.pair import Pair
+    from scalar_sae.scoring.score import score
     from scalar_sae.sites import Block, Site
 
 _HOME = {

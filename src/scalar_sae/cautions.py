@@ -1,9 +1,9 @@
-"""When a score means little: sentences that follow from a record. benchmark/README.md has the limits and reasons."""
+"""When a score means little: sentences that follow from a record. scoring/README.md has the limits and reasons."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scalar_sae.results import Record
+from scalar_sae.records.results import Record
 
 FEW_PROMPTS = 20
 LARGE_FLOOR = 1.0

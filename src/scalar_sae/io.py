@@ -36,7 +36,7 @@ _PROBE = 65_536
 
 
 @contextmanager
-def whole(path: Path, option: str = "place") -> Generator[Path]:
+def atomic_write(path: Path, option: str = "place") -> Generator[Path]:
     """Yield a temporary path (file or folder) that becomes `path` if the block succeeds; `option` names its place.
 
     Raises:
@@ -199,13 +199,13 @@ def _remove(path: Path) -> None:
 
 
 def leads() -> bool:
-    """Whether this process prints and logs: of several workers (workers.py) the first one."""
+    """Whether this process prints and logs: of several workers (distributed.py) the first one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def write_text(path: Path, text: str, option: str = "place") -> None:
     """Write a text file whole or not at all."""
-    with whole(path, option) as temporary:
+    with atomic_write(path, option) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

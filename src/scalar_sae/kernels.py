@@ -63,7 +63,7 @@ def linear_gelu(
     return gelu_tanh(torch.addmm(b, x, W))
 
 
-class ByOurKernels(TorchFunctionMode):
+class FastCPUOps(TorchFunctionMode):
     """In the block modules and SAEs take these ways too, outside any graph: `Linear`, GPT-2's `Conv1D`, activations
     times a matrix, attention.
     """

@@ -3,7 +3,7 @@
     with held(out):                            # a second process is told who is there, and since when
     with held(out, "results.json", wait=60):   # for a moment: read, change, write
 
-Beside the lock file lies another that says who holds it. Of several workers (workers.py) the first holds the lock.
+Beside the lock file lies another that says who holds it. Of several workers (distributed.py) the first holds the lock.
 """
 
 import os

@@ -17,7 +17,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def hand_back_freed_memory() -> None:
+def trim_malloc() -> None:
     """Between two stages whose buffers have other sizes: those of the second would not fit into what is kept."""
     if libc := _glibc():
         libc.malloc_trim(0)
@@ -29,7 +29,7 @@ def freed_memory_handed_back() -> Generator[None]:
 
     For work whose buffers have other sizes than those before it.
     """
-    hand_back_freed_memory()
+    trim_malloc()
     if libc := _glibc():
         libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
     try:

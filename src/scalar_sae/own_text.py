@@ -30,7 +30,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import shipped
 from scalar_sae.readers import RESTORE, explained, parse_json, read_text
-from scalar_sae.sae_results import TextRead
+from scalar_sae.records.sae_results import TextRead
 from scalar_sae.saes import hub
 from scalar_sae.saes.sources import Group, Source
 from scalar_sae.saes.store import CONFIG

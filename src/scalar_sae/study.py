@@ -4,7 +4,7 @@
     out/events.jsonl  what happened when
     out/lm/           the language model
     out/saes/         <name>/<site>/sae.safetensors, sae.json
-    out/results.json  see results.py
+    out/results.json  see records/results.py
     out/report.html
 
 Every stage looks at what is there and does the rest, so a study that was stopped is continued by the same command.
@@ -23,26 +23,26 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from scalar_sae import workers
+from scalar_sae import distributed
 from scalar_sae.activations.reading import Gradient
-from scalar_sae.benchmark.config import LOCAL, ScoreConfig, Texts, check_grid, check_ranking, counts_of, held_out
-from scalar_sae.benchmark.controls import CONTROLS
-from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import digest, hash_of, room, say_left_out, score
 from scalar_sae.console import Bar, say
 from scalar_sae.corpora import VAL_SHARE, Corpus, absolute, load_corpus, windows
 from scalar_sae.errors import UserError
-from scalar_sae.io import Events, differences, whole, write_text
+from scalar_sae.evaluation.fidelity.fidelity import fidelity, standing_in
+from scalar_sae.io import Events, atomic_write, differences, write_text
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
 from scalar_sae.locks import held
-from scalar_sae.measures.fidelity import fidelity, standing_in
 from scalar_sae.own_text import say_unlike, text_read
 from scalar_sae.readers import WRITER, check_version, parse_yaml, read_text
-from scalar_sae.results import Control, Record, Results
-from scalar_sae.sae_results import SaeFidelity, SplicedFidelity
+from scalar_sae.records.results import Control, Record, Results
+from scalar_sae.records.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
+from scalar_sae.scoring.config import LOCAL, ScoreConfig, Texts, check_grid, check_ranking, counts_of, held_out
+from scalar_sae.scoring.controls import CONTROLS
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.score import digest, hash_of, room, say_left_out, score
 from scalar_sae.sealed import check_sealed, seal
 from scalar_sae.sites import Site
 from scalar_sae.training import trackers
@@ -180,7 +180,7 @@ def train_run(
     """
     for name in log:
         trackers.check(name)
-    place = workers.device(device)
+    place = distributed.device(device)
     check_run(out, config)
     if to_score:
         for ranking in config.score.rankings:
@@ -194,13 +194,13 @@ def train_run(
             check_training(config.train, lm, corpus)
             if to_score:
                 check_scoring(config, lm, corpus)
-        with workers.one_first():
+        with distributed.first_rank_first():
             events = open_run(out, config, corpus.describe())
             _keep_model(lm, out / "lm")
-        workers.agree(str(out / "config.yaml"), read_text(out / "config.yaml", "no config here"))
+        distributed.check_agreement(str(out / "config.yaml"), read_text(out / "config.yaml", "no config here"))
         for remark in corpus.remarks(config.train.context):
             say(remark)
-        if workers.number() == 0:
+        if distributed.rank() == 0:
             events.listeners += [trackers.Tracker(name, out) for name in log]
         lm = LanguageModel.load(out / "lm", device=place)
         train(config.train, lm, corpus, out, events, cache)
@@ -222,7 +222,7 @@ def _keep_model(lm: LanguageModel, folder: Path) -> None:
     """Write the language model into a run directory. One that is there was checked when it was read (`_source`)."""
     if os.path.lexists(folder):
         return
-    with whole(folder) as temporary:
+    with atomic_write(folder) as temporary:
         lm.save(temporary)
         seal(temporary, *(path.name for path in temporary.iterdir()))
 
@@ -289,11 +289,13 @@ def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
 def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     events = Events(out / "events.jsonl")
     path = out / "results.json"
-    results = workers.from_first(lambda: Results.read_if_there(path))
+    results = distributed.broadcast_from_first(lambda: Results.read_if_there(path))
     corpus = replace(text_of(config, lm), seen="held out")
     saes = load_saes(out)
-    workers.agree(f"the SAEs in {out}", [digest(sae) for group in saes.values() for sae in group.values()])
-    if not results.saes and standing_in(saes) and workers.number() == 0:
+    distributed.check_agreement(
+        f"the SAEs in {out}", [digest(sae) for group in saes.values() for sae in group.values()]
+    )
+    if not results.saes and standing_in(saes) and distributed.rank() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.start)
         prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
         measured = fidelity(lm, saes, prompts, config.score.special)
@@ -309,18 +311,18 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     _check_weights(path, lm, [(done[job.key], job.pair) for job in wanted if job.key in done and not job.control])
     jobs = [job for job in wanted if job.key not in done]
     costs = [(config.score.prompts + config.score.rankings[job.ranking]) * _weight(job.pair) for job in jobs]
-    total = sum(cost * share for cost, share in zip(costs, workers.shares(len(jobs)), strict=True))
+    total = sum(cost * share for cost, share in zip(costs, distributed.shares(len(jobs)), strict=True))
     with Bar("score", total) as bar:
         work = partial(_record, config.score, texts, out, bar)
-        for finished in workers.deal(jobs, work):
+        for finished in distributed.run_jobs(jobs, work):
             results.put(finished)
-            if workers.number() == 0:
+            if distributed.rank() == 0:
                 results = Results.update(path, partial(Results.put, records=finished))
                 for record in finished:
                     shutil.rmtree(_partly(out, record.key), ignore_errors=True)
                     said = record.model_dump(include={"block", "method", "ranking", "control", "seconds"})
                     events("score", **said)
-    if workers.number() == 0:
+    if distributed.rank() == 0:
         shutil.rmtree(out / "partial", ignore_errors=True)
     return results
 

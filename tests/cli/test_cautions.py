@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
 from scalar_sae.saes.trained import Trained
 from tests.cli.test_verbs import SCORED
 from tests.test_study import scalar

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scalar_sae.measures.blind import Answers, FeaturePair, Pairs
+from scalar_sae.evaluation.features.blind import Answers, FeaturePair, Pairs
 from tests.cli.conftest import PRESET
 from tests.cli.test_verbs import READ, SCORED, letters
-from tests.measures.test_judge import server
+from tests.evaluation.test_judge import server
 
 NOBODY = 4242
 """A user whom nothing knows."""

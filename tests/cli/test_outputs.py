@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from scalar_sae.errors import UserError
+from scalar_sae.evaluation.features import judges
 from scalar_sae.io import check_writable
 from scalar_sae.lm import model
-from scalar_sae.measures import judges
 from scalar_sae.saes import hub, store
 from tests.cli.test_verbs import READ, SCORED, arguments
 from tests.test_study import scalar

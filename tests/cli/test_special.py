@@ -11,11 +11,11 @@ import yaml
 from safetensors.torch import load_file
 
 from scalar_sae import console
-from scalar_sae.benchmark import score as benchmark
-from scalar_sae.benchmark.curve import measure
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
 from scalar_sae.saes.store import load_sae
+from scalar_sae.scoring import score as benchmark
+from scalar_sae.scoring.curve import measure
 from scalar_sae.tokenizer import Pretrained, byte_pairs
 from tests.helpers import tiny_lm
 from tests.test_study import scalar

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from scalar_sae import console
-from scalar_sae.measures.blind import Answers, FeaturePair, Pairs
-from scalar_sae.results import Record
-from tests.measures.test_judge import server
+from scalar_sae.evaluation.features.blind import Answers, FeaturePair, Pairs
+from scalar_sae.records.results import Record
+from tests.evaluation.test_judge import server
 from tests.test_study import scalar
 
 SCORED = ("--prompts", "2", "--rank-prompts", "1", "--context", "16", "--edges", "1,16")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from scalar_sae.benchmark.edges import GlobalEdges
-from scalar_sae.benchmark.order import levels
-from scalar_sae.benchmark.pair import Pair, read
-from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.scoring.pair import Pair, read
+from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.sweep.edges import GlobalEdges
+from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.sites import KINDS, Block, Site
 from tests.helpers import random_sae
 from tests.lm.families import DTYPES, FAMILIES, PARALLEL, RAW, family_hf, family_lm

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.results import Record, Results
+from scalar_sae.records.results import Record, Results
 from scalar_sae.saes.store import find_sae, load_saes
 from scalar_sae.sites import Site
-from tests.benchmark.test_golden import CASES, Case
 from tests.helpers import golden_lm, shared
+from tests.scoring.test_golden import CASES, Case
 from tests.test_study import scalar
 
 VARIANTS = [

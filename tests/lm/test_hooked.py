@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scalar_sae.benchmark.edges import GlobalEdges
-from scalar_sae.benchmark.order import levels
-from scalar_sae.benchmark.pair import Pair, read
-from scalar_sae.benchmark.subcircuits import sweep
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.scoring.pair import Pair, read
+from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.sweep.edges import GlobalEdges
+from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.sites import Block, Site
 from scalar_sae.tokenizer import byte_pairs
 from tests.helpers import random_sae

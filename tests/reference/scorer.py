@@ -7,7 +7,7 @@ tokens the model's own activation stands at both ends, and no latent is live.
 
 import torch
 
-from scalar_sae.benchmark.pair import Pair, Prompt
+from scalar_sae.scoring.pair import Pair, Prompt
 
 
 def special(pair: Pair, prompt: Prompt) -> torch.Tensor:

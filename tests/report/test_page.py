@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from scalar_sae.records.results import Floor, PromptCurves, Record, Results
+from scalar_sae.records.sae_results import SaeFidelity
 from scalar_sae.report.page import compare, controls, headline_ratios, render
-from scalar_sae.results import Floor, PromptCurves, Record, Results
-from scalar_sae.sae_results import SaeFidelity
 
 
 def record(block: str, method: str, ranking: str, n_down: int, edges_90: float | None, absolute: float) -> Record:

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from scalar_sae.label_results import CrossedLabels, LabelProbe, ParentAbsorption, SaeAbsorption, SaeProbes
-from scalar_sae.measures.tables import OCTAVES, write_table
-from scalar_sae.results import Results
-from scalar_sae.sae_results import (
+from scalar_sae.evaluation.features.tables import OCTAVES, write_table
+from scalar_sae.records.label_results import CrossedLabels, LabelProbe, ParentAbsorption, SaeAbsorption, SaeProbes
+from scalar_sae.records.results import Results
+from scalar_sae.records.sae_results import (
     Duplicates,
     FrequencyBin,
     JudgedBy,

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from scalar_sae.errors import LONGEST, UserError, one_line, quoted
-from scalar_sae.io import claim, whole, write_json, write_text
+from scalar_sae.io import atomic_write, claim, write_json, write_text
 from scalar_sae.locks import held
 from scalar_sae.readers import parse_json, parse_yaml, read_json, read_text
 from scalar_sae.saes.store import SaeCard, save_sae
@@ -187,7 +187,7 @@ def test_a_folder_is_never_removed_for_a_file(tmp_path: Path):
 
 def test_a_folder_replaces_one_only_if_nothing_is_lost(tmp_path: Path):
     def write(content: str) -> None:
-        with whole(tmp_path / "site") as temporary:
+        with atomic_write(tmp_path / "site") as temporary:
             temporary.mkdir()
             (temporary / "latents.parquet").write_text(content)
 
@@ -204,7 +204,7 @@ def test_a_folder_replaces_one_only_if_nothing_is_lost(tmp_path: Path):
     with held(tmp_path / "site"):
         write("four")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is no folder"), whole(tmp_path / "file") as temporary:
+    with pytest.raises(UserError, match="is no folder"), atomic_write(tmp_path / "file") as temporary:
         temporary.mkdir()
 
 
@@ -212,7 +212,7 @@ def test_leftovers_of_processes_that_have_ended_are_removed_and_others_stay(tmp_
     ended = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    with whole(tmp_path / "mine") as temporary:
+    with atomic_write(tmp_path / "mine") as temporary:
         temporary.write_text("x")
         left = temporary.with_name(temporary.name.replace(f".{os.getpid()}.", f".{ended}."))
         left.mkdir()
@@ -227,7 +227,7 @@ def test_leftovers_of_processes_that_have_ended_are_removed_and_others_stay(tmp_
 
 
 def test_two_writers_of_one_file_never_mix(tmp_path: Path):
-    with whole(tmp_path / "f") as one, whole(tmp_path / "f") as two:
+    with atomic_write(tmp_path / "f") as one, atomic_write(tmp_path / "f") as two:
         one.write_text("one")
         two.write_text("two")
     assert (tmp_path / "f").read_text() == "one"
@@ -237,7 +237,7 @@ def test_two_writers_of_one_file_never_mix(tmp_path: Path):
 def test_what_a_folder_holds_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(str(Path(f"/proc/self/fd/{number}").readlink())))
-    with whole(tmp_path / "d") as temporary:
+    with atomic_write(tmp_path / "d") as temporary:
         (temporary / "inner").mkdir(parents=True)
         (temporary / "inner" / "f").write_text("x")
     expected = [str(temporary / "inner" / "f"), str(temporary / "inner"), str(temporary), str(tmp_path)]
@@ -284,7 +284,7 @@ def test_every_file_has_the_permissions_that_the_umask_leaves(umask: int, tmp_pa
     sae, before = random_sae(4, 6, 2, 0), os.umask(umask)
     try:
         save_sae(sae, SaeCard.of(sae, "topk", "topk", Site.parse("resid_post.0"), {}), tmp_path / "sae")
-        with whole(tmp_path / "lm") as folder, whole(tmp_path / "acts.safetensors") as file:
+        with atomic_write(tmp_path / "lm") as folder, atomic_write(tmp_path / "acts.safetensors") as file:
             tiny_lm().save(folder)
             save_tensors(file, {"x": torch.zeros(3)})
         (tmp_path / "own").touch()

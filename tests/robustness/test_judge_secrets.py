@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from scalar_sae.errors import UserError
-from scalar_sae.measures import judges
-from scalar_sae.measures.judge import judge_features, read_judged
-from scalar_sae.measures.judges import Judge, endpoint
-from scalar_sae.measures.rules import LENGTHS
-from scalar_sae.measures.tables import OCTAVES, write_table
+from scalar_sae.evaluation.features import judges
+from scalar_sae.evaluation.features.judge import judge_features, read_judged
+from scalar_sae.evaluation.features.judges import Judge, endpoint
+from scalar_sae.evaluation.features.rules import LENGTHS
+from scalar_sae.evaluation.features.tables import OCTAVES, write_table
 from scalar_sae.redaction import published, redacted
-from tests.measures.test_judge import ROWS, VOCABULARY, knows
+from tests.evaluation.test_judge import ROWS, VOCABULARY, knows
 
 KEY = "sk-very-secret-0123456789"
 

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from scalar_sae.activations.cache import CachedStream
 from scalar_sae.activations.stream import ActivationStream
-from scalar_sae.benchmark.score import score
-from scalar_sae.benchmark.unfinished import Unfinished
 from scalar_sae.errors import UserError
-from scalar_sae.measures.tables import SCHEMAS, read_table, write_table
+from scalar_sae.evaluation.features.tables import SCHEMAS, read_table, write_table
+from scalar_sae.scoring.rankings.unfinished import Unfinished
+from scalar_sae.scoring.score import score
 from scalar_sae.sealed import load_unfinished, save_tensors
-from tests.benchmark.test_score import CONFIG, TEXTS, scored, stopping_at
 from tests.helpers import tiny_lm, tiny_pair
 from tests.robustness.hostile import write_tables
+from tests.scoring.test_score import CONFIG, TEXTS, scored, stopping_at
 from tests.training.runs import SITES, random_prompts
 
 
@@ -133,7 +133,7 @@ def test_what_cannot_be_replaced_by_a_file_is_refused_before_any_work(name: str,
 def test_sums_of_a_ranking_are_read_where_they_were_written_and_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("scalar_sae.benchmark.unfinished.SELDOM", 0.0)
+    monkeypatch.setattr("scalar_sae.scoring.rankings.unfinished.SELDOM", 0.0)
     first, second = slice(0, 3), slice(3, 6)
     kept = Unfinished(tmp_path, "record")
     kept.keep_sums(first, 2, torch.ones(4, 3))

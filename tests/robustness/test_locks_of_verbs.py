@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from scalar_sae.errors import UserError
+from scalar_sae.evaluation.features.blind import prepare
+from scalar_sae.evaluation.features.judge import judge_features, read_judged
+from scalar_sae.evaluation.features.judges import Judge
 from scalar_sae.locks import held
-from scalar_sae.measures.blind import prepare
-from scalar_sae.measures.judge import judge_features, read_judged
-from scalar_sae.measures.judges import Judge
 from scalar_sae.report.features import write_page
 from scalar_sae.sites import Site
+from tests.evaluation.test_judge import knows
 from tests.helpers import tiny_lm, tiny_pair
-from tests.measures.test_judge import knows
 from tests.robustness.hostile import write_tables
 from tests.robustness.test_judge_secrets import tables
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scalar_sae.benchmark import scores
+from scalar_sae.scoring import metrics
 
 MIB = 2**20
 PRELUDE = """
@@ -30,9 +30,9 @@ def look(*_, **__):
     trace.append([pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))])
 """
 SCORING = """
-from scalar_sae.benchmark.config import ScoreConfig, Texts
-from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import score
+from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.score import score
 from scalar_sae.sites import Block
 from tests.helpers import random_sae
 
@@ -87,9 +87,9 @@ def test_the_bootstrap_of_many_prompts_holds_one_count_at_a_time():
     import tracemalloc
 
     rng = np.random.default_rng(0)
-    curve, draws = rng.random((30, 500)), scores.resamples(500, 0)
+    curve, draws = rng.random((30, 500)), metrics.resamples(500, 0)
     tracemalloc.start()
-    found = scores.over_prompts(curve, np.full(500, 128.0), draws)
+    found = metrics.over_prompts(curve, np.full(500, 128.0), draws)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 5 * draws.size * 8

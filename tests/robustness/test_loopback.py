@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from scalar_sae.errors import UserError
-from scalar_sae.measures.blind import Answers, Pairs, summary
+from scalar_sae.evaluation.features.blind import Answers, Pairs, summary
 from scalar_sae.report import loopback
 from scalar_sae.report.blind import Comparison, serve
 from scalar_sae.report.loopback import LoopbackServer

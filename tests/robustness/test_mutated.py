@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scalar_sae import jsonl
-from scalar_sae.benchmark.config import saved_scores
 from scalar_sae.corpora import load_corpus
 from scalar_sae.errors import LONGEST, UserError
+from scalar_sae.evaluation.features.blind import Answer, Pairs
+from scalar_sae.evaluation.features.judge import Judged, Said
+from scalar_sae.evaluation.features.tables import SCHEMAS, read_counted, read_examples, read_table
 from scalar_sae.io import read_plain
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.measures.blind import Answer, Pairs
-from scalar_sae.measures.judge import Judged, Said
-from scalar_sae.measures.tables import SCHEMAS, read_counted, read_examples, read_table
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
 from scalar_sae.saes.store import SaeCard, find_saes, load_sae, save_sae
+from scalar_sae.scoring.config import saved_scores
 from scalar_sae.sealed import DIGESTS, load_checkpoint, load_tensors, save_checkpoint, save_tensors, seal, sealed
 from scalar_sae.sites import Site
 from scalar_sae.study import RunConfig, StudyConfig

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pytest
 
 from scalar_sae.errors import UserError
-from scalar_sae.measures.blind import Answers
-from scalar_sae.measures.tables import write_table
+from scalar_sae.evaluation.features.blind import Answers
+from scalar_sae.evaluation.features.tables import write_table
+from scalar_sae.records.results import Results
 from scalar_sae.report.blind import Comparison, serve
 from scalar_sae.report.features import write_page
 from scalar_sae.report.model_card import model_card
 from scalar_sae.report.page import render
 from scalar_sae.report.text import token_text, visible
-from scalar_sae.results import Results
 from scalar_sae.saes.formats.detect import Located
 from scalar_sae.saes.formats.files import Found
 from tests.helpers import random_sae

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from scalar_sae.errors import UserError
-from scalar_sae.record_checks import check
-from scalar_sae.results import Results
-from scalar_sae.sae_results import SaeReading
-from tests.benchmark.test_compare import record
+from scalar_sae.records.checks import check
+from scalar_sae.records.results import Results
+from scalar_sae.records.sae_results import SaeReading
+from tests.scoring.test_compare import record
 from tests.test_study import scalar
 
 
@@ -197,8 +197,8 @@ def test_what_another_process_wrote_meanwhile_stays(tmp_path: Path):
 
 WRITER = """
 import sys; from pathlib import Path
-from scalar_sae.results import Results
-from scalar_sae.sae_results import SaeReading
+from scalar_sae.records.results import Results
+from scalar_sae.records.sae_results import SaeReading
 for number in range(8):
     reading = SaeReading(method=sys.argv[2], site=f"resid_mid.{number}", rule_f1={}, judged=[])
     Results.update(Path(sys.argv[1]), lambda results: results.reading.append(reading))

@@ -15,7 +15,6 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from scalar_sae.benchmark.config import ScoreConfig, counts_of, saved_scores
 from scalar_sae.bounds import folder_name
 from scalar_sae.cli.verbs import check_numbers
 from scalar_sae.errors import UserError
@@ -23,11 +22,12 @@ from scalar_sae.lm.loading import model_in
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.train import LmRecipe
 from scalar_sae.readers import read_text
+from scalar_sae.records.results import Results
 from scalar_sae.report.page import write_report
-from scalar_sae.results import Results
 from scalar_sae.saes.formats.files import Found
 from scalar_sae.saes.formats.tensors import read_tensors
 from scalar_sae.saes.store import find_saes, load_saes
+from scalar_sae.scoring.config import ScoreConfig, counts_of, saved_scores
 from scalar_sae.sealed import check_digest, load_checkpoint, load_tensors
 from scalar_sae.sites import Block, Site
 from scalar_sae.training.config import TrainConfig, validated

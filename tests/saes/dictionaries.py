@@ -2,8 +2,8 @@
 
 import torch
 
-from scalar_sae.saes.dictionary import Dictionary, DictionaryMethod
-from scalar_sae.saes.trainee import Progress
+from scalar_sae.saes.methods.base import Progress
+from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod
 from scalar_sae.sites import Site
 from tests.helpers import Shape
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from scalar_sae.saes.firing import Firing, revival_loss, window
-from scalar_sae.saes.topk import TopKConfig
-from scalar_sae.saes.zipf import Densities, Zipf
+from scalar_sae.saes.components.dead_latents import Firing, auxk_loss, window
+from scalar_sae.saes.components.zipf import Densities, Zipf
+from scalar_sae.saes.methods.topk import TopKConfig
 from tests.saes.dictionaries import HERE, data, prepared
 
 
@@ -14,13 +14,13 @@ def test_the_auxiliary_loss_reaches_dead_latents_and_no_others():
     dead = torch.zeros(64, dtype=torch.bool)
     dead[5:15] = True
     residual = data(seed=4).requires_grad_()
-    revival_loss(trainee.weights(), x, residual, dead, 4).backward()
+    auxk_loss(trainee.weights(), x, residual, dead, 4).backward()
     assert residual.grad is None
     for grad in (trainee.W_enc.grad.T, trainee.W_dec.grad):
         assert grad[dead].any()
         assert not grad[~dead].any()
     none = torch.zeros(64, dtype=torch.bool)
-    assert revival_loss(trainee.weights(), x, residual, none, 4) == 0
+    assert auxk_loss(trainee.weights(), x, residual, none, 4) == 0
 
 
 def test_the_auxiliary_loss_is_its_equation():
@@ -30,7 +30,7 @@ def test_the_auxiliary_loss_is_its_equation():
     u = torch.where(dead, weights.pre_acts(x), -torch.inf)
     z = torch.where(u >= u.topk(4).values[:, -1:], u, 0.0).relu()
     expected = (residual - z @ weights.W_dec).square().mean() / residual.var(0, correction=0).mean()
-    torch.testing.assert_close(revival_loss(weights, x, residual, dead, 4), expected)
+    torch.testing.assert_close(auxk_loss(weights, x, residual, dead, 4), expected)
 
 
 def test_dead_is_counted_in_tokens():

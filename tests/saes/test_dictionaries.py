@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from scalar_sae.activations.reading import Gradient
-from scalar_sae.saes.dictionary import DictionaryMethod
-from scalar_sae.saes.methods import CONFIGS
-from scalar_sae.saes.topk import TopKConfig, geometric_median
+from scalar_sae.saes.methods.dictionary import DictionaryMethod
+from scalar_sae.saes.methods.registry import CONFIGS
+from scalar_sae.saes.methods.topk import TopKConfig, geometric_median
 from scalar_sae.sites import Site
 from tests.helpers import Shape
 from tests.saes.dictionaries import HERE, LATE, SITE, data, prepared

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from scalar_sae import fitted
-from scalar_sae.benchmark.config import ScoreConfig, held_out
-from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import score
 from scalar_sae.corpora import Corpus
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.export import export
-from scalar_sae.saes.folds import with_input_centred
-from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.normalization import InputNorm
+from scalar_sae.saes.reparam import with_input_centred
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import SaeCard, find_saes, load_saes, save_sae
+from scalar_sae.scoring.config import ScoreConfig, held_out
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.score import score
 from scalar_sae.sites import Block, Site
 from scalar_sae.tokenizer import Ascii
 from tests.helpers import random_sae

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, ReLU, TopK
-from scalar_sae.saes.folds import (
+from scalar_sae.saes.normalization import InputNorm
+from scalar_sae.saes.reparam import (
     decoder_norms,
     gate_as_threshold,
     with_input_scaled,
@@ -13,7 +14,6 @@ from scalar_sae.saes.folds import (
     with_latents_scaled,
     without_pre_bias,
 )
-from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 
 D, F = 5, 12

@@ -7,17 +7,17 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import gelu, silu
 
-from scalar_sae.benchmark.config import ScoreConfig, Texts
-from scalar_sae.benchmark.pair import Pair
-from scalar_sae.benchmark.score import score
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.norms import AnyNorm, DyT, NoNorm, Norm
-from scalar_sae.saes.ff_jacobian import ff_jacobian, jacobian_penalty
-from scalar_sae.saes.jacobian import JacobianConfig, JacobianTrainee
-from scalar_sae.saes.sparse import top_k
-from scalar_sae.saes.staircase_jacobian import StaircaseJacobianConfig
-from scalar_sae.saes.trainee import Progress, Weights
+from scalar_sae.saes.components.ff_jacobian import ff_jacobian, jacobian_penalty
+from scalar_sae.saes.components.sparse import top_k
+from scalar_sae.saes.methods.base import Progress, Weights
+from scalar_sae.saes.methods.jacobian import JacobianConfig, JacobianTrainee
+from scalar_sae.saes.methods.staircase_jacobian import StaircaseJacobianConfig
+from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.score import score
 from scalar_sae.sites import Block, Site
 from tests.helpers import Shape, golden_lm, golden_sae, random_sae, shared, tiny_lm
 

@@ -10,13 +10,13 @@ import yaml
 from pydantic import TypeAdapter
 
 from scalar_sae.errors import UserError
-from scalar_sae.saes.gated import GatedConfig
-from scalar_sae.saes.jumprelu import JumpReluConfig, jump_relu, step
-from scalar_sae.saes.methods import MethodConfig
-from scalar_sae.saes.relu import ReluConfig
-from scalar_sae.saes.sparsity import Sparsity, SparsityWeight
-from scalar_sae.saes.temporal import TemporalConfig, TemporalTrainee
-from scalar_sae.saes.trainee import Progress
+from scalar_sae.saes.components.sparsity_control import Sparsity, SparsityWeight
+from scalar_sae.saes.methods.atm import TemporalConfig, TemporalTrainee
+from scalar_sae.saes.methods.base import Progress
+from scalar_sae.saes.methods.gated import GatedConfig
+from scalar_sae.saes.methods.jumprelu import JumpReluConfig, jump_relu, step
+from scalar_sae.saes.methods.registry import MethodConfig
+from scalar_sae.saes.methods.relu import ReluConfig
 from tests.helpers import Shape
 from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from scalar_sae.errors import UserError
-from scalar_sae.saes.places import site_list
+from scalar_sae.saes.components.site_groups import site_list
+from scalar_sae.saes.methods.base import Progress, TrainableSAEs
+from scalar_sae.saes.methods.staircase import StaircaseConfig, StaircaseTrainee
+from scalar_sae.saes.methods.staircase_jumprelu import StaircaseJumpReluConfig, StaircaseJumpReluTrainee
+from scalar_sae.saes.methods.topk import TopKConfig
 from scalar_sae.saes.sae import SAE
-from scalar_sae.saes.staircase import StaircaseConfig, StaircaseTrainee
-from scalar_sae.saes.staircase_jumprelu import StaircaseJumpReluConfig, StaircaseJumpReluTrainee
 from scalar_sae.saes.store import SaeCard, find_sae, load_sae, load_saes, save_sae
-from scalar_sae.saes.topk import TopKConfig
-from scalar_sae.saes.trainee import Progress, Trainee
 from scalar_sae.sites import Site
 from tests.helpers import Shape, golden_sae, random_sae, seal_again, shared
 
@@ -71,7 +71,7 @@ def test_golden_reconstruction_errors():
     assert any(value == pytest.approx(loss, rel=1e-3) for value in metrics.values()), (loss, metrics)
 
 
-def _one(config: TopKConfig, d_model: int, seed: int = 0) -> Trainee:
+def _one(config: TopKConfig, d_model: int, seed: int = 0) -> TrainableSAEs:
     return config.trainees(Shape(d_model, 1), seed)[0]
 
 

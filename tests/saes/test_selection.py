@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.errors import UserError
-from scalar_sae.saes.batch_topk import BatchTopKConfig, batch_top_k
-from scalar_sae.saes.feature_choice import FeatureChoiceConfig, FeatureChoiceTrainee, divided, feature_choice
-from scalar_sae.saes.gradient import GradientConfig
-from scalar_sae.saes.llama_scope import LlamaScopeConfig
-from scalar_sae.saes.matryoshka import MatryoshkaConfig
-from scalar_sae.saes.mutual_choice import MutualChoiceConfig
-from scalar_sae.saes.sparse import largest_values
-from scalar_sae.saes.topk import TopKConfig
-from scalar_sae.saes.trainee import Progress
-from scalar_sae.saes.zipf import Zipf
+from scalar_sae.saes.components.sparse import largest_values
+from scalar_sae.saes.components.zipf import Zipf
+from scalar_sae.saes.methods.base import Progress
+from scalar_sae.saes.methods.batch_topk import BatchTopKConfig, batch_top_k
+from scalar_sae.saes.methods.feature_choice import FeatureChoiceConfig, FeatureChoiceTrainee, divided, feature_choice
+from scalar_sae.saes.methods.g_sae import GradientConfig
+from scalar_sae.saes.methods.llama_scope import LlamaScopeConfig
+from scalar_sae.saes.methods.matryoshka import MatryoshkaConfig
+from scalar_sae.saes.methods.mutual_choice import MutualChoiceConfig
+from scalar_sae.saes.methods.topk import TopKConfig
 from tests.helpers import Shape
 from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
 

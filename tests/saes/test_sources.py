@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scalar_sae.errors import UserError
-from scalar_sae.results import Record, Results
+from scalar_sae.records.results import Record, Results
 from scalar_sae.saes.export import export
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group, Source, site_in, together

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from scalar_sae.io import Events
-from scalar_sae.saes import ff_jacobian
-from scalar_sae.saes.trainee import Acts, Progress, Trainee
+from scalar_sae.saes.components import ff_jacobian
+from scalar_sae.saes.methods.base import Acts, Progress, TrainableSAEs
 from scalar_sae.training import cost as costs
 from scalar_sae.training import memory
 from scalar_sae.training.config import TrainConfig
@@ -62,7 +62,7 @@ def test_work_in_pieces_of_one_size_is_not_multiplied(monkeypatch: pytest.Monkey
     assert costs.cost(trainee, D, 3000).step_bytes == pytest.approx(most, rel=0.1)
 
 
-def _bytes_of_a_step(trainee: Trainee, acts: Acts, progress: Progress) -> int:
+def _bytes_of_a_step(trainee: TrainableSAEs, acts: Acts, progress: Progress) -> int:
     with memory.unchanged(trainee), memory.Bytes() as used:
         torch.stack(list(trainee.losses(acts, progress).values())).sum().backward()
         trainee.after_backward()

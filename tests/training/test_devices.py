@@ -1,5 +1,5 @@
 """Everything that training makes lies where the language model does. There is no GPU in CI, so the default device is
-one on which nothing can be computed (as in tests/benchmark/test_devices.py, and as there `--device cuda` computes on a
+one on which nothing can be computed (as in tests/scoring/test_devices.py, and as there `--device cuda` computes on a
 GPU).
 """
 

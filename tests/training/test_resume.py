@@ -14,8 +14,8 @@ import torch
 
 from scalar_sae.errors import UserError
 from scalar_sae.io import Events
-from scalar_sae.saes.topk import TopKTrainee
-from scalar_sae.saes.trainee import Acts, Progress
+from scalar_sae.saes.methods.base import Acts, Progress
+from scalar_sae.saes.methods.topk import TopKTrainee
 from scalar_sae.sites import Site
 from tests.training.runs import STATEFUL, TOPK, trained, write_text
 

@@ -9,9 +9,9 @@ import torch
 
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.io import Events
+from scalar_sae.saes.methods.base import Progress, TrainableSAEs
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_sae
-from scalar_sae.saes.trainee import Progress, Trainee
 from scalar_sae.sites import Site
 from scalar_sae.training.best import Best
 from scalar_sae.training.config import TrainConfig
@@ -27,7 +27,7 @@ def logged(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == "validate"]
 
 
-def trainee_of(method: dict[str, Any]) -> Trainee:
+def trainee_of(method: dict[str, Any]) -> TrainableSAEs:
     return learners(TrainConfig(saes=[method], **SMALL), tiny_lm())[0].trainee
 
 

@@ -84,6 +84,6 @@ def test_two_workers_train_what_one_trains(tmp_path: Path, text: Path):
 
 
 def test_a_batch_that_cannot_be_shared_is_named(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("scalar_sae.workers.count", lambda: 3)
+    monkeypatch.setattr("scalar_sae.distributed.count", lambda: 3)
     with pytest.raises(UserError, match="batch_tokens = 100 is not a multiple of the 3 workers"):
         trained(tmp_path, text, "run", [TOPK])

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from scalar_sae import workers
+from scalar_sae import distributed
 from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.console import say
 from scalar_sae.errors import UserError
-from scalar_sae.io import whole, write_json
+from scalar_sae.io import atomic_write, write_json
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.locks import held
 from scalar_sae.readers import WRITER, open_regular, read_json
@@ -73,7 +73,7 @@ class CachedStream:
         self._stream, self._folder = stream, folder
         wanted = recipe(stream)
         path = folder / "manifest.json"
-        with workers.one_first():
+        with distributed.first_rank_first():
             if not os.path.lexists(path):
                 with held(folder, path.name, wait=60.0, option="--cache"):
                     if not os.path.lexists(path):
@@ -112,7 +112,7 @@ class CachedStream:
         index = start
         while True:
             path = self._path(index)
-            missing = any(workers.most([int(not self._there(path))]))
+            missing = any(distributed.all_max([int(not self._there(path))]))
             yield self._compute(index, path) if missing else self._load(index, path)
             index += 1
 
@@ -140,9 +140,9 @@ class CachedStream:
     def _compute(self, index: int, path: Path) -> Buffer:
         buffer = next(self._stream.buffers(index))
         if (
-            self._all and workers.number() == 0
+            self._all and distributed.rank() == 0
         ):  # a run that reads fewer sites would leave a buffer that others cannot use
-            with whole(path, "--cache") as temporary:
+            with atomic_write(path, "--cache") as temporary:
                 save_tensors(temporary, {str(read): acts for read, acts in buffer.items()}, self._of(index))
         return buffer
 

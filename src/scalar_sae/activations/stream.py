@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from scalar_sae import workers
+from scalar_sae import distributed
 from scalar_sae.activations.reading import Gradient
-from scalar_sae.kernels import ByOurKernels
-from scalar_sae.lm.model import At, LanguageModel
+from scalar_sae.kernels import FastCPUOps
+from scalar_sae.lm.model import LanguageModel, SiteState
 from scalar_sae.lm.special import counted
 from scalar_sae.sites import Site
 
@@ -73,11 +73,11 @@ class ActivationStream:
         buffer = {read: torch.zeros(len(shuffle), self.lm.d_model, device=prompts.device) for read in self.reads}
         batches, keeps = prompts.split(self.lm_batch), kept.split(self.lm_batch)
         places = shuffle.split([int(keep.sum()) for keep in keeps])
-        for number in workers.mine(len(batches)):
+        for number in distributed.shard(len(batches)):
             for read, acts in read_all(self.lm, batches[number], self.reads, self.special).items():
                 buffer[read][places[number]] = acts[keeps[number]]
         for acts in buffer.values():
-            workers.add_up(acts)
+            distributed.all_sum(acts)
         return buffer
 
     def _order(self, n: int, salt: int) -> Int[Tensor, " n"]:
@@ -92,7 +92,7 @@ def read_all(
 ) -> dict[Site | Gradient, Float[Tensor, "batch token d_model"]]:
     """Everything read on a few windows, at every position; special tokens are no targets of a gradient's loss."""
     sites = {read.site if isinstance(read, Gradient) else read for read in reads}
-    with torch.no_grad(), ByOurKernels():
+    with torch.no_grad(), FastCPUOps():
         states = lm.states(tokens, sorted(sites))
     target = tokens[:, 1:].long().masked_fill(~counted(tokens[:, 1:], special), IGNORED)
     return {
@@ -102,7 +102,7 @@ def read_all(
 
 
 def _gradient(
-    lm: LanguageModel, target: Int[Tensor, "batch n_target"], site: Site, at: At
+    lm: LanguageModel, target: Int[Tensor, "batch n_target"], site: Site, at: SiteState
 ) -> Float[Tensor, "batch token d_model"]:
     with torch.enable_grad():
         x = at.x.detach().requires_grad_()

@@ -67,7 +67,7 @@ def quickstart(
 
     Example: **scalar quickstart --out runs/quickstart**
     """
-    from scalar_sae import workers
+    from scalar_sae import distributed
     from scalar_sae.cautions import cautions_of
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.locks import held
@@ -76,12 +76,12 @@ def quickstart(
 
     check_run(out)
     rule = None if special is None else parse_rule(special)
-    workers.join()
+    distributed.init()
     config = StudyConfig.from_preset(preset, _changes(change, dtype), rule)
     with held(out, remedy="wait until it ends, or choose another --out"):
         lm = train_run(config, out, device=device, to_score=True)
         results = score_run(config, lm, out)
-        if workers.number() != 0:
+        if distributed.rank() != 0:
             return None
         page = write_report(out)
 
@@ -155,7 +155,7 @@ def train(
     Example: **scalar train paper-toy --out runs/paper-toy**, and when it was stopped **scalar train --resume --out
     runs/paper-toy**
     """
-    from scalar_sae import workers
+    from scalar_sae import distributed
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.study import StudyConfig, train_run
 
@@ -168,10 +168,10 @@ def train(
     check_run(out)
     check_cache(cache)
     rule = None if special is None else parse_rule(special)
-    workers.join()
+    distributed.init()
     config = StudyConfig.from_preset(preset, _changes(change, dtype), rule) if preset else StudyConfig.of_run(out)
     train_run(config, out, cache, log or (), device)
-    if workers.number() != 0:
+    if distributed.rank() != 0:
         return None
     return Outcome({"saes": out / "saes"}, lambda: tell(f"SAEs: {out / 'saes'}"))
 

@@ -61,15 +61,15 @@ def circuit(
 
     Example: **scalar circuit --saes runs/quickstart --sites resid_pre.0,resid_post.0,resid_post.1**
     """
-    from scalar_sae import workers
-    from scalar_sae.benchmark.chain import blocks_between
-    from scalar_sae.benchmark.circuit import check_ranking, score_chain
-    from scalar_sae.benchmark.score import say_left_out
+    from scalar_sae import distributed
     from scalar_sae.cautions import cautions_of
     from scalar_sae.console import Bar
     from scalar_sae.lm.special import parse_rule
-    from scalar_sae.results import Results
+    from scalar_sae.records.results import Results
     from scalar_sae.saes.sources import site_in
+    from scalar_sae.scoring.chain import blocks_between
+    from scalar_sae.scoring.circuit import check_ranking, score_chain
+    from scalar_sae.scoring.score import say_left_out
     from scalar_sae.sites import Site
 
     check_results(out)
@@ -80,21 +80,21 @@ def circuit(
     settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}
     settings |= {"context": context, "memory": memory, "seed": seed, "special": parse_rule(special or "skip")}
     check_settings(lm, dtype, tokens, settings)
-    workers.join()
+    distributed.init()
     ends = {str(place): functools.partial(site_in, site=place) for place in places}
     model, groups = subjects(lm, saes, method, device, dtype, ends)
     config, texts = prompts_of(tokens, model, saes, groups, method, settings)
     say_left_out(model, texts, config)
     results = Results()
     total = len(groups) * (prompts + rank_prompts * (len(places) - 1))
-    with making(out) as partial, Bar("circuit", total / workers.count()) as bar:
+    with making(out) as partial, Bar("circuit", total / distributed.world_size()) as bar:
         for name, group in groups.items():
             done = functools.partial(finished, bar, name)
             record = score_chain(model, group, places, texts, name, config, one_order, done, partial)
             results.records.append(record)
-        if out and workers.number() == 0:
+        if out and distributed.rank() == 0:
             results.write(out)
-    if workers.number() != 0:
+    if distributed.rank() != 0:
         return None
     found = {"records": results.records, "cautions": cautions_of(results.records)}
     return Outcome(found, lambda: print_records(results.records))

@@ -11,7 +11,7 @@ from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.errors import UserError
 
 if TYPE_CHECKING:
-    from scalar_sae.benchmark.compare import Ratio
+    from scalar_sae.scoring.compare import Ratio
 
 app = typer.Typer()
 
@@ -36,9 +36,9 @@ def compare(
 
     Example: **scalar compare runs/quickstart --base topk --score edges_at.90**
     """
-    from scalar_sae.benchmark.compare import at_matched_fidelity, ratios
     from scalar_sae.cautions import cautions_of
-    from scalar_sae.results import Results
+    from scalar_sae.records.results import Results
+    from scalar_sae.scoring.compare import at_matched_fidelity, ratios
 
     paths = [path / "results.json" if path.is_dir() else path for path in files]
     everything = [Results.read(path) for path in paths]

@@ -15,7 +15,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.io import check_writable
 
 if TYPE_CHECKING:
-    from scalar_sae.sae_results import SaeReading
+    from scalar_sae.records.sae_results import SaeReading
 
 app = typer.Typer()
 
@@ -67,8 +67,8 @@ def measure(
 
     Example: **scalar measure runs/seed0 --against runs/seed1 --against runs/seed2**
     """
+    from scalar_sae.evaluation.run import check_records, measure_run, records_folder
     from scalar_sae.lm.special import parse_rule
-    from scalar_sae.measures.run import check_records, measure_run, records_folder
 
     path = check_records(run, records_folder(run, out))
     check_model_and_text(lm, dtype, tokens)
@@ -115,9 +115,9 @@ def features(
 
     Example: **scalar features runs/quickstart --method topk**
     """
+    from scalar_sae.evaluation.features.interpretability import keep_reading, reading
+    from scalar_sae.evaluation.run import check_records, read_run, records_folder
     from scalar_sae.lm.special import parse_rule
-    from scalar_sae.measures.reading import keep_reading, reading
-    from scalar_sae.measures.run import check_records, read_run, records_folder
     from scalar_sae.report.features import write_page
 
     path = check_records(run, records_folder(run, out))
@@ -160,12 +160,12 @@ def judge(
 
     Example: **scalar judge runs/quickstart/features/topk/resid_post.0 --url http://127.0.0.1:8000/v1 --model m**
     """
-    from scalar_sae.measures.judge import judge_features
-    from scalar_sae.measures.judges import endpoint, local
-    from scalar_sae.measures.reading import keep_reading, reading
-    from scalar_sae.measures.run import RESULTS
+    from scalar_sae.evaluation.features.interpretability import keep_reading, reading
+    from scalar_sae.evaluation.features.judge import judge_features
+    from scalar_sae.evaluation.features.judges import endpoint, local
+    from scalar_sae.evaluation.run import RESULTS
+    from scalar_sae.records.results import Results
     from scalar_sae.report.features import write_page
-    from scalar_sae.results import Results
 
     if url and dtype != "auto":
         raise UserError(f"--dtype {dtype}: a server decides in which precision its model computes; leave it out")
@@ -218,14 +218,14 @@ def blind(
 
     Example: **scalar blind runs/a/saes/topk/resid_post.0 runs/a/saes/staircase/resid_post.0 --out runs/blind**
     """
-    from scalar_sae.measures.blind import check_rater
-    from scalar_sae.measures.blind import summary as summarise
+    from scalar_sae.evaluation.features.blind import check_rater
+    from scalar_sae.evaluation.features.blind import summary as summarise
 
     if summary:
         found = summarise(out)
         return Outcome(found.model_dump(), lambda: tell(*found.model_dump_json(indent=1).splitlines()))
+    from scalar_sae.evaluation.run import prepare_blind
     from scalar_sae.lm.special import parse_rule
-    from scalar_sae.measures.run import prepare_blind
     from scalar_sae.report.blind import Comparison, serve
     from scalar_sae.report.loopback import check_port
 

@@ -25,7 +25,7 @@ def list_(path: Source) -> Outcome:
     Example: **scalar ls runs/quickstart**
     """
     from scalar_sae.lm.loading import model_in
-    from scalar_sae.results import Results
+    from scalar_sae.records.results import Results
     from scalar_sae.saes import hub
     from scalar_sae.saes.formats.detect import Located, NothingFoundError
     from scalar_sae.saes.store import find_saes, notes
@@ -123,8 +123,8 @@ def push(
 
     Example: **scalar push runs/quickstart me/my-saes**
     """
+    from scalar_sae.records.results import Results
     from scalar_sae.report.publication import stage
-    from scalar_sae.results import Results
     from scalar_sae.saes import hub
     from scalar_sae.saes.store import find_saes
 

@@ -93,15 +93,15 @@ def score(
 
     Example: **scalar score --saes runs/quickstart --block ff_block.0 --prompts 10**
     """
-    from scalar_sae import workers
-    from scalar_sae.benchmark.config import LOCAL, check_ranking
-    from scalar_sae.benchmark.pair import Pair
-    from scalar_sae.benchmark.score import say_left_out
-    from scalar_sae.benchmark.score import score as run
+    from scalar_sae import distributed
     from scalar_sae.cautions import cautions_of
     from scalar_sae.console import Bar
     from scalar_sae.lm.special import parse_rule
-    from scalar_sae.results import Record, Results
+    from scalar_sae.records.results import Record, Results
+    from scalar_sae.scoring.config import LOCAL, check_ranking
+    from scalar_sae.scoring.pair import Pair
+    from scalar_sae.scoring.score import say_left_out
+    from scalar_sae.scoring.score import score as run
     from scalar_sae.sites import Block
 
     check_results(out)
@@ -123,13 +123,13 @@ def score(
     settings |= {"memory": memory, "seed": seed, "controls": (control,) if control else ()}
     settings |= {} if special is None else {"special": parse_rule(special)}
     check_settings(lm, dtype, tokens, settings)
-    workers.join()
+    distributed.init()
     model, chosen = subjects(lm, saes, method, device, dtype, _ends(place))
     pairs = {name: Pair.between(model, place, group) for name, group in chosen.items()}
     config, texts = prompts_of(tokens, model, saes, chosen, method, settings)
     say_left_out(model, texts, config)
     results = Results()
-    total = sum(workers.shares(len(pairs))) * (prompts + rank_prompts)
+    total = sum(distributed.shares(len(pairs))) * (prompts + rank_prompts)
     with making(out) as partial, Bar("score", total) as bar:
         instead = next(iter(config.controls), None)
 
@@ -137,11 +137,11 @@ def score(
             done = functools.partial(finished, bar, name)
             return run(pairs[name], texts, name, used, config, done, partial, instead)
 
-        for some in workers.deal(list(pairs), record):
+        for some in distributed.run_jobs(list(pairs), record):
             results.records += some
-        if out and workers.number() == 0:
+        if out and distributed.rank() == 0:
             results.write(out)
-    if workers.number() != 0:
+    if distributed.rank() != 0:
         return None
     found = {"records": results.records, "cautions": cautions_of(results.records)}
     return Outcome(found, lambda: print_records(results.records))
@@ -149,8 +149,8 @@ def score(
 
 def _ends(place: "Block") -> "dict[str, Find]":
     """How to find the SAEs at both ends of a block; upstream may stand a transcoder that writes there."""
-    from scalar_sae.benchmark.pair import upstream
     from scalar_sae.saes.sources import site_in
+    from scalar_sae.scoring.pair import upstream
 
     up, down = place.up, place.down
     return {str(up): lambda group: upstream(group, up), str(down): lambda group: site_in(group, down)}

@@ -10,10 +10,10 @@ import typer
 from scalar_sae.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from scalar_sae.benchmark.config import ScoreConfig, Texts
     from scalar_sae.console import Bar
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.saes.sources import Find, Group
+    from scalar_sae.scoring.config import ScoreConfig, Texts
 
 Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default a GPU if there is one.")]
 Dtype = Annotated[
@@ -59,14 +59,14 @@ def subjects(
     ends: "Mapping[str, Find]",
 ) -> "tuple[LanguageModel, dict[str, Group]]":
     """The language model and the groups of SAEs that a command is about: those with an SAE at every end."""
-    from scalar_sae import workers
+    from scalar_sae import distributed
     from scalar_sae.console import say
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.saes.fitted import fitted
     from scalar_sae.saes.sources import together
     from scalar_sae.saes.store import load_saes
 
-    place, loaded = workers.device(device), load_saes(*saes)
+    place, loaded = distributed.device(device), load_saes(*saes)
     if method is not None and method not in loaded:
         raise unknown("method", method, loaded)
     model = LanguageModel.load(lm or _model_with(saes), device=place, dtype=dtype)
@@ -106,7 +106,7 @@ def check_settings(lm: str | None, dtype: str, tokens: str | None, settings: dic
 
     What depends on the model or the SAEs, such as the largest number of edges, is seen later.
     """
-    from scalar_sae.benchmark.config import ScoreConfig, check_grid
+    from scalar_sae.scoring.config import ScoreConfig, check_grid
     from scalar_sae.training.config import validated
 
     check_model_and_text(lm, dtype, tokens)
@@ -138,9 +138,9 @@ def prompts_of(
 
     What differs from the prompts that the SAEs in `groups`, read from the paths `saes`, were trained on is said.
     """
-    from scalar_sae.benchmark.config import ScoreConfig, held_out
     from scalar_sae.console import say
     from scalar_sae.own_text import evaluation_text, say_unlike
+    from scalar_sae.scoring.config import ScoreConfig, held_out
     from scalar_sae.training.config import validated
 
     most = max(settings["prompts"], *settings["rankings"].values())

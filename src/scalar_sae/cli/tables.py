@@ -11,8 +11,8 @@ from scalar_sae.console import tell
 from scalar_sae.errors import one_line
 
 if TYPE_CHECKING:
-    from scalar_sae.results import Record, Results
-    from scalar_sae.sae_results import SaeReading, TextRead
+    from scalar_sae.records.results import Record, Results
+    from scalar_sae.records.sae_results import SaeReading, TextRead
 
 
 PUBLISHED = ("absolute", "pure", "relative", "do nothing")
@@ -91,7 +91,7 @@ def name_texts(texts: "Iterable[TextRead | None]") -> None:
 
 def text_of(record: "Record") -> "TextRead | None":
     """The text that a record was scored on, if it says."""
-    from scalar_sae.sae_results import TextRead
+    from scalar_sae.records.sae_results import TextRead
 
     names = ("corpus", "source", "fingerprint")
     if not {*names, "prompts"} <= set(record.data):

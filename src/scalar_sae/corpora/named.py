@@ -13,7 +13,7 @@ from scalar_sae.console import Bar
 from scalar_sae.corpora.files import recognised
 from scalar_sae.corpora.texts import VAL_SHARE, Texts, read_text, split
 from scalar_sae.errors import UserError
-from scalar_sae.io import cache_folder, whole
+from scalar_sae.io import atomic_write, cache_folder
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -107,6 +107,6 @@ def _download(url: str, sha256: str) -> Path:
         raise UserError(f"{url}: download failed ({error}); {LOCAL}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{url}: what came is not the expected file; {LOCAL}")
-    with whole(path, "SCALAR_SAE_CACHE") as temporary:
+    with atomic_write(path, "SCALAR_SAE_CACHE") as temporary:
         temporary.write_bytes(content)
     return path

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scalar_sae.console import Bar, say
 from scalar_sae.errors import UserError
-from scalar_sae.io import cache_folder, whole
+from scalar_sae.io import atomic_write, cache_folder
 from scalar_sae.readers import open_regular
 
 _VERSION = 1
@@ -106,7 +106,7 @@ def convert(
         "sha256": digest or _digest(path),
         "types": dict(types.most_common()),
     }
-    with Bar(f"write {path.name} as {folder.name}"), whole(folder, option) as temporary:
+    with Bar(f"write {path.name} as {folder.name}"), atomic_write(folder, option) as temporary:
         hf.to(dtype).save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)

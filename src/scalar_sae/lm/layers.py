@@ -21,7 +21,7 @@ from scalar_sae.errors import UserError
 Function = Callable[[Tensor], Tensor]
 
 
-class At(NamedTuple):
+class SiteState(NamedTuple):
     """The state of a forward pass at a site."""
 
     x: Float[Tensor, "batch token d_model"]
@@ -59,7 +59,7 @@ class Stage:
     def __contains__(self, kind: str) -> bool:
         return kind == self.start or any(kind in branch.places for branch in self.branches)
 
-    def steps(self, kind: str, here: At) -> Iterator[tuple[str, At]]:
+    def steps(self, kind: str, here: SiteState) -> Iterator[tuple[str, SiteState]]:
         """Walk from a place of the stage to its end, yielding every place reached and the state there."""
         if kind == self.start and len(self.branches) > 1:
             yield from self._side_by_side(here.x)
@@ -68,12 +68,12 @@ class Stage:
         branch = next(branch for branch in self.branches if kind == self.start or kind in branch.places)
         for place, function in branch.after(kind):
             x = function(x)
-            yield place, At(x, skip)
+            yield place, SiteState(x, skip)
         if skip is None:
             raise UserError("running on from a side branch (attn_*, mlp_*) needs the residual stream it is added to")
-        yield self.end, At(x + skip, None)
+        yield self.end, SiteState(x + skip, None)
 
-    def _side_by_side(self, x: Tensor) -> Iterator[tuple[str, At]]:
+    def _side_by_side(self, x: Tensor) -> Iterator[tuple[str, SiteState]]:
         """All branches from the stage's start; the stream beside each already holds the others' outputs."""
         reached: list[list[tuple[str, Tensor]]] = []
         for branch in self.branches:
@@ -84,8 +84,8 @@ class Stage:
         outputs = [at[-1][1] for at in reached]
         for index, at in enumerate(reached):
             skip = sum(outputs[:index] + outputs[index + 1 :], x)
-            yield from ((place, At(value, skip)) for place, value in at)
-        yield self.end, At(sum(outputs, x) if self.stream_first else sum(outputs[1:], outputs[0]) + x, None)
+            yield from ((place, SiteState(value, skip)) for place, value in at)
+        yield self.end, SiteState(sum(outputs, x) if self.stream_first else sum(outputs[1:], outputs[0]) + x, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,9 +118,9 @@ class Layer:
             return True
         return any(kind in branch.places and later in branch.places for branch in stage.branches)
 
-    def steps(self, kind: str, here: At) -> Iterator[tuple[str, At]]:
+    def steps(self, kind: str, here: SiteState) -> Iterator[tuple[str, SiteState]]:
         """Walk from a place to the layer's end, yielding every place reached and the state there."""
-        here = At(here.x.to(self.weight.device), here.skip)
+        here = SiteState(here.x.to(self.weight.device), here.skip)
         for stage in self.stages:
             if kind in stage:
                 for place, state in stage.steps(kind, here):

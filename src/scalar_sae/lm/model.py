@@ -27,7 +27,7 @@ from scalar_sae.console import say_once
 from scalar_sae.errors import UserError
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.hooked import as_hf
-from scalar_sae.lm.layers import At
+from scalar_sae.lm.layers import SiteState
 from scalar_sae.lm.loading import Origin, check_whole, load_hf, load_tokenizer, locate, precision
 from scalar_sae.lm.norms import AnyNorm, before_gain, norm_of
 from scalar_sae.lm.recognition import dissect
@@ -240,18 +240,18 @@ class LanguageModel(nn.Module):
         self.check_tokens(tokens)
         return widened(self.hf(tokens.to(self.hf.device), use_cache=False).logits, tokens)
 
-    def states(self, tokens: Int[Tensor, "batch token"], sites: list[Site]) -> dict[Site, At]:
+    def states(self, tokens: Int[Tensor, "batch token"], sites: list[Site]) -> dict[Site, SiteState]:
         """The clean forward pass at each site, run no further than the last of them."""
         self.check_tokens(tokens)
         for site in sites:
             self.check(site)
-        here = At(self._anatomy.embed(tokens.to(self.hf.device)), None)
-        places: Iterable[tuple[Site, At]] = [(Site("resid_pre", 0), here)]
+        here = SiteState(self._anatomy.embed(tokens.to(self.hf.device)), None)
+        places: Iterable[tuple[Site, SiteState]] = [(Site("resid_pre", 0), here)]
         if last := max(sites, default=None):
             places = chain(places, self._stretch.walk(Site("resid_pre", 0), last, here))
-        found: dict[Site, At] = {}
+        found: dict[Site, SiteState] = {}
         for place, state in places:
-            state = At(widened(state.x, tokens), None if state.skip is None else widened(state.skip, tokens))
+            state = SiteState(widened(state.x, tokens), None if state.skip is None else widened(state.skip, tokens))
             found.update({site: state for site in sites if site.same_place(place)})
         return found
 
@@ -320,7 +320,7 @@ class LanguageModel(nn.Module):
         """Next-token logits when `x` is the residual stream behind the last layer."""
         return widened(self._anatomy.unembed(x.to(self._anatomy.layers[-1].weight)), x)
 
-    def spliced(self, first: At, replace: dict[Site, Replacement]) -> At:
+    def spliced(self, first: SiteState, replace: dict[Site, Replacement]) -> SiteState:
         """The state at the last listed site, the activation at each of them replaced by a function of what stands
         there. A later site sees what the earlier replacements made of it.
 
@@ -334,9 +334,9 @@ class LanguageModel(nn.Module):
         for start, stop in pairwise(places):
             if start.same_place(stop):
                 continue
-            here = At(here.x.to(weight), None if here.skip is None else here.skip.to(weight))
+            here = SiteState(here.x.to(weight), None if here.skip is None else here.skip.to(weight))
             [(_, here)] = deque(self._stretch.walk(start, stop, here), maxlen=1)
-            here = At(widened(here.x, first.x), None if here.skip is None else widened(here.skip, first.x))
+            here = SiteState(widened(here.x, first.x), None if here.skip is None else widened(here.skip, first.x))
             here = here._replace(x=replace[stop](here.x))
         return here
 

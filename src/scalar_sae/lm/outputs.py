@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scalar_sae.kernels import ByOurKernels
+from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.model import LanguageModel
 
 LOGIT_BYTES = 2**25
@@ -82,7 +82,7 @@ def _pieces(lm: LanguageModel, x: Tensor) -> Iterator[tuple[tuple[slice, slice],
     """Log-probabilities of some prompts and tokens, [batch, token, d_vocab], and which they are."""
     cache = CACHE_BYTES if x.device.type == "cpu" else LOGIT_BYTES
     for rows, columns in _cut(x.shape[0], x.shape[1], lm.d_vocab, LOGIT_BYTES):
-        with ByOurKernels():
+        with FastCPUOps():
             logits = lm.unembed(x[rows, columns])
         for inner_rows, inner_columns in _cut(logits.shape[0], logits.shape[1], lm.d_vocab, cache):
             here = _within(rows, inner_rows), _within(columns, inner_columns)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scalar_sae.errors import UserError
 from scalar_sae.lm.anatomy import DUMMY_TOKENS, Anatomy, dummy
 from scalar_sae.lm.architectures import ARCHITECTURES
-from scalar_sae.lm.layers import At
+from scalar_sae.lm.layers import SiteState
 
 DOCS = "docs/models.md"
 SCALES = (2.0**-10, 1.0, 2.0**10)
@@ -168,7 +168,7 @@ class _Wiring:
         own, self._handed = self._handed, defaultdict(list)
         yield from (f"{self._names[part]} is called {len(own[part])} times" for part in own if len(own[part]) > 1)
         for number, (layer, x) in enumerate(zip(self._anatomy.layers, self._inputs, strict=True)):
-            *_, (_, here) = layer.steps("resid_pre", At(x, None))
+            *_, (_, here) = layer.steps("resid_pre", SiteState(x, None))
             yield from self._unlike(own)
             if not torch.equal(_rows(here.x), _rows(model.outputs[number])):
                 yield f"layer {number} puts out something else"
@@ -202,7 +202,7 @@ def _in_own_precision(anatomy: Anatomy) -> Iterator[str]:
     """Where the row's modules, called as it says, do not give the model's own activations."""
     own = _own_forward(anatomy)
     for number, (layer, x, output) in enumerate(zip(anatomy.layers, own.into, own.outputs, strict=True)):
-        at = dict(layer.steps("resid_pre", At(x, None)))
+        at = dict(layer.steps("resid_pre", SiteState(x, None)))
         terms = x.abs() + at["attn_out"].x.abs() + at["mlp_out"].x.abs()
         if not _within(at["resid_post"].x, output, ORDER * terms):
             off, size = (at["resid_post"].x - output).abs().max().item(), output.abs().max().item()

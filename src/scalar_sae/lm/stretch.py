@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.lm.feedforward import FeedForward
-from scalar_sae.lm.layers import At, Layer
+from scalar_sae.lm.layers import Layer, SiteState
 from scalar_sae.sites import Site
 
 
@@ -46,7 +46,7 @@ class Stretch:
         if end.depth < start.depth:
             raise UserError(f"{start}->{end}: the model runs in the other direction")
         weight = self.layers[start.layer].weight
-        here = At(x.to(weight), None if skip is None else skip.to(weight))
+        here = SiteState(x.to(weight), None if skip is None else skip.to(weight))
         [(place, here)] = deque(self.walk(start, end, here), maxlen=1)
         if not place.same_place(end):
             raise UserError(f"{start}->{end}: {self.name} runs attention and MLP side by side; none leads to the other")
@@ -60,7 +60,7 @@ class Stretch:
         """
         return FeedForward.of(self.layers[layer], f"{self.name}, layer {layer}")
 
-    def walk(self, start: Site, end: Site, here: At) -> Iterator[tuple[Site, At]]:
+    def walk(self, start: Site, end: Site, here: SiteState) -> Iterator[tuple[Site, SiteState]]:
         """Walk from one place to a later one, yielding every place reached and the state there."""
         kind = start.kind
         for number in range(start.layer, max(self.layers) + 1):

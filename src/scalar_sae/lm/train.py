@@ -24,7 +24,7 @@ from scalar_sae.bounds import Address, Count, Rate, Seed, Size
 from scalar_sae.console import Bar, say
 from scalar_sae.corpora import Corpus, Texts, load_texts, tokenized, windows
 from scalar_sae.errors import UserError
-from scalar_sae.io import Events, differences, whole, write_json
+from scalar_sae.io import Events, atomic_write, differences, write_json
 from scalar_sae.lm.loading import Origin, load_tokenizer
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.locks import held
@@ -192,7 +192,7 @@ def _train(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     if not isinstance(tokenizer, Pretrained):
         shutil.rmtree(out / TOKENIZER, ignore_errors=True)  # of another recipe, stopped before its first checkpoint
     elif not (state.step and (out / TOKENIZER).is_dir()):
-        with whole(out / TOKENIZER) as temporary:
+        with atomic_write(out / TOKENIZER) as temporary:
             tokenizer.save(temporary)
     events = Events(out / "events.jsonl")
     with Bar("train-lm", recipe.steps, done=state.step) as bar:
@@ -312,7 +312,7 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint."""
-        with whole(path) as temporary:
+        with atomic_write(path) as temporary:
             save_checkpoint(
                 temporary,
                 {
@@ -365,7 +365,7 @@ def _finish(state: State, corpus: Corpus, val_bytes: int, out: Path) -> dict[str
         versions=versions(),
         curve=state.curve,
     ).model_dump(mode="json")
-    with whole(out / "model") as temporary:
+    with atomic_write(out / "model") as temporary:
         state.lm.save_pretrained(temporary)
         if (out / TOKENIZER).is_dir():
             shutil.copytree(out / TOKENIZER, temporary, dirs_exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scalar_sae.errors import UserError
-from scalar_sae.measures.blind import CHOICES, Answers, Choice, Examples, Pairs
+from scalar_sae.evaluation.features.blind import CHOICES, Answers, Choice, Examples, Pairs
 from scalar_sae.readers import explained
 from scalar_sae.report.environment import viewer
 from scalar_sae.report.loopback import LoopbackServer, RefusedError

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalar_sae.io import whole
+from scalar_sae.evaluation.features.edges import SCHEMA
+from scalar_sae.evaluation.features.judge import Judged, read_judged
+from scalar_sae.evaluation.features.rules import LENGTHS
+from scalar_sae.evaluation.features.tables import OCTAVES, read_examples, read_table
+from scalar_sae.io import atomic_write
 from scalar_sae.locks import held
-from scalar_sae.measures.edges import SCHEMA
-from scalar_sae.measures.judge import Judged, read_judged
-from scalar_sae.measures.rules import LENGTHS
-from scalar_sae.measures.tables import OCTAVES, read_examples, read_table
 from scalar_sae.report.environment import viewer
 from scalar_sae.report.text import token_text, visible
 
@@ -53,7 +53,7 @@ def write_page(folder: Path, title: str) -> Path:
         "f1": [_number(scores[-1]) for scores in latents["rule_f1"].to_pylist()],
         "vocabulary": {token: token_text(text) for token, text in vocabulary.items()},
     }
-    with held(folder, "page", wait=60.0), whole(folder / "page") as temporary:
+    with held(folder, "page", wait=60.0), atomic_write(folder / "page") as temporary:
         (temporary / "data").mkdir(parents=True)
         for name, text in viewer("features").items():
             (temporary / name).write_text(text, encoding="utf-8")

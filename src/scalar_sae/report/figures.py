@@ -6,9 +6,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from scalar_sae.records.results import Record
+from scalar_sae.records.sae_results import SaeFidelity
 from scalar_sae.report.text import in_plot
-from scalar_sae.results import Record
-from scalar_sae.sae_results import SaeFidelity
 
 PALETTE = ("#2f6db5", "#e0702d", "#3a9a5b", "#9b59b6", "#c0392b", "#16a085")
 INK = "#1d2433"

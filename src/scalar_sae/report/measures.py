@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from scalar_sae.records.sae_results import SaeFidelity, SeedAgreement
 from scalar_sae.report.figures import style
 from scalar_sae.report.text import in_plot
-from scalar_sae.sae_results import SaeFidelity, SeedAgreement
 
 RATES = [f"{10 ** (-6 + i / 2):.0e}" for i in range(12)]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from scalar_sae.cautions import cautions_of
+from scalar_sae.records.results import Results
+from scalar_sae.records.sae_results import SaeFidelity
 from scalar_sae.report.text import visible
-from scalar_sae.results import Results
-from scalar_sae.sae_results import SaeFidelity
 from scalar_sae.saes.formats.detect import Located
 
 _RECIPE_CHARACTERS = 4000

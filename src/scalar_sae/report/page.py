@@ -16,10 +16,10 @@ from scalar_sae.cautions import DEEP, cautions_of
 from scalar_sae.errors import UserError
 from scalar_sae.io import write_text
 from scalar_sae.readers import parse_yaml, read_text
+from scalar_sae.records.results import Record, Results
+from scalar_sae.records.sae_results import SaeFidelity
 from scalar_sae.report import figures, measures
 from scalar_sae.report.environment import asset, environment, policy_of
-from scalar_sae.results import Record, Results
-from scalar_sae.sae_results import SaeFidelity
 
 BASELINE = "topk"
 

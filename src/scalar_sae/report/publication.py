@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from scalar_sae.errors import UserError
+from scalar_sae.records.results import Results
 from scalar_sae.redaction import published
 from scalar_sae.report.model_card import model_card
-from scalar_sae.results import Results
 from scalar_sae.saes.export import export
 from scalar_sae.saes.formats.detect import Located
 

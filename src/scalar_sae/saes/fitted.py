@@ -11,7 +11,7 @@ from scalar_sae.console import say_once
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.norms import Norm, before_gain
-from scalar_sae.saes.folds import with_input_multiplied
+from scalar_sae.saes.reparam import with_input_multiplied
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group
 from scalar_sae.sites import Site

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU
-from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.trained import Trained
 from scalar_sae.sites import Site

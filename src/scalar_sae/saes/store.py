@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from scalar_sae.console import say
 from scalar_sae.errors import UserError
-from scalar_sae.io import whole
+from scalar_sae.io import atomic_write
 from scalar_sae.readers import WRITER, check_version
 from scalar_sae.saes import hub
 from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, Kind, ReLU, TopK
@@ -23,7 +23,7 @@ from scalar_sae.saes.formats.detect import FORMATS, Located, nothing, walk
 from scalar_sae.saes.formats.fields import shown
 from scalar_sae.saes.formats.files import Folder, Format, Found, about, build
 from scalar_sae.saes.formats.tensors import Tensors
-from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group, Source, site_in
@@ -87,7 +87,7 @@ class SaeCard(BaseModel):
 
 def save_sae(sae: SAE, card: SaeCard, folder: Path) -> None:
     """Write an SAE folder, whole or not at all."""
-    with whole(folder) as temporary:
+    with atomic_write(folder) as temporary:
         temporary.mkdir()
         tensors = {name: getattr(sae, name) for name in TENSORS}
         if isinstance(sae.activation, JumpReLU):

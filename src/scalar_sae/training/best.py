@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalar_sae.saes.trainee import Trainee
+from scalar_sae.saes.methods.base import TrainableSAEs
 
 
 class Best:
@@ -30,7 +30,7 @@ class Best:
         """Their loss, as it was found last."""
         self._state: dict[str, Tensor] | None = None
 
-    def judge(self, trainee: Trainee, step: int, loss: Callable[[Trainee], float]) -> float:
+    def judge(self, trainee: TrainableSAEs, step: int, loss: Callable[[TrainableSAEs], float]) -> float:
         """Keep the present weights if they are no worse than the kept ones; returns their loss."""
         if self._state is not None:
             with _instead(trainee, self._state):
@@ -41,7 +41,7 @@ class Best:
             self._keep(trainee)
         return now
 
-    def _keep(self, trainee: Trainee) -> None:
+    def _keep(self, trainee: TrainableSAEs) -> None:
         """Copy the present weights over those kept before."""
         present = trainee.state_dict()
         if self._state is None:
@@ -49,7 +49,7 @@ class Best:
         for name, tensor in present.items():
             self._state[name].copy_(tensor)
 
-    def restore(self, trainee: Trainee) -> None:
+    def restore(self, trainee: TrainableSAEs) -> None:
         """Put the kept weights and what was counted with them into the trainee."""
         if self._state is not None:
             trainee.load_state_dict(self._state)
@@ -68,7 +68,7 @@ class Best:
 
 
 @contextmanager
-def _instead(trainee: Trainee, state: dict[str, Tensor]) -> Generator[None]:
+def _instead(trainee: TrainableSAEs, state: dict[str, Tensor]) -> Generator[None]:
     """The parameters of `state` in place of the trainee's; its buffers, which make the loss what it is, stay."""
     present = {name: parameter.data for name, parameter in trainee.named_parameters()}
     try:

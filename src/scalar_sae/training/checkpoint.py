@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from scalar_sae import workers
+from scalar_sae import distributed
 from scalar_sae.errors import UserError, reason
-from scalar_sae.io import differences, whole
+from scalar_sae.io import atomic_write, differences
 from scalar_sae.readers import WRITER
 from scalar_sae.sealed import load_checkpoint, save_checkpoint
-from scalar_sae.training.learner import Learner
+from scalar_sae.training.learner import OptimizedSAEs
 
 REMEDY = "move it away and run the same command to start again"
 
@@ -36,25 +36,25 @@ class Position(NamedTuple):
     """Batches of that buffer that were used."""
 
 
-def save(path: Path, at: Position, learners: list[Learner], run: dict[str, Any]) -> None:
+def save(path: Path, at: Position, learners: list[OptimizedSAEs], run: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all; `run` is the config and the text, as plain values."""
     learned = [learner.state() for learner in learners]
-    with whole(path, "--out") as temporary:
+    with atomic_write(path, "--out") as temporary:
         save_checkpoint(temporary, {"position": tuple(at), "learners": learned, "run": run, "written_by": WRITER})
 
 
-def resume(path: Path, learners: list[Learner], device: torch.device, run: dict[str, Any]) -> Position:
+def resume(path: Path, learners: list[OptimizedSAEs], device: torch.device, run: dict[str, Any]) -> Position:
     """Load a checkpoint onto a device if there is one.
 
     Raises:
         UserError: it is damaged, was changed, is of other SAEs or another run, or another worker sees another one.
     """
     at = _loaded(path, learners, device, run) if os.path.lexists(path) else Position()
-    workers.agree(str(path), at)
+    distributed.check_agreement(str(path), at)
     return at
 
 
-def _loaded(path: Path, learners: list[Learner], device: torch.device, run: dict[str, Any]) -> Position:
+def _loaded(path: Path, learners: list[OptimizedSAEs], device: torch.device, run: dict[str, Any]) -> Position:
     saved = load_checkpoint(path, device, "a checkpoint of these SAEs", REMEDY)
     if differing := differences(saved.get("run", {}), run):
         raise UserError(f"{path}: not a checkpoint of these SAEs (of another run: {'; '.join(differing)}); {REMEDY}")

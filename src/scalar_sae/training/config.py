@@ -11,7 +11,7 @@ from scalar_sae.bounds import Address, Count, Rate, Seed, Size
 from scalar_sae.errors import UserError, quoted, unknown
 from scalar_sae.lm.special import Rule
 from scalar_sae.readers import explained, parse_yaml, read_text
-from scalar_sae.saes.methods import CONFIGS, MethodConfig
+from scalar_sae.saes.methods.registry import CONFIGS, MethodConfig
 
 Config = TypeVar("Config", bound=BaseModel)
 

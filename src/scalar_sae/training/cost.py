@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalar_sae.saes.trainee import Progress, Trainee
+from scalar_sae.saes.methods.base import Progress, TrainableSAEs
 from scalar_sae.training.memory import PROBES, Bytes, History, most, probe, unchanged
 
 MOST_TOKENS = 512
@@ -29,7 +29,7 @@ class Cost(NamedTuple):
     larger of a first and a last step: Llama Scope begins with many latents a token."""
 
 
-def cost(trainee: Trainee, d_model: int, batch_tokens: int) -> Cost:
+def cost(trainee: TrainableSAEs, d_model: int, batch_tokens: int) -> Cost:
     """The cost of a trainee, steps being of `batch_tokens` on this worker."""
     n = max(PROBES[0], min(MOST_TOKENS, batch_tokens // 4))
     steps = [[_step(trainee, d_model, tokens, progress) for tokens in (n, 2 * n)] for progress in (START, END)]
@@ -38,7 +38,7 @@ def cost(trainee: Trainee, d_model: int, batch_tokens: int) -> Cost:
     return Cost(sum(p.numel() for p in trainee.parameters()), (many - few) // n, in_use)
 
 
-def _step(trainee: Trainee, d_model: int, n: int, progress: Progress) -> tuple[int, History]:
+def _step(trainee: TrainableSAEs, d_model: int, n: int, progress: Progress) -> tuple[int, History]:
     """Floating-point operations of a step on n tokens, and the bytes in use after each operation."""
     acts = probe(trainee, d_model, n)
     known = {torch.ops.mkldnn._linear_pointwise: _linear_flop}

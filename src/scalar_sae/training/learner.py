@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalar_sae import workers
-from scalar_sae.saes.firing import Firing, window
-from scalar_sae.saes.methods import MethodConfig
-from scalar_sae.saes.trainee import Acts, Progress, Trainee, Transformer
+from scalar_sae import distributed
+from scalar_sae.saes.components.dead_latents import Firing, window
+from scalar_sae.saes.methods.base import Acts, Progress, TrainableSAEs, Transformer
+from scalar_sae.saes.methods.registry import MethodConfig
 from scalar_sae.sites import Site
 from scalar_sae.training.best import Best
 from scalar_sae.training.config import TrainConfig
@@ -24,10 +24,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (config.lr - config.min_lr)
 
 
-class Learner:
+class OptimizedSAEs:
     """A trainee with its optimiser."""
 
-    def __init__(self, method: MethodConfig, trainee: Trainee, config: TrainConfig) -> None:
+    def __init__(self, method: MethodConfig, trainee: TrainableSAEs, config: TrainConfig) -> None:
         self.method = method
         self.trainee = trainee
         self.best = Best()
@@ -48,7 +48,7 @@ class Learner:
             group["lr"] = self.method.lr_scale * learning_rate(self._config, step)
         losses = self.trainee.losses(acts, Progress(step, self._config.steps))
         torch.stack(list(losses.values())).sum().backward()
-        workers.average(p.grad for p in self._parameters if p.grad is not None)
+        distributed.average_gradients(p.grad for p in self._parameters if p.grad is not None)
         self.trainee.after_backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
         self.finite.logical_and_(norm.isfinite())
@@ -72,9 +72,9 @@ class Learner:
         self.best.load(state["best"])
 
 
-def learners(config: TrainConfig, lm: Transformer, device: torch.device | str = "cpu") -> list[Learner]:
+def learners(config: TrainConfig, lm: Transformer, device: torch.device | str = "cpu") -> list[OptimizedSAEs]:
     """One learner for each trainee of each method of a config. First weights are made on the CPU: the same anywhere."""
     with torch.device("cpu"):
         seeds = [(method, config.seed if method.seed is None else method.seed) for method in config.saes]
         trainees = [(method, trainee) for method, seed in seeds for trainee in method.trainees(lm, seed)]
-    return [Learner(method, trainee.to(device), config) for method, trainee in trainees]
+    return [OptimizedSAEs(method, trainee.to(device), config) for method, trainee in trainees]

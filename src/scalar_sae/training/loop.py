@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scalar_sae import workers
+from scalar_sae import distributed
 from scalar_sae.activations.cache import CachedStream
 from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.console import Bar, say
@@ -24,14 +24,14 @@ from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import left_out, say_special
 from scalar_sae.malloc import freed_memory_handed_back
+from scalar_sae.saes.methods.base import TrainableSAEs
 from scalar_sae.saes.store import SaeCard, load_sae, save_sae
-from scalar_sae.saes.trainee import Trainee
 from scalar_sae.sites import Site
 from scalar_sae.training import memory
 from scalar_sae.training.checkpoint import Position, noted, resume, save
 from scalar_sae.training.config import TrainConfig
 from scalar_sae.training.cost import cost
-from scalar_sae.training.learner import Learner, learners
+from scalar_sae.training.learner import OptimizedSAEs, learners
 from scalar_sae.training.validation import Validation, rounded
 from scalar_sae.versions import versions
 
@@ -58,13 +58,15 @@ def train(
         UserError: a site the model lacks, k above d_sae, too short a text, activations that are not finite, or batches
             that cannot be shared out evenly.
     """
-    if config.batch_tokens % workers.count():
-        raise UserError(f"batch_tokens = {config.batch_tokens} is not a multiple of the {workers.count()} workers")
+    if config.batch_tokens % distributed.world_size():
+        raise UserError(
+            f"batch_tokens = {config.batch_tokens} is not a multiple of the {distributed.world_size()} workers"
+        )
     corpus.check_tokenizer(lm)
     group = learners(config, lm, lm.device)
     folders = [_folder(out, learner, site) for learner in group for site in learner.trainee.sites]
     if _finished(folders):
-        if workers.number() == 0:
+        if distributed.rank() == 0:
             (out / "checkpoint.pt").unlink(missing_ok=True)
         return
     _Run(config, lm, corpus, out, events, group, cache).go()
@@ -82,7 +84,7 @@ def _finished(folders: list[Path]) -> bool:
             load_sae(folder)
         except UserError as error:
             raise UserError(f"{error}; move the folder away and run the same command to train again") from error
-    workers.agree("finished SAEs", list(map(str, there)))
+    distributed.check_agreement("finished SAEs", list(map(str, there)))
     return len(there) == len(folders)
 
 
@@ -96,7 +98,7 @@ class _Run:
         corpus: Corpus,
         out: Path,
         events: Events,
-        group: list[Learner],
+        group: list[OptimizedSAEs],
         cache: Path | None,
     ) -> None:
         self.config, self.corpus, self.out, self.events, self.group = config, corpus, out, events, group
@@ -112,14 +114,14 @@ class _Run:
         held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
         self.validation = Validation(lm, held_out, reads, special) if config.validations else None
         self.n_layers, self.device, self.about_lm = lm.n_layers, lm.device, lm.describe()
-        rows = config.batch_tokens // workers.count()
+        rows = config.batch_tokens // distributed.world_size()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
         with Bar("forecast memory"):
             self.costs = {name: cost(trainee, lm.d_model, rows) for name, trainee in reversed(one_each.items())}
             parts = self._memory(stream, held_out, list(one_each.values()))
         self._announce(parts)
 
-    def _memory(self, stream: ActivationStream, held_out: Tensor, trainees: list[Trainee]) -> dict[str, int]:
+    def _memory(self, stream: ActivationStream, held_out: Tensor, trainees: list[TrainableSAEs]) -> dict[str, int]:
         """The most bytes that the run will hold: what stays, and the largest of what its phases fill in turn.
 
         On a CPU about as much again is freed and not used again: the C library seldom finds room for a large aligned
@@ -179,17 +181,17 @@ class _Run:
                         self._validate(at.step)
                     if last:
                         self._finish(at.step, buffer)
-                        if received := workers.most([signals.received or 0])[0]:
+                        if received := distributed.all_max([signals.received or 0])[0]:
                             say("stopped after the last step; the SAEs are written")
                             raise SystemExit(128 + received)
                         return
                     due = time.monotonic() - saved_at > CHECKPOINT_SECONDS
-                    received, due = workers.most([signals.received or 0, int(due)])
+                    received, due = distributed.all_max([signals.received or 0, int(due)])
                     if received or due:
                         self._report(losses, at.step)
-                        if workers.number() == 0:
+                        if distributed.rank() == 0:
                             save(checkpoint, at, self.group, run)
-                        workers.meet()
+                        distributed.barrier()
                         saved_at = time.monotonic()
                     if received:
                         say(f"stopped after step {at.step:,}; the same command goes on from there")
@@ -209,7 +211,7 @@ class _Run:
         }
 
     def _report(self, losses: dict[str, Tensor], step: int) -> str:
-        values = dict(zip(losses, workers.mean(torch.stack(list(losses.values()))).tolist(), strict=True))
+        values = dict(zip(losses, distributed.all_mean(torch.stack(list(losses.values()))).tolist(), strict=True))
         for name, value in values.items():
             if not math.isfinite(value):
                 raise UserError(f"{name}: the loss is not finite at step {step}; look for bad activations or lower lr")
@@ -233,7 +235,7 @@ class _Run:
         if step < self.config.steps:
             self._measure(step, dict(zip(self.group, found, strict=True)))
 
-    def _measure(self, step: int, val_loss: dict[Learner, float]) -> None:
+    def _measure(self, step: int, val_loss: dict[OptimizedSAEs, float]) -> None:
         """Put into the log how the SAEs do as they are now."""
         assert self.validation is not None
         for name in self.costs:
@@ -254,13 +256,13 @@ class _Run:
         self._each("calibrate", buffer)
         if self.validation is not None:
             self._measure(step, {learner: learner.best.loss for learner in self.group})
-        if workers.number() == 0:
+        if distributed.rank() == 0:
             for learner in self.group:
                 self._write(learner)
             (self.out / "checkpoint.pt").unlink(missing_ok=True)
-        workers.meet()
+        distributed.barrier()
 
-    def _write(self, learner: Learner) -> None:
+    def _write(self, learner: OptimizedSAEs) -> None:
         recipe = {
             "config": self.config.model_dump(mode="json"), "data": self.corpus.describe(), "lm": self.about_lm,
             "versions": versions(),
@@ -282,7 +284,9 @@ def _batches(buffer: Buffer, batch_tokens: int, all_text: bool) -> list[Buffer]:
         what, remedy = ("the text", "lower batch_tokens") if all_text else ("a buffer", "raise buffer_tokens")
         raise UserError(f"{what} holds {n} tokens, fewer than one batch of {batch_tokens}; {remedy}")
     starts = range(0, n // batch_tokens * batch_tokens, batch_tokens)
-    return [{read: workers.share(acts[i : i + batch_tokens]) for read, acts in buffer.items()} for i in starts]
+    return [
+        {read: distributed.shard_batch(acts[i : i + batch_tokens]) for read, acts in buffer.items()} for i in starts
+    ]
 
 
 def _buffers(config: TrainConfig, tokens_per_buffer: int) -> int:
@@ -296,5 +300,5 @@ def _check_finite(buffer: Buffer, step: int) -> None:
             raise UserError(f"{read}: activations are not finite at step {step}; check the language model's weights")
 
 
-def _folder(out: Path, learner: Learner, site: Site) -> Path:
+def _folder(out: Path, learner: OptimizedSAEs, site: Site) -> Path:
     return out / "saes" / learner.method.name / str(site)

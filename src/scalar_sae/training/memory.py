@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scalar_sae.activations.stream import ActivationStream, read_all
-from scalar_sae.saes.trainee import CALIBRATION_TOKENS, Acts, Trainee
+from scalar_sae.saes.methods.base import CALIBRATION_TOKENS, Acts, TrainableSAEs
 from scalar_sae.training.validation import BATCH_TOKENS, Validation
 
 Some = TypeVar("Some")
@@ -44,7 +44,7 @@ def reading(stream: ActivationStream) -> int:
     return filled(lambda tokens: read_all(stream.lm, tokens, stream.reads), one, torch.cat([one, one]), windows)
 
 
-def validating(trainees: Sequence[Trainee], few: Validation, many: Validation, windows: int, context: int) -> int:
+def validating(trainees: Sequence[TrainableSAEs], few: Validation, many: Validation, windows: int, context: int) -> int:
     """Bytes that a validation fills: logits, spliced copies, an SAE and its code.
 
     Args:
@@ -55,14 +55,14 @@ def validating(trainees: Sequence[Trainee], few: Validation, many: Validation, w
         context: tokens of a window.
     """
 
-    def run(trainee: Trainee) -> Callable[[Validation], object]:
+    def run(trainee: TrainableSAEs) -> Callable[[Validation], object]:
         return lambda text: (text.loss(trainee), text.measure([trainee], []))
 
     windows = min(windows, max(1, BATCH_TOKENS // context))
     return max(filled(run(trainee), few, many, windows) for trainee in trainees)
 
 
-def calibrating(trainees: Sequence[Trainee], d_model: int, tokens: int) -> int:
+def calibrating(trainees: Sequence[TrainableSAEs], d_model: int, tokens: int) -> int:
     """Bytes that reading thresholds off a buffer of `tokens` fills, at the end."""
     most = 0
     for trainee in trainees:
@@ -72,14 +72,14 @@ def calibrating(trainees: Sequence[Trainee], d_model: int, tokens: int) -> int:
     return most
 
 
-def probe(trainee: Trainee, d_model: int, n: int) -> Acts:
+def probe(trainee: TrainableSAEs, d_model: int, n: int) -> Acts:
     """Made-up activations for a trainee."""
     generator, device = torch.Generator().manual_seed(0), next(trainee.parameters()).device
     return {read: torch.randn(n, d_model, generator=generator, device="cpu").to(device) for read in trainee.reads}
 
 
 @contextmanager
-def unchanged(trainee: Trainee) -> Generator[None]:
+def unchanged(trainee: TrainableSAEs) -> Generator[None]:
     """What a trainee counts in the block is forgotten."""
     counted = {name: buffer.clone() for name, buffer in trainee.named_buffers()}
     yield

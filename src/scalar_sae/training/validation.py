@@ -14,19 +14,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from scalar_sae import workers
+from scalar_sae import distributed
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.activations.stream import read_all
 from scalar_sae.errors import UserError
-from scalar_sae.kernels import ByOurKernels
+from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.feedforward import FeedForward
-from scalar_sae.lm.model import At, LanguageModel, Replacement
+from scalar_sae.lm.model import LanguageModel, Replacement, SiteState
 from scalar_sae.lm.outputs import compare, log_probs
 from scalar_sae.lm.special import counted
 from scalar_sae.saes.activation import TopK
-from scalar_sae.saes.ff_jacobian import mean_jacobian
+from scalar_sae.saes.components.ff_jacobian import mean_jacobian
+from scalar_sae.saes.methods.base import Acts, Progress, TrainableSAEs
 from scalar_sae.saes.sae import SAE
-from scalar_sae.saes.trainee import Acts, Progress, Trainee
 from scalar_sae.sites import Block, Site
 
 BATCH_TOKENS = 2048
@@ -89,7 +89,7 @@ class Validation:
         return sum(x.nbytes for x in kept if x is not None)
 
     @torch.no_grad()
-    def loss(self, trainee: Trainee) -> float:
+    def loss(self, trainee: TrainableSAEs) -> float:
         """The trainee's own loss, summed over its sites, with all schedules at their end; nothing is counted."""
         counted = {name: buffer.clone() for name, buffer in trainee.named_buffers()}
         total = 0.0
@@ -99,7 +99,7 @@ class Validation:
                 continue
             acts: Acts = {read: part.rows(read) for read in trainee.reads}
             share = int(part.kept.sum()) / self._n
-            with workers.apart():  # all hold the same rows
+            with distributed.no_sync():  # all hold the same rows
                 total += share * float(sum(trainee.losses(acts, Progress(1, 1)).values()))
             for name, buffer in trainee.named_buffers():
                 buffer.copy_(counted[name])
@@ -107,7 +107,7 @@ class Validation:
         return total
 
     @torch.no_grad()
-    def measure(self, trainees: Sequence[Trainee], blocks: Sequence[Block]) -> dict[str, Any]:
+    def measure(self, trainees: Sequence[TrainableSAEs], blocks: Sequence[Block]) -> dict[str, Any]:
         """The SAEs of a group as they would be written now, each by itself and all at once, for a log.
 
         Args:
@@ -129,7 +129,7 @@ class Validation:
         }
         return found | ({"ce_increase_all": _ce(together), "kl_all": _kl(together)} if in_place else {})
 
-    def _splice(self, part: _Part, clean: Tensor, trainee: Trainee, site: Site, sums: "_Sums") -> None:
+    def _splice(self, part: _Part, clean: Tensor, trainee: TrainableSAEs, site: Site, sums: "_Sums") -> None:
         """One SAE alone, and what it makes of its input."""
         target = trainee.target(site)
         y_hat, fired = _through(trainee.sae(site), part.rows(site))
@@ -139,7 +139,7 @@ class Validation:
         sums["cosine"] += cosine_similarity(y, y_hat).sum().item()
         self._count(self._end(part, target, part.put(target, y_hat)), clean, part, sums)
 
-    def _splice_all(self, part: _Part, clean: Tensor, ends: list[tuple[Site, Trainee]], sums: "_Sums") -> None:
+    def _splice_all(self, part: _Part, clean: Tensor, ends: list[tuple[Site, TrainableSAEs]], sums: "_Sums") -> None:
         """All at once, each reading what the earlier ones left; special tokens keep the model's own at every site."""
 
         def stand_in(site: Site, sae: SAE) -> Replacement:
@@ -147,14 +147,14 @@ class Validation:
 
         put = {site: stand_in(site, trainee.sae(site)) for site, trainee in ends}
         first, last = ends[0][0], ends[-1][0]
-        with ByOurKernels():
-            state = self._lm.spliced(At(part.acts[first], part.skips[first]), put)
+        with FastCPUOps():
+            state = self._lm.spliced(SiteState(part.acts[first], part.skips[first]), put)
             end = self._lm.run(last, self._lm.end, *state)
         self._count(end, clean, part, sums)
 
     def _end(self, part: _Part, site: Site, x: Tensor) -> Float[Tensor, "prompt token d_model"]:
         """What stands behind the last layer when x stands at a site."""
-        with ByOurKernels():
+        with FastCPUOps():
             return self._lm.run(site, self._lm.end, x, part.skips[site])
 
     def _count(self, end: Float[Tensor, "prompt token d_model"], clean: Tensor, part: _Part, sums: "_Sums") -> None:
@@ -167,7 +167,7 @@ class Validation:
         sums["kl"] += found.kl[0][kept].sum().item()
         sums["tokens"] += int(kept.sum())
 
-    def _scores(self, sums: "_Sums", trainee: Trainee, site: Site) -> dict[str, Any]:
+    def _scores(self, sums: "_Sums", trainee: TrainableSAEs, site: Site) -> dict[str, Any]:
         fired: Tensor = sums["fired"]
         chunks = trainee.sae(site).chunks
         found: dict[str, Any] = {
@@ -183,7 +183,7 @@ class Validation:
             found["l0_per_chunk"] = [fired[a:b].sum().item() / self._n for a, b in pairwise((0, *chunks))]
         return found
 
-    def _jacobians(self, trainees: dict[Site, Trainee], blocks: Sequence[Block]) -> dict[str, float]:
+    def _jacobians(self, trainees: dict[Site, TrainableSAEs], blocks: Sequence[Block]) -> dict[str, float]:
         """Mean |J| between the active latents of each pair of TopK SAEs around an MLP, on the first tokens."""
         found: dict[str, float] = {}
         for block in blocks:

@@ -32,7 +32,7 @@ def together(*faults: list[Any]) -> None:
 
 def eager() -> None:
     """Whatever is written now and then is written at every opportunity."""
-    from scalar_sae.benchmark import unfinished
+    from scalar_sae.scoring.rankings import unfinished
     from scalar_sae.training import loop
 
     loop.CHECKPOINT_SECONDS = unfinished.SELDOM = -1.0

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scalar_sae.benchmark.pair import Pair
 from scalar_sae.errors import UserError
 from scalar_sae.saes.store import find_saes, load_saes
+from scalar_sae.scoring.pair import Pair
 from scalar_sae.sites import Block
 from tests.helpers import tiny_lm
 from tests.test_study import scalar

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, ReLU, TopK
 from scalar_sae.saes.export import export
-from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import SaeCard, find_saes, load_saes, save_sae
 from scalar_sae.sites import Site

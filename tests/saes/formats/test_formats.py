@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from scalar_sae.benchmark.score import digest
 from scalar_sae.saes.export import export
 from scalar_sae.saes.store import find_saes, load_saes
+from scalar_sae.scoring.score import digest
 from scalar_sae.sites import Site
 from tests.saes.formats.test_peer_files import decoded
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scalar_sae.errors import UserError
-from scalar_sae.results import Results
+from scalar_sae.records.results import Results
 from scalar_sae.saes import hub
 from scalar_sae.saes.store import SaeCard, find_saes, load_saes, save_sae
 from scalar_sae.sites import Site

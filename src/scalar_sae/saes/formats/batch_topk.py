@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
-from scalar_sae.saes.folds import with_input_centred
 from scalar_sae.saes.formats.fields import DTYPE, FLAG, INTEGER, TEXT, Fields, choice
 from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
 from scalar_sae.saes.formats.saelens_config import loses_its_mean
-from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.saes.origin import Origin
+from scalar_sae.saes.reparam import with_input_centred
 
 CONFIG, WEIGHTS = "config.json", "sae.pt"
 

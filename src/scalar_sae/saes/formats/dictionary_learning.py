@@ -7,11 +7,11 @@ import torch
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
-from scalar_sae.saes.folds import gate_as_threshold, with_input_scaled, with_latents_scaled
 from scalar_sae.saes.formats.fields import INTEGER, INTEGERS, NUMBER, TEXT, Fields, choice
 from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
 from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.origin import Origin
+from scalar_sae.saes.reparam import gate_as_threshold, with_input_scaled, with_latents_scaled
 from scalar_sae.saes.sae import SAE
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"

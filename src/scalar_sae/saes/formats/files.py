@@ -18,14 +18,14 @@ from torch import Tensor
 
 from scalar_sae.bounds import folder_name
 from scalar_sae.errors import UserError, quoted, reason
-from scalar_sae.io import whole
+from scalar_sae.io import atomic_write
 from scalar_sae.readers import open_regular
 from scalar_sae.saes.activation import Activation, JumpReLU
-from scalar_sae.saes.folds import without_pre_bias
 from scalar_sae.saes.formats.fields import INTEGER, Fields
 from scalar_sae.saes.formats.tensors import Tensors, read_tensors
-from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.saes.origin import Origin
+from scalar_sae.saes.reparam import without_pre_bias
 from scalar_sae.saes.sae import SAE
 
 _LARGEST_CONFIG = 2**24
@@ -235,7 +235,7 @@ def check_numbers(found: Found) -> None:
 
 def save_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], names: tuple[str, str]) -> None:
     """Write a config and float32 tensors under two names into a folder, whole or not at all."""
-    with whole(folder) as temporary:
+    with atomic_write(folder) as temporary:
         temporary.mkdir()
         plain = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
         save_file(plain, temporary / names[1])

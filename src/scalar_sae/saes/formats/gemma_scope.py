@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU
-from scalar_sae.saes.folds import with_input_scaled
 from scalar_sae.saes.formats.fields import FLAG, TEXT, choice
 from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
 from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.origin import Origin
+from scalar_sae.saes.reparam import with_input_scaled
 from scalar_sae.saes.sae import SAE
 
 FIRST, SECOND, CONFIG = "params.npz", "params.safetensors", "config.json"

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU, ReLU, TopK
-from scalar_sae.saes.folds import gate_as_threshold
 from scalar_sae.saes.formats.fields import INTEGERS, TEXTS, choice
 from scalar_sae.saes.formats.files import Folder, Format, Found, build
 from scalar_sae.saes.formats.tensors import Tensors
+from scalar_sae.saes.reparam import gate_as_threshold
 from scalar_sae.saes.sae import SAE
 
 CONFIG = "sae.json"

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import TopK
-from scalar_sae.saes.folds import with_input_centred
 from scalar_sae.saes.formats import saelens_config
 from scalar_sae.saes.formats.fields import FLAG
 from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
 from scalar_sae.saes.formats.saelens import CONFIG, WEIGHTS, is_pair, whole_k
+from scalar_sae.saes.reparam import with_input_centred
 
 HARMLESS = {
     "what the loss weighed": "sparsity_metric jacobian_coefficient jacobian_warm_up_steps mlp_out_mse_coefficient "

@@ -9,7 +9,7 @@ from scalar_sae.saes.activation import Activation, ReLU, TopK
 from scalar_sae.saes.formats.fields import INTEGER, choice
 from scalar_sae.saes.formats.files import Folder, Format, Found, build
 from scalar_sae.saes.formats.tensors import Tensors
-from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.saes.sae import SAE
 
 HARMLESS = {

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
-from scalar_sae.saes.folds import decoder_norms, with_input_scaled, with_latents_scaled
 from scalar_sae.saes.formats.fields import DTYPE, FLAG, INTEGER, NUMBER, TEXT, Fields, choice
 from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size
 from scalar_sae.saes.formats.tensors import Tensors
-from scalar_sae.saes.norm import InputNorm
+from scalar_sae.saes.normalization import InputNorm
+from scalar_sae.saes.reparam import decoder_norms, with_input_scaled, with_latents_scaled
 from scalar_sae.saes.sae import SAE
 
 HARMLESS = {

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, JumpReLU, ReLU, TopK
-from scalar_sae.saes.folds import (
+from scalar_sae.saes.formats import saelens_config
+from scalar_sae.saes.formats.fields import FLAG, INTEGER, NUMBER, Fields
+from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size, save_folder
+from scalar_sae.saes.formats.tensors import Tensors
+from scalar_sae.saes.normalization import InputNorm
+from scalar_sae.saes.reparam import (
     decoder_norms,
     gate_as_threshold,
     with_input_centred,
@@ -19,11 +24,6 @@ from scalar_sae.saes.folds import (
     with_input_whitened,
     with_latents_scaled,
 )
-from scalar_sae.saes.formats import saelens_config
-from scalar_sae.saes.formats.fields import FLAG, INTEGER, NUMBER, Fields
-from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size, save_folder
-from scalar_sae.saes.formats.tensors import Tensors
-from scalar_sae.saes.norm import InputNorm
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 

@@ -1,0 +1,105 @@
+"""The strongest edges of each latent to the SAEs before and after it, under one of the benchmark's rankings.
+
+    tables = strongest_edges(lm, {site: sae, ...}, tokens)    # one a site: latent, side, site, other, score
+
+Sites are taken in the order of the forward pass, and each SAE is paired with the next that it leads to: where attention
+and MLP run side by side, both lead to what comes after them. The matrix of all edges is never
+there: as many downstream latents are ranked at a time as a memory budget leaves room for.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scalar_sae.console import Bar
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import Rule
+from scalar_sae.saes.sae import SAE
+from scalar_sae.scoring.memory import columns_bytes
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.rankings.ranking import RULES, RankingJob, summed
+from scalar_sae.sites import Block, Site
+
+SCHEMA = pa.schema({"latent": pa.int32(), "side": pa.string(), "site": pa.string(), "other": pa.int32(),
+                    "score": pa.float32()})  # fmt: skip
+
+
+def strongest_edges(
+    lm: LanguageModel,
+    saes: Mapping[Site, SAE],
+    tokens: Int[Tensor, "prompt token"],
+    ranking: str = "ablation",
+    n: int = 10,
+    seed: int = 0,
+    memory: int | float = 8.0,
+    special: Rule = "skip",
+) -> dict[Site, pa.Table]:
+    """The n strongest edges of every latent on either side (`up`, `down`), strongest first; edges of 0 left out.
+
+    Args:
+        lm: the model the SAEs read.
+        saes: by site; those that a block cannot begin or end at have no edges.
+        tokens: the ranking text.
+        ranking: one of the benchmark's RULES.
+        n: edges a latent and side.
+        seed: of what a ranking samples.
+        memory: gigabytes that all may take.
+        special: what happens at special tokens (lm/special.py): those skipped hold no edges.
+
+    Raises:
+        UserError: too little memory.
+    """
+    found: dict[Site, list[pa.Table]] = {site: [] for site in saes}
+    plain = [site for site in sorted(saes) if saes[site].writes is None and not saes[site].decodes_from_input]
+    later = {up: next((down for down in plain[n:] if lm.leads(up, down)), None) for n, up in enumerate(plain, start=1)}
+    pairs = [(up, down) for up, down in later.items() if down is not None]
+    with Bar("rank edges", len(pairs) * len(tokens)) as bar:
+        for up, down in pairs:
+            pair = Pair(lm, Block(up, down), saes[up], saes[down], special=lm.special_ids(special))
+            room = columns_bytes(pair, memory, tokens.shape[1])
+            of_up = _Best.none(pair.up.d_sae, n)
+            for columns, scores in summed(RULES[ranking], RankingJob(pair, tokens, seed, bar.step, room)):
+                of_up = of_up.merge(_Best.of(scores, columns.start, n))
+                found[down].append(_table(_Best.of(scores.T, 0, n), columns.start, "up", up))
+            found[up].append(_table(of_up, 0, "down", down))
+    return {site: pa.concat_tables(tables) if tables else SCHEMA.empty_table() for site, tables in found.items()}
+
+
+class _Best(NamedTuple):
+    """The strongest edges of some latents so far, strongest first; a score of 0 is none."""
+
+    score: Float[Tensor, "latent n"]
+    other: Int[Tensor, "latent n"]
+
+    @classmethod
+    def none(cls, n_latents: int, n: int) -> "_Best":
+        return cls(torch.zeros(n_latents, n), torch.zeros(n_latents, n, dtype=torch.long))
+
+    @classmethod
+    def of(cls, scores: Float[Tensor, "latent other"], first: int, n: int) -> "_Best":
+        """Among these edges, whose others are numbered from `first`."""
+        best = scores.topk(min(n, scores.shape[1]), dim=1)
+        return cls(best.values, best.indices + first)
+
+    def merge(self, more: "_Best") -> "_Best":
+        """As many of both."""
+        best = torch.cat([self.score, more.score], 1).topk(self.score.shape[1], dim=1)
+        return _Best(best.values, torch.cat([self.other, more.other], 1).gather(1, best.indices))
+
+
+def _table(best: _Best, first: int, side: str, site: Site) -> pa.Table:
+    """The edges of latents numbered from `first`."""
+    latent, place = (best.score > 0).nonzero(as_tuple=True)
+    columns = {
+        "latent": (latent + first).numpy().astype(np.int32),
+        "side": [side] * len(latent),
+        "site": [str(site)] * len(latent),
+        "other": best.other[latent, place].numpy().astype(np.int32),
+        "score": best.score[latent, place].numpy(),
+    }
+    return pa.table(columns, schema=SCHEMA)

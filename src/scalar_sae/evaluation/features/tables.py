@@ -1,0 +1,244 @@
+"""The feature tables of an SAE on disk: written with a SHA-256, read against a schema, refused in one line.
+
+| table        | a row                                                                        | written by    |
+|--------------|------------------------------------------------------------------------------|---------------|
+| `latents`    | a latent: how often and how strongly it fires, its rule, its effect on logits | `features.py` |
+| `contexts`   | an example: the tokens around it and the latent's activation at each          | `features.py` |
+| `vocabulary` | a token that occurs in the other two: its text                                | `features.py` |
+| `edges`      | an edge between a latent and one of a neighbouring SAE                        | `edges.py`    |
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scalar_sae.errors import UserError, reason
+from scalar_sae.evaluation.features.rules import LENGTHS
+from scalar_sae.readers import WRITER, check_version, open_regular
+from scalar_sae.sites import Site
+
+OCTAVES = range(-10, 11)
+"""Activations are counted by powers of two from 2^-10 to 2^10; the ends include everything beyond them."""
+integer, real, text = pa.types.is_integer, pa.types.is_floating, pa.types.is_string
+
+
+def integers(kind: Any) -> bool:
+    """Whether an Arrow type is that of lists of integers."""
+    return pa.types.is_list(kind) and (integer(kind.value_type) or pa.types.is_null(kind.value_type))
+
+
+def reals(kind: Any) -> bool:
+    """Whether an Arrow type is that of lists of floating-point numbers."""
+    return pa.types.is_list(kind) and (real(kind.value_type) or pa.types.is_null(kind.value_type))
+
+
+SCHEMAS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "latents": {
+        "latent": integer, "density": real, "maximum": real, "mean": real, "octaves": integers, "rule_f1": reals,
+        "rule_accuracy": reals, "rule_tokens": integers, "promoted": integers, "promoted_by": reals,
+        "suppressed": integers, "suppressed_by": reals,
+    },
+    "contexts": {
+        "latent": integer, "kind": text, "prompt": integer, "position": integer, "start": integer, "tokens": integers,
+        "acts": reals,
+    },
+    "vocabulary": {"token": integer, "text": text},
+    "edges": {"latent": integer, "side": text, "site": text, "other": integer, "score": real},
+}  # fmt: skip
+"""The columns of each table."""
+_ONE_OF = {"kind": ("top", "random", "band", "silent"), "side": ("up", "down")}
+_FINITE = ("density", "maximum", "mean", "acts", "score")
+_COUNTED = ("latent", "prompt", "position", "start", "other")
+_LENGTHS = {"octaves": len(OCTAVES), "rule_f1": len(LENGTHS), "rule_accuracy": len(LENGTHS)}
+_TOGETHER = (("tokens", "acts"), ("promoted", "promoted_by"), ("suppressed", "suppressed_by"))
+"""Lists with as many entries each."""
+
+
+class Stamp(BaseModel):
+    """What a table's metadata say of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = 1
+    written_by: str = WRITER
+    sha256: str
+    """Of the columns and of the other metadata."""
+
+
+_STAMP = b"scalar_sae"
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table in which a changed bit is found."""
+    stamp = Stamp(sha256=_digest(table)).model_dump_json()
+    stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), _STAMP: stamp})
+    pq.write_table(stamped, path, write_page_checksum=True)
+
+
+def read_table(folder: Path, name: str) -> pa.Table:
+    """A table of an SAE's folder, by its name in SCHEMAS.
+
+    Raises:
+        UserError: there is none, it is damaged, of a later version, or not what is written under this name.
+    """
+    path = folder / f"{name}.parquet"
+    if not os.path.lexists(path):
+        raise UserError(f"{folder}: no feature tables here ({path.name}); make them with scalar features")
+    try:
+        with open_regular(path) as file:
+            table = pq.read_table(file, page_checksum_verification=True)
+        table.validate(full=True)
+        _check_stamp(path, table)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as it has fields
+        raise _damaged(path, reason(error)) from error
+    try:
+        problem = _problem(table, name)
+    except UserError as error:  # a name that is no site
+        problem = str(error)
+    if problem:
+        raise _damaged(path, problem)
+    return table.select(list(SCHEMAS[name]))
+
+
+def tables_in(folder: Path) -> set[str]:
+    """The names of the tables that are in an SAE's folder already.
+
+    Raises:
+        UserError: one of them is damaged, or not what is written under its name.
+    """
+    there = {name for name in SCHEMAS if os.path.lexists(folder / f"{name}.parquet")}
+    for name in sorted(there):
+        read_table(folder, name)
+    return there
+
+
+def _check_stamp(path: Path, table: pa.Table) -> None:
+    """Raise a UserError unless a table is what `write_table` wrote."""
+    stamp = (table.schema.metadata or {}).get(_STAMP)
+    if stamp is None:
+        raise UserError(
+            f"{path}: not a table of scalar features (it has no SHA-256); move its folder away and run scalar features"
+        )
+    check_version(path, json.loads(stamp), Stamp)
+    if Stamp.model_validate_json(stamp).sha256 != _digest(table):
+        raise _damaged(path, "its SHA-256 is not that of what was written")
+
+
+def _digest(table: pa.Table) -> str:
+    """SHA-256 of a table's columns, and of its metadata but for the stamp."""
+    found = hashlib.sha256()
+    for key, value in sorted((table.schema.metadata or {}).items()):
+        if key != _STAMP:
+            found.update(repr((key, value)).encode())
+    for name in table.column_names:
+        column = table[name]
+        values = _flat(column)
+        found.update(f"{name} {values.type} {table.num_rows} {len(values)}\n".encode())
+        if pa.types.is_list(column.type):
+            found.update(_lengths(column).to_numpy().tobytes())
+        plain = (integer(values.type) or real(values.type)) and not values.null_count
+        found.update(values.to_numpy().tobytes() if plain else repr(values.to_pylist()).encode())
+    return found.hexdigest()
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: damaged ({problem}); move its folder away and run the command that made it again")
+
+
+class Counted(BaseModel):
+    """Which positions the latents of a table were counted at: it stands in the metadata of `latents.parquet`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_tokens: int = Field(default=0, ge=0)
+    """Positions where latents were counted; 0 where the table does not say."""
+    n_special: int = Field(default=0, ge=0)
+    """Positions of special tokens, where none was."""
+    special: tuple[int, ...] = ()
+    """Ids of the special tokens."""
+
+
+def read_counted(folder: Path) -> Counted:
+    """Which positions the latents of an SAE's tables were counted at.
+
+    Raises:
+        UserError: as `read_table`.
+    """
+    metadata = read_table(folder, "latents").schema.metadata or {}
+    try:
+        return Counted.model_validate_json(metadata.get(b"counted", b"{}"))
+    except ValidationError as error:
+        raise _damaged(folder / "latents.parquet", reason(error)) from error
+
+
+def read_vocabulary(folder: Path) -> dict[int, str]:
+    """The text of each token of an SAE's tables."""
+    table = read_table(folder, "vocabulary")
+    return dict(zip(table["token"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
+def read_examples(folder: Path) -> tuple[pa.Table, dict[int, str]]:
+    """The examples of an SAE's latents, and the text of every token in them.
+
+    Raises:
+        UserError: as `read_table`, or a token has no text.
+    """
+    contexts, vocabulary = read_table(folder, "contexts"), read_vocabulary(folder)
+    there = np.isin(_flat(contexts["tokens"]).to_numpy(), np.fromiter(vocabulary, dtype=np.int64))
+    if not there.all():
+        raise UserError(
+            f"{folder}: contexts.parquet has tokens that vocabulary.parquet lacks: the tables are not of one run; "
+            "move the folder away and run the command that made it again"
+        )
+    return contexts, vocabulary
+
+
+def _flat(column: Any) -> Any:
+    """The values of a column, those of lists one behind the other."""
+    flat = pc.call_function("list_flatten", [column]) if pa.types.is_list(column.type) else column
+    return flat.combine_chunks()
+
+
+def _lengths(column: Any) -> Any:
+    return pc.call_function("list_value_length", [column])
+
+
+def _problem(table: pa.Table, name: str) -> str | None:
+    """What a table does not have that this one must have."""
+    for column, is_type in SCHEMAS[name].items():
+        if column not in table.column_names:
+            return f"no column {column}"
+        if not is_type(table.schema.field(column).type):
+            return f"column {column} is {table.schema.field(column).type}"
+        values = _flat(table[column])
+        if table[column].null_count or values.null_count:
+            return f"column {column} has holes"
+        if column in _ONE_OF and not np.isin(values.to_pylist(), _ONE_OF[column]).all():
+            return f"column {column} holds more than {', '.join(_ONE_OF[column])}"
+        if column in _FINITE and not np.isfinite(values.to_numpy()).all():
+            return f"column {column} is not finite"
+        if column in _COUNTED and len(values) and values.to_numpy().min() < 0:
+            return f"column {column} has negative numbers"
+    for column, n in _LENGTHS.items():
+        if column in SCHEMAS[name] and _lengths(table[column]).unique().to_pylist() not in ([], [n]):
+            return f"column {column} has lists that are not of {n} numbers"
+    for one, other in _TOGETHER:
+        if one in SCHEMAS[name] and not _lengths(table[one]).equals(_lengths(table[other])):
+            return f"{one} and {other} differ in length"
+    if "site" in SCHEMAS[name]:
+        for site in set(table["site"].to_pylist()):
+            Site.parse(site)
+    if name == "latents" and not np.array_equal(table["latent"].to_numpy(), np.arange(table.num_rows)):
+        return "the latents are not numbered from 0"
+    return None

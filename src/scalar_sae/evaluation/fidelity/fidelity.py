@@ -1,0 +1,279 @@
+"""How well SAEs stand in for the activations they read, all SAEs in one reading of the text.
+
+    found = fidelity(lm, {"topk": {site: sae, ...}, ...}, tokens)
+    found.saes, found.spliced
+
+Every score is a function of sums over tokens. They are kept per prompt, and prompts are what the bootstrap draws, since
+tokens of one prompt are not independent. Memory does not grow with the text: a few numbers a prompt, and for each of
+sums.GROUPS groups of prompts, which are drawn in the same way, a count a latent.
+
+The text is read twice: for the mean activation at each site, and for everything else. Definitions: docs/measures.md.
+"""
+
+from collections.abc import Collection, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from scalar_sae.console import Bar
+from scalar_sae.errors import UserError
+from scalar_sae.evaluation.fidelity.sums import ABLATIONS, PerPrompt, SAETally, Tally, sae_record, spliced_record
+from scalar_sae.kernels import FastCPUOps
+from scalar_sae.lm.model import LanguageModel, Replacement, SiteState
+from scalar_sae.lm.outputs import compare, log_probs
+from scalar_sae.lm.special import Rule, counted, listed
+from scalar_sae.records.sae_results import SaeFidelity, SplicedFidelity
+from scalar_sae.saes.sae import SAE
+from scalar_sae.scoring.metrics import resamples
+from scalar_sae.sites import Site
+
+SAEs = dict[str, dict[Site, SAE]]
+
+LOGIT_BYTES = 2**28
+"""The model's log-probabilities of a batch of prompts are held, as many prompts as fit this."""
+
+
+class Fidelity(NamedTuple):
+    """What `fidelity` finds."""
+
+    saes: list[SaeFidelity]
+    spliced: list[SplicedFidelity]
+    """One a method, in the order they were given."""
+
+
+class _Batch(NamedTuple):
+    tokens: Int[Tensor, "prompt token"]
+    keep: Bool[Tensor, "prompt token"]
+    """False at special tokens, which keep the clean model's activation."""
+    states: dict[Site, SiteState]
+    first: int
+    """Number of the first prompt."""
+
+
+Losses = dict[str, PerPrompt]
+"""Sums over a prompt's tokens: `ce` and `kl`, followed by the name of what was put in (`ce_zero`)."""
+
+
+@torch.no_grad()
+def fidelity(
+    lm: LanguageModel,
+    saes: SAEs,
+    tokens: Int[Tensor, "prompt token"],
+    special: Rule = "skip",
+    batch: int = 8,
+    seed: int = 0,
+) -> Fidelity:
+    """Measure every SAE on the same prompts, by itself and with the others of its method.
+
+    Args:
+        lm: the model the SAEs read.
+        saes: by method and site; transcoders, which do not reconstruct what they read, are left out.
+        tokens: the prompts.
+        special: what happens at special tokens (lm/special.py): those skipped keep the clean model's activation at
+            every site, are counted nowhere, and are no targets.
+        batch: prompts per forward pass; fewer where the vocabulary is wide.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: transcoders alone, an SAE of another width, a site that the model lacks, activations that are not
+            finite, or nothing to predict.
+    """
+    saes, ids = standing_in(saes), lm.special_ids(special)
+    _check(lm, saes, tokens)
+    tokens = tokens.to(lm.device)
+    saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
+    sites = sorted({site for group in saes.values() for site in group})
+    batch = max(1, min(batch, LOGIT_BYTES // (4 * lm.d_vocab * tokens.shape[1])))
+    with FastCPUOps():
+        means = _means(lm, sites, tokens, ids, batch)
+    clean, ablated = Tally(), {site: Tally() for site in sites}
+    alone = {
+        (method, site): SAETally.empty(sae, tokens.shape[0])
+        for method, group in saes.items()
+        for site, sae in sorted(group.items())
+    }
+    together = {method: Tally() for method in saes}
+    ends = _Ends(lm, means)
+    with Bar("measure SAEs", tokens.shape[0]) as bar, FastCPUOps():
+        for part in _batches(lm, sites, tokens, ids, batch):
+            ends.go_on(part)
+            sizes = {"n": part.keep.sum(1), "n_special": (~part.keep).sum(1), "n_targets": part.keep[:, 1:].sum(1)}
+            clean.add(**ends.clean(), **sizes)
+            for site in sites:
+                ablated[site].add(**ends.ablated([site]))
+            for (method, site), of_sae in alone.items():
+                sae = saes[method][site]
+                _read_sae(part, site, sae, ends.code(site, sae), means[site], of_sae)
+                of_sae.tally.add(**ends.spliced({site: sae}))
+            for method, group in saes.items():
+                together[method].add(**ends.spliced(group), **ends.ablated(group))
+            bar.step(part.tokens.shape[0])
+    n_prompts = tokens.shape[0]
+    draws = resamples(n_prompts, seed) if n_prompts > 1 else None
+    return Fidelity(
+        [
+            sae_record(method, site, saes[method][site], of_sae, [clean, ablated[site], of_sae.tally], draws, seed)
+            for (method, site), of_sae in alone.items()
+        ],
+        [spliced_record(method, sorted(saes[method]), [clean, tally], draws) for method, tally in together.items()],
+    )
+
+
+def standing_in(saes: SAEs) -> SAEs:
+    """The SAEs that reconstruct what they read: all but transcoders."""
+    plain = {name: {site: sae for site, sae in group.items() if sae.writes is None} for name, group in saes.items()}
+    return {name: group for name, group in plain.items() if group}
+
+
+def _check(lm: LanguageModel, saes: SAEs, tokens: Int[Tensor, "prompt token"]) -> None:
+    if not saes:
+        raise UserError("fidelity: transcoders alone, which do not reconstruct what they read; measure SAEs")
+    if tokens.shape[0] == 0 or tokens.shape[1] < 2:
+        raise UserError(f"fidelity: {tokens.shape[0]} prompts of {tokens.shape[1]} tokens leave nothing to predict")
+    for method, group in saes.items():
+        for site, sae in group.items():
+            if sae.d_model != lm.d_model:
+                raise UserError(f"{method} {site}: the SAE reads {sae.d_model} dimensions, {lm.name} has {lm.d_model}")
+
+
+def _batches(
+    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: tuple[int, ...], size: int
+) -> Iterator[_Batch]:
+    for number, some in enumerate(tokens.split(size)):
+        states = lm.states(some, sites)
+        for site, state in states.items():
+            bad = ~state.x.isfinite().all(-1).all(-1)
+            if bad.any():
+                raise UserError(
+                    f"{site}: activations of prompt {number * size + int(bad.int().argmax())} are not finite"
+                )
+        yield _Batch(some, counted(some, special), states, number * size)
+
+
+def _means(
+    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: tuple[int, ...], size: int
+) -> dict[Site, Float[Tensor, " d_model"]]:
+    """Mean activation at each site."""
+    sums = {site: torch.zeros(lm.d_model, dtype=torch.float64, device=tokens.device) for site in sites}
+    n = 0
+    for part in _batches(lm, sites, tokens, special, size):
+        n += int(part.keep.sum())
+        for site in sites:
+            sums[site] += part.states[site].x[part.keep].double().sum(0)
+    if n == 0:
+        raise UserError(f"fidelity: every token is special (ids {listed(special)}); give text, or --special count")
+    return {site: (total / n).float() for site, total in sums.items()}
+
+
+class _Ends:
+    """The model's output with something else at some sites, batch by batch, and what that costs.
+
+    Each output is a pass through the rest of the model, the largest cost of all, so none is computed twice: sites that
+    several methods share are ablated once, and prompts that ablation makes equal are run as one. (With an SAE in the
+    residual stream that is every prompt: the rest of the model then sees the mean, or zeros, at all tokens.)
+    """
+
+    def __init__(self, lm: LanguageModel, means: dict[Site, Float[Tensor, " d_model"]]) -> None:
+        self._lm = lm
+        self._means = means
+        self._equal: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        """By place and ablation: an activation that every prompt had, and the end of the model for it."""
+
+    def go_on(self, part: _Batch) -> None:
+        """Take the next batch."""
+        self._part = part
+        last = max(part.states)
+        self._model = log_probs(self._lm, self._end(last, part.states[last]))
+        self._found: dict[tuple[Any, ...], Losses] = {}
+        self._x_hat: dict[tuple[Site, int], Tensor] = {}
+
+    def clean(self) -> Losses:
+        """Of the model itself."""
+        target = self._part.tokens[:, 1:].unsqueeze(-1)
+        ce = -self._model[:, :-1].gather(-1, target).squeeze(-1) * self._part.keep[:, 1:]
+        return {"ce_clean": ce.double().sum(1)}
+
+    def code(self, site: Site, sae: SAE) -> tuple[Float[Tensor, "prompt token d_sae"], Tensor]:
+        """An SAE's latent activations and reconstruction on the clean model's activations."""
+        x = self._part.states[site].x
+        acts = sae.encode(x)
+        self._x_hat[site, id(sae)] = sae.decode(acts, x)
+        return acts, self._x_hat[site, id(sae)]
+
+    def spliced(self, saes: dict[Site, SAE]) -> Losses:
+        """With reconstructions in place of the activations; a later SAE reads what the earlier ones left."""
+        key = tuple((site.depth, id(sae)) for site, sae in sorted(saes.items()))
+        if key not in self._found:
+            replace = {site: partial(self._reconstructed, site, sae) for site, sae in saes.items()}
+            self._found[key] = self._losses("", self._end(max(saes), self._states_with(replace)))
+        return self._found[key]
+
+    def ablated(self, sites: Collection[Site]) -> Losses:
+        """With zeros, and with the means, in place of the activations."""
+        key = tuple(sorted({site.depth for site in sites}))
+        if key not in self._found:
+            self._found[key] = {}
+            for name in ABLATIONS:
+                replace = {site: partial(self._constant, site, name) for site in sites}
+                end = self._end_of_ablated(max(sites), self._states_with(replace), name)
+                self._found[key] |= self._losses(f"_{name}", end)
+        return self._found[key]
+
+    def _states_with(self, replace: dict[Site, Replacement]) -> SiteState:
+        return self._lm.spliced(self._part.states[min(replace)], replace)
+
+    def _end(self, site: Site, state: SiteState) -> Float[Tensor, "prompt token d_model"]:
+        return self._lm.run(site, self._lm.end, *state)
+
+    def _end_of_ablated(self, site: Site, state: SiteState, name: str) -> Float[Tensor, "_ token d_model"]:
+        """The same; of one prompt where all are the same."""
+        x = state.x[:1]
+        if state.skip is not None or not bool((state.x == x).all()):
+            return self._end(site, state)
+        key = site.depth, name
+        if key not in self._equal or not torch.equal(self._equal[key][0], x):
+            self._equal[key] = x.clone(), self._end(site, SiteState(x, None))
+        return self._equal[key][1]
+
+    def _losses(self, name: str, end: Float[Tensor, "_ token d_model"]) -> Losses:
+        keep = self._part.keep
+        found = compare(self._lm, end, [self._model], self._part.tokens)
+        ce, kl = found.ce * keep[:, 1:], found.kl[0] * keep
+        return {f"ce{name}": ce.double().sum(1), f"kl{name}": kl.double().sum(1)}
+
+    def _reconstructed(self, site: Site, sae: SAE, x: Tensor) -> Tensor:
+        is_clean = x is self._part.states[site].x
+        return self._put(site, self._x_hat[site, id(sae)] if is_clean else sae.decode(sae.encode(x), x))
+
+    def _constant(self, site: Site, name: str, x: Tensor) -> Tensor:
+        return self._put(site, torch.zeros_like(x) if name == "zero" else self._means[site].expand_as(x))
+
+    def _put(self, site: Site, new: Tensor) -> Tensor:
+        """The new activation at ordinary tokens, the clean model's own at special ones."""
+        return torch.where(self._part.keep.unsqueeze(-1), new, self._part.states[site].x)
+
+
+def _read_sae(
+    part: _Batch, site: Site, sae: SAE, code: tuple[Tensor, Tensor], mean: Float[Tensor, " d_model"], into: SAETally
+) -> None:
+    """The sums of an SAE that the rest of the model has no part in."""
+    x, (acts, x_hat) = part.states[site].x, code
+    error, spread = (x - x_hat).square().sum(-1), (x - mean).square().sum(-1)
+    sums = {
+        "l0": (acts > 0).sum(-1),
+        "error": error,
+        "spread": spread,
+        "ratio": error / spread.clamp_min(torch.finfo(spread.dtype).tiny),
+        "cosine": torch.cosine_similarity(x, x_hat, dim=-1),
+        "x_hat_x_hat": x_hat.square().sum(-1),
+        "x_x_hat": (x * x_hat).sum(-1),
+    }
+    fired = (acts > 0) & part.keep.unsqueeze(-1)
+    for number, (start, end) in enumerate(pairwise((0, *(sae.chunks or (sae.d_sae,))))):
+        sums[f"l0_per_chunk.{number}"] = fired[..., start:end].sum(-1)
+    into.tally.add(**{name: (value.double() * part.keep).sum(1) for name, value in sums.items()})
+    into.add(part.first, fired.sum(1), ((x - x_hat).double() * part.keep.unsqueeze(-1)).sum(1))

@@ -1,0 +1,253 @@
+"""What `results.json` holds: a self-describing record per block, method and ranking. See docs/results.md."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalar_sae.errors import UserError
+from scalar_sae.io import write_json
+from scalar_sae.locks import held
+from scalar_sae.readers import RESTORE, WRITER, read_json
+from scalar_sae.records.checks import check
+from scalar_sae.records.label_results import SaeAbsorption, SaeProbes
+from scalar_sae.records.sae_results import Duplicates, Interval, SaeFidelity, SaeReading, SeedAgreement, SplicedFidelity
+from scalar_sae.saes.trained import Trained
+
+SCHEMA_VERSION = 3
+
+Control = Literal["padded", "shuffled"]
+"""A pair with dead latents added, or on a model with shuffled weights (see scoring/controls.py)."""
+
+
+class Floor(BaseModel):
+    """The price in fidelity of splicing the pair in, whatever the edges."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kl: float
+    """KL(full model || full circuit), nats."""
+    ce_increase: float
+    """Increase of next-token cross-entropy with the full circuit, nats."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What a sweep measures, at each edge count for each prompt (means over its positions)."""
+
+    kl_model: Float[np.ndarray, "n_counts prompt"]
+    """KL(full model || sub-circuit), nats."""
+    kl_circuit: Float[np.ndarray, "n_counts prompt"]
+    """KL(full circuit || sub-circuit), nats."""
+    live_edges: Float[np.ndarray, "n_counts prompt"]
+    """Kept edges per token whose two latents are live."""
+    l0_down: Float[np.ndarray, "n_counts prompt"]
+    """Downstream latents live per token."""
+    floor_kl: Float[np.ndarray, " prompt"]
+    """KL(full model || full circuit), nats."""
+    floor_ce: Float[np.ndarray, " prompt"]
+    """Increase of next-token cross-entropy with the full circuit, nats."""
+    n_tokens: Float[np.ndarray, " prompt"]
+    """Positions that count: all but those of special tokens. They weigh a prompt in means over prompts."""
+    n_targets: Float[np.ndarray, " prompt"]
+    """Of those, the ones that are predicted: they weigh a prompt in means of `floor_ce`."""
+
+    @classmethod
+    def side_by_side(cls, parts: Sequence["Curves"]) -> "Curves":
+        """The prompts of all parts, in this order."""
+        return cls(**{name: np.concatenate([getattr(p, name) for p in parts], -1) for name in cls.__annotations__})
+
+    def with_text(self) -> "Curves":
+        """The prompts that have tokens which count."""
+        there = self.n_tokens > 0
+        return Curves(**{name: getattr(self, name)[..., there] for name in Curves.__annotations__})
+
+
+def _digits(values: Float[np.ndarray, "*shape"]) -> Any:
+    """Nested lists of numbers to seven digits."""
+    return np.array([float(f"{value:.7g}") for value in values.flat]).reshape(values.shape).tolist()
+
+
+class PromptCurves(BaseModel):
+    """`Curves` as they are stored: what a paired comparison with another record resamples."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kl_model: list[list[float]]
+    """A row a count, an entry a prompt."""
+    kl_circuit: list[list[float]]
+    live_edges: list[list[float]]
+    l0_down: list[list[float]]
+    floor_kl: list[float]
+    """An entry a prompt."""
+    floor_ce: list[float]
+    n_tokens: list[float]
+    """Positions that count."""
+    n_targets: list[float]
+    """Of those, the ones that are predicted."""
+
+    @classmethod
+    def of(cls, curves: Curves) -> "PromptCurves":
+        """From arrays, to seven digits."""
+        return cls(**{name: _digits(getattr(curves, name)) for name in cls.model_fields})
+
+    def arrays(self) -> Curves:
+        """Back to arrays."""
+        return Curves(**{name: np.array(getattr(self, name)) for name in type(self).model_fields})
+
+
+class Record(BaseModel):
+    """One curve and its scores. Intervals in `ci` are 95 % bootstrap intervals over prompts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    block: str
+    """The computation between the two SAEs, such as `ff_block.0`."""
+    method: str
+    """Name of the SAEs: their folder in the run."""
+    ranking: str
+    """The order in which edges were kept."""
+    control: Control | None = None
+    """Which control of the pair this is; null: the pair itself."""
+    scope: Literal["global", "local"] = "global"
+    """`global`: one map for all tokens, counts are its edges. `local`: edges chosen at every token, counts are per
+    token."""
+    seed: int
+    """Seed of the prompts, of ties in the ranking and of the bootstrap."""
+    n_up: int
+    n_down: int
+    n_edges: int
+    """Possible edges: n_up times n_down."""
+    n_live_edges: int
+    """Edges whose two latents are both live somewhere in the ranking text; `local`: edges of the busiest token."""
+    n_tokens: int
+    """Positions of the scored text that count, of all prompts together."""
+    n_special: int = 0
+    """Positions of special tokens in the scored text: they kept the model's own activation and were counted nowhere."""
+    special: list[int] = []
+    """Ids of the special tokens that were left out."""
+    edges: list[int]
+    """Edge counts of the curve."""
+    kl_model: list[float]
+    """KL(full model || sub-circuit) at each count, nats, mean over prompts and positions."""
+    kl_circuit: list[float]
+    """KL(full circuit || sub-circuit) at each count, nats."""
+    live_edges: list[float]
+    """Kept edges per token whose two latents are live, at each count."""
+    l0_down: list[float]
+    """Downstream latents live per token, at each count."""
+    absolute: float
+    """Published: area under kl_model over linear edge count, 1 to 2^18, edge nats."""
+    relative: float
+    """Published: absolute / n_edges."""
+    pure: float
+    """Published: area under kl_circuit."""
+    edges_at: dict[Literal["50", "90", "99"], float | None]
+    """Edges needed for 50, 90, 99 % recovery; null where recovery never gets there."""
+    live_edges_at: dict[Literal["50", "90", "99"], float | None]
+    """Live kept edges per token at that count."""
+    dip: dict[Literal["50", "90", "99"], float]
+    """Deepest fall of recovery below q after first reaching it."""
+    log_area: float
+    """Mean of 1 - recovery over log n, up to n_live_edges."""
+    floor: Floor
+    ci: dict[str, Interval | list[Interval] | None]
+    """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves. Those of scores
+    that are interpolated between edge counts include the error of the grid."""
+    prompts: PromptCurves
+    hashes: dict[str, str] = {}
+    """Digests of the weights: `lm`, `up`, `down`; of a circuit `lm` and each site."""
+    trained: dict[str, Trained] = {}
+    """How long the SAEs were trained, by the same names; only of SAEs whose files say."""
+    config: dict[str, Any]
+    """Prompts, context, edge grid: all that a rerun needs beside the SAEs."""
+    versions: dict[str, str | None]
+    data: dict[str, Any]
+    """Where ranking and scoring text came from, with fingerprints."""
+    seconds: float
+    """What it cost: ranking and sweep, wall clock."""
+
+    @property
+    def key(self) -> tuple[str, str, str, str | None]:
+        """What tells records of a run apart."""
+        return self.block, self.method, self.ranking, self.control
+
+
+class Results(BaseModel):
+    """The content of `results.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[3] = SCHEMA_VERSION
+    written_by: str = WRITER
+    """The package and version that wrote the file last."""
+    records: list[Record] = Field(default_factory=list[Record])
+    saes: list[SaeFidelity] = Field(default_factory=list[SaeFidelity])
+    spliced: list[SplicedFidelity] = Field(default_factory=list[SplicedFidelity])
+    seeds: list[SeedAgreement] = Field(default_factory=list[SeedAgreement])
+    duplicates: list[Duplicates] = Field(default_factory=list[Duplicates])
+    absorption: list[SaeAbsorption] = Field(default_factory=list[SaeAbsorption])
+    probes: list[SaeProbes] = Field(default_factory=list[SaeProbes])
+    reading: list[SaeReading] = Field(default_factory=list[SaeReading])
+
+    def under(self, ranking: str) -> list[Record]:
+        """The pairs' records under one ranking, controls left out."""
+        return [record for record in self.records if record.ranking == ranking and record.control is None]
+
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        write_json(path, {**self.model_dump(mode="json"), "written_by": WRITER})
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """Read a results file.
+
+        Raises:
+            UserError: there is none, it is damaged, of another version, or does not follow the schema.
+        """
+        missing, older = "no results here; score or measure something first", "move it away, score and measure again"
+        found = read_json(path, cls, missing, older)
+        try:
+            check(found)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {RESTORE}") from error
+        return found
+
+    @classmethod
+    def read_if_there(cls, path: Path) -> "Results":
+        """What a results file holds; nothing where there is none.
+
+        Raises:
+            UserError: as `read`.
+        """
+        return cls.read(path) if os.path.lexists(path) else cls()
+
+    @classmethod
+    def update(cls, path: Path, change: Callable[["Results"], None]) -> "Results":
+        """Change a results file; what other processes wrote into it meanwhile stays.
+
+        Args:
+            path: the file, which need not be there.
+            change: called with what the file holds at that moment, which no other process changes until it is written.
+
+        Returns:
+            What was written.
+
+        Raises:
+            UserError: as `read`, another process holds the file for a minute, or it cannot be written.
+        """
+        with held(path.parent, path.name, wait=60.0, remedy="run the command again when that one has ended"):
+            results = cls.read_if_there(path)
+            change(results)
+            results.write(path)
+        return results
+
+    def put(self, records: Sequence[Record]) -> None:
+        """Add records, in place of those of the same key."""
+        new = {record.key for record in records}
+        self.records = [old for old in self.records if old.key not in new] + list(records)

@@ -1,0 +1,66 @@
+"""Which latents fire: tokens since each did, and the auxiliary loss that revives those which do not.
+
+A latent is *dead* when it has not fired for a number of tokens, whatever the batch size: 10 million, or a tenth of the
+run where that is less, if a method does not say otherwise.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from scalar_sae import distributed
+from scalar_sae.kernels import linear
+from scalar_sae.saes.methods.base import Weights
+
+DEAD_TOKENS = 10_000_000
+"""The window of a long run."""
+
+
+def window(dead_tokens: int | None, tokens: int) -> int:
+    """Tokens after which a latent is dead in a run of `tokens`, when a method asks for `dead_tokens`."""
+    return min(DEAD_TOKENS, tokens // 10) if dead_tokens is None else dead_tokens
+
+
+class Firing(nn.Module):
+    """Tokens since each latent of a dictionary last fired, and the window after which it is dead."""
+
+    idle: Tensor
+
+    def __init__(self, d_sae: int) -> None:
+        super().__init__()
+        self.window = DEAD_TOKENS
+        self.register_buffer("idle", torch.zeros(d_sae, dtype=torch.int64))
+
+    @torch.no_grad()
+    def record(self, fired: Bool[Tensor, " d_sae"], tokens: int) -> None:
+        """Count a batch of so many tokens: which latents fired on any of them."""
+        self.idle.add_(tokens * distributed.world_size()).masked_fill_(distributed.all_any(fired), 0)
+
+    def dead(self) -> Bool[Tensor, " d_sae"]:
+        """Latents that have not fired for the window's tokens."""
+        return self.idle >= self.window
+
+
+def auxk_loss(
+    weights: Weights,
+    x: Float[Tensor, "batch d_in"],
+    residual: Float[Tensor, "batch d_out"],
+    chosen: Bool[Tensor, " d_sae"],
+    k: int,
+) -> Float[Tensor, ""]:
+    """AuxK (Gao et al. §A.2): the `k` largest of the chosen latents are asked to explain what is left over.
+
+    ‖sg(e) - ReLU(top-k of the chosen u) W_dec‖² / var(e), no bias: gradients reach the encoder and the decoder of the
+    chosen latents alone, and `centre` where the encoder has one. 0 where nothing is chosen or nothing is left over.
+    """
+    rows = chosen.nonzero().squeeze(1)
+    residual = residual.detach()
+    spread = distributed.all_mean((residual - distributed.all_mean(residual.mean(0))).square().mean())
+    if rows.numel() == 0 or not bool(spread > 0):
+        return residual.new_zeros(())
+    encoder = weights._replace(W_enc=weights.W_enc.index_select(1, rows), b_enc=weights.b_enc[rows])
+    u = encoder.pre_acts(x)
+    if k < rows.numel():
+        kept = u.topk(k, dim=1, sorted=False)
+        u = torch.zeros_like(u).scatter(1, kept.indices, kept.values)
+    return (residual - linear(u.relu(), weights.W_dec.index_select(0, rows))).square().mean() / spread

@@ -1,0 +1,45 @@
+"""The table of SAE methods: a new one adds its file and a line here."""
+
+from typing import Annotated, get_args
+
+from pydantic import BaseModel, Field
+
+from scalar_sae.saes.methods.atm import TemporalConfig
+from scalar_sae.saes.methods.batch_topk import BatchTopKConfig
+from scalar_sae.saes.methods.feature_choice import FeatureChoiceConfig
+from scalar_sae.saes.methods.g_sae import GradientConfig
+from scalar_sae.saes.methods.gated import GatedConfig
+from scalar_sae.saes.methods.jacobian import JacobianConfig
+from scalar_sae.saes.methods.jumprelu import JumpReluConfig
+from scalar_sae.saes.methods.llama_scope import LlamaScopeConfig
+from scalar_sae.saes.methods.matryoshka import MatryoshkaConfig
+from scalar_sae.saes.methods.mutual_choice import MutualChoiceConfig
+from scalar_sae.saes.methods.relu import ReluConfig
+from scalar_sae.saes.methods.staircase import StaircaseConfig
+from scalar_sae.saes.methods.staircase_jacobian import StaircaseJacobianConfig
+from scalar_sae.saes.methods.staircase_jumprelu import StaircaseJumpReluConfig
+from scalar_sae.saes.methods.topk import TopKConfig
+
+MethodConfig = Annotated[
+    TopKConfig
+    | StaircaseConfig
+    | JacobianConfig
+    | StaircaseJacobianConfig
+    | StaircaseJumpReluConfig
+    | ReluConfig
+    | GatedConfig
+    | JumpReluConfig
+    | BatchTopKConfig
+    | MatryoshkaConfig
+    | LlamaScopeConfig
+    | MutualChoiceConfig
+    | FeatureChoiceConfig
+    | GradientConfig
+    | TemporalConfig,
+    Field(discriminator="method"),
+]
+
+CONFIGS: dict[str, type[BaseModel]] = {
+    config.model_fields["method"].default: config for config in get_args(get_args(MethodConfig)[0])
+}
+"""The config class of each method."""

@@ -1,0 +1,218 @@
+"""How pairs are scored: the settings, the two texts, the edge counts."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors import safe_open
+from torch import Tensor
+
+from scalar_sae.bounds import Address, Count, Seed, Size
+from scalar_sae.corpora import Corpus, check_tokenizer, prompts_fingerprint, windows
+from scalar_sae.errors import UserError, reason, unknown
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import Rule
+from scalar_sae.readers import open_regular
+from scalar_sae.records.results import Control
+from scalar_sae.scoring import metrics
+from scalar_sae.scoring.metrics import Counts
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.rankings.order import MOST_COUNTS
+from scalar_sae.scoring.rankings.ranking import RANKINGS
+
+GRIDS = ("published", "full", "coarse")
+_COUNT = re.compile(r"\s*[0-9]{1,18}\s*")
+SMALLEST_NORMAL, LARGEST_FINITE = 0x00800000, 0x7F7FFFFF
+"""As the bits of a float32."""
+MOST_RANK = LARGEST_FINITE - SMALLEST_NORMAL
+LOCAL = "local"
+"""The ranking of local edges: chosen anew at every token, from the scored text itself."""
+REMEDY = {
+    "rank": "--rank-prompts or --context (in a preset, score.rankings or score.context)",
+    "score": "--prompts or --context (in a preset, score.prompts or score.context)",
+}
+"""What to lower where a text is too short."""
+
+
+class ScoreConfig(BaseModel):
+    """How pairs are scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    rankings: dict[Address, Count] = Field(
+        default={"expected": 64, "published": 64, "local": 1, "random": 64}, min_length=1
+    )
+    """Orders in which edges are kept, by name or path to a saved score matrix, each with the number of prompts that
+    edges are ranked on; none of them is scored."""
+    prompts: Count = 50
+    """Prompts that are scored."""
+    context: Size = Field(default=128, gt=1)
+    """Tokens per prompt."""
+    edges: str = "full"
+    """Edge counts: `full` (factors of sqrt 2 to all edges), `coarse` (factors of 2), `published`, or 1,2,4,..."""
+    ablation: Literal["zero", "mean"] = "zero"
+    """What an upstream latent without a kept edge is set to; `mean`: its mean over the ranking text."""
+    conventions: Literal["exact", "published"] = "exact"
+    """`published`: as the authors' code computes the curve (see published.py)."""
+    special: Rule = Field(default_factory=lambda of: "count" if of.get("conventions") == "published" else "skip")
+    """Special tokens: `skip` keeps the model's own activation there and counts them nowhere, `count` treats them like
+    other tokens, a list of ids names others (lm/special.py). The authors' conventions count them."""
+    controls: tuple[Control, ...] = ("padded",)
+    """Controls scored beside the pairs (see controls.py): once for each group of SAEs, at its first block."""
+    overlap: bool = False
+    """Rank on the scored text and take the first prompts of it, as the authors do."""
+    memory: float = Field(default=8.0, gt=0, le=1e6)
+    """Gigabytes that scoring may take."""
+    seed: Seed = 0
+    """Seed of the choice of prompts, of ties and of the bootstrap."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ScoreConfig":
+        if self.conventions == "published" and self.special != "count":
+            raise ValueError(f"special = {self.special}: the authors' conventions count every token; leave it out")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Two held-out texts without overlap; a ranking uses the first of the ranking prompts, as many as it is given.
+
+    What records are compared by is taken from all of them: the mean of `ablation="mean"`, the latents that live.
+    """
+
+    ranking: Int[Tensor, "n_ranked token"]
+    scoring: Int[Tensor, "n_scored token"]
+    data: dict[str, Any]
+
+
+def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
+    """Prompts from the validation part: ranking text from its first half, scoring text from its second.
+
+    With `overlap` both are the first prompts of all of it, as they come.
+
+    Raises:
+        UserError: the text has too few windows.
+    """
+    half = 0 if config.overlap else len(corpus.val) // 2
+    first = corpus.val if config.overlap else corpus.val[:half]
+    parts = {"rank": (first, max(config.rankings.values())), "score": (corpus.val[half:], config.prompts)}
+    chosen: list[Tensor] = []
+    for salt, (what, (tokens, wanted)) in enumerate(parts.items()):
+        rows = windows(tokens, config.context, f"{corpus.name}, text to {what} on", corpus.start)
+        if rows.shape[0] < wanted:
+            raise UserError(
+                f"{corpus.name}: {wanted} prompts of {config.context} tokens to {what} on, only {rows.shape[0]} there; "
+                f"lower {REMEDY[what]}, or give a longer text"
+            )
+        order = torch.randperm(rows.shape[0], generator=torch.Generator().manual_seed(2 * config.seed + salt))
+        chosen.append(rows[:wanted] if config.overlap else rows[order[:wanted]])
+    where = {"ranked_on": "first half of the validation part", "scored_on": "second half of the validation part"}
+    if config.overlap:
+        where = dict.fromkeys(where, "the start of the validation part: ranking and scoring text overlap")
+    prompts = {"ranking": prompts_fingerprint(chosen[0]), "scoring": prompts_fingerprint(chosen[1])}
+    return Texts(*chosen, data={**corpus.describe(), **where, "prompts": prompts})
+
+
+def check_made_for(texts: Texts, lm: LanguageModel) -> None:
+    """Raise a UserError if the prompts are of another tokenizer than the model's."""
+    if "tokenizer" in texts.data:
+        check_tokenizer(texts.data["tokenizer"], lm, texts.data["corpus"])
+
+
+def counts_of(grid: str, n_edges: int) -> Counts:
+    """The edge counts of a named grid or of a list such as `10,100`.
+
+    Always among them: 0, 1, all edges, and 2^18, where the published area ends.
+
+    Raises:
+        UserError: not a grid, a count beyond the pair's edges, or more than 254 counts.
+    """
+    check_grid(grid)
+    if grid == "full":
+        counts = metrics.edge_counts(n_edges)
+    elif grid == "coarse":
+        counts = metrics.edge_counts(n_edges, halvings=1)
+    elif grid == "published":
+        counts = metrics.published_counts(n_edges)
+    else:
+        counts = np.array([int(part) for part in grid.split(",")])
+    if counts.max() > n_edges:
+        raise UserError(f"edges {counts.max()}: the pair has {n_edges} possible edges")
+    counts = np.unique(np.concatenate([counts, [0, 1, min(metrics.PUBLISHED_MOST, n_edges), n_edges]]))
+    if len(counts) > MOST_COUNTS:
+        raise UserError(f"edges: {len(counts)} counts are more than {MOST_COUNTS}; take fewer")
+    return counts
+
+
+def check_grid(grid: str) -> None:
+    """Raise a UserError if this is neither a grid's name nor a list of edge counts."""
+    if grid not in GRIDS and not all(_COUNT.fullmatch(part) for part in grid.split(",")):
+        raise unknown("edge grid", grid, [*GRIDS, "a list such as 10,100,1000"])
+
+
+def check_ranking(ranking: str) -> None:
+    """Raise a UserError if this is neither a ranking's name nor a file that could hold one."""
+    path = Path(ranking)
+    if ranking not in (*RANKINGS, LOCAL) and (path.suffix not in (".safetensors", ".npy") or not path.is_file()):
+        raise unknown("ranking", ranking, [*RANKINGS, LOCAL, "a path to a .safetensors or .npy file"])
+
+
+def saved_scores(path: Path, pair: Pair) -> Float[Tensor, "n_up n_down"]:
+    """A ranking from a file: one score for every edge. Whole numbers keep their order to the last; others may tie
+    where they agree to seven digits.
+
+    Raises:
+        UserError: not readable, complex or NaN, of another shape, or too large or small for float32.
+    """
+    matrix = _saved_matrix(path, (pair.up.d_sae, pair.down.d_sae))
+    if matrix.is_complex() or any(row.isnan().any() for row in matrix):
+        raise UserError(f"{path}: scores must be real numbers, none of them NaN")
+    if matrix.dtype == torch.float32:
+        return matrix
+    narrow = torch.empty(matrix.shape)
+    if matrix.is_floating_point():
+        for to, row in zip(narrow, matrix, strict=True):  # row by row: there may be billions
+            to.copy_(row)
+            if not torch.equal(to.isinf() | (to == 0), row.isinf() | (row == 0)):
+                raise UserError(f"{path}: scores too large or too small for float32; rescale them, or save their ranks")
+        return narrow
+    least, most = min(int(row.long().min()) for row in matrix), max(int(row.long().max()) for row in matrix)
+    if most - least > MOST_RANK:
+        raise UserError(f"{path}: whole numbers from {least} to {most}; save ranks, or floating-point scores")
+    for to, row in zip(narrow, matrix, strict=True):
+        to.copy_((row.long() - least + SMALLEST_NORMAL).int().view(torch.float32))  # floats are in the order of bits
+    return narrow
+
+
+def _saved_matrix(path: Path, shape: tuple[int, int]) -> Tensor:
+    """The one matrix of a .npy or .safetensors file. Its numbers are read only if it has the shape."""
+    try:
+        open_regular(path).close()
+        if path.suffix == ".npy":
+            mapped = np.load(path, "r", allow_pickle=False)
+            if not isinstance(mapped, np.ndarray):
+                raise UserError(f"{path}: an archive, expected one matrix; save it with numpy.save")
+            _check_shape(path, mapped.shape, shape)
+            return torch.from_numpy(np.array(mapped))
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            if len(names) != 1:
+                raise UserError(f"{path}: expected one tensor, found {len(names)}: {', '.join(names[:8]) or 'none'}")
+            _check_shape(path, tuple(file.get_slice(names[0]).get_shape()), shape)
+            return file.get_tensor(names[0])
+    except UserError:
+        raise
+    except Exception as error:  # a damaged header fails in as many ways as it has fields
+        raise UserError(
+            f"{path}: cannot be read as a score matrix ({reason(error)}); save it again with numpy.save"
+        ) from error
+
+
+def _check_shape(path: Path, found: tuple[int, ...], shape: tuple[int, int]) -> None:
+    if tuple(found) != shape:
+        raise UserError(f"{path}: shape {tuple(found)}, the pair needs {shape}; save the scores of its edges")

@@ -1,0 +1,172 @@
+"""The curve of one prompt: how far is the model's output with a sub-circuit put in from the output without?"""
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scalar_sae.errors import UserError
+from scalar_sae.kernels import FastCPUOps
+from scalar_sae.lm.outputs import compare, kl, log_probs
+from scalar_sae.records.results import Curves
+from scalar_sae.scoring.pair import Pair, Prompt
+from scalar_sae.scoring.rankings import published
+from scalar_sae.scoring.sweep.closed_form import Readout
+from scalar_sae.scoring.sweep.edges import Edges
+from scalar_sae.scoring.sweep.subcircuits import sweep
+
+PASS_BYTES = 2**25
+"""Sub-circuits run on to the end of the model so many at a time that their widest activation fits this."""
+
+LogProbs = Float[Tensor, "*#batch d_vocab"]
+
+
+@runtime_checkable
+class Conventions(Protocol):
+    """How a sub-circuit's pre-activations become a divergence: ours, or the authors'."""
+
+    def select(self, pair: Pair, pre_acts: Float[Tensor, "*batch n_down"]) -> Float[Tensor, "*batch n_down"]:
+        """Downstream activations."""
+        ...
+
+    def full_circuit(self, pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
+        """Downstream activations that `kl_circuit` is measured from."""
+        ...
+
+    def kl(self, p: LogProbs, q: LogProbs) -> Float[Tensor, "*batch"]:
+        """KL(p || q) in nats from log-probabilities."""
+        ...
+
+    last_is_full_circuit: bool
+    """Whether n = N stands for the full circuit and is not computed as a sub-circuit."""
+
+
+class Exact:
+    """As scoring/README.md defines it."""
+
+    last_is_full_circuit = False
+
+    def select(self, pair: Pair, pre_acts: Float[Tensor, "*batch n_down"]) -> Float[Tensor, "*batch n_down"]:
+        """Down's activation rule."""
+        return pair.down.activation.select(pre_acts)
+
+    def full_circuit(self, pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
+        """down.encode(F(up.decode(z)))."""
+        return pair.full_circuit(prompt)
+
+    def kl(self, p: LogProbs, q: LogProbs) -> Float[Tensor, "*batch"]:
+        """KL(p || q) in nats from log-probabilities."""
+        return kl(p, q)
+
+
+class AsPublished:
+    """As the authors' code computes it (published.py)."""
+
+    last_is_full_circuit = True
+
+    def select(self, pair: Pair, pre_acts: Float[Tensor, "*batch n_down"]) -> Float[Tensor, "*batch n_down"]:
+        """TopK without ReLU."""
+        return published.select(pair, pre_acts)
+
+    def full_circuit(self, pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
+        """What their hooks leave."""
+        return published.full_circuit(pair, prompt)
+
+    def kl(self, p: LogProbs, q: LogProbs) -> Float[Tensor, "*batch"]:
+        """With their epsilon."""
+        return published.kl(p, q)
+
+
+CONVENTIONS: dict[str, Conventions] = {"exact": Exact(), "published": AsPublished()}
+
+
+@torch.no_grad()
+def measure(
+    pair: Pair,
+    prompt: Prompt,
+    edges: Edges,
+    n_counts: int,
+    reaches_all: bool,
+    conventions: Conventions,
+    readout: Readout,
+) -> Curves:
+    """Sweep a prompt and compare the outputs.
+
+    Args:
+        pair: what is scored.
+        prompt: where.
+        edges: which edges each count keeps.
+        n_counts: number of edge counts.
+        reaches_all: whether the last of them is every possible edge.
+        conventions: ours or the authors'.
+        readout: the pair's.
+
+    Raises:
+        UserError: an output that is not finite.
+    """
+    lm, whole = pair.lm, conventions.full_circuit(pair, prompt)
+    with FastCPUOps():
+        own = lm.states(prompt.tokens, [lm.end])[lm.end].x
+    full = pair.run_on(pair.decoded(whole, prompt).unsqueeze(0), prompt)
+    references = [log_probs(lm, own), log_probs(lm, full)]
+    live_edges: list[Tensor] = []
+
+    def sub_circuits() -> Iterator[Float[Tensor, "token n_down"]]:
+        for sub in sweep(pair, prompt, edges, n_counts, readout, lambda p: conventions.select(pair, p)):
+            live_edges.append(prompt.mean(sub.live_edges.float()))
+            is_all = len(live_edges) == n_counts and reaches_all
+            yield whole if is_all and conventions.last_is_full_circuit else sub.acts
+
+    rows: list[Tensor] = []
+    for acts, times in _distinct(sub_circuits(), _at_once(pair, prompt)):
+        end = pair.run_on(pair.decoded(acts, prompt), prompt)
+        divergence = prompt.mean(compare(lm, end, references, prompt.tokens, conventions.kl).kl)
+        row = torch.stack([*divergence, prompt.mean((acts != 0).sum(-1).float())], -1)
+        rows.append(row.repeat_interleave(times, dim=0))
+    kl_model, kl_circuit, l0_down = torch.cat(rows).double().T.unsqueeze(-1).cpu().numpy()
+    live = torch.stack(live_edges).double().unsqueeze(-1).cpu().numpy()
+    of_model, of_circuit = (compare(lm, end, references[:1], prompt.tokens, conventions.kl) for end in (own, full))
+    floors = torch.cat([prompt.mean(of_circuit.kl[0]), prompt.mean_of_targets(of_circuit.ce - of_model.ce)])
+    floor_kl, floor_ce = floors.double().unsqueeze(-1).cpu().numpy()
+    check_finite(prompt, kl_model, kl_circuit, floors.cpu().numpy())
+    return Curves(kl_model, kl_circuit, live, l0_down, floor_kl, floor_ce, *sizes(prompt))
+
+
+def sizes(prompt: Prompt) -> Float[np.ndarray, "two one"]:
+    """How many tokens of a prompt count, and how many of those are predicted."""
+    text = prompt.text.cpu().numpy()
+    return np.array([[text.sum()], [text[1:].sum()]], dtype=float)
+
+
+def check_finite(prompt: Prompt, *measured: Float[np.ndarray, "..."]) -> None:
+    """Raise a UserError if something measured on a prompt is not finite."""
+    if not all(np.isfinite(values).all() for values in measured):
+        raise UserError(f"prompt {prompt.number}: the model's output is not finite; check the language model's weights")
+
+
+def _at_once(pair: Pair, prompt: Prompt) -> int:
+    """How many sub-circuits run on to the end of the model at a time."""
+    return max(1, PASS_BYTES // (4 * len(prompt.z) * max(8 * pair.lm.d_model, pair.down.d_sae)))
+
+
+def _distinct(
+    sub_circuits: Iterator[Float[Tensor, "token n_down"]], size: int
+) -> Iterator[tuple[Float[Tensor, "some token n_down"], Int[Tensor, " some"]]]:
+    """Some different sub-circuits at a time, and for how many counts each of them stands: the next counts of a sweep
+    often change nothing at the tokens of a prompt.
+    """
+    some: list[Tensor] = []
+    times: list[int] = []
+    for acts in sub_circuits:
+        if some and torch.equal(some[-1], acts):
+            times[-1] += 1
+            continue
+        if len(some) == size:
+            yield torch.stack(some), torch.tensor(times, device=acts.device)
+            some, times = [], []
+        some.append(acts)
+        times.append(1)
+    yield torch.stack(some), torch.tensor(times, device=some[0].device)

@@ -1,0 +1,233 @@
+"""What one upstream latent does to every downstream latent: the raw material of the rankings.
+
+The *players* of a prompt are its upstream latents: at a block without attention every token has its own (its slots),
+at a block with attention a player is a latent of the whole prompt, as an edge of a sub-circuit is. A batch of
+players, each removed or added alone, is one batched pass of the block.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scalar_sae.kernels import linear
+from scalar_sae.scoring.pair import Pair, Prompt
+
+BATCH_BYTES = 2**22
+"""Players are taken so many at a time that their effects, in float32, fit this, and hidden layers of 4 d_model too."""
+LEAST_ROWS = 512
+"""But so many that they have at least this many tokens together: a product of fewer rows is slow with wide matrices."""
+MEAN_BYTES = 2**28
+"""Means over random orders, and what their squares take, are found for as many downstream latents as fit this."""
+LABEL_BYTES = 2**26
+"""Labels are drawn so many at a time that their log-probabilities fit this."""
+
+
+@dataclass(frozen=True, eq=False)
+class AblationUnits:
+    """Upstream latents whose effects are asked for, a row each."""
+
+    latent: Int[Tensor, "player token"]
+    change: Float[Tensor, "player token"]
+    """What the latent adds along its decoder row; zero where there is nothing to remove."""
+
+    @classmethod
+    def of(cls, pair: Pair, prompt: Prompt) -> "AblationUnits":
+        """The players of a prompt."""
+        slots = prompt.slots
+        if not pair.block.mixes_tokens:
+            return cls(slots.latent.T, slots.change.T)
+        latent = slots.latent[slots.used].unique()
+        return cls(
+            latent.unsqueeze(1).expand(-1, len(prompt.z)), pair.changes(prompt.z, prompt.x_up, prompt.special).T[latent]
+        )
+
+    def batches(self, pair: Pair, n_columns: int) -> Iterator["AblationUnits"]:
+        """A few players at a time."""
+        n_token = self.latent.shape[1]
+        n = max(LEAST_ROWS // n_token, BATCH_BYTES // (4 * n_token * max(n_columns, 4 * pair.lm.d_model)), 1)
+        for latent, change in zip(self.latent.split(n), self.change.split(n), strict=True):
+            yield AblationUnits(latent, change)
+
+    def adds(self, pair: Pair) -> Float[Tensor, "player token d_model"]:
+        """What each player adds to the upstream reconstruction."""
+        return pair.added(self.latent, self.change)
+
+    def touched(self, pair: Pair, prompt: Prompt) -> Bool[Tensor, "player token"]:
+        """Players and tokens where a player changes something that counts: the token is ordinary, and the player adds
+        something there, or at a block with attention at a token that comes before.
+
+        Elsewhere a computed effect would be rounding, and would count as an effect.
+        """
+        here = self.change != 0
+        return (here.cumsum(1) > 0 if pair.block.mixes_tokens else here) & prompt.text
+
+    def add_squares(
+        self, total: Float[Tensor, "n_up n_col"], effect: Float[Tensor, "player token n_col"], mixes_tokens: bool
+    ) -> None:
+        """Add the squared effects of the players, summed over tokens, to their latents' rows of `total`."""
+        square = effect.square()
+        if mixes_tokens:  # one latent a row
+            total.index_add_(0, self.latent[:, 0], square.sum(1).double())
+        else:
+            total.index_add_(0, self.latent.flatten(), square.flatten(0, 1).double())
+
+
+@torch.no_grad()
+def of_a_change(
+    pair: Pair, prompt: Prompt, start: Float[Tensor, "token d_model"], sign: float, columns: slice
+) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"]]]:
+    """Exact change of each latent's activation, after selection, when one player is added to (or taken from) `start`.
+
+    Only the latent's own pre-activation moves: the others stay what they are at `start`.
+    """
+    rule = pair.down.activation
+    pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
+    bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
+    for some, changed in _changed(pair, prompt, start, sign, pre_acts[:, columns], columns):
+        yield some, rule.alone(changed, bar).sub_(acts)
+
+
+@torch.no_grad()
+def of_removal(
+    pair: Pair, prompt: Prompt, columns: slice
+) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"], Float[Tensor, "player token n_col"]]]:
+    """The same when a player is removed from the full circuit, and the change of the latent's pre-activation, which
+    moves whether or not the latent is selected.
+    """
+    rule, start = pair.down.activation, pair.reconstruct(prompt.z, prompt)
+    pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
+    bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
+    for some, changed in _changed(pair, prompt, start, -1.0, pre_acts[:, columns], columns):
+        yield some, rule.alone(changed, bar).sub_(acts), changed.sub_(pre_acts[:, columns])
+
+
+def _changed(
+    pair: Pair,
+    prompt: Prompt,
+    start: Float[Tensor, "token d_model"],
+    sign: float,
+    pre_acts: Float[Tensor, "token n_col"],
+    columns: slice,
+) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"]]]:
+    """Pre-activations after each change; those at `start` where nothing changes."""
+    W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
+    for some in AblationUnits.of(pair, prompt).batches(pair, W.shape[1]):
+        where = some.touched(pair, prompt)
+        y = pair.compute_at(where, start + sign * some.adds(pair), prompt.up_skip)
+        changed = pre_acts.repeat(len(where), 1, 1)
+        changed[where] = linear(pair.down.seen(y), W, b)
+        yield some, changed
+
+
+def narrowed(pair: Pair, prompt: Prompt, columns: slice) -> Iterator[slice]:
+    """Downstream latents, as many at a time as `of_random_orders` has room for."""
+    an_entry = 8 if pair.block.mixes_tokens else 16  # the mean and its square; summed over tokens at once, or not
+    most = max(1, MEAN_BYTES // (an_entry * AblationUnits.of(pair, prompt).latent.numel()))
+    width = most - most % 64 if most > 64 else most  # whole vectors: sums over tokens stay the same to the bit
+    for start in range(columns.start, columns.stop, width):
+        yield slice(start, min(start + width, columns.stop))
+
+
+@torch.no_grad()
+def of_random_orders(
+    pair: Pair, prompt: Prompt, columns: slice, n_orders: int, generator: torch.Generator
+) -> tuple[AblationUnits, Float[Tensor, "player token n_col"]]:
+    """Mean exact change of each latent's activation as the players enter one after the other, over random orders."""
+    players = AblationUnits.of(pair, prompt)
+    n_player, n_token = players.latent.shape
+    mean = players.change.new_zeros(n_player, n_token, len(range(*columns.indices(pair.down.d_sae))))
+    for _ in range(n_orders):
+        draws = torch.rand(n_player, 1 if pair.block.mixes_tokens else n_token, generator=generator, device="cpu")
+        order = draws.argsort(0).expand(-1, n_token).to(mean.device)
+        entering = AblationUnits(players.latent.gather(0, order), players.change.gather(0, order))
+        x = pair.base(prompt).unsqueeze(0)
+        acts = pair.down.activation.select(pair.pre_acts(x, prompt))[..., columns]
+        place = order.unsqueeze(-1).expand(-1, -1, mean.shape[-1]).split(1)
+        done = 0
+        for some in entering.batches(pair, pair.down.d_sae):
+            xs = x + some.adds(pair).cumsum(0)
+            after = pair.down.activation.select(pair.pre_acts(xs, prompt))[..., columns]
+            step = (after - torch.cat([acts, after[:-1]])) / n_orders
+            mean.scatter_add_(0, torch.cat(place[done : done + len(step)]), step)
+            x, acts, done = xs[-1:], after[-1:], done + len(step)
+    return players, mean
+
+
+def of_a_gradient(
+    pair: Pair, prompt: Prompt, columns: slice, alphas: Sequence[float]
+) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"]]]:
+    """Change times gradient of relu(pre-activation), averaged over points base + alpha (x - base): forward mode.
+
+    The tangent of one player gives its effect on every latent at every position.
+    """
+    W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
+    base = pair.base(prompt)
+    path = pair.reconstruct(prompt.z, prompt) - base
+    for some in AblationUnits.of(pair, prompt).batches(pair, W.shape[1]):
+        tangent = some.adds(pair)
+        effect = tangent.new_zeros(*tangent.shape[:2], W.shape[1])
+        for alpha in alphas:
+            x = (base + alpha * path).expand_as(tangent).contiguous()
+            with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # the fused kernels have no forward mode
+                y = pair.down.seen(pair.compute(forward_ad.make_dual(x, tangent), prompt.up_skip))
+                value, slope = forward_ad.unpack_dual(y)
+            positive = (value[0] @ W + b) > 0
+            assert slope is not None
+            effect += slope @ W * positive / len(alphas)
+        yield some, prompt.at_text(effect)
+
+
+def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator) -> Float[Tensor, "token n_down"]:
+    """How much the model's output feels each downstream latent at each token.
+
+    Fisher information of the output distribution along the latent's decoder row, at the full circuit: mean over sampled
+    labels of the squared derivative of their log-probability. What is predicted at special tokens does not count.
+    """
+    with torch.no_grad():
+        full = pair.decoded(pair.full_circuit(prompt), prompt)
+    total = full.new_zeros(len(full), pair.down.d_sae)
+    at_once = max(1, LABEL_BYTES // (4 * len(full) * max(pair.lm.d_vocab, pair.down.d_sae)))
+    for done in range(0, n_labels, at_once):
+        x = full.repeat(min(at_once, n_labels - done), 1, 1).requires_grad_()
+        log_probs = pair.log_probs(x, prompt)
+        labels = torch.multinomial(log_probs.detach().exp().flatten(0, 1).cpu(), 1, generator=generator).to(x.device)
+        said = log_probs.flatten(0, 1).gather(1, labels).view(len(x), -1)
+        (gradient,) = torch.autograd.grad(said[:, prompt.text].sum(), x)
+        if pair.down.norm is not None:
+            gradient = gradient * pair.down.norm.gain(prompt.x_down)
+        total += (gradient @ pair.down.W_dec.T).square().sum(0)
+    return total / n_labels
+
+
+@torch.no_grad()
+def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_down"]:
+    """Size of the exact change when an edge is removed at one token alone: the order of local edges.
+
+    At a block with attention a removal is felt at later positions too: root of the sum of squares over them.
+    """
+    start = pair.reconstruct(prompt.z, prompt)
+    if not pair.block.mixes_tokens:
+        (n_token, n_slot), done = prompt.slots.latent.shape, 0
+        by_slot = start.new_empty(n_slot, n_token, pair.down.d_sae)
+        for _, effect in of_a_change(pair, prompt, start, -1.0, slice(0, pair.down.d_sae)):
+            torch.abs(effect, out=by_slot[done : done + len(effect)])
+            done += len(effect)
+        return by_slot.transpose(0, 1)
+    rule = pair.down.activation
+    pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
+    bar, acts = rule.bar(pre_acts), rule.select(pre_acts)
+    slots = prompt.slots
+    n_token, n_slot = slots.latent.shape
+    size = start.new_zeros(n_token * n_slot, pair.down.d_sae)
+    every = torch.arange(n_token * n_slot, device=start.device)
+    for rows in every.split(max(1, BATCH_BYTES // (4 * n_token * pair.down.d_sae))):
+        token, slot = rows // n_slot, rows % n_slot
+        x = start.repeat(len(rows), 1, 1)
+        x[every[: len(rows)], token] -= pair.added(slots.latent[token, slot], slots.change[token, slot])
+        size[rows] = (rule.alone(pair.pre_acts(x, prompt), bar) - acts).square().sum(1).sqrt()
+    return size.view(n_token, n_slot, -1)

@@ -1,0 +1,231 @@
+"""Comparisons against ratios worked out by hand, on curves that are made up."""
+
+import os
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from scalar_sae.cli.tables import print_records
+from scalar_sae.errors import UserError
+from scalar_sae.records.results import Curves, Floor, PromptCurves, Record, Results
+from scalar_sae.scoring import metrics
+from scalar_sae.scoring.compare import at_matched_fidelity, ratios
+from tests.test_study import scalar
+
+COUNTS = np.unique(np.floor(2.0 ** (np.arange(81) / 8)).astype(int) * (np.arange(81) > 0))
+
+
+def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor: float = 0.1, seed: int = 0) -> Record:
+    """Recovery that is a straight line in log n up to 100 % at `edges_90 / 0.9` decades, noisy over 8 prompts."""
+    noise = 1 + 0.2 * np.random.default_rng(1).random(8)
+    slope = 0.9 / np.log(edges_90)
+    recovered = np.clip(slope * np.log(np.maximum(COUNTS, 1)), 0, 1)
+    kl = 2.0 * (1 - recovered)[:, None] * noise
+    curves = Curves(
+        kl,
+        kl,
+        kl,
+        kl,
+        floor_kl=floor * noise,
+        floor_ce=floor * noise,
+        n_tokens=np.full(8, 4.0),
+        n_targets=np.full(8, 3.0),
+    )
+    found = metrics.every_score(COUNTS, curves, 1000, n_edges, np.arange(8)[None])
+    q = ("50", "90", "99")
+    ci: dict[str, Any] = dict.fromkeys(found, None) | dict.fromkeys(
+        ("kl_model", "kl_circuit", "recovery"), [(0.0, 1.0)] * len(COUNTS)
+    )
+    mean = kl.mean(1).tolist()
+    return Record(
+        block=block, method=method, ranking="ablation", seed=seed, n_up=10, n_down=n_edges // 10, n_edges=n_edges,
+        n_live_edges=1000, n_tokens=32, edges=COUNTS.tolist(), kl_model=mean, kl_circuit=mean, live_edges=mean,
+        l0_down=mean,
+        absolute=float(found["absolute"].value[0]), relative=float(found["relative"].value[0]), pure=0.0,
+        edges_at=dict.fromkeys(q, 1.0), live_edges_at=dict.fromkeys(q, 1.0), dip=dict.fromkeys(q, 0.0), log_area=0.0,
+        floor=Floor(kl=floor, ce_increase=floor), ci=ci, prompts=PromptCurves.of(curves), versions={}, seconds=1.0,
+        config={"prompts": 8, "context": 4, "edges": "full", "rank_prompts": 2},
+        data={"corpus": "c", "fingerprint": "f", "ranked_on": "r", "scored_on": "s"},
+    )  # fmt: skip
+
+
+def test_ratios_and_their_geometric_mean():
+    edges = {"ff_block.0": (20, 40), "ff_block.1": (50, 25)}
+    methods = ("topk", "other")
+    found = ratios(
+        [record(block, m, e) for block, both in edges.items() for m, e in zip(methods, both, strict=True)], "topk"
+    )
+    by_block = {ratio.block: ratio for ratio in found}
+    assert by_block["ff_block.0"].value == pytest.approx(2, rel=0.05)
+    assert by_block["ff_block.1"].value == pytest.approx(0.5, rel=0.05)
+    product = by_block["ff_block.0"].value * by_block["ff_block.1"].value
+    assert by_block["all ff_block"].value == pytest.approx(product**0.5)
+    assert all(ratio.paired for ratio in found)
+
+
+def test_a_method_against_a_copy_of_itself_is_exactly_1_and_known_to_a_step_of_the_grid():
+    records = [record("ff_block.0", "topk", 30), record("ff_block.0", "copy", 30)]
+    (ratio,) = ratios(records, "topk")
+    assert ratio.value == pytest.approx(1, abs=1e-12)
+    before, after = step_at(30)
+    assert (before, after) == (29, 32)
+    assert ratio.interval == pytest.approx((before / after, after / before))
+    (ratio,) = ratios(records, "topk", "floor.kl")
+    assert ratio.interval == pytest.approx((1, 1), abs=1e-12), "prompts are paired, and a floor has no grid"
+
+
+def step_at(edges_90: float) -> tuple[int, int]:
+    """The counts between which the made-up recovery crosses 90 %."""
+    return int(COUNTS[edges_90 > COUNTS].max()), int(COUNTS[edges_90 <= COUNTS].min())
+
+
+def test_a_ratio_has_the_grid_error_of_both_and_over_blocks_of_all():
+    edges = {"ff_block.0": (21, 44), "ff_block.1": (50, 30)}
+    methods = ("topk", "other")
+    found = ratios(
+        [record(block, m, e) for block, both in edges.items() for m, e in zip(methods, both, strict=True)], "topk"
+    )
+    ends = []
+    for block, (base, mine) in edges.items():
+        (ratio,) = (one for one in found if one.block == block)
+        ends.append((step_at(mine)[0] / step_at(base)[1], step_at(mine)[1] / step_at(base)[0]))
+        assert ratio.interval == pytest.approx(ends[-1])
+    assert found[-1].interval == pytest.approx(tuple((a * b) ** 0.5 for a, b in zip(*ends, strict=True)))
+
+
+def test_matched_fidelity_has_the_grid_error_too():
+    """Half way in floor between two members: the geometric mean of their ends."""
+    family = [
+        record("ff_block.0", f"new-k{k}", edges, floor=floor) for k, edges, floor in ((5, 21, 0.3), (10, 44, 0.2))
+    ]
+    (ratio,) = at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.25), *family], "topk")
+    low, high = ((step_at(21)[i] * step_at(44)[i]) ** 0.5 / step_at(30)[1 - i] for i in (0, 1))
+    assert ratio.interval == pytest.approx((low, high), rel=1e-6)
+
+
+def test_the_relative_score_of_a_wider_copy_is_the_do_nothing_value():
+    (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)], "topk", "relative")
+    assert ratio.value == pytest.approx(0.5)
+    assert ratio.do_nothing == pytest.approx(0.5)
+    (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)], "topk", "absolute")
+    assert ratio.do_nothing is None
+
+
+def test_other_prompts_are_not_paired():
+    (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "b", 30, seed=1)], "topk")
+    assert not ratio.paired
+
+
+def test_matched_fidelity_interpolates_along_the_family():
+    family = [record("ff_block.0", f"new-k{k}", edges, floor=floor) for k, edges, floor in
+              ((5, 20, 0.3), (10, 40, 0.2), (20, 90, 0.05))]  # fmt: skip
+    (ratio,) = at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.25), *family], "topk")
+    assert ratio.method == "new"
+    assert ratio.value == pytest.approx((20 * 40) ** 0.5 / 30, rel=0.06)
+    with pytest.raises(UserError, match="no family"):
+        at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.5), *family], "topk")
+
+
+def test_over_blocks_a_matched_family_has_its_geometric_mean_and_do_nothing_value():
+    records = [record(f"ff_block.{i}", "topk", edges, floor=0.2) for i, edges in enumerate((30, 50))]
+    records += [record(f"ff_block.{i}", f"new-k{k}", edges, n_edges, floor) for i, n_edges in enumerate((2000, 4000))
+                for k, edges, floor in ((5, 20, 0.3), (10, 80, 0.1))]  # fmt: skip
+    found = {ratio.block: ratio for ratio in at_matched_fidelity(records, "topk")}
+    assert list(found) == ["ff_block.0", "ff_block.1", "all ff_block"]
+    product = found["ff_block.0"].value * found["ff_block.1"].value
+    assert found["all ff_block"].value == pytest.approx(product**0.5)
+    assert found["all ff_block"].value == pytest.approx((20 * 80) ** 0.5 / (30 * 50) ** 0.5, rel=0.06)
+    assert found["all ff_block"].do_nothing is None
+    relative = [ratio.do_nothing for ratio in at_matched_fidelity(records, "topk", "relative")]
+    assert relative == pytest.approx([1 / 2, 1 / 4, 8**-0.5])
+
+
+def seeds(method: str, *edges: float) -> list[Record]:
+    return [record("ff_block.0", method, e).model_copy(update={"hashes": {"up": f"{e}"}}) for e in edges]
+
+
+def test_several_files_of_one_method_are_seeds():
+    """Every prompt has the same recovery, so a resample of two seeds is one of three values, the outer ones a quarter
+    each."""
+    found = ratios([*seeds("topk", 30), *seeds("new", 21, 44)], "topk")
+    by_hand = [found_edges(e) / found_edges(30) for e in (21, 44)]
+    assert found[0].value == pytest.approx((by_hand[0] * by_hand[1]) ** 0.5)
+    assert found[0].interval == pytest.approx((step_at(21)[0] / step_at(30)[1], step_at(44)[1] / step_at(30)[0]))
+    (ratio,) = ratios([*seeds("topk", 25, 30, 40), *seeds("new", 25, 30, 40)], "topk")
+    assert ratio.value == pytest.approx(1)
+
+
+def found_edges(edges_90: float) -> float:
+    """Where the made-up recovery crosses 90 %, between two counts in a straight line of log n."""
+    recovered = np.clip(0.9 / np.log(edges_90) * np.log(np.maximum(COUNTS, 1)), 0, 1)
+    return float(np.exp(np.interp(0.9, recovered, np.log(np.maximum(COUNTS, 1)))))
+
+
+def lost(method: str) -> Record:
+    """Recovers nothing."""
+    one = record("ff_block.0", method, 30)
+    flat = [[1.0] * len(row) for row in one.prompts.kl_circuit]
+    return one.model_copy(update={"prompts": one.prompts.model_copy(update={"kl_circuit": flat})})
+
+
+def test_a_score_that_is_never_reached_has_no_finite_ratio():
+    (ratio,) = ratios([record("ff_block.0", "topk", 30), lost("lost")], "topk")
+    assert ratio.value == float("inf")
+    assert ratio.interval is None
+    assert not ratio.base_never
+    (ratio,) = ratios([lost("topk"), record("ff_block.0", "b", 30)], "topk")
+    assert ratio.base_never
+    assert ratio.interval is None
+
+
+def test_the_command_says_who_never_gets_there_and_what_there_is(tmp_path: Path):
+    path = tmp_path / "results.json"
+    Results(records=[lost("topk"), record("ff_block.0", "b", 30)]).write(path)
+    assert "baseline never" in scalar("compare", path, "--ranking", "ablation").stdout
+    done = scalar("compare", path, "--ranking", "expectd", check=False)
+    assert "no records of the ranking 'expectd'; there are ablation" in done.stderr
+
+
+def test_the_table_of_records_shows_published_scores_and_deep_dips(capsys: pytest.CaptureFixture[str]):
+    records = [record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)]
+    records[0] = records[0].model_copy(update={"dip": {"50": 0.0, "90": 0.2, "99": 0.0}})
+    records = [one.model_copy(update={"ci": {"edges_at.90": None}}) for one in records]
+    with mock.patch.dict(os.environ, {"COLUMNS": "200"}):
+        print_records(records)
+        plain = capsys.readouterr().out
+        print_records([one.model_copy(update={"config": {"conventions": "published"}}) for one in records])
+    assert plain.count("dip") == 1
+    assert "dip 0.20" in plain
+    assert "pure" not in plain
+    topk, wide = (line.split() for line in capsys.readouterr().out.splitlines() if "ff_block" in line)
+    assert float(wide[-2]) == pytest.approx(0.5)
+    assert float(topk[-2]) == pytest.approx(1)
+    assert float(wide[-4]) == pytest.approx(records[1].relative, rel=1e-3)
+
+
+def test_what_cannot_be_compared_is_named():
+    one = record("ff_block.0", "topk", 30)
+    with pytest.raises(UserError, match=r"unknown baseline 'topc'.*did you mean 'topk'"):
+        ratios([one], "topc")
+    with pytest.raises(UserError, match="unknown score 'edges'"):
+        ratios([one, record("ff_block.0", "b", 30)], "topk", "edges")
+    with pytest.raises(UserError, match="several records of one block and method"):
+        ratios([one, one], "topk")
+    with pytest.raises(UserError, match=r"floor.ce_increase of ff_block.0 b is -0.\d+: there are ratios of positive"):
+        ratios([one, record("ff_block.0", "b", 30, floor=-0.1)], "topk", "floor.ce_increase")
+    elsewhere = one.model_copy(update={"hashes": {"lm": "another", "up": "another"}})
+    with pytest.raises(UserError, match="not SAEs of several seeds on one model"):
+        ratios([one, elsewhere, record("ff_block.0", "b", 30)], "topk")
+    with pytest.raises(UserError, match=r"no block in common with topk: it has ff_block.0, the others have ff_block.1"):
+        ratios([one, record("ff_block.1", "b", 30)], "topk")
+    for setting, mine, other in (("conventions", "exact", "published"), ("ablation", "zero", "mean")):
+        records = [
+            record("ff_block.0", method, 30).model_copy(update={"config": {setting: value}})
+            for method, value in (("topk", mine), ("b", other))
+        ]
+        for comparison in (ratios, at_matched_fidelity):
+            with pytest.raises(UserError, match=f"records with {setting} {mine} and {other} do not compare"):
+                comparison(records, "topk")

@@ -1,0 +1,34 @@
+"""Everything the benchmark makes lies where its data lies. There is no GPU in CI, so the default device is one on which
+nothing can be computed: a tensor made without a thought of where does not go unnoticed. `pytest --device cuda` computes
+on a GPU, and compares with the CPU.
+"""
+
+import pytest
+import torch
+
+from scalar_sae.scoring.config import LOCAL, ScoreConfig, Texts
+from scalar_sae.scoring.rankings.ranking import RANKINGS
+from scalar_sae.scoring.score import score
+from tests.helpers import moved, tiny_pair
+
+TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})
+
+
+@pytest.mark.parametrize("ranking", [*RANKINGS, LOCAL])
+@pytest.mark.parametrize("block", ["ff_layer.0", "ff_block.0", "transformer_block.0"])
+def test_scores_do_not_depend_on_a_device(block: str, ranking: str, device: torch.device):
+    pair = tiny_pair(block)
+    config = ScoreConfig(rankings={ranking: 2}, prompts=2, context=10, ablation="mean" if ranking == "ig" else "zero")
+    here = score(pair, TEXTS, "m", ranking, config)
+    with torch.device("meta"):
+        there = score(moved(pair, device), TEXTS, "m", ranking, config)
+    if device.type == "cpu":
+        assert there.kl_circuit == here.kl_circuit
+        assert there.ci == here.ci
+    else:  # edges whose scores differ by rounding alone may change places
+        ends = {"kl_circuit": (0, -1), "kl_model": (0, -1)}
+        for curve, places in ends.items():
+            for place in places:
+                assert getattr(there, curve)[place] == pytest.approx(getattr(here, curve)[place], rel=1e-3, abs=1e-5)
+        assert there.floor.kl == pytest.approx(here.floor.kl, rel=1e-3, abs=1e-5)
+        assert there.log_area == pytest.approx(here.log_area, rel=0.05)
