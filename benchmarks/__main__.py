@@ -21,7 +21,7 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.curve import Exact, measure
 from scalar_sae.scoring.metrics import published_counts
 from scalar_sae.scoring.pair import Pair, read
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.ranking import rank
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
@@ -52,7 +52,9 @@ def toy_pair(block: str, prompts: torch.Tensor, device: str = "cpu") -> Pair:
     return Pair(lm, place, *(data_sae(acts[site], 512, 10, 0) for site in (place.up, place.down)))
 
 
-def compare(pair: Pair, edges: GlobalEdges, level: torch.Tensor, n_counts: int, tokens: torch.Tensor) -> list[float]:
+def compare(
+    pair: Pair, edges: GlobalEdges, keep_index: torch.Tensor, n_counts: int, tokens: torch.Tensor
+) -> list[float]:
     """Seconds a prompt of the sweep and of the obvious scorer, the first left out, and the largest difference."""
     seconds, difference = [0.0, 0.0], 0.0
     for number, prompt in enumerate(read(pair, tokens)):
@@ -60,7 +62,7 @@ def compare(pair: Pair, edges: GlobalEdges, level: torch.Tensor, n_counts: int, 
         ours = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, n_counts)]
         middle = now(pair.device)
         with torch.device(pair.device):  # where the reference makes its tensors
-            theirs = [scorer.pre_acts(pair, prompt, level <= index) for index in range(n_counts)]
+            theirs = [scorer.pre_acts(pair, prompt, keep_index <= index) for index in range(n_counts)]
         if number > 0:  # the first warms up
             seconds = [seconds[0] + middle - start, seconds[1] + now(pair.device) - middle]
         difference = max(difference, *(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)))
@@ -98,9 +100,9 @@ def main() -> None:
             start = time.perf_counter()
             scores = rank(pair, prompts[1000 : 1000 + n_ranked], "ablation", 0)
             ranking = time.perf_counter() - start
-            level = levels(scores, counts, 0)
-            edges = GlobalEdges(level)
-            ours, theirs, difference = compare(pair, edges, level, len(counts), prompts[100 : 100 + COMPARED])
+            keep_index = keep_indices(scores, counts, 0)
+            edges = GlobalEdges(keep_index)
+            ours, theirs, difference = compare(pair, edges, keep_index, len(counts), prompts[100 : 100 + COMPARED])
             curves = whole(pair, edges, len(counts), prompts[100 : 100 + SCORED])
             table.add_row(
                 block, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.1f}", f"{difference:.1e}",

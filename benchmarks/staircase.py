@@ -24,7 +24,7 @@ from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.saes.store import load_saes
 from scalar_sae.scoring.config import ScoreConfig, counts_of, held_out
 from scalar_sae.scoring.pair import Pair
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.ranking import rank
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.sites import Block
@@ -62,9 +62,9 @@ def main() -> None:
     counts = counts_of("full", pair.n_edges)
     times = [(time.perf_counter(), time.process_time())]
     with torch.no_grad():
-        level = levels(rank(pair, texts.ranking, RANKING, 0), counts, 0)
+        keep_index = keep_indices(rank(pair, texts.ranking, RANKING, 0), counts, 0)
         times.append((time.perf_counter(), time.process_time()))
-        whole(pair, GlobalEdges(level), len(counts), texts.scoring)
+        whole(pair, GlobalEdges(keep_index), len(counts), texts.scoring)
         times.append((time.perf_counter(), time.process_time()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     shape = f"{pair.up.d_sae:,} x {pair.down.d_sae:,} latents, {len(counts)} counts, prompts of 128"

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks.training import LR, SHAPES, Shape, sparse_mixture
 from scalar_sae.malloc import freed_memory_handed_back, keep_freed_memory
-from scalar_sae.saes.methods.dictionary import Place
+from scalar_sae.saes.methods.dictionary import SitePair
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig
 from scalar_sae.training.learner import OptimizedSAEs
@@ -32,7 +32,7 @@ def milliseconds(name: str, shape: Shape, repeats: int, keep: bool) -> float:
     options = {"k": shape.k} if name in KEEP_K else {}
     method = {"method": name, "sites": [str(SITE)], "expansion": shape.d_sae // shape.d_model, **options}
     config = TrainConfig(saes=[method], tokens=10**9, batch_tokens=shape.batch, buffer_tokens=shape.batch, lr=LR)
-    trainee = config.saes[0].trainee(Place(SITE, SITE, shape.d_model), 0)
+    trainee = config.saes[0].trainee(SitePair(SITE, SITE, shape.d_model), 0)
     x, seconds = sparse_mixture(shape, shape.batch, 1), torch.zeros(repeats)
     trainee.prepare({SITE: x})
     learner = OptimizedSAEs(config.saes[0], trainee, config)

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
-from scalar_sae.saes.methods.dictionary import Place
+from scalar_sae.saes.methods.dictionary import SitePair
 from scalar_sae.saes.methods.jacobian import JacobianConfig
 from scalar_sae.saes.methods.topk import TopKConfig, TopKTrainee
 from scalar_sae.sites import Site
@@ -64,7 +64,7 @@ def ours(shape: Shape, unit_norm: bool) -> Peer:
         saes=[method], tokens=10**9, batch_tokens=shape.batch, buffer_tokens=shape.batch, lr=LR, warmup_steps=0
     )
     site = Site.parse("resid_post.0")
-    trainee = method.trainee(Place(site, site, shape.d_model), 0)
+    trainee = method.trainee(SitePair(site, site, shape.d_model), 0)
     assert isinstance(trainee, TopKTrainee)
     trainee.prepare({site: sparse_mixture(shape, shape.batch, 1)})
     learner, count = OptimizedSAEs(method, trainee, config), iter(range(10**9))
@@ -73,7 +73,7 @@ def ours(shape: Shape, unit_norm: bool) -> Peer:
         sae = trainee.sae(site)
         return sae.decode(sae.encode(x))
 
-    return Peer(lambda x: learner.step({site: x}, next(count)), reconstruct, lambda: trainee.firing.idle)
+    return Peer(lambda x: learner.step({site: x}, next(count)), reconstruct, lambda: trainee.firing.tokens_since_fired)
 
 
 def sae_lens(shape: Shape, **options: Any) -> Peer:
@@ -164,7 +164,7 @@ def trained(name: str, shape: Shape, dead: bool) -> tuple[float, float] | str:
     batches = sparse_mixture(shape, 4 * shape.batch, 1).split(shape.batch)
     for number in range(shape.steps):
         if dead:
-            peer.idle()[::DEAD_SHARE] = 10**9
+            peer.tokens_since_fired()[::DEAD_SHARE] = 10**9
         start = time.perf_counter()
         peer.step(batches[number % len(batches)])
         seconds.append(time.perf_counter() - start)

@@ -81,18 +81,30 @@ def seal_again(folder: Path) -> None:
 
 
 def tiny_pair(
-    block: str, n_up: int = 24, n_down: int = 20, k: int = 4, seed: int = 0, kind: str = "topk", fill: bool = False
+    block: str,
+    n_up: int = 24,
+    n_down: int = 20,
+    k: int = 4,
+    seed: int = 0,
+    kind: str = "topk",
+    ablation_value: bool = False,
 ) -> Pair:
-    """A pair of random SAEs on a tiny random model; `fill`: ablated latents are set to something, not to zero."""
+    """A pair of random SAEs on a tiny random model; `ablation_value`: ablated latents are not set to zero."""
     ends = random_sae(16, n_up, k, seed + 1, kind), random_sae(16, n_down, k, seed + 2, kind)
-    value = torch.rand(n_up, generator=torch.Generator().manual_seed(seed)) if fill else None
-    return Pair(tiny_lm(seed), Block.parse(block), *ends, fill=value)
+    value = torch.rand(n_up, generator=torch.Generator().manual_seed(seed)) if ablation_value else None
+    return Pair(tiny_lm(seed), Block.parse(block), *ends, ablation_value=value)
 
 
 def moved(pair: Pair, device: torch.device) -> Pair:
     """A pair on a device."""
-    fill = None if pair.fill is None else pair.fill.to(device)
-    return replace(pair, lm=deepcopy(pair.lm).to(device), up=pair.up.to(device), down=pair.down.to(device), fill=fill)
+    ablation_value = None if pair.ablation_value is None else pair.ablation_value.to(device)
+    return replace(
+        pair,
+        lm=deepcopy(pair.lm).to(device),
+        up=pair.up.to(device),
+        down=pair.down.to(device),
+        ablation_value=ablation_value,
+    )
 
 
 def golden_lm() -> LanguageModel:

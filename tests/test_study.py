@@ -394,8 +394,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_kill_while_writing_leaves_no_half_file(tmp_path: Path):
     code = (
-        "import sys, os, signal; from pathlib import Path; from scalar_sae.io import whole\n"
-        "with whole(Path(sys.argv[1])) as t:\n    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+        "import sys, os, signal; from pathlib import Path; from scalar_sae.io import atomic_write\n"
+        "with atomic_write(Path(sys.argv[1])) as t:\n    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = tmp_path / "results.json"
     assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL

@@ -16,7 +16,7 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.scoring.config import counts_of
 from scalar_sae.scoring.curve import Exact, measure
 from scalar_sae.scoring.pair import Pair, read
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.ranking import rank
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
@@ -39,8 +39,10 @@ def _toy(where: Where, block: str) -> Iterator[Found]:
     pair = toy_pair(block, prompts[:64], where.device)
     n_ranked, n_scored = (2, 2) if where.small else (RANKED[block], 50)
 
-    def against(edges: GlobalEdges, level: Tokens, n_counts: int) -> Found:
-        ours, theirs, difference = compare(pair, edges, level, n_counts, prompts[100 : 102 if where.small else 104])
+    def against(edges: GlobalEdges, keep_index: Tokens, n_counts: int) -> Found:
+        ours, theirs, difference = compare(
+            pair, edges, keep_index, n_counts, prompts[100 : 102 if where.small else 104]
+        )
         return {
             "sweep of a prompt (s)": ours,
             "the obvious scorer takes so many times as long": theirs / ours,
@@ -90,7 +92,7 @@ def _scored(
     start = where.now()
     scores = rank(pair, ranked, "ablation", 0)
     ranking = where.now()
-    level = levels(scores, counts, 0)
+    keep_index = keep_indices(scores, counts, 0)
     ordering = where.now()
     del scores
     found: Found = {
@@ -98,9 +100,9 @@ def _scored(
         "prompts ranked": len(ranked), "ranking (s)": ranking - start, "ordering (s)": ordering - ranking,
     }  # fmt: skip
     yield found
-    edges, readout = GlobalEdges(level), Readout.of(pair)
+    edges, readout = GlobalEdges(keep_index), Readout.of(pair)
     if against is not None:
-        found |= against(edges, level, len(counts))
+        found |= against(edges, keep_index, len(counts))
         yield found
     start = where.now()
     for number, prompt in enumerate(read(pair, scored), 1):

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.gpu.section import Found, Where
 from benchmarks.training import LR, Shape, sparse_mixture
-from scalar_sae.saes.methods.dictionary import Place
+from scalar_sae.saes.methods.dictionary import SitePair
 from scalar_sae.saes.methods.registry import CONFIGS
 from scalar_sae.sites import Site
 from scalar_sae.training.config import TrainConfig
@@ -55,7 +55,7 @@ def ours(method: str, shape: Shape, x: Tensor) -> Step:
     """This package's step."""
     options = {"sites": [str(SITE)], "k": shape.k, "expansion": shape.d_sae // shape.d_model}
     config = CONFIGS[method](**options, **({"unit_norm": True} if method == "topk" else {"auxk": 0.0}))
-    trainee = config.trainee(Place(SITE, SITE, shape.d_model), 0).to(x.device)
+    trainee = config.trainee(SitePair(SITE, SITE, shape.d_model), 0).to(x.device)
     trainee.prepare({SITE: x})
     train = TrainConfig(saes=[config], tokens=10**9, batch_tokens=shape.batch, buffer_tokens=shape.batch, lr=LR)
     learner, count = OptimizedSAEs(config, trainee, train), iter(range(10**9))

@@ -9,7 +9,7 @@ import torch
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.scoring.pair import Pair, read
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.sites import KINDS, Block, Site
@@ -152,10 +152,10 @@ def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(family: st
         return
     pair = Pair(lm, place, random_sae(16, 24, 4, 1), random_sae(16, 20, 4, 2))
     prompt = next(read(pair, TOKENS[:1]))
-    level = levels(torch.rand(24, 20), np.array([0, 100, 480]), 0)
-    subs = [(sub.pre_acts.clone(), sub.acts) for sub in sweep(pair, prompt, GlobalEdges(level), 3)]
+    keep_index = keep_indices(torch.rand(24, 20), np.array([0, 100, 480]), 0)
+    subs = [(sub.pre_acts.clone(), sub.acts) for sub in sweep(pair, prompt, GlobalEdges(keep_index), 3)]
     for index, (pre_acts, _) in enumerate(subs):
-        torch.testing.assert_close(pre_acts, scorer.pre_acts(pair, prompt, level <= index), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(pre_acts, scorer.pre_acts(pair, prompt, keep_index <= index), atol=2e-5, rtol=1e-4)
     none, some, everything = (acts for _, acts in subs)
     full = pair.down.encode(pair.compute(pair.up.decode(prompt.z).unsqueeze(0), prompt.up_skip))[0]
     assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(11, -1))

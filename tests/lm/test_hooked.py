@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.scoring.pair import Pair, read
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.sites import Block, Site
@@ -179,8 +179,8 @@ def test_scalars_identities_hold_on_it(build: Any, form: str):
     block = Block.parse("ff_layer.1" if "parallel" in form else "ff_block.1")
     pair = Pair(LanguageModel.load(model), block, random_sae(16, 24, 4, 1), random_sae(16, 20, 4, 2))
     prompt = next(read(pair, TOKENS[:1]))
-    level = levels(torch.rand(24, 20), np.array([0, 480]), 0)
-    none, everything = (sub.acts for sub in sweep(pair, prompt, GlobalEdges(level), 2))
+    keep_index = keep_indices(torch.rand(24, 20), np.array([0, 480]), 0)
+    none, everything = (sub.acts for sub in sweep(pair, prompt, GlobalEdges(keep_index), 2))
     full = pair.down.encode(pair.compute(pair.up.decode(prompt.z).unsqueeze(0), prompt.up_skip))[0]
     assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(11, -1))
     torch.testing.assert_close(everything, full, atol=1e-5, rtol=1e-5)

@@ -28,23 +28,23 @@ def downstream(pair: Pair, prompt: Prompt, x: torch.Tensor) -> torch.Tensor:
     return torch.where(special(pair, prompt).unsqueeze(-1), 0.0, p)
 
 
-def spliced(pair: Pair, prompt: Prompt, acts: torch.Tensor) -> torch.Tensor:
+def splice_site(pair: Pair, prompt: Prompt, acts: torch.Tensor) -> torch.Tensor:
     """Next-token logits with downstream activations [token, n_down] put in: [token, d_vocab]."""
-    state = pair.lm.states(prompt.tokens, [pair.spliced])[pair.spliced]
+    state = pair.lm.states(prompt.tokens, [pair.splice_site])[pair.splice_site]
     x = pair.down.decode(acts, prompt.x_down[0]).unsqueeze(0)
     x = torch.where(special(pair, prompt).unsqueeze(-1), state.x, x)
-    return pair.lm.logits_from(pair.spliced, x, state.skip)[0]
+    return pair.lm.logits_from(pair.splice_site, x, state.skip)[0]
 
 
 def pre_acts(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
     """p(E) of one prompt: [token, n_down]."""
-    z, fill = prompt.z, torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
+    z, ablation_value = prompt.z, torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value
     p = torch.zeros(z.shape[0], pair.down.d_sae)
     with_edge = kept.any(0) if kept.dim() == 2 else kept.any(1)  # [n_down] or [token, n_down]
     somewhere = with_edge if kept.dim() == 2 else with_edge.any(0)
     for some in somewhere.nonzero()[:, 0].split(64) if somewhere.any() else ():
         own = kept.T[some].unsqueeze(1) if kept.dim() == 2 else kept[..., some].permute(2, 0, 1)  # latent, token, n_up
-        kept_z = torch.where(own, z, fill)
+        kept_z = torch.where(own, z, ablation_value)
         p[:, some] = downstream(pair, prompt, upstream(pair, prompt, kept_z))[range(len(some)), :, some].T
     if kept.dim() == 3 and not pair.block.mixes_tokens:
         p[~with_edge] = 0  # the latent has no edge at this token
@@ -59,8 +59,8 @@ def leave_one_out(pair: Pair, prompt: Prompt) -> torch.Tensor:
 
 def insert_one(pair: Pair, prompt: Prompt) -> torch.Tensor:
     """The same when one latent is added to the ablated reconstruction: [n_up, n_down]."""
-    fill = torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
-    x = upstream(pair, prompt, fill.expand_as(prompt.z).unsqueeze(0))
+    ablation_value = torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value
+    x = upstream(pair, prompt, ablation_value.expand_as(prompt.z).unsqueeze(0))
     nothing = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.bool)
     return _one_changed(pair, prompt, downstream(pair, prompt, x)[0], nothing, keep=True)
 
@@ -81,15 +81,15 @@ def _one_changed(pair: Pair, prompt: Prompt, p: torch.Tensor, start: torch.Tenso
 
 def path_gradient(pair: Pair, prompt: Prompt, alphas: torch.Tensor) -> torch.Tensor:
     """Squared (change x mean gradient of relu(p_j)), a backward pass a target position: [n_up, n_down]."""
-    fill = torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
-    path = prompt.z - fill
+    ablation_value = torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value
+    path = prompt.z - ablation_value
     n_token = len(path)
     total = torch.zeros(pair.up.d_sae, pair.down.d_sae)
     for j in range(pair.down.d_sae):
         for target in range(n_token):
             gradient = torch.zeros_like(path)
             for alpha in alphas:
-                point = (fill + alpha * path).requires_grad_()
+                point = (ablation_value + alpha * path).requires_grad_()
                 p = downstream(pair, prompt, upstream(pair, prompt, point.unsqueeze(0)))[0]
                 gradient += torch.autograd.grad(p[target, j].relu(), point)[0] / len(alphas)
             total[:, j] += (path * gradient).sum(0).square()
@@ -112,13 +112,20 @@ def published_attribution(pair: Pair, prompt: Prompt) -> torch.Tensor:
 
 def costs(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
     """How much further from the full circuit each kept edge's removal takes its latent: squared, summed over tokens."""
-    rule, fill = pair.down.activation, torch.zeros(pair.up.d_sae) if pair.fill is None else pair.fill
+    rule, ablation_value = (
+        pair.down.activation,
+        torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value,
+    )
     full = downstream(pair, prompt, upstream(pair, prompt, prompt.z.unsqueeze(0)))[0]
-    bar, acts = rule.bar(full), rule.select(full)
+    competing_threshold, acts = rule.competing_threshold(full), rule.select(full)
 
     def error(latents: torch.Tensor, j: int) -> torch.Tensor:
-        x = upstream(pair, prompt, torch.where(latents, prompt.z, fill).unsqueeze(0))
-        return (rule.alone(downstream(pair, prompt, x)[0], bar) - acts)[:, j].square().sum()
+        x = upstream(pair, prompt, torch.where(latents, prompt.z, ablation_value).unsqueeze(0))
+        return (
+            (rule.activate_independently(downstream(pair, prompt, x)[0], competing_threshold) - acts)[:, j]
+            .square()
+            .sum()
+        )
 
     found = torch.zeros(kept.shape, dtype=torch.float64)
     for i, j in kept.nonzero().tolist():

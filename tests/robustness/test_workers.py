@@ -60,24 +60,24 @@ def test_a_worker_is_heard_when_it_says_anything_and_is_still_while_it_does_the_
 SCRIPT = """
 import os, signal, sys, time
 import torch; torch.set_num_threads(1)
-from scalar_sae import watch, workers
+from scalar_sae import watch, distributed
 watch.BEAT, watch.APART = 0.3, 2.0
-workers.join()
-workers.meet()
-first, how = workers.number() == 0, sys.argv[1]
+distributed.init()
+distributed.barrier()
+first, how = distributed.rank() == 0, sys.argv[1]
 if how == "leaves" and not first:
     sys.exit(0)
 if how == "agrees":
-    workers.agree("results.json", workers.from_first(lambda: [1, 2]))
+    distributed.check_agreement("results.json", distributed.broadcast_from_first(lambda: [1, 2]))
     print("the same")
     sys.exit(0)
 if how == "differs":
     from scalar_sae.cli.ending import ended
-    sys.exit(ended(lambda: workers.agree("results.json", workers.number())))
+    sys.exit(ended(lambda: distributed.check_agreement("results.json", distributed.rank())))
 if how == "other" and first:
-    workers.add_up(torch.zeros(3))
-    workers.add_up(torch.zeros(3))
-workers.meet()
+    distributed.all_sum(torch.zeros(3))
+    distributed.all_sum(torch.zeros(3))
+distributed.barrier()
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 

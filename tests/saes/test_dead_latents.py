@@ -37,7 +37,7 @@ def test_dead_is_counted_in_tokens():
     firing = Firing(3)
     firing.record(torch.tensor([True, False, False]), 5)
     firing.record(torch.tensor([False, True, False]), 2)
-    assert firing.idle.tolist() == [2, 0, 7]
+    assert firing.tokens_since_fired.tolist() == [2, 0, 7]
     firing.window = 7
     assert firing.dead().tolist() == [False, False, True]
     assert [window(n, 5000) for n in (None, 700)] == [500, 700]

@@ -121,4 +121,4 @@ def test_group_max_keeps_the_largest_of_each_group(seed: int, k: int):
         alone = u.clone()
         alone[:, j] = changed[:, j]
         expected[:, j] = rule.select(alone)[:, j]
-    torch.testing.assert_close(rule.alone(changed, rule.bar(u).to(u)), expected)
+    torch.testing.assert_close(rule.activate_independently(changed, rule.competing_threshold(u).to(u)), expected)

@@ -46,7 +46,9 @@ def test_alone_changes_one_latent_at_a_time(seed: int, k: int):
         alone = u.clone()
         alone[:, j] = changed[:, j]
         expected[:, j] = sae.activation.select(alone)[:, j]
-    torch.testing.assert_close(sae.activation.alone(changed, sae.activation.bar(u)), expected)
+    torch.testing.assert_close(
+        sae.activation.activate_independently(changed, sae.activation.competing_threshold(u)), expected
+    )
 
 
 def test_golden_feature_magnitudes():

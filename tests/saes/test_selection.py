@@ -78,7 +78,7 @@ def test_gradient_sae_prefers_what_the_loss_depends_on():
     trainee.losses({SITE: x, Gradient(SITE): torch.eye(8)[0].expand(64, 8)}, LATE)
     positive = (trainee.weights().pre_acts(x)[:, 5] > 0).any()
     assert positive
-    assert trainee.firing.idle[5] == 0
+    assert trainee.firing.tokens_since_fired[5] == 0
 
 
 def test_llama_scope_with_unit_columns_selects_as_topk():

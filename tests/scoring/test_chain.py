@@ -11,7 +11,7 @@ from scalar_sae.scoring import chain
 from scalar_sae.scoring.circuit import score_chain
 from scalar_sae.scoring.config import ScoreConfig, Texts
 from scalar_sae.scoring.pair import read
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.resume import Partial
 from scalar_sae.sites import Site
 from tests.helpers import random_sae, tiny_lm
@@ -33,14 +33,14 @@ def setup() -> tuple[list, list[torch.Tensor]]:
 
 def test_a_chain_is_its_pairs_one_after_the_other():
     pairs, scores = setup()
-    level = chain.same_budget(scores, COUNTS, 0)
-    assert all(torch.equal(one, levels(s, COUNTS, 0)) for one, s in zip(level, scores, strict=True))
-    curves = chain.curves(pairs, level, len(COUNTS), TOKENS, Partial(None, {}))
+    keep_index = chain.same_budget(scores, COUNTS, 0)
+    assert all(torch.equal(one, keep_indices(s, COUNTS, 0)) for one, s in zip(keep_index, scores, strict=True))
+    curves = chain.curves(pairs, keep_index, len(COUNTS), TOKENS, Partial(None, {}))
     for number, prompt in enumerate(read(pairs[0], TOKENS)):
         model = pairs[0].lm.logits(prompt.tokens).log_softmax(-1)
         for index in range(len(COUNTS)):
             z = prompt.z
-            for pair, one in zip(pairs, level, strict=True):
+            for pair, one in zip(pairs, keep_index, strict=True):
                 fed = chain.replace(prompt, z=z)
                 z = pair.down.activation.select(scorer.pre_acts(pair, fed, one <= index))
             x_hat = pairs[-1].down.decode(z).unsqueeze(0)
@@ -54,9 +54,9 @@ def test_a_chain_is_its_pairs_one_after_the_other():
 def test_one_order_keeps_as_many_edges_as_it_says():
     _, scores = setup()
     counts = np.array([0, 7, 500, 960])
-    level = chain.one_order(scores, counts, 0)
+    keep_index = chain.one_order(scores, counts, 0)
     for index, count in enumerate(counts):
-        assert sum(int((one <= index).sum()) for one in level) == count
+        assert sum(int((one <= index).sum()) for one in keep_index) == count
 
 
 def test_sites_that_make_no_chain_are_named():

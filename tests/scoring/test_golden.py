@@ -56,19 +56,19 @@ class Case:
                 first[name] = torch.cat([first[name], second[name]])[order]
         return first
 
-    def level(self, counts: np.ndarray) -> torch.Tensor:
+    def keep_index(self, counts: np.ndarray) -> torch.Tensor:
         """The authors' order: descending attribution, exact ties and zeros as recorded."""
         t = self.attribution()
         flat = t["attr"].flatten()
         order = flat.argsort(descending=True, stable=True)[: int((flat > 0).sum())]
         order[t["order_diff_pos"].long()] = t["order_diff_idx"].long()
         order = torch.cat([order, t.get("order_zero_tail", torch.zeros(0)).long()])
-        level = torch.full_like(flat, NOT_KEPT, dtype=torch.uint8)
+        keep_index = torch.full_like(flat, NOT_KEPT, dtype=torch.uint8)
         for index, (start, end) in enumerate(zip([0, *counts[:-1]], counts, strict=True)):
-            level[order[start:end]] = index
+            keep_index[order[start:end]] = index
         if counts[-1] == flat.numel():
-            level[level == NOT_KEPT] = len(counts) - 1
-        return level.view_as(t["attr"])
+            keep_index[keep_index == NOT_KEPT] = len(counts) - 1
+        return keep_index.view_as(t["attr"])
 
 
 CASES = [
@@ -99,7 +99,7 @@ def test_attribution(case: Case):
 def test_sub_circuits_curves_and_areas(case: Case):
     pair, golden = case.pair(), case.sweep()
     counts = golden["edge_counts"].numpy()
-    edges = GlobalEdges(case.level(counts))
+    edges = GlobalEdges(case.keep_index(counts))
     readout = Readout.of(pair)
     reaches_all = bool(counts[-1] == pair.n_edges)
     curves = []

@@ -12,7 +12,7 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.scoring.config import ScoreConfig, Texts
 from scalar_sae.scoring.memory import resident
 from scalar_sae.scoring.pair import Pair, read
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.score import score
 from scalar_sae.scoring.sweep import closed_form
 from scalar_sae.scoring.sweep.closed_form import Readout
@@ -44,11 +44,13 @@ def test_both_identities_hold_through_the_closed_form(family: str, dtype: torch.
     pair = pair_of(family_lm(family, dtype, outlier=outlier), block_of(family))
     assert Readout.of(pair).ff is not None
     prompt = next(read(pair, TOKENS[:1]))
-    level = levels(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), np.array([0, 100, 480]), 0)
-    subs = [(sub.pre_acts.clone(), sub.acts) for sub in sweep(pair, prompt, GlobalEdges(level), 3)]
+    keep_index = keep_indices(
+        torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), np.array([0, 100, 480]), 0
+    )
+    subs = [(sub.pre_acts.clone(), sub.acts) for sub in sweep(pair, prompt, GlobalEdges(keep_index), 3)]
     close: dict[str, Any] = {"atol": 2e-6 * prompt.x_down.abs().max().item() + 2e-5, "rtol": 1e-4}
     for index, (pre_acts, _) in enumerate(subs):
-        torch.testing.assert_close(pre_acts, scorer.pre_acts(pair, prompt, level <= index), **close)
+        torch.testing.assert_close(pre_acts, scorer.pre_acts(pair, prompt, keep_index <= index), **close)
     none, _, everything = (acts for _, acts in subs)
     assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(11, -1))
     torch.testing.assert_close(everything, pair.full_circuit(prompt), **close)
@@ -102,9 +104,11 @@ def test_the_closed_form_of_a_norm_behind_the_mlp_is_the_modules(monkeypatch: py
     for family in POST_NORM:
         pair = pair_of(family_lm(family), "ff_block.1")
         prompt = next(read(pair, TOKENS[:1]))
-        level = levels(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), np.array([0, 50, 200, 480]), 0)
-        closed = [sub.pre_acts.clone() for sub in sweep(pair, prompt, GlobalEdges(level), 4)]
+        keep_index = keep_indices(
+            torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), np.array([0, 50, 200, 480]), 0
+        )
+        closed = [sub.pre_acts.clone() for sub in sweep(pair, prompt, GlobalEdges(keep_index), 4)]
         with monkeypatch.context() as patch:
             patch.setattr(closed_form, "_last_feed_forward", lambda pair: (None, pair.block.up))
-            plain = [sub.pre_acts.clone() for sub in sweep(pair, prompt, GlobalEdges(level), 4)]
+            plain = [sub.pre_acts.clone() for sub in sweep(pair, prompt, GlobalEdges(keep_index), 4)]
         torch.testing.assert_close(closed, plain, atol=2e-5, rtol=1e-4)

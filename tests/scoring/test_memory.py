@@ -14,7 +14,7 @@ from scalar_sae.scoring import memory, score
 from scalar_sae.scoring.config import ScoreConfig, Texts
 from scalar_sae.scoring.pair import read
 from scalar_sae.scoring.rankings import effects, ranking
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.sweep import per_prompt, per_token
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
@@ -28,14 +28,15 @@ import sys; sys.path.insert(0, sys.argv[1])
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch; torch.set_num_threads(1)
-from scalar_sae.scoring import curve, effects, memory, ranking
+from scalar_sae.scoring import curve, memory
+from scalar_sae.scoring.rankings import effects, ranking
 from scalar_sae.scoring.sweep.edges import GlobalEdges
-from scalar_sae.scoring.rankings.order import levels
-from scalar_sae.scoring.pair import Slots, read
+from scalar_sae.scoring.rankings.order import keep_indices
+from scalar_sae.scoring.pair import ActiveLatents, read
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.lm import outputs
-from scalar_sae.malloc import hand_back_freed_memory
+from scalar_sae.malloc import trim_malloc
 from tests.helpers import random_sae, tiny_lm, tiny_pair
 
 def resident(what):
@@ -43,7 +44,7 @@ def resident(what):
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
 
 def begin():
-    hand_back_freed_memory()
+    trim_malloc()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     return resident("VmRSS")
 """
@@ -76,7 +77,7 @@ n_down = 60_000
 pair = tiny_pair("ff_block.0", n_down=n_down, k=20)
 (prompt,) = read(pair, torch.arange(16).view(1, 16))
 counts = np.linspace(0, pair.n_edges, 40).astype(np.int64)
-edges = GlobalEdges(levels(torch.rand(24, n_down), counts, 0))
+edges = GlobalEdges(keep_indices(torch.rand(24, n_down), counts, 0))
 before = begin()
 for sub in sweep(pair, prompt, edges, len(counts)):
     pass
@@ -95,7 +96,7 @@ def test_a_sweep_stays_within_what_a_budget_counts_for_it():
 ORDERED = """
 scores = torch.rand(2**13, 2**13)
 before = begin()
-levels(scores, np.array([0, 1000, 10_000_000, scores.numel()]), 0)
+keep_indices(scores, np.array([0, 1000, 10_000_000, scores.numel()]), 0)
 print(resident("VmHWM") - before, scores.numel() + memory.WORKSPACE)
 """
 
@@ -113,8 +114,8 @@ pair = replace(pair, lm=tiny_lm(d_model=256), up=ends[0], down=ends[1])
 (prompt,) = read(pair, torch.arange(16).view(1, 16))
 z = prompt.z.clone()
 z[0] = 1.0
-prompt = replace(prompt, z=z, slots=Slots.of(z, z))
-edges = GlobalEdges(levels(torch.rand(2**15, 8), np.array([0, 1000, 100_000]), 0))
+prompt = replace(prompt, z=z, slots=ActiveLatents.of(z, z))
+edges = GlobalEdges(keep_indices(torch.rand(2**15, 8), np.array([0, 1000, 100_000]), 0))
 before = begin()
 for sub in sweep(pair, prompt, edges, 3):
     pass
@@ -161,7 +162,7 @@ total = torch.zeros(512, 2048, dtype=torch.float64)
 effects.MEAN_BYTES, ranking.SHAPLEY_ORDERS = 2**23, 1
 before = begin()
 ranking.shapley(pair, prompt, slice(0, 2048), total, torch.Generator())
-print(resident("VmHWM") - before, 2 * 4 * 2048 * effects.Players.of(pair, prompt).latent.numel())
+print(resident("VmHWM") - before, 2 * 4 * 2048 * effects.AblationUnits.of(pair, prompt).latent.numel())
 """
 
 
@@ -182,15 +183,15 @@ def test_shapley_is_the_same_to_the_bit_however_many_latents_fit(block: str, mon
     assert torch.equal(ranking.rank(pair, tokens, "shapley", 0), expected)
 
 
-@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("ablation_value", [False, True])
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_sweep_is_the_same_where_what_the_slots_add_is_not_held(
-    most: int, fill: bool, monkeypatch: pytest.MonkeyPatch
+    most: int, ablation_value: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    pair = tiny_pair("transformer_block.0", kind="jumprelu", fill=fill)
+    pair = tiny_pair("transformer_block.0", kind="jumprelu", ablation_value=ablation_value)
     (prompt,) = read(pair, torch.arange(16).view(1, 16))
     counts = np.linspace(0, pair.n_edges, 6).astype(np.int64)
-    edges = GlobalEdges(levels(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), counts, 0))
+    edges = GlobalEdges(keep_indices(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), counts, 0))
     held = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, 6)]
     monkeypatch.setattr(per_prompt, "ADD_BYTES", 4 * 16 * most)
     anew = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, 6)]
@@ -201,7 +202,7 @@ def test_a_sweep_is_the_same_where_what_the_slots_add_is_not_held(
 def test_scores_are_gone_when_the_sweep_begins(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Which is why a budget counts them for ranking and ordering, and one byte an edge for the sweep."""
     held: list[weakref.ref[Tensor]] = []
-    ordered, measure = score.levels, score.measure
+    ordered, measure = score.keep_indices, score.measure
 
     def ordering(scores: Tensor, *rest: object) -> Tensor:
         held.append(weakref.ref(scores))
@@ -211,7 +212,7 @@ def test_scores_are_gone_when_the_sweep_begins(name: str, tmp_path: Path, monkey
         assert held[0]() is None
         return measure(*what)
 
-    monkeypatch.setattr(score, "levels", ordering)
+    monkeypatch.setattr(score, "keep_indices", ordering)
     monkeypatch.setattr(score, "measure", measuring)
     np.save(tmp_path / "scores.npy", np.random.default_rng(0).random((24, 20), dtype=np.float32))
     which = str(tmp_path / "scores.npy") if name == "file" else name
@@ -234,7 +235,7 @@ def test_a_budget_counts_every_change_of_a_sweep(block: str):
     pair, n_counts = tiny_pair(block, n_down=200, k=2), 40
     (prompt,) = read(pair, torch.arange(16).view(1, 16))
     counts = np.linspace(0, pair.n_edges, n_counts).astype(np.int64)
-    edges = GlobalEdges(levels(torch.rand(24, 200, generator=torch.Generator().manual_seed(0)), counts, 0))
+    edges = GlobalEdges(keep_indices(torch.rand(24, 200, generator=torch.Generator().manual_seed(0)), counts, 0))
     how = per_prompt if pair.block.mixes_tokens else per_token
     held = sum(len(change.place) for change in how.updates(pair, Readout.of(pair), prompt, edges, n_counts))
     counted = memory._sweep(pair, 16, n_counts) - memory._sweep(pair, 16, 0)

@@ -32,9 +32,11 @@ def found(pair: Pair, kept: torch.Tensor, *columns: slice) -> torch.Tensor:
 
 @pytest.mark.parametrize("share", [0.2, 0.7])
 @pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize(("kind", "fill"), [("topk", False), ("jumprelu", False), ("relu", True)])
-def test_costs_by_brute_force(block: str, kind: str, fill: bool, share: float, monkeypatch: pytest.MonkeyPatch):
-    pair = tiny_pair(block, n_up=8, n_down=6, k=2, kind=kind, fill=fill)
+@pytest.mark.parametrize(("kind", "ablation_value"), [("topk", False), ("jumprelu", False), ("relu", True)])
+def test_costs_by_brute_force(
+    block: str, kind: str, ablation_value: bool, share: float, monkeypatch: pytest.MonkeyPatch
+):
+    pair = tiny_pair(block, n_up=8, n_down=6, k=2, kind=kind, ablation_value=ablation_value)
     kept = random_edges(pair, share)
     expected = torch.stack([scorer.costs(pair, prompt, kept) for prompt in read(pair, TOKENS)]).sum(0)
     assert (expected[kept] != 0).float().mean() > 0.1

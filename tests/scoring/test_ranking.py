@@ -31,7 +31,7 @@ def test_ablation_is_leave_one_out_by_brute_force(block: str, kind: str, k: int)
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_mean_ablation_and_insertion_by_brute_force(block: str):
-    pair = tiny_pair(block, fill=True)
+    pair = tiny_pair(block, ablation_value=True)
     expected = root_mean(pair, [scorer.leave_one_out(pair, prompt) for prompt in read(pair, TOKENS)])
     torch.testing.assert_close(rank(pair, TOKENS, "ablation", 0), expected, atol=1e-5, rtol=1e-3)
     for either in (pair, tiny_pair(block)):
@@ -50,10 +50,10 @@ def test_gradients_are_autograds(block: str):
         assert (expected > 0).float().mean() > 0.2
 
 
-@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("ablation_value", [False, True])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_attributions_of_ig_add_up(block: str, fill: bool):
-    pair = tiny_pair(block, fill=fill)
+def test_the_attributions_of_ig_add_up(block: str, ablation_value: bool):
+    pair = tiny_pair(block, ablation_value=ablation_value)
     prompt = next(read(pair, TOKENS))
     alphas = [(step + 0.5) / 400 for step in range(400)]
     total = sum(effect.sum(0) for _, effect in effects.of_a_gradient(pair, prompt, COLUMNS, alphas))
@@ -62,10 +62,10 @@ def test_the_attributions_of_ig_add_up(block: str, fill: bool):
     torch.testing.assert_close(total, after - before, atol=0.02, rtol=0.01)
 
 
-@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("ablation_value", [False, True])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_values_of_shapley_add_up(block: str, fill: bool):
-    pair = tiny_pair(block, fill=fill)
+def test_the_values_of_shapley_add_up(block: str, ablation_value: bool):
+    pair = tiny_pair(block, ablation_value=ablation_value)
     prompt = next(read(pair, TOKENS))
     _, effect = effects.of_random_orders(pair, prompt, COLUMNS, 3, torch.Generator().manual_seed(0))
     ends = torch.stack([pair.base(prompt), pair.up.decode(prompt.z)])

@@ -19,7 +19,7 @@ from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.config import ScoreConfig, Texts, counts_of, saved_scores
 from scalar_sae.scoring.pair import Pair, read
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.ranking import rank
 from scalar_sae.scoring.rankings.unfinished import Unfinished
 from scalar_sae.scoring.resume import Partial
@@ -151,7 +151,7 @@ def test_a_saved_ranking_keeps_its_order(tmp_path: Path):
         np.save(path, saved)
         scores = saved_scores(path, pair)
         assert (scores.flatten().argsort() == torch.from_numpy(ranks).flatten().argsort()).all()
-        assert levels(scores, np.arange(0, 240), 0)[torch.from_numpy(ranks == 479)].tolist() == [1]
+        assert keep_indices(scores, np.arange(0, 240), 0)[torch.from_numpy(ranks == 479)].tolist() == [1]
     for wrong, message in (
         (ranks * 1e-48, "too large or too small for float32"),
         (ranks * 10**8, "whole numbers from 0 to 47900000000"),
@@ -240,11 +240,11 @@ def test_two_workers_find_what_one_finds(tmp_path: Path):
     script.write_text(
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "import torch; torch.set_num_threads(1)\n"
-        "from tests.benchmark.test_score import scored, tiny_pair\n"
-        "from scalar_sae import workers\n"
-        "workers.join()\n"
+        "from tests.scoring.test_score import scored, tiny_pair\n"
+        "from scalar_sae import distributed\n"
+        "distributed.init()\n"
         "records = [scored(tiny_pair('transformer_block.0'), name) for name in ('ablation', 'published')]\n"
-        "if workers.number() == 0: print('|||'.join(r.model_dump_json(exclude={'seconds'}) for r in records))\n"
+        "if distributed.rank() == 0: print('|||'.join(r.model_dump_json(exclude={'seconds'}) for r in records))\n"
     )
     root = str(Path(__file__).resolve().parents[2])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -25,7 +25,7 @@ from scalar_sae.scoring.curve import CONVENTIONS, measure
 from scalar_sae.scoring.metrics import over_prompts
 from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.scoring.rankings import effects
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.pruned import add_costs
 from scalar_sae.scoring.rankings.ranking import IG_STEPS, rank
 from scalar_sae.scoring.resume import Partial
@@ -57,12 +57,12 @@ def prompts(pair: Pair) -> list[Prompt]:
 
 
 def check_sweep(pair: Pair, prompt: Prompt, seed: int) -> None:
-    level = levels(torch.randn(24, 20, generator=torch.Generator().manual_seed(seed)), COUNTS, seed)
+    keep_index = keep_indices(torch.randn(24, 20, generator=torch.Generator().manual_seed(seed)), COUNTS, seed)
     there = torch.isin(prompt.tokens[0], torch.tensor(SPECIAL))
     assert not prompt.z[there].any()
     assert not prompt.slots.used[there].any()
-    for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(level), len(COUNTS))):
-        expected = scorer.pre_acts(pair, prompt, level <= index)
+    for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(keep_index), len(COUNTS))):
+        expected = scorer.pre_acts(pair, prompt, keep_index <= index)
         torch.testing.assert_close(sub.pre_acts, expected, atol=2e-5, rtol=1e-4)
         assert not sub.acts[there].any()
         assert not sub.live_edges[there].any()
@@ -76,8 +76,8 @@ def check_sweep(pair: Pair, prompt: Prompt, seed: int) -> None:
     st.integers(0, 10**6),
 )
 @settings(deadline=None, max_examples=40)
-def test_every_sub_circuit_is_the_obvious_one(block: str, family: str, kind: str, fill: bool, seed: int):
-    pair = special_pair(block, seed=seed % 1000, kind=kind, fill=fill)
+def test_every_sub_circuit_is_the_obvious_one(block: str, family: str, kind: str, ablation_value: bool, seed: int):
+    pair = special_pair(block, seed=seed % 1000, kind=kind, ablation_value=ablation_value)
     if family != "gpt2":
         pair = replace(pair, lm=family_lm(family))
     for prompt in prompts(pair):
@@ -112,19 +112,21 @@ def test_local_sub_circuits_are_the_obvious_ones(block: str):
 )
 def test_curves_are_means_over_ordinary_tokens_of_the_obvious_divergences(block: str):
     pair = special_pair(block)
-    level = levels(torch.randn(24, 20, generator=torch.Generator().manual_seed(1)), COUNTS, 1)
+    keep_index = keep_indices(torch.randn(24, 20, generator=torch.Generator().manual_seed(1)), COUNTS, 1)
     for prompt in prompts(pair):
-        found = measure(pair, prompt, GlobalEdges(level), len(COUNTS), True, CONVENTIONS["exact"], Readout.of(pair))
+        found = measure(
+            pair, prompt, GlobalEdges(keep_index), len(COUNTS), True, CONVENTIONS["exact"], Readout.of(pair)
+        )
         text = ~torch.isin(prompt.tokens[0], torch.tensor(SPECIAL))
         model = pair.lm.logits(prompt.tokens)[0].log_softmax(-1)
-        acts = [pair.down.activation.select(scorer.pre_acts(pair, prompt, level <= i)) for i in range(len(COUNTS))]
-        outputs = [scorer.spliced(pair, prompt, one).log_softmax(-1) for one in acts]
+        acts = [pair.down.activation.select(scorer.pre_acts(pair, prompt, keep_index <= i)) for i in range(len(COUNTS))]
+        outputs = [scorer.splice_site(pair, prompt, one).log_softmax(-1) for one in acts]
         for p, curve in ((model, found.kl_model), (outputs[-1], found.kl_circuit)):
             kl = torch.stack([(p.exp() * (p - q)).sum(-1)[text].mean() for q in outputs])
             np.testing.assert_allclose(curve[:, 0], kl, rtol=1e-3, atol=1e-5)
         l0 = [(one[text] > 0).sum(-1).float().mean() for one in acts]
         np.testing.assert_allclose(found.l0_down[:, 0], l0, rtol=1e-5)
-        both = [((prompt.z > 0).float(), (level <= i).float(), (one > 0).float()) for i, one in enumerate(acts)]
+        both = [((prompt.z > 0).float(), (keep_index <= i).float(), (one > 0).float()) for i, one in enumerate(acts)]
         live = [torch.einsum("ti,ij,tj->t", *parts)[text].mean() for parts in both]
         np.testing.assert_allclose(found.live_edges[:, 0], live, rtol=1e-5)
         target = prompt.tokens[0, 1:, None]
@@ -136,7 +138,7 @@ def test_curves_are_means_over_ordinary_tokens_of_the_obvious_divergences(block:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_models_own_activation_stands_at_both_ends_to_the_bit(block: str):
-    pair = special_pair(block, fill=True)
+    pair = special_pair(block, ablation_value=True)
     for prompt in prompts(pair):
         there = torch.isin(prompt.tokens[0], torch.tensor(SPECIAL))
         own = pair.lm.activations(prompt.tokens, [pair.block.up, pair.block.down])
@@ -153,8 +155,8 @@ def test_a_prompt_of_special_tokens_alone_is_the_model_itself(block: str, family
     pair = replace(tiny_pair(block), lm=family_lm(family), special=tuple(range(32)))
     (prompt,) = read(pair, ORDINARY)
     x = pair.decoded(torch.rand(1, 10, 20, generator=torch.Generator().manual_seed(0)), prompt)
-    skip = pair.lm.states(ORDINARY, [pair.spliced])[pair.spliced].skip
-    assert torch.equal(pair.lm.logits_from(pair.spliced, x, skip), pair.lm.logits(ORDINARY))
+    skip = pair.lm.states(ORDINARY, [pair.splice_site])[pair.splice_site].skip
+    assert torch.equal(pair.lm.logits_from(pair.splice_site, x, skip), pair.lm.logits(ORDINARY))
     found = measure(
         pair, prompt, GlobalEdges(torch.zeros(24, 20).byte()), 1, True, CONVENTIONS["exact"], Readout.of(pair)
     )
@@ -162,16 +164,16 @@ def test_a_prompt_of_special_tokens_alone_is_the_model_itself(block: str, family
 
 
 @pytest.mark.parametrize("block", ["ff_layer.0", "ff_block.1", "attn_block.0", "transformer_block.1"])
-@pytest.mark.parametrize("fill", [False, True])
-def test_rankings_are_the_obvious_ones(block: str, fill: bool):
-    pair = special_pair(block, n_up=10, n_down=8, k=2, fill=fill)
+@pytest.mark.parametrize("ablation_value", [False, True])
+def test_rankings_are_the_obvious_ones(block: str, ablation_value: bool):
+    pair = special_pair(block, n_up=10, n_down=8, k=2, ablation_value=ablation_value)
     n = int((~torch.isin(TOKENS, torch.tensor(SPECIAL))).sum())
     alphas = {"ig": (torch.arange(IG_STEPS) + 0.5) / IG_STEPS, "gradient": torch.ones(1)}
     obvious = {
         "ablation": [scorer.leave_one_out(pair, prompt) for prompt in prompts(pair)],
         "insertion": [scorer.insert_one(pair, prompt) for prompt in prompts(pair)],
     } | {name: [scorer.path_gradient(pair, prompt, at) for prompt in prompts(pair)] for name, at in alphas.items()}
-    if not fill:
+    if not ablation_value:
         obvious["published"] = [scorer.published_attribution(pair, prompt) for prompt in prompts(pair)]
     for name, squares in obvious.items():
         expected = torch.stack(squares).sum(0).div(n).sqrt()
@@ -212,7 +214,7 @@ def test_fisher_information_is_of_what_is_predicted_at_ordinary_tokens():
 def test_means_are_over_ordinary_tokens():
     pair = special_pair("ff_block.0")
     z = torch.cat([prompt.z[~prompt.special] for prompt in prompts(pair)])
-    torch.testing.assert_close(mean_ablated(pair, TOKENS).fill, z.mean(0))
+    torch.testing.assert_close(mean_ablated(pair, TOKENS).ablation_value, z.mean(0))
     active = [pair.full_circuit(prompt)[~prompt.special] > 0 for prompt in prompts(pair)]
     assert n_live_edges(pair, TOKENS) == (z > 0).any(0).sum() * torch.cat(active).any(0).sum()
 
@@ -225,17 +227,19 @@ def test_a_chain_keeps_the_models_own_activation_at_every_site():
     pairs = chain.chain(tiny_lm(), saes, sites, SPECIAL)
     g = torch.Generator().manual_seed(0)
     counts = np.array([0, 30, 200, 480])
-    level = chain.same_budget([torch.rand(pair.up.d_sae, pair.down.d_sae, generator=g) for pair in pairs], counts, 0)
-    found = chain.curves(pairs, level, len(counts), TOKENS, Partial(None, {}))
+    keep_index = chain.same_budget(
+        [torch.rand(pair.up.d_sae, pair.down.d_sae, generator=g) for pair in pairs], counts, 0
+    )
+    found = chain.curves(pairs, keep_index, len(counts), TOKENS, Partial(None, {}))
     for number, tokens in enumerate(TOKENS.split(1)):
         text = ~torch.isin(tokens[0], torch.tensor(SPECIAL))
         model = pairs[0].lm.logits(tokens)[0].log_softmax(-1)
         for index in range(len(counts)):
             z = next(read(pairs[0], tokens)).z
-            for pair, one in zip(pairs, level, strict=True):
+            for pair, one in zip(pairs, keep_index, strict=True):
                 (seen,) = read(pair, tokens)
                 z = pair.down.activation.select(scorer.pre_acts(pair, replace(seen, z=z), one <= index))
-            log_probs = scorer.spliced(pairs[-1], seen, z).log_softmax(-1)
+            log_probs = scorer.splice_site(pairs[-1], seen, z).log_softmax(-1)
             kl = (model.exp() * (model - log_probs)).sum(-1)[text].mean()
             assert found.kl_model[index, number] == pytest.approx(kl.item(), rel=1e-3, abs=1e-5)
             l0 = (z[text] > 0).sum(-1).float().mean()

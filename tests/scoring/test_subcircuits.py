@@ -13,7 +13,7 @@ from scalar_sae.scoring import chain
 from scalar_sae.scoring.config import ScoreConfig, Texts
 from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.scoring.rankings import effects
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.resume import Partial
 from scalar_sae.scoring.score import score
 from scalar_sae.scoring.sweep.edges import ORDER_BYTES, GlobalEdges, LocalEdges
@@ -52,18 +52,20 @@ def one_prompt(pair: Pair) -> Prompt:
     st.integers(1, 8),
 )
 @settings(deadline=None, max_examples=40)
-def test_every_sub_circuit_is_the_obvious_one(block: str, family: str, kind: str, fill: bool, seed: int, k: int):
+def test_every_sub_circuit_is_the_obvious_one(
+    block: str, family: str, kind: str, ablation_value: bool, seed: int, k: int
+):
     assume(kind != "groupmax" or 24 % k == 20 % k == 0)
-    pair = tiny_pair(block, k=k, seed=seed % 1000, kind=kind, fill=fill)
+    pair = tiny_pair(block, k=k, seed=seed % 1000, kind=kind, ablation_value=ablation_value)
     if family != "gpt2":  # RMSNorm, a gated MLP, rotary positions
         pair = replace(pair, lm=family_lm(family))
     prompt = one_prompt(pair)
     scores = torch.randn(24, 20, generator=torch.Generator().manual_seed(seed))
     counts = np.array([0, 1, 3, 17, 60, 200, 400, 479, 480])
-    level = levels(scores, counts, seed)
+    keep_index = keep_indices(scores, counts, seed)
     live_before = torch.zeros(10)
-    for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(level), len(counts))):
-        kept = level <= index
+    for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(keep_index), len(counts))):
+        kept = keep_index <= index
         assert kept.sum() == counts[index]
         expected = scorer.pre_acts(pair, prompt, kept)
         torch.testing.assert_close(sub.pre_acts, expected, atol=2e-5, rtol=1e-4)
@@ -82,9 +84,9 @@ def test_local_sub_circuits_are_the_obvious_ones(block: str, kind: str):
     effect = effects.at_every_token(pair, prompt)
     assert (effect > 0).any()
     counts = torch.tensor([0, 1, 2, 5, 20, 10**6])
-    level = LocalEdges(effect, counts, prompt)._level
+    keep_index = LocalEdges(effect, counts, prompt)._keep_index
     for room in (0, 3 * ORDER_BYTES * effect[0].numel()):  # a token at a time, three at a time
-        assert torch.equal(LocalEdges(effect, counts, prompt, room)._level, level)
+        assert torch.equal(LocalEdges(effect, counts, prompt, room)._keep_index, keep_index)
     for n, sub in zip(counts, sweep(pair, prompt, LocalEdges(effect, counts, prompt), len(counts)), strict=True):
         kept = torch.zeros(10, 24, 20, dtype=torch.bool)
         for t in range(10):
@@ -103,7 +105,7 @@ def test_live_edges_only_grow_where_no_latent_falls_silent(block: str, kind: str
     pair = replace(pair, down=replace(pair.down, b_enc=pair.down.b_enc + 100))
     prompt = one_prompt(pair)
     counts = np.array([0, 5, 60, 200, 479, 480])
-    edges = GlobalEdges(levels(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), counts, 0))
+    edges = GlobalEdges(keep_indices(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), counts, 0))
     live = torch.stack([sub.live_edges for sub in sweep(pair, prompt, edges, len(counts))])
     assert (live.diff(dim=0) >= 0).all()
     assert not live[0].any()
@@ -111,14 +113,14 @@ def test_live_edges_only_grow_where_no_latent_falls_silent(block: str, kind: str
 
 
 @pytest.mark.parametrize(
-    ("kind", "fill"),
+    ("kind", "ablation_value"),
     [("topk", False), ("topk", True), ("relu", False), ("jumprelu", True), ("groupmax", False), ("groupmax", True)],
 )
 @pytest.mark.parametrize("block", BLOCKS)
-def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(block: str, fill: bool, kind: str):
-    pair = tiny_pair(block, fill=fill, kind=kind)
+def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(block: str, ablation_value: bool, kind: str):
+    pair = tiny_pair(block, ablation_value=ablation_value, kind=kind)
     counts = np.array([0, 100, pair.n_edges])
-    edges = GlobalEdges(levels(torch.rand(24, 20), counts, 0))
+    edges = GlobalEdges(keep_indices(torch.rand(24, 20), counts, 0))
     for prompt in read(pair, TOKENS):
         none, _, everything = (sub.acts.clone() for sub in sweep(pair, prompt, edges, 3))
         assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(10, -1))
@@ -136,7 +138,7 @@ def test_the_closed_form_is_the_block_whatever_the_chunk(block: str, monkeypatch
     pair = tiny_pair(block)
     prompt = one_prompt(pair)
     counts = np.array([0, 30, 200, 400, 480])
-    edges = GlobalEdges(levels(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), counts, 0))
+    edges = GlobalEdges(keep_indices(torch.rand(24, 20, generator=torch.Generator().manual_seed(0)), counts, 0))
     closed = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, 5)]
     monkeypatch.setattr(per_token, "CACHE_BYTES", 600)
     chunked = [sub.pre_acts.clone() for sub in sweep(pair, prompt, edges, 5)]
@@ -163,15 +165,17 @@ def test_a_prompt_with_nothing_live_upstream(block: str):
     prompt = one_prompt(pair)
     assert not prompt.z.any()
     counts = np.array([0, 40, 480])
-    level = levels(torch.rand(24, 20, generator=torch.Generator().manual_seed(1)), counts, 0)
-    for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(level), 3)):
-        torch.testing.assert_close(sub.pre_acts, scorer.pre_acts(pair, prompt, level <= index), atol=2e-5, rtol=1e-4)
+    keep_index = keep_indices(torch.rand(24, 20, generator=torch.Generator().manual_seed(1)), counts, 0)
+    for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(keep_index), 3)):
+        torch.testing.assert_close(
+            sub.pre_acts, scorer.pre_acts(pair, prompt, keep_index <= index), atol=2e-5, rtol=1e-4
+        )
 
 
 def test_mean_ablation_sets_latents_to_their_mean():
     pair = tiny_pair("ff_block.0")
     z = torch.cat([prompt.z for prompt in read(pair, TOKENS)])
-    torch.testing.assert_close(mean_ablated(pair, TOKENS).fill, z.mean(0))
+    torch.testing.assert_close(mean_ablated(pair, TOKENS).ablation_value, z.mean(0))
 
 
 def test_mismatches_are_named():
@@ -204,9 +208,9 @@ def test_an_output_that_is_not_finite_is_named():
     texts = Texts(TOKENS[:1], TOKENS[1:], {})
     with pytest.raises(UserError, match=r"prompt 0: the model's output is not finite"):
         score(pair, texts, "m", "random", config)
-    level = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.uint8)
+    keep_index = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"prompt 0: the model's output is not finite"):
-        chain.curves([pair], [level], 1, texts.scoring, Partial(None, {}))
+        chain.curves([pair], [keep_index], 1, texts.scoring, Partial(None, {}))
 
 
 def test_activations_that_are_not_finite_are_named():

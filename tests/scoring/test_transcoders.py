@@ -11,7 +11,7 @@ from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.scoring.chain import chain
 from scalar_sae.scoring.config import ScoreConfig, Texts
 from scalar_sae.scoring.pair import Pair, mean_ablated, read
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.ranking import rank
 from scalar_sae.scoring.score import score
 from scalar_sae.scoring.sweep.edges import GlobalEdges
@@ -74,10 +74,10 @@ CASES = [
 def test_every_sub_circuit_is_the_obvious_one(case: str):
     for pair in (pair_of(case), mean_ablated(pair_of(case), TOKENS)):
         counts = np.array([0, 1, 3, 17, 60, 200, 400, 479, 480])
-        level = levels(torch.randn(24, 20, generator=torch.Generator().manual_seed(5)), counts, 0)
+        keep_index = keep_indices(torch.randn(24, 20, generator=torch.Generator().manual_seed(5)), counts, 0)
         prompt = next(read(pair, TOKENS))
-        for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(level), len(counts))):
-            expected = scorer.pre_acts(pair, prompt, level <= index)
+        for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(keep_index), len(counts))):
+            expected = scorer.pre_acts(pair, prompt, keep_index <= index)
             torch.testing.assert_close(sub.pre_acts, expected, atol=2e-5, rtol=1e-4)
 
 
@@ -85,13 +85,15 @@ def test_every_sub_circuit_is_the_obvious_one(case: str):
 def test_all_edges_are_the_spliced_run_and_no_edges_the_ablated_one(case: str):
     pair = pair_of(case)
     lm, block, down = pair.lm, pair.block, pair.down
-    x_up, x_down, beside = (lm.states(TOKENS, [site])[site] for site in (pair.encoded, block.down, pair.spliced))
-    edges = GlobalEdges(levels(torch.rand(24, 20), np.array([0, 100, 480]), 0))
+    x_up, x_down, beside = (
+        lm.states(TOKENS, [site])[site] for site in (pair.encode_site, block.down, pair.splice_site)
+    )
+    edges = GlobalEdges(keep_indices(torch.rand(24, 20), np.array([0, 100, 480]), 0))
     x_hat = pair.up.decode(pair.up.encode(x_up.x), x_up.x)
     y = lm.run(block.up, block.down, x_hat, lm.states(TOKENS, [block.up])[block.up].skip)
     for acts, index in ((down.encode(y), 2), (torch.zeros(2, 12, 20), 0)):
         x = down.decode(acts, x_down.x)
-        expected = lm.logits_from(pair.spliced, x, beside.skip).log_softmax(-1)
+        expected = lm.logits_from(pair.splice_site, x, beside.skip).log_softmax(-1)
         for number, prompt in enumerate(read(pair, TOKENS)):
             sub = [one.acts.clone() for one in sweep(pair, prompt, edges, 3)][index]
             ours = pair.log_probs(pair.decoded(sub, prompt).unsqueeze(0), prompt)[0]

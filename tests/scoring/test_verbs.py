@@ -15,7 +15,7 @@ from scalar_sae.records.results import Record, Results
 from scalar_sae.saes.store import SaeCard, load_sae, save_sae
 from scalar_sae.scoring.config import ScoreConfig, held_out
 from scalar_sae.scoring.pair import Pair, read
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.ranking import rank
 from scalar_sae.scoring.score import digest
 from scalar_sae.sites import Block, Site
@@ -54,7 +54,7 @@ def by_hand(run: Path, count: int) -> tuple[float, float]:
     config = ScoreConfig(rankings={"expected": 2}, prompts=3, context=12)
     texts = held_out(load_held_out(str(run / "text.txt"), lm.tokenizer), config)
     rankings = [rank(pair, texts.ranking, "expected", 0) for pair in pairs]
-    kept = [levels(scores, np.array([min(count, scores.numel())]), 0) == 0 for scores in rankings]
+    kept = [keep_indices(scores, np.array([min(count, scores.numel())]), 0) == 0 for scores in rankings]
     divergences: list[list[float]] = []
     for prompt in read(pairs[0], texts.scoring):
         whole = some = prompt.z

@@ -144,12 +144,12 @@ def test_a_full_disk_is_said_with_file_and_reason(tmp_path: Path, text: Path):
 
 RUN = """
 import os, sys; from pathlib import Path; import torch; torch.set_num_threads(1)
-from scalar_sae import workers
+from scalar_sae import distributed
 from scalar_sae.training import loop; loop.CHECKPOINT_SECONDS = 0.0
 from tests.training import runs
 folder, text, name, cache = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
-workers.join()
-(folder / f"{name}.{workers.number()}.pid").write_text(str(os.getpid()))
+distributed.init()
+(folder / f"{name}.{distributed.rank()}.pid").write_text(str(os.getpid()))
 runs.trained(folder, text, name, [runs.TOPK, runs.STAIRS, *runs.STATEFUL], tokens=5_000, cache=cache)
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

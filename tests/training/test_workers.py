@@ -37,16 +37,16 @@ WORK = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import signal, torch; torch.set_num_threads(1)
-from scalar_sae import workers
+from scalar_sae import distributed
 from scalar_sae.io import Events
 from tests.training.test_resume import Stop
 from tests.training.test_workers import AT, METHODS
 from tests.training.runs import trained
-workers.join()
+distributed.init()
 folder = Path(sys.argv[2])
 run = lambda events: trained(folder, folder / "text.txt", "two", METHODS, events, folder / "cache", **AT)
 try:
-    run(Stop(8, signal.SIGTERM) if workers.number() == 0 else Events(None))
+    run(Stop(8, signal.SIGTERM) if distributed.rank() == 0 else Events(None))
     raise AssertionError("not stopped")
 except SystemExit as stopped:
     assert stopped.code == 143
@@ -84,6 +84,6 @@ def test_two_workers_train_what_one_trains(tmp_path: Path, text: Path):
 
 
 def test_a_batch_that_cannot_be_shared_is_named(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("scalar_sae.distributed.count", lambda: 3)
+    monkeypatch.setattr("scalar_sae.distributed.world_size", lambda: 3)
     with pytest.raises(UserError, match="batch_tokens = 100 is not a multiple of the 3 workers"):
         trained(tmp_path, text, "run", [TOPK])

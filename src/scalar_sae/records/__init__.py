@@ -1,0 +1,1 @@
+"""Records: what is written to results.json, and what is checked when it is read."""

@@ -37,7 +37,7 @@ class TextRead(BaseModel):
 
 
 class SaeFidelity(BaseModel):
-    """How well one SAE stands in for the activation it reads (see evaluation/fidelity/fidelity.py and docs/measures.md)."""
+    """How well one SAE stands in for the activation it reads (evaluation/fidelity/fidelity.py, docs/measures.md)."""
 
     model_config = ConfigDict(extra="forbid")
 

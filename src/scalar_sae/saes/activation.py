@@ -7,8 +7,9 @@
 | `JumpReLU` | max(u, 0) if u is above the latent's own threshold       | JumpReLU, Gated, BatchTopK  |
 | `GroupMax` | max(u, 0) if it is the largest of its group              | GroupMax (sparsify)         |
 
-`select` is the rule. `bar` and `alone` are what the benchmark's rankings ask: the activation that each latent would
-have if its own pre-activation alone were another one, `alone(changed, bar(pre_acts))`.
+`select` is the rule. The rankings ask which activation each latent would have if only its own pre-activation changed.
+`competing_threshold` gives what a changed pre-activation has to beat, and `activate_independently(changed, threshold)`
+the activation that follows.
 """
 
 from dataclasses import dataclass
@@ -36,12 +37,12 @@ class ReLU:
         """Positive part."""
         return pre_acts.relu()
 
-    def bar(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+    def competing_threshold(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
         """Latents do not compete: being positive is enough."""
         return torch.zeros_like(pre_acts)
 
-    def alone(
-        self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
+    def activate_independently(
+        self, changed: Float[Tensor, "*many token some"], competing_threshold: Float[Tensor, "token some"]
     ) -> Float[Tensor, "*many token some"]:
         """Positive part."""
         return changed.relu()
@@ -68,7 +69,7 @@ class TopK:
         kth = acts.detach().topk(self.k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         return torch.where(acts >= kth, acts, 0.0)
 
-    def bar(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+    def competing_threshold(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
         """A selected latent competes with the (k+1)-th largest for its place, another one with the k-th."""
         acts = pre_acts.relu()
         if self.k == acts.shape[-1]:
@@ -77,11 +78,11 @@ class TopK:
         kth, next_best = best[..., -2:-1], best[..., -1:]
         return torch.where(acts >= kth, next_best, kth)
 
-    def alone(
-        self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
+    def activate_independently(
+        self, changed: Float[Tensor, "*many token some"], competing_threshold: Float[Tensor, "token some"]
     ) -> Float[Tensor, "*many token some"]:
         """What reaches the bar, which is not negative."""
-        return torch.where(changed >= bar, changed, 0.0)
+        return torch.where(changed >= competing_threshold, changed, 0.0)
 
     def __str__(self) -> str:
         return f"TopK {self.k}"
@@ -103,15 +104,15 @@ class JumpReLU:
         """Positive part of what exceeds its threshold."""
         return torch.where(pre_acts > self.threshold, pre_acts, 0.0).relu()
 
-    def bar(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+    def competing_threshold(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
         """Latents do not compete: the threshold."""
         return self.threshold.expand_as(pre_acts)
 
-    def alone(
-        self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
+    def activate_independently(
+        self, changed: Float[Tensor, "*many token some"], competing_threshold: Float[Tensor, "token some"]
     ) -> Float[Tensor, "*many token some"]:
         """Positive part of what exceeds the bar."""
-        return torch.where(changed > bar, changed, 0.0).relu()
+        return torch.where(changed > competing_threshold, changed, 0.0).relu()
 
     def __str__(self) -> str:
         return "JumpReLU"
@@ -134,7 +135,7 @@ class GroupMax:
         acts = pre_acts.relu().unflatten(-1, (self.k, -1))
         return torch.where(acts >= acts.amax(-1, keepdim=True), acts, 0.0).flatten(-2)
 
-    def bar(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
+    def competing_threshold(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
         """A latent competes with the largest of the others in its group."""
         acts = pre_acts.relu().unflatten(-1, (self.k, -1))
         if acts.shape[-1] == 1:
@@ -142,11 +143,11 @@ class GroupMax:
         best = acts.topk(2, dim=-1).values
         return torch.where(acts >= best[..., :1], best[..., 1:], best[..., :1]).flatten(-2)
 
-    def alone(
-        self, changed: Float[Tensor, "*many token some"], bar: Float[Tensor, "token some"]
+    def activate_independently(
+        self, changed: Float[Tensor, "*many token some"], competing_threshold: Float[Tensor, "token some"]
     ) -> Float[Tensor, "*many token some"]:
         """What reaches the bar, which is not negative."""
-        return torch.where(changed >= bar, changed, 0.0)
+        return torch.where(changed >= competing_threshold, changed, 0.0)
 
     def __str__(self) -> str:
         return f"GroupMax {self.k}"

@@ -36,7 +36,7 @@ class InputNorm:
         shift, scale = self._of(x)
         return x_hat * scale + shift
 
-    def gain(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
+    def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
         """What `undo` multiplies the decoder's output by."""
         return self._of(x)[1]
 

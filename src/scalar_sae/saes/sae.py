@@ -76,9 +76,9 @@ class SAE:
 
     def pre_acts(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
         """Pre-activations, before the activation rule."""
-        return self.seen(x) @ self.W_enc + self.b_enc
+        return self.normalize_input(x) @ self.W_enc + self.b_enc
 
-    def seen(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def normalize_input(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The input as the encoder's matrix sees it: normalised, if it is."""
         return x if self.norm is None else self.norm.apply(x)
 
@@ -101,9 +101,9 @@ class SAE:
         x_hat = acts @ self.W_dec + self.b_dec
         if x is None and self.decodes_from_input:
             raise UserError("an SAE with run-time normalisation or a skip connection decodes from its input too")
-        return x_hat if x is None else self.beside(x_hat, x)
+        return x_hat if x is None else self.add_passthrough(x_hat, x)
 
-    def beside(
+    def add_passthrough(
         self, x_hat: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_out"]:
         """The decoder's output with what passes beside the latents: the normalisation undone, the skip added."""

@@ -24,7 +24,7 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.curve import check_finite, sizes
 from scalar_sae.scoring.metrics import Counts
 from scalar_sae.scoring.pair import ActiveLatents, Pair, Prompt, read
-from scalar_sae.scoring.rankings.order import NOT_KEPT, levels
+from scalar_sae.scoring.rankings.order import NOT_KEPT, keep_indices
 from scalar_sae.scoring.resume import Partial
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
@@ -65,19 +65,19 @@ def blocks_between(sites: list[Site]) -> list[Block]:
 
 def one_order(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[Level]:
     """Levels under one ranking of all pairs' edges together: counts are edges of the whole circuit."""
-    together = levels(torch.cat([s.flatten() for s in scores]).unsqueeze(1), counts, seed)
+    together = keep_indices(torch.cat([s.flatten() for s in scores]).unsqueeze(1), counts, seed)
     return [part.view(s.shape) for part, s in zip(together.split([s.numel() for s in scores]), scores, strict=True)]
 
 
 def same_budget(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[Level]:
     """Levels under a ranking of its own for each pair: counts are edges of every pair."""
-    return [levels(s, np.minimum(counts, s.numel()), seed) for s in scores]
+    return [keep_indices(s, np.minimum(counts, s.numel()), seed) for s in scores]
 
 
 @torch.no_grad()
 def curves(
     pairs: list[Pair],
-    level: list[Level],
+    keep_index: list[Level],
     n_counts: int,
     tokens: Int[Tensor, "prompt token"],
     kept: Partial,
@@ -87,7 +87,7 @@ def curves(
 
     Args:
         pairs: consecutive pairs.
-        level: for each pair the index of the first count that keeps an edge.
+        keep_index: for each pair the index of the first count that keeps an edge.
         n_counts: number of counts.
         tokens: the scoring text.
         kept: what is done already, and where it is written.
@@ -98,7 +98,7 @@ def curves(
     for number in distributed.shard(len(tokens)):
         if number not in found:
             prompts = [next(read(pair, tokens[number : number + 1], number)) for pair in pairs]
-            found[number] = _measure(pairs, readouts, prompts, level, n_counts)
+            found[number] = _measure(pairs, readouts, prompts, keep_index, n_counts)
             kept.keep_curve(number, found[number])
         done(1)
     found = distributed.all_gather_dict(found)
@@ -106,20 +106,20 @@ def curves(
 
 
 def _measure(
-    pairs: list[Pair], readouts: list[Readout], prompts: list[Prompt], level: list[Level], n_counts: int
+    pairs: list[Pair], readouts: list[Readout], prompts: list[Prompt], keep_index: list[Level], n_counts: int
 ) -> Curves:
     """The curve of one prompt, as each of the pairs sees it."""
     lm, prompt = pairs[0].lm, prompts[0]
     with FastCPUOps():
         own = lm.states(prompt.tokens, [lm.end])[lm.end].x
-    full, _, _ = _run(pairs, readouts, prompts, [torch.zeros_like(one) for one in level])
+    full, _, _ = _run(pairs, readouts, prompts, [torch.zeros_like(one) for one in keep_index])
     references = [log_probs(lm, own), log_probs(lm, full)]
     of_model, of_circuit = (compare(lm, end, references[:1], prompt.tokens) for end in (own, full))
     rise = prompt.mean_of_targets(of_circuit.ce - of_model.ce)
     floors = np.array([[prompt.mean(of_circuit.kl).item()], [rise.item()]])
     rows: list[list[float]] = []
     for index in range(n_counts):
-        kept = [one.gt(index).byte().mul_(NOT_KEPT) for one in level]  # a ranking of one step
+        kept = [one.gt(index).byte().mul_(NOT_KEPT) for one in keep_index]  # a ranking of one step
         end, live, l0 = _run(pairs, readouts, prompts, kept)
         rows.append([*prompt.mean(compare(lm, end, references, prompt.tokens).kl[:, 0]).tolist(), live, l0])
     measured = np.array(rows).T[..., None]
@@ -133,9 +133,9 @@ def _run(
 ) -> tuple[Float[Tensor, "one token d_model"], float, float]:
     """What stands behind the model's last layer, live edges per token in all pairs, live latents at the last site."""
     z, live = prompts[0].z, 0.0
-    for pair, readout, prompt, level in zip(pairs, readouts, prompts, kept, strict=True):
-        here = replace(prompt, z=z, slots=ActiveLatents.of(z, pair.changes(z, prompt.x_up, prompt.special)))
-        (sub,) = sweep(pair, here, GlobalEdges(level), 1, readout)
+    for pair, readout, prompt, keep_index in zip(pairs, readouts, prompts, kept, strict=True):
+        here = replace(prompt, z=z, slots=ActiveLatents.of(z, pair.ablation_delta(z, prompt.x_up, prompt.special)))
+        (sub,) = sweep(pair, here, GlobalEdges(keep_index), 1, readout)
         z = sub.acts
         live += prompt.mean(sub.live_edges.float()).item()
     last, prompt = pairs[-1], prompts[-1]

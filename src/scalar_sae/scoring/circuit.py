@@ -85,8 +85,8 @@ def score_chain(
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in ends.values()], "n": len(texts.ranking)}
     kept = Partial(partial, {**identity, "settings": {**settings, "memory": None}})
     rank_text = texts.ranking[: config.rankings[ranking]]
-    level = _levels(pairs, rank_text, ranking, counts, config, one_order, kept, done)
-    curves = chain.curves(pairs, level, len(counts), texts.scoring, kept, done)
+    keep_index = _levels(pairs, rank_text, ranking, counts, config, one_order, kept, done)
+    curves = chain.curves(pairs, keep_index, len(counts), texts.scoring, kept, done)
     return record_of(
         curves,
         counts,

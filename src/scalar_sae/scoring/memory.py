@@ -81,7 +81,7 @@ def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, n_slo
 
 def least_slots(pair: Pair) -> int:
     """Slots that a token has at the least, as far as that is known before one is read."""
-    return (_k(pair) or 1) if pair.fill is None else pair.up.d_sae
+    return (_k(pair) or 1) if pair.ablation_value is None else pair.up.d_sae
 
 
 def resident(pair: Pair) -> int:
@@ -117,7 +117,7 @@ def _sweep(pair: Pair, n_token: int, n_counts: int) -> int:
 def _k(pair: Pair) -> int | None:
     """How many upstream latents every token uses, where that is fixed."""
     rule = pair.up.activation
-    return rule.k if isinstance(rule, (TopK, GroupMax)) and pair.fill is None else None
+    return rule.k if isinstance(rule, (TopK, GroupMax)) and pair.ablation_value is None else None
 
 
 def _prompt(pair: Pair, n_token: int) -> int:
@@ -133,7 +133,7 @@ def _readout(pair: Pair) -> int:
 
 def _slots(pair: Pair, n_token: int) -> int:
     """Under mean ablation each token has a slot for every upstream latent: its place twice, change and two marks."""
-    return 0 if pair.fill is None else 22 * n_token * pair.up.d_sae
+    return 0 if pair.ablation_value is None else 22 * n_token * pair.up.d_sae
 
 
 def _left(pair: Pair, gigabytes: float, held: int, least: int) -> int:

@@ -112,7 +112,7 @@ class Pair:
     down: SAE
     reads: Site | None = None
     """Where an upstream transcoder reads; the block begins where it writes. None: an SAE, at the block's beginning."""
-    fill: Float[Tensor, " n_up"] | None = None
+    ablation_value: Float[Tensor, " n_up"] | None = None
     """What an ablated upstream latent is set to; None: zero."""
     special: tuple[int, ...] = ()
     """Ids of special tokens: they keep the model's own activation at both ends, hold no latents and no edges, and are
@@ -129,14 +129,14 @@ class Pair:
             for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
                 if not getattr(sae, name).isfinite().all():
                     raise UserError(f"{site}: {name} of the SAE is not finite")
-        writes, reads = self.up.writes or self.block.up, self.encoded
+        writes, reads = self.up.writes or self.block.up, self.encode_site
         self.lm.check(writes)
         if not writes.same_place(self.block.up):
             raise UserError(f"{self.block}: upstream stands a transcoder that writes {writes}; its block begins there")
         if self.block.up < reads:
             raise UserError(f"{self.block}: upstream stands a transcoder that reads {reads}, behind the block's start")
         self.lm.check(reads)
-        self.lm.check(self.spliced)
+        self.lm.check(self.splice_site)
 
     @classmethod
     def between(cls, lm: LanguageModel, block: Block, saes: dict[Site, SAE]) -> "Pair":
@@ -156,12 +156,12 @@ class Pair:
         return cls(lm, block, saes[reads], down, reads)
 
     @property
-    def encoded(self) -> Site:
+    def encode_site(self) -> Site:
         """Where the upstream encoder reads: at the block's beginning, or where a transcoder does."""
         return self.reads or self.block.up
 
     @property
-    def spliced(self) -> Site:
+    def splice_site(self) -> Site:
         """Where the downstream decoder's output goes: where it was read, or where a transcoder writes."""
         return self.down.writes or self.block.down
 
@@ -181,10 +181,10 @@ class Pair:
 
     def base(self, prompt: Prompt) -> Float[Tensor, "token d_model"]:
         """The same with every latent ablated."""
-        bias = self.up.b_dec if self.fill is None else self.fill @ self.up.W_dec + self.up.b_dec
-        return prompt.with_own(self.up.beside(bias.expand_as(prompt.x_up), prompt.x_up), prompt.x_start)
+        bias = self.up.b_dec if self.ablation_value is None else self.ablation_value @ self.up.W_dec + self.up.b_dec
+        return prompt.with_own(self.up.add_passthrough(bias.expand_as(prompt.x_up), prompt.x_up), prompt.x_start)
 
-    def changes(
+    def ablation_delta(
         self,
         z: Float[Tensor, "token n_up"],
         x_up: Float[Tensor, "token d_model"],
@@ -193,8 +193,8 @@ class Pair:
         """What each upstream latent adds along its decoder row: activation less what ablation sets it to; nothing at
         special tokens.
         """
-        change = z if self.fill is None else _at_text(z - self.fill, special)
-        return change if self.up.norm is None else change * self.up.norm.gain(x_up)
+        change = z if self.ablation_value is None else _at_text(z - self.ablation_value, special)
+        return change if self.up.norm is None else change * self.up.norm.scale(x_up)
 
     def decoded(
         self, acts: Float[Tensor, "*count token n_down"], prompt: Prompt
@@ -271,7 +271,7 @@ class Pair:
         """What stands behind the model's last layer when x is spliced in."""
         skip = prompt.down_skip
         with FastCPUOps():
-            return self.lm.run(self.spliced, self.lm.end, x, None if skip is None else skip.expand_as(x))
+            return self.lm.run(self.splice_site, self.lm.end, x, None if skip is None else skip.expand_as(x))
 
     def log_probs(
         self, x: Float[Tensor, "batch token d_model"], prompt: Prompt
@@ -293,10 +293,10 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
     Raises:
         UserError: an activation is not finite (the site and prompt are named), or tokens the model cannot read.
     """
-    encoded, up, down = pair.encoded, pair.block.up, pair.block.down
+    encoded, up, down = pair.encode_site, pair.block.up, pair.block.down
     for number, row in enumerate(tokens.to(pair.device).split(1), start=first):
         with FastCPUOps():
-            states = pair.lm.states(row, [encoded, up, down, pair.spliced])
+            states = pair.lm.states(row, [encoded, up, down, pair.splice_site])
             x_up = states[encoded].x[0]
             z = pair.up.encode(x_up)
         for site, state in states.items():
@@ -310,13 +310,13 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
             tokens=row,
             special=special,
             z=z,
-            slots=ActiveLatents.of(z, pair.changes(z, x_up, special)),
+            slots=ActiveLatents.of(z, pair.ablation_delta(z, x_up, special)),
             x_up=x_up,
             up_skip=states[up].skip,
-            down_skip=states[pair.spliced].skip,
+            down_skip=states[pair.splice_site].skip,
             x_start=states[up].x,
             x_down=states[down].x,
-            x_spliced=states[pair.spliced].x,
+            x_spliced=states[pair.splice_site].x,
         )
 
 
@@ -330,4 +330,4 @@ def mean_ablated(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Pair:
     total = pair.up.W_dec.new_zeros(pair.up.d_sae, dtype=torch.float64)
     for prompt in read(pair, tokens):
         total += prompt.z.double().sum(0)
-    return replace(pair, fill=(total / max(1, int(counted(tokens, pair.special).sum()))).float())
+    return replace(pair, ablation_value=(total / max(1, int(counted(tokens, pair.special).sum()))).float())

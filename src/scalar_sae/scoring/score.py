@@ -32,7 +32,7 @@ from scalar_sae.scoring.memory import least_slots, local_bytes, ranking_bytes
 from scalar_sae.scoring.metrics import QUANTILES, Counts
 from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.scoring.rankings import effects
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.ranking import EDGE_BYTES, RANKINGS, EdgeScores, rank
 from scalar_sae.scoring.resume import Partial
 from scalar_sae.scoring.sweep.closed_form import Readout
@@ -85,7 +85,7 @@ def score(
     rank_text = texts.ranking[: config.rankings[ranking]]
     hashes = {"lm": hash_of(pair.lm.parameters()), "up": digest(pair.up), "down": digest(pair.down)}
     identity: dict[str, Any] = {"ranking": ranking, "n": [len(rank_text), len(texts.ranking)], "hashes": hashes}
-    identity |= {"definitions": DEFINITIONS, "method": method, "block": str(pair.block), "reads": str(pair.encoded)}
+    identity |= {"definitions": DEFINITIONS, "method": method, "block": str(pair.block), "reads": str(pair.encode_site)}
     identity |= {"special_ids": pair.special}
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
     saved = None if ranking in (*RANKINGS, LOCAL) else saved_scores(Path(ranking), pair)
@@ -225,7 +225,7 @@ def _global_edges(
         edge_scores = rank(pair, rank_text, ranking, config.seed, done, free, kept.unfinished_ranking())
         kept.keep_ranking(edge_scores)
     trim_malloc()
-    edges = GlobalEdges(levels(edge_scores.to(pair.device), counts, config.seed))
+    edges = GlobalEdges(keep_indices(edge_scores.to(pair.device), counts, config.seed))
     return lambda prompt: edges
 
 

@@ -1,0 +1,1 @@
+"""Features: examples, logits, judged explanations."""

@@ -1,0 +1,1 @@
+"""Fidelity: how well SAEs stand in for the activations they read."""

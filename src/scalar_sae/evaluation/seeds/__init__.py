@@ -1,0 +1,1 @@
+"""How alike SAEs are that were trained from different seeds."""

@@ -1,0 +1,1 @@
+"""What the methods share: selection, dead latents, sparsity control, site groups."""

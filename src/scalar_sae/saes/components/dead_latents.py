@@ -24,21 +24,21 @@ def window(dead_tokens: int | None, tokens: int) -> int:
 class Firing(nn.Module):
     """Tokens since each latent of a dictionary last fired, and the window after which it is dead."""
 
-    idle: Tensor
+    tokens_since_fired: Tensor
 
     def __init__(self, d_sae: int) -> None:
         super().__init__()
         self.window = DEAD_TOKENS
-        self.register_buffer("idle", torch.zeros(d_sae, dtype=torch.int64))
+        self.register_buffer("tokens_since_fired", torch.zeros(d_sae, dtype=torch.int64))
 
     @torch.no_grad()
     def record(self, fired: Bool[Tensor, " d_sae"], tokens: int) -> None:
         """Count a batch of so many tokens: which latents fired on any of them."""
-        self.idle.add_(tokens * distributed.world_size()).masked_fill_(distributed.all_any(fired), 0)
+        self.tokens_since_fired.add_(tokens * distributed.world_size()).masked_fill_(distributed.all_any(fired), 0)
 
     def dead(self) -> Bool[Tensor, " d_sae"]:
         """Latents that have not fired for the window's tokens."""
-        return self.idle >= self.window
+        return self.tokens_since_fired >= self.window
 
 
 def auxk_loss(

@@ -27,7 +27,7 @@ from scalar_sae import distributed
 from scalar_sae.saes.activation import JumpReLU, ReLU
 from scalar_sae.saes.components.sparsity_control import PenaltyMethod, Sparsity, SparsityWeight
 from scalar_sae.saes.methods.base import Acts, Name, Progress, Scale, TrainableSAEs, Weights, squared_error
-from scalar_sae.saes.methods.dictionary import Dictionary, Place
+from scalar_sae.saes.methods.dictionary import Dictionary, SitePair
 
 NEVER = 1e30
 """A threshold that no pre-activation exceeds, in any scale."""
@@ -67,7 +67,7 @@ class TemporalConfig(PenaltyMethod, frozen=True):
             raise ValueError("all three weights are 0; give one that is not")
         return importance
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """An ATM SAE in training."""
         return TemporalTrainee(self, place, seed)
 
@@ -77,7 +77,7 @@ class TemporalTrainee(Dictionary):
 
     means: Tensor
 
-    def __init__(self, config: TemporalConfig, place: Place, seed: int) -> None:
+    def __init__(self, config: TemporalConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, norm=0.1)
         self._config, self._seed = config, seed * 1_000_003 + place.site.depth
         self.sparsity = SparsityWeight(config.sparsity)

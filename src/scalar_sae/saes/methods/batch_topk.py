@@ -30,7 +30,7 @@ from scalar_sae.saes.methods.base import (
     Weights,
     squared_error,
 )
-from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, Place
+from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, SitePair
 from scalar_sae.saes.methods.topk import check_k
 
 
@@ -58,7 +58,7 @@ class BatchTopKConfig(BatchSelection, frozen=True):
     name: Name = "batch-topk"
     """Folder of these SAEs in a run."""
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A BatchTopK SAE in training."""
         return BatchTopKTrainee(self, place, seed)
 
@@ -69,7 +69,7 @@ class BatchTopKTrainee(Dictionary):
     threshold: Tensor
     seen: Tensor
 
-    def __init__(self, config: BatchSelection, place: Place, seed: int) -> None:
+    def __init__(self, config: BatchSelection, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, unit_norm=True, pre_bias=True)
         self.k, self.k_aux, self.auxk = config.k, config.k_aux, config.auxk
         self.threshold_decay = config.threshold_decay

@@ -31,7 +31,7 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block, Site
 
 
-class Place(NamedTuple):
+class SitePair(NamedTuple):
     """Where a dictionary stands."""
 
     site: Site
@@ -53,10 +53,10 @@ class DictionaryMethod(Method, frozen=True):
 
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
         """One trainee a site."""
-        return [self.trainee(Place(site, target, lm.d_model), seed) for site, target in self._ends(lm.n_layers)]
+        return [self.trainee(SitePair(site, target, lm.d_model), seed) for site, target in self._ends(lm.n_layers)]
 
     @abstractmethod
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """The trainee at one place."""
 
     def blocks(self, n_layers: int) -> list[Block]:
@@ -95,7 +95,7 @@ class Dictionary(TrainableSAEs):
     def __init__(
         self,
         config: DictionaryMethod,
-        place: Place,
+        place: SitePair,
         seed: int,
         *,
         norm: float | None = None,

@@ -25,7 +25,7 @@ from scalar_sae import distributed
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.components.sparse import Ragged
 from scalar_sae.saes.methods.base import CALIBRATION_TOKENS, Acts, Name, Progress, TrainableSAEs
-from scalar_sae.saes.methods.dictionary import Place
+from scalar_sae.saes.methods.dictionary import SitePair
 from scalar_sae.saes.methods.mutual_choice import MutualChoiceTrainee, ZipfSelection
 
 JUST_BELOW = 1 - 1e-5
@@ -43,7 +43,7 @@ class FeatureChoiceConfig(ZipfSelection, frozen=True):
     mutual: float = Field(default=0.2, ge=0, le=1)
     """Share of training that selects as Mutual Choice, before ranks decide."""
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A Feature Choice SAE in training."""
         return FeatureChoiceTrainee(self, place, seed)
 
@@ -54,7 +54,7 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
     thresholds: Tensor
     choices: Tensor
 
-    def __init__(self, config: FeatureChoiceConfig, place: Place, seed: int) -> None:
+    def __init__(self, config: FeatureChoiceConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed)
         self._mutual = config.mutual
         shares = config.zipf.shares(self.d_sae) if config.mode == "zipf" else torch.full((self.d_sae,), 1 / self.d_sae)

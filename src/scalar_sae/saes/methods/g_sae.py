@@ -18,7 +18,7 @@ from scalar_sae.activations.reading import Gradient
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.components.sparse import Coded, chosen, largest, pre_acts
 from scalar_sae.saes.methods.base import Acts, Name, Progress, TrainableSAEs, squared_error
-from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, Place
+from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, SitePair
 from scalar_sae.saes.methods.topk import check_k
 from scalar_sae.sites import Site
 
@@ -38,7 +38,7 @@ class GradientConfig(DictionaryMethod, frozen=True):
     rescale: bool = True
     """Rescale gradients to mean norm 1 over a batch; their own size depends on how the loss is averaged."""
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A g-SAE in training."""
         return GradientTrainee(self, place, seed)
 
@@ -46,7 +46,7 @@ class GradientConfig(DictionaryMethod, frozen=True):
 class GradientTrainee(Dictionary):
     """One g-SAE in training."""
 
-    def __init__(self, config: GradientConfig, place: Place, seed: int) -> None:
+    def __init__(self, config: GradientConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, pre_bias=True)
         self._config = config
         check_k(config.k, self.d_sae, place)

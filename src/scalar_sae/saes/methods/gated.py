@@ -18,7 +18,7 @@ from scalar_sae.kernels import linear
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.components.sparsity_control import PenaltyMethod, Sparsity, SparsityWeight
 from scalar_sae.saes.methods.base import Acts, Name, Progress, Scale, TrainableSAEs, Weights, squared_error
-from scalar_sae.saes.methods.dictionary import Dictionary, Place
+from scalar_sae.saes.methods.dictionary import Dictionary, SitePair
 
 
 class GatedConfig(PenaltyMethod, frozen=True):
@@ -34,7 +34,7 @@ class GatedConfig(PenaltyMethod, frozen=True):
     sparsity: Sparsity = Sparsity(weight=1.0)
     """Weight of the L1 penalty on the gates."""
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A Gated SAE in training."""
         return GatedTrainee(self, place, seed)
 
@@ -42,7 +42,7 @@ class GatedConfig(PenaltyMethod, frozen=True):
 class GatedTrainee(Dictionary):
     """One Gated SAE in training: `b_enc` is b_mag."""
 
-    def __init__(self, config: GatedConfig, place: Place, seed: int) -> None:
+    def __init__(self, config: GatedConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, unit_norm=True, pre_bias=True)
         self.b_gate = nn.Parameter(torch.zeros(self.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(self.d_sae))

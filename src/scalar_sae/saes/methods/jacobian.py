@@ -20,7 +20,7 @@ from scalar_sae.saes.components.ff_jacobian import ff_jacobian, jacobian_penalty
 from scalar_sae.saes.components.site_groups import ff_blocks, ff_layers
 from scalar_sae.saes.components.sparse import Coded
 from scalar_sae.saes.methods.base import Acts, Method, Name, Progress, TrainableSAEs, Transformer, squared_error
-from scalar_sae.saes.methods.dictionary import Place
+from scalar_sae.saes.methods.dictionary import SitePair
 from scalar_sae.saes.methods.topk import TopKConfig, TopKTrainee
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block, Site
@@ -101,7 +101,7 @@ class JacobianTrainee(TrainableSAEs):
         self._config, self._ff = config, ff
         both = [str(site) for site in ends]
         topk = TopKConfig(sites=both, k=config.k, expansion=config.expansion, unit_norm=config.unit_norm)
-        self.up, self.down = (TopKTrainee(topk, Place(site, site, d_model), seed) for site in ends)
+        self.up, self.down = (TopKTrainee(topk, SitePair(site, site, d_model), seed) for site in ends)
 
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Float[Tensor, ""]]:
         """Each site's squared error; the second one's with the Jacobian term."""

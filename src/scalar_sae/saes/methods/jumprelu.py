@@ -36,7 +36,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.components.sparsity_control import PenaltyMethod, Sparsity, SparsityWeight, filled
 from scalar_sae.saes.methods.base import CALIBRATION_TOKENS, Acts, Name, Progress, Scale, TrainableSAEs, squared_error
-from scalar_sae.saes.methods.dictionary import Dictionary, Place
+from scalar_sae.saes.methods.dictionary import Dictionary, SitePair
 
 SPARSITY = {
     "step": Sparsity(weight=1e-3, warmup=0.1),
@@ -94,7 +94,7 @@ class JumpReluConfig(PenaltyMethod, frozen=True):
             raise ValueError(f"bandwidth = {self.bandwidth} is too wide for scale unit; use sqrt_d, or a narrower one")
         return self
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A JumpReLU SAE in training."""
         return JumpReluTrainee(self, place, seed)
 
@@ -102,7 +102,7 @@ class JumpReluConfig(PenaltyMethod, frozen=True):
 class JumpReluTrainee(Dictionary):
     """One JumpReLU SAE in training."""
 
-    def __init__(self, config: JumpReluConfig, place: Place, seed: int) -> None:
+    def __init__(self, config: JumpReluConfig, place: SitePair, seed: int) -> None:
         free = config.loss == "tanh"
         super().__init__(
             config, place, seed, unit_norm=not free, norm=3**-0.5 if free else None, pre_bias=config.pre_bias

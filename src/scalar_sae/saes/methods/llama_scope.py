@@ -30,7 +30,7 @@ from scalar_sae.saes.methods.base import (
     encoder_and_decoder,
     generator_at,
 )
-from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, Place
+from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, SitePair
 from scalar_sae.saes.methods.topk import check_k
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
@@ -54,7 +54,7 @@ class LlamaScopeConfig(DictionaryMethod, frozen=True):
     decoder_norm: float = Field(default=0.5, gt=0)
     """Norm of W_dec's rows at the start."""
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A Llama Scope SAE in training."""
         return LlamaScopeTrainee(self, place, seed)
 
@@ -64,7 +64,7 @@ class LlamaScopeTrainee(Dictionary):
 
     threshold: Tensor
 
-    def __init__(self, config: LlamaScopeConfig, place: Place, seed: int) -> None:
+    def __init__(self, config: LlamaScopeConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, norm=config.decoder_norm)
         if place.target != place.site:
             drawn = generator_at(seed, place.target)

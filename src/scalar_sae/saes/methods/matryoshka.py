@@ -16,7 +16,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.saes.components.sparse import Ragged
 from scalar_sae.saes.methods.base import Name, TrainableSAEs
 from scalar_sae.saes.methods.batch_topk import BatchSelection, BatchTopKTrainee
-from scalar_sae.saes.methods.dictionary import Place
+from scalar_sae.saes.methods.dictionary import SitePair
 
 
 class MatryoshkaConfig(BatchSelection, frozen=True):
@@ -40,7 +40,7 @@ class MatryoshkaConfig(BatchSelection, frozen=True):
             raise ValueError("level_weights: all are 0; give one that is not")
         return self
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A Matryoshka SAE in training."""
         return MatryoshkaTrainee(self, place, seed)
 
@@ -48,7 +48,7 @@ class MatryoshkaConfig(BatchSelection, frozen=True):
 class MatryoshkaTrainee(BatchTopKTrainee):
     """One Matryoshka SAE in training."""
 
-    def __init__(self, config: MatryoshkaConfig, place: Place, seed: int) -> None:
+    def __init__(self, config: MatryoshkaConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed)
         shares = torch.tensor(config.fractions, dtype=torch.float64).cumsum(0)
         self.ends = [round(share * self.d_sae) for share in shares.tolist()]

@@ -15,7 +15,7 @@ from scalar_sae.saes.components.sparse import Ragged
 from scalar_sae.saes.components.zipf import Densities, Zipf
 from scalar_sae.saes.methods.base import Name, Progress, TrainableSAEs, Weights
 from scalar_sae.saes.methods.batch_topk import BatchSelection, BatchTopKTrainee
-from scalar_sae.saes.methods.dictionary import Place
+from scalar_sae.saes.methods.dictionary import SitePair
 
 
 class ZipfSelection(BatchSelection, frozen=True):
@@ -32,7 +32,7 @@ class MutualChoiceConfig(ZipfSelection, frozen=True):
     name: Name = "mutual-choice"
     """Folder of these SAEs in a run."""
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A Mutual Choice SAE in training."""
         return MutualChoiceTrainee(self, place, seed)
 
@@ -40,7 +40,7 @@ class MutualChoiceConfig(ZipfSelection, frozen=True):
 class MutualChoiceTrainee(BatchTopKTrainee):
     """One Mutual Choice SAE in training."""
 
-    def __init__(self, config: ZipfSelection, place: Place, seed: int) -> None:
+    def __init__(self, config: ZipfSelection, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed)
         self.densities = Densities(config.zipf, self.d_sae)
 

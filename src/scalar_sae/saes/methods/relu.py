@@ -14,7 +14,7 @@ from torch import Tensor
 from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.components.sparsity_control import PenaltyMethod, Sparsity, SparsityWeight
 from scalar_sae.saes.methods.base import Acts, Name, Progress, Scale, TrainableSAEs, squared_error
-from scalar_sae.saes.methods.dictionary import Dictionary, Place
+from scalar_sae.saes.methods.dictionary import Dictionary, SitePair
 
 
 class ReluConfig(PenaltyMethod, frozen=True):
@@ -28,7 +28,7 @@ class ReluConfig(PenaltyMethod, frozen=True):
     sparsity: Sparsity = Sparsity(weight=5.0)
     """Weight of the L1 penalty."""
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A ReLU SAE in training."""
         return ReluTrainee(self, place, seed)
 
@@ -36,7 +36,7 @@ class ReluConfig(PenaltyMethod, frozen=True):
 class ReluTrainee(Dictionary):
     """One ReLU SAE in training."""
 
-    def __init__(self, config: ReluConfig, place: Place, seed: int) -> None:
+    def __init__(self, config: ReluConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, norm=0.1)
         self.sparsity = SparsityWeight(config.sparsity)
 

@@ -17,7 +17,7 @@ from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.components.dead_latents import auxk_loss
 from scalar_sae.saes.components.sparse import Coded, top_k
 from scalar_sae.saes.methods.base import Acts, Name, Progress, TrainableSAEs, squared_error
-from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, Place
+from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, SitePair
 
 
 class TopKConfig(DictionaryMethod, frozen=True):
@@ -41,7 +41,7 @@ class TopKConfig(DictionaryMethod, frozen=True):
     multi: int = Field(default=1, gt=0)
     """Multi-TopK: an eighth of the loss at `multi` times k is added (4 in Gao et al.; 1 for none)."""
 
-    def trainee(self, place: Place, seed: int) -> TrainableSAEs:
+    def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A TopK SAE in training."""
         return TopKTrainee(self, place, seed)
 
@@ -49,7 +49,7 @@ class TopKConfig(DictionaryMethod, frozen=True):
 class TopKTrainee(Dictionary):
     """One TopK SAE in training."""
 
-    def __init__(self, config: TopKConfig, place: Place, seed: int) -> None:
+    def __init__(self, config: TopKConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, unit_norm=config.unit_norm, pre_bias=True)
         self._config = config
         check_k(config.k * config.multi, self.d_sae, place)
@@ -91,7 +91,7 @@ class TopKTrainee(Dictionary):
         return TopK(self._config.k)
 
 
-def check_k(k: int, d_sae: int, place: Place) -> None:
+def check_k(k: int, d_sae: int, place: SitePair) -> None:
     """Raise a UserError if more latents are asked for than there are."""
     if k > d_sae:
         raise UserError(f"{place.site}: k = {k} is above d_sae = {d_sae}")

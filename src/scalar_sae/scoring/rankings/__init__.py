@@ -1,0 +1,1 @@
+"""Rankings of edges: what each ranking computes, and the order that follows."""

@@ -43,7 +43,8 @@ class AblationUnits:
             return cls(slots.latent.T, slots.change.T)
         latent = slots.latent[slots.used].unique()
         return cls(
-            latent.unsqueeze(1).expand(-1, len(prompt.z)), pair.changes(prompt.z, prompt.x_up, prompt.special).T[latent]
+            latent.unsqueeze(1).expand(-1, len(prompt.z)),
+            pair.ablation_delta(prompt.z, prompt.x_up, prompt.special).T[latent],
         )
 
     def batches(self, pair: Pair, n_columns: int) -> Iterator["AblationUnits"]:
@@ -87,9 +88,9 @@ def of_a_change(
     """
     rule = pair.down.activation
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
-    bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
+    competing_threshold, acts = rule.competing_threshold(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
     for some, changed in _changed(pair, prompt, start, sign, pre_acts[:, columns], columns):
-        yield some, rule.alone(changed, bar).sub_(acts)
+        yield some, rule.activate_independently(changed, competing_threshold).sub_(acts)
 
 
 @torch.no_grad()
@@ -101,9 +102,13 @@ def of_removal(
     """
     rule, start = pair.down.activation, pair.reconstruct(prompt.z, prompt)
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
-    bar, acts = rule.bar(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
+    competing_threshold, acts = rule.competing_threshold(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
     for some, changed in _changed(pair, prompt, start, -1.0, pre_acts[:, columns], columns):
-        yield some, rule.alone(changed, bar).sub_(acts), changed.sub_(pre_acts[:, columns])
+        yield (
+            some,
+            rule.activate_independently(changed, competing_threshold).sub_(acts),
+            changed.sub_(pre_acts[:, columns]),
+        )
 
 
 def _changed(
@@ -120,7 +125,7 @@ def _changed(
         where = some.touched(pair, prompt)
         y = pair.compute_at(where, start + sign * some.adds(pair), prompt.up_skip)
         changed = pre_acts.repeat(len(where), 1, 1)
-        changed[where] = linear(pair.down.seen(y), W, b)
+        changed[where] = linear(pair.down.normalize_input(y), W, b)
         yield some, changed
 
 
@@ -174,7 +179,7 @@ def of_a_gradient(
         for alpha in alphas:
             x = (base + alpha * path).expand_as(tangent).contiguous()
             with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # the fused kernels have no forward mode
-                y = pair.down.seen(pair.compute(forward_ad.make_dual(x, tangent), prompt.up_skip))
+                y = pair.down.normalize_input(pair.compute(forward_ad.make_dual(x, tangent), prompt.up_skip))
                 value, slope = forward_ad.unpack_dual(y)
             positive = (value[0] @ W + b) > 0
             assert slope is not None
@@ -199,7 +204,7 @@ def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator
         said = log_probs.flatten(0, 1).gather(1, labels).view(len(x), -1)
         (gradient,) = torch.autograd.grad(said[:, prompt.text].sum(), x)
         if pair.down.norm is not None:
-            gradient = gradient * pair.down.norm.gain(prompt.x_down)
+            gradient = gradient * pair.down.norm.scale(prompt.x_down)
         total += (gradient @ pair.down.W_dec.T).square().sum(0)
     return total / n_labels
 
@@ -220,7 +225,7 @@ def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_do
         return by_slot.transpose(0, 1)
     rule = pair.down.activation
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
-    bar, acts = rule.bar(pre_acts), rule.select(pre_acts)
+    competing_threshold, acts = rule.competing_threshold(pre_acts), rule.select(pre_acts)
     slots = prompt.slots
     n_token, n_slot = slots.latent.shape
     size = start.new_zeros(n_token * n_slot, pair.down.d_sae)
@@ -229,5 +234,7 @@ def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_do
         token, slot = rows // n_slot, rows % n_slot
         x = start.repeat(len(rows), 1, 1)
         x[every[: len(rows)], token] -= pair.added(slots.latent[token, slot], slots.change[token, slot])
-        size[rows] = (rule.alone(pair.pre_acts(x, prompt), bar) - acts).square().sum(1).sqrt()
+        size[rows] = (
+            (rule.activate_independently(pair.pre_acts(x, prompt), competing_threshold) - acts).square().sum(1).sqrt()
+        )
     return size.view(n_token, n_slot, -1)

@@ -22,7 +22,7 @@ _CHUNK = 2**20
 _DIGITS = 2**16
 
 
-def levels(
+def keep_indices(
     scores: Float[Tensor, "n_up n_down"], counts: Int[np.ndarray, " n_counts"], seed: int
 ) -> UInt8[Tensor, "n_up n_down"]:
     """For every edge the index of the first count that keeps it, edges taken in descending order of score.
@@ -37,11 +37,11 @@ def levels(
         up, down = (int(i) for i in scores.isnan().nonzero()[0])
         raise UserError(f"ranking: the score of edge ({up}, {down}) is NaN")
     bounds = _nth_largest(scores, counts[counts > 0], seed).flip(0)  # ascending
-    level = torch.empty(scores.numel(), dtype=torch.uint8, device=scores.device)
+    keep_index = torch.empty(scores.numel(), dtype=torch.uint8, device=scores.device)
     for start, keys in _keys(scores, seed):
         index = len(counts) - torch.bucketize(keys, bounds, right=True)
-        level[start : start + len(keys)] = index.masked_fill(index == len(counts), NOT_KEPT).byte()
-    return level.view(scores.shape)
+        keep_index[start : start + len(keys)] = index.masked_fill(index == len(counts), NOT_KEPT).byte()
+    return keep_index.view(scores.shape)
 
 
 def _keys(scores: Float[Tensor, "n_up n_down"], seed: int) -> Iterator[tuple[int, Int64[Tensor, " edge"]]]:

@@ -41,7 +41,7 @@ def add_costs(
     `edges` are the kept ones, at level 0.
     """
     full = pair.pre_acts(pair.reconstruct(prompt.z, prompt).unsqueeze(0), prompt)[0]
-    error = _Error(pair, pair.down.activation.bar(full), pair.down.activation.select(full))
+    error = _Error(pair, pair.down.activation.competing_threshold(full), pair.down.activation.select(full))
     if pair.block.mixes_tokens:
         costs = _over_prompt(pair, readout, kept, prompt, columns, error)
     else:
@@ -53,13 +53,17 @@ def add_costs(
 class _Error:
     """Squared distance of activations from those of the full circuit."""
 
-    def __init__(self, pair: Pair, bar: Float[Tensor, "token n_down"], acts: Float[Tensor, "token n_down"]) -> None:
-        self._rule, self._bar, self._acts = pair.down.activation, bar, acts
+    def __init__(
+        self, pair: Pair, competing_threshold: Float[Tensor, "token n_down"], acts: Float[Tensor, "token n_down"]
+    ) -> None:
+        self._rule, self._competing_threshold, self._acts = pair.down.activation, competing_threshold, acts
 
     def __call__(
         self, pre_acts: Float[Tensor, " entry"], token: Int[Tensor, " entry"], latent: Int[Tensor, " entry"]
     ) -> Float[Tensor, " entry"]:
-        now = self._rule.alone(pre_acts.unsqueeze(0), self._bar[token, latent].unsqueeze(0))[0]
+        now = self._rule.activate_independently(
+            pre_acts.unsqueeze(0), self._competing_threshold[token, latent].unsqueeze(0)
+        )[0]
         return (now - self._acts[token, latent]).square()
 
 
@@ -70,7 +74,7 @@ _Costs = Iterator[tuple[Int[Tensor, " edge"], Int[Tensor, " edge"], Float[Tensor
 def _at_tokens(readout: Readout, edges: GlobalEdges, prompt: Prompt, columns: slice, error: _Error) -> _Costs:
     """Where tokens do not interact: the cost at every token at which the upstream latent is used."""
     for some, shares in per_token.pieces(readout, prompt, edges, columns):
-        sets = _Sets.of(some.level == 0)
+        sets = _Sets.of(some.keep_index == 0)
         value = per_token.evaluated(
             readout, prompt, some, shares, sets.token, sets.column, sets.codes(), sets.kept_slots
         )

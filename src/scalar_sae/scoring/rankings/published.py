@@ -39,7 +39,7 @@ def attribution(
     z = prompt.z
     norm = (z.norm(dim=-1) / STEPS).unsqueeze(-1)
     if pair.up.norm is not None:
-        norm = norm * pair.up.norm.gain(prompt.x_up)
+        norm = norm * pair.up.norm.scale(prompt.x_up)
     width = max(1, GRADIENT_BYTES // (4 * len(z) * pair.up.d_model))
     some_targets = max(1, min(64, ATTRIBUTED_BYTES // (4 * z.numel())))
     for start in range(0, total.shape[1], width):
@@ -78,7 +78,7 @@ def _add_gradients(
         if not chosen.any():
             continue
         rows = x.expand(len(latent), -1, -1).clone().requires_grad_()
-        y = pair.down.seen(pair.compute(rows, prompt.up_skip))
+        y = pair.down.normalize_input(pair.compute(rows, prompt.up_skip))
         directions = pair.down.W_enc[:, columns].T[latent]
         (gradient,) = torch.autograd.grad(torch.einsum("rtd,rtd,rt->", y, directions, chosen.to(y.dtype)), rows)
         if pair.block.mixes_tokens:

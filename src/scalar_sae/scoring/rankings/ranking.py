@@ -35,7 +35,7 @@ from scalar_sae import distributed
 from scalar_sae.lm.special import counted
 from scalar_sae.scoring.pair import Pair, Prompt, read
 from scalar_sae.scoring.rankings import effects, published
-from scalar_sae.scoring.rankings.order import levels
+from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.pruned import add_costs
 from scalar_sae.scoring.rankings.unfinished import Unfinished
 from scalar_sae.scoring.sweep.closed_form import Readout
@@ -150,7 +150,7 @@ def pruned(work: RankingJob) -> EdgeScores:
     n_left, number = int(left.sum()), 0
     while n_left > 1:
         n_left, number = n_left // 2, number + 1
-        stays = levels(cost.masked_fill(~left, -1.0), np.array([0, n_left]), work.seed) == 1
+        stays = keep_indices(cost.masked_fill(~left, -1.0), np.array([0, n_left]), work.seed) == 1
         share = (cost / cost[stays].min()).nan_to_num_(0.0).clamp_(max=1.0)
         scores += torch.where(left, torch.where(stays, 1.0, share), 0.0)
         left = stays

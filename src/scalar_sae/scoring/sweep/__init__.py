@@ -1,0 +1,1 @@
+"""The sweep: every downstream latent recomputed from its kept edges, for all counts at once."""

@@ -91,7 +91,7 @@ class Readout:
     ) -> Float[Tensor, "batch token d_feature"]:
         """Features of activations at `start`."""
         if self.ff is None:
-            return self.pair.down.seen(self.pair.compute(x, up_skip))
+            return self.pair.down.normalize_input(self.pair.compute(x, up_skip))
         assert self.to_hidden is not None
         assert self.hidden_bias is not None
         if self._norm is not None:

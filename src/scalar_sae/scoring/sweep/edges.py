@@ -25,7 +25,7 @@ class EdgeTile:
     rows: slice
     columns: slice
     n_down: int
-    level: UInt8[Tensor, "token n_col slot"]
+    keep_index: UInt8[Tensor, "token n_col slot"]
     """Index of the first count that keeps the edge; NEVER in unused slots."""
     first: UInt8[Tensor, "token n_col"]
     """Index of the first count at which the downstream latent has an edge at all."""
@@ -53,21 +53,21 @@ class Edges(Protocol):
 class GlobalEdges:
     """One circuit for every token: the levels of a ranking."""
 
-    def __init__(self, level: UInt8[Tensor, "n_up n_down"]) -> None:
-        self._level = level
-        self._first = level.amin(0)
+    def __init__(self, keep_index: UInt8[Tensor, "n_up n_down"]) -> None:
+        self._keep_index = keep_index
+        self._first = keep_index.amin(0)
 
     def here(self, prompt: Prompt, rows: slice, columns: slice) -> EdgeTile:
         """The edges of some tokens and downstream latents."""
         slots = prompt.slots.of_tokens(rows)
-        level = self._level[:, columns][slots.latent].masked_fill(~slots.used.unsqueeze(-1), NOT_KEPT)
-        first = self._first[columns].expand(len(level), -1)
-        n_down = self._level.shape[1]
-        return EdgeTile(rows, columns, n_down, level.transpose(1, 2).contiguous(), first, slots.used.sum(1))
+        keep_index = self._keep_index[:, columns][slots.latent].masked_fill(~slots.used.unsqueeze(-1), NOT_KEPT)
+        first = self._first[columns].expand(len(keep_index), -1)
+        n_down = self._keep_index.shape[1]
+        return EdgeTile(rows, columns, n_down, keep_index.transpose(1, 2).contiguous(), first, slots.used.sum(1))
 
     def levels_at(self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]) -> UInt8[Tensor, "n slot"]:
         """Levels of the edges from a token's slots to a downstream latent."""
-        return self._level[prompt.slots.latent[token], latent.unsqueeze(1)]
+        return self._keep_index[prompt.slots.latent[token], latent.unsqueeze(1)]
 
 
 class LocalEdges:
@@ -92,23 +92,25 @@ class LocalEdges:
         self._last = torch.tensor(len(counts) - 1, dtype=torch.uint8, device=effect.device)
         by_rank = torch.searchsorted(counts, torch.arange(n_slot * n_down, device=effect.device), right=True)
         by_rank = by_rank.masked_fill(by_rank == len(counts), NOT_KEPT).byte()
-        self._level = torch.empty(n_token, n_down, n_slot, dtype=torch.uint8, device=effect.device)
+        self._keep_index = torch.empty(n_token, n_down, n_slot, dtype=torch.uint8, device=effect.device)
         padding = ~prompt.slots.used.unsqueeze(-1)
         width = max(1, room // (ORDER_BYTES * n_slot * n_down))
         for start in range(0, n_token, width):
             rows = slice(start, start + width)
             flat = effect[rows].masked_fill(padding[rows], -1.0).flatten(1)
             order = flat.sort(dim=1, descending=True, stable=True).indices
-            level = torch.empty_like(flat, dtype=torch.uint8).scatter_(1, order, by_rank.expand_as(order))
-            self._level[rows] = level.view(-1, n_slot, n_down).masked_fill(padding[rows], NOT_KEPT).transpose(1, 2)
+            keep_index = torch.empty_like(flat, dtype=torch.uint8).scatter_(1, order, by_rank.expand_as(order))
+            self._keep_index[rows] = (
+                keep_index.view(-1, n_slot, n_down).masked_fill(padding[rows], NOT_KEPT).transpose(1, 2)
+            )
 
     def here(self, prompt: Prompt, rows: slice, columns: slice) -> EdgeTile:
         """The edges of some tokens and downstream latents."""
-        level = self._level[rows, columns]
+        keep_index = self._keep_index[rows, columns]
         n_used = prompt.slots.used[rows].sum(1)
-        first = torch.where(n_used.unsqueeze(1) > 0, level.amin(-1), self._last)  # a silent token: with all edges
-        return EdgeTile(rows, columns, self._level.shape[1], level, first, n_used)
+        first = torch.where(n_used.unsqueeze(1) > 0, keep_index.amin(-1), self._last)  # a silent token: with all edges
+        return EdgeTile(rows, columns, self._keep_index.shape[1], keep_index, first, n_used)
 
     def levels_at(self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]) -> UInt8[Tensor, "n slot"]:
         """Levels of the edges from a token's slots to a downstream latent."""
-        return self._level[token, latent]
+        return self._keep_index[token, latent]

@@ -42,7 +42,7 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
         between = (n_kept > 0) & (n_kept < n_all)
         for c, j in zip(count[between].split(batch), column[between].split(batch), strict=True):
             if len(c):
-                kept = some.level[:, j] <= c.view(-1, 1)
+                kept = some.keep_index[:, j] <= c.view(-1, 1)
                 yield _update(some, c, j, evaluated(readout, adds, prompt, start + j, kept))
 
 
@@ -82,7 +82,9 @@ def _changes(
     n_kept = torch.zeros_like(first, dtype=torch.long)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for count in range(n_counts):
-        gained = torch.stack([(part == count).sum((0, 2)) for part in some.level.split(16)]).sum(0)  # sums take int64
+        gained = torch.stack([(part == count).sum((0, 2)) for part in some.keep_index.split(16)]).sum(
+            0
+        )  # sums take int64
         n_kept = n_kept + gained
         column = ((gained > 0) | (first == count)).nonzero()[:, 0]
         found.append((torch.full_like(column, count), column, n_kept[column]))

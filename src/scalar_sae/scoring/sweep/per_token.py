@@ -63,14 +63,14 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
     without, with_all = pair.pre_acts(ends, prompt)
     for some, shares in pieces(readout, prompt, edges, slice(0, pair.down.d_sae)):
         yield _entering(some, without, n_counts)
-        level, order = some.level.sort(dim=-1)
-        following = torch.cat([level[..., 1:], torch.full_like(level[..., :1], NOT_KEPT)], -1)
-        steps = (level != following) & (level < n_counts)
-        is_all = torch.arange(1, level.shape[-1] + 1, device=level.device) == some.n_used.view(-1, 1, 1)
+        keep_index, order = some.keep_index.sort(dim=-1)
+        following = torch.cat([keep_index[..., 1:], torch.full_like(keep_index[..., :1], NOT_KEPT)], -1)
+        steps = (keep_index != following) & (keep_index < n_counts)
+        is_all = torch.arange(1, keep_index.shape[-1] + 1, device=keep_index.device) == some.n_used.view(-1, 1, 1)
         token, column, slot = (steps & is_all).nonzero(as_tuple=True)
         everything = with_all[some.rows, some.columns][token, column]
-        yield Updates(level[token, column, slot], some.place(token, column), everything)
-        yield _between(readout, prompt, some, shares, level, order, steps & ~is_all)
+        yield Updates(keep_index[token, column, slot], some.place(token, column), everything)
+        yield _between(readout, prompt, some, shares, keep_index, order, steps & ~is_all)
 
 
 def pieces(readout: Readout, prompt: Prompt, edges: Edges, columns: slice) -> Iterator[tuple[EdgeTile, Contributions]]:
@@ -88,7 +88,7 @@ def pieces(readout: Readout, prompt: Prompt, edges: Edges, columns: slice) -> It
 
 def _entering(some: EdgeTile, without: Float[Tensor, "_ n_down"], n_counts: int) -> Updates:
     """Latents that get their first edge before any latent that is live at the token is joined to them."""
-    token, column = ((some.first < some.level.amin(-1)) & (some.first < n_counts)).nonzero(as_tuple=True)
+    token, column = ((some.first < some.keep_index.amin(-1)) & (some.first < n_counts)).nonzero(as_tuple=True)
     value = without[some.rows, some.columns][token, column]
     return Updates(some.first[token, column], some.place(token, column), value)
 
@@ -98,16 +98,16 @@ def _between(
     prompt: Prompt,
     some: EdgeTile,
     shares: Contributions,
-    level: UInt8[Tensor, "token n_col slot"],
+    keep_index: UInt8[Tensor, "token n_col slot"],
     order: Int64[Tensor, "token n_col slot"],
     steps: Bool[Tensor, "token n_col slot"],
 ) -> Updates:
     """Pre-activations where a step's kept set is neither empty nor full."""
     step = steps.flatten().nonzero()[:, 0]
-    row, count = step // level.shape[-1], level.flatten()[step]  # row of [token, n_col]
-    token, column = row // level.shape[1], row % level.shape[1]
-    code = codes(level.shape[-1], order.device)[order].cumsum(-1).flatten()[step]
-    kept = some.level.flatten(0, 1)
+    row, count = step // keep_index.shape[-1], keep_index.flatten()[step]  # row of [token, n_col]
+    token, column = row // keep_index.shape[1], row % keep_index.shape[1]
+    code = codes(keep_index.shape[-1], order.device)[order].cumsum(-1).flatten()[step]
+    kept = some.keep_index.flatten(0, 1)
     value = evaluated(
         readout, prompt, some, shares, token, column, code, lambda at: kept[row[at]] <= count[at].unsqueeze(1)
     )
