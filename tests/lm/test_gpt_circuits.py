@@ -15,7 +15,7 @@ from scalar_sae.records.results import Record, Results
 from scalar_sae.saes.store import find_sae, load_saes
 from scalar_sae.sites import Site
 from tests.helpers import golden_lm, shared
-from tests.scoring.test_golden import CASES, Case
+from tests.scoring.test_golden import WHOLE, Case
 from tests.test_study import scalar
 
 VARIANTS = [
@@ -85,10 +85,10 @@ def test_golden_areas_from_the_folder_alone(tmp_path: Path):
     assert record.pure == pytest.approx(golden["auc_kl"], rel=0.02)
 
 
-@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", WHOLE[:2], ids=lambda case: case.name)
 def test_golden_areas_in_the_authors_order(case: Case, tmp_path: Path):
     golden = json.loads(shared("golden", "index.json").read_text())["sweeps"][f"{case.name}.a"]
-    np.save(tmp_path / "order.npy", -case.level(np.array(golden["evaluated"])).float().numpy())
+    np.save(tmp_path / "order.npy", -case.keep_index(np.array(golden["evaluated"])).float().numpy())
     record = published(tmp_path, case.variant, case.block, "--ranking", tmp_path / "order.npy")
     assert record.absolute == pytest.approx(golden["auc_kl_full_model"], rel=1e-4)
     assert record.pure == pytest.approx(golden["auc_kl"], rel=1e-4)

@@ -14,7 +14,8 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import WEIGHTS, shipped, toy_gpt
 from scalar_sae.lm.train import validation_loss
 from scalar_sae.sites import Site
-from tests.helpers import PLAIN_KINDS, golden_lm, shared, tiny_lm
+from tests.golden.make import POSITIONS, PROMPTS
+from tests.helpers import GOLDEN, PLAIN_KINDS, golden_lm, shared, tiny_lm
 
 TOKENS = torch.arange(24).view(2, 12)
 sites = st.builds(Site, st.sampled_from(PLAIN_KINDS), st.integers(0, 1))
@@ -73,13 +74,13 @@ def test_golden_activations():
     from safetensors.torch import load_file
 
     lm = golden_lm()
-    ids = load_file(shared("golden", "prompts.safetensors"))["ids"].long()
-    golden = load_file(shared("golden", "acts.safetensors"))
+    ids = load_file(GOLDEN / "prompts.safetensors")["ids"].long()[:PROMPTS]
+    golden = load_file(GOLDEN / "acts.safetensors")
     for layer in range(4):
         for kind in ("resid_pre", "resid_mid", "mlp_in", "mlp_out"):
-            mine = lm.activations(ids, [Site(kind, layer)])[Site(kind, layer)]
+            mine = lm.activations(ids, [Site(kind, layer)])[Site(kind, layer)][:, POSITIONS]
             torch.testing.assert_close(mine, golden[f"{layer}.{kind}"], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(lm.logits(ids), golden["logits"], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(lm.logits(ids)[:, POSITIONS], golden["logits"], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", shipped())

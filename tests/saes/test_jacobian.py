@@ -19,10 +19,10 @@ from scalar_sae.scoring.config import ScoreConfig, Texts
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.score import score
 from scalar_sae.sites import Block, Site
-from tests.helpers import Shape, golden_lm, golden_sae, random_sae, shared, tiny_lm
+from tests.golden.make import ROWS
+from tests.helpers import GOLDEN, Shape, golden_lm, golden_sae, random_sae, shared, tiny_lm
 
 D, MLP, SAE, K = 6, 10, 12, 4
-INDEX = "index.json"
 
 
 def _ff(kind: str, gated: bool, post: str = "") -> FeedForward:
@@ -105,37 +105,52 @@ def test_a_model_with_dynamic_tanh_is_understood():
     assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-5), "the whole circuit is what is scored against"
 
 
-@pytest.mark.parametrize(
-    ("variant", "sites", "acts"),
-    [
-        ("topk.mlpblock", ("residmid", "residpost"), ("{}.resid_mid", "{}.resid_post")),
-        ("topk.mlplayer", ("mlpin", "mlpout"), ("{}.mlp_in", "{}.mlp_out")),
-        ("jsae.mlp_layer", ("mlpin", "mlpout"), ("{}.mlp_in", "{}.mlp_out")),
-    ],
-)
-def test_golden_jacobian_losses_and_gradients(variant: str, sites: tuple[str, str], acts: tuple[str, str]):
-    golden = json.loads(shared("golden", INDEX).read_text())["jacobian_golden"][variant]["jacobian_loss_per_layer"]
-    grads = load_file(shared("golden", "jacobian.safetensors"))
-    stored = load_file(shared("golden", "acts.safetensors"))
-    lm, block = golden_lm(), variant == "topk.mlpblock"
-    for layer, expected in enumerate(golden):
-        ends = [golden_sae(variant, f"{layer}_{site}") for site in sites]
-        before, after = (
-            Weights(*(getattr(sae, name).clone().requires_grad_() for name in ("W_enc", "b_enc", "W_dec", "b_dec")))
-            for sae in ends
-        )
-        names = [name.format(layer) for name in acts]
-        if block and layer < 3:
-            names[1] = f"{layer + 1}.resid_pre"
-        x, y = (stored[name][:4].flatten(0, 1) for name in names)
-        J = ff_jacobian(lm.feed_forward(layer), x, top_k(before, x, 10), top_k(after, y, 10), block=block)
-        theirs = J.abs().sum() / 100
-        assert theirs.item() == pytest.approx(expected, rel=1e-4)
-        assert jacobian_penalty(J, 64).item() == pytest.approx(expected * 64 / len(x), rel=1e-4)
-        if layer == 0:
-            theirs.backward()
-            for ours, name in ((before.W_dec, f"0_{sites[0]}.W_dec"), (after.W_enc, f"0_{sites[1]}.W_enc")):
-                torch.testing.assert_close(ours.grad, grads[f"{variant}.{name}.grad"], atol=1e-4, rtol=1e-3)
+GOLDEN_CASES = {
+    "topk.mlpblock": {"residmid": "resid_mid", "residpost": "resid_post"},
+    "topk.mlplayer": {"mlpin": "mlp_in", "mlpout": "mlp_out"},
+    "jsae.mlp_layer": {"mlpin": "mlp_in", "mlpout": "mlp_out"},
+}
+"""The sites of a variant's two SAEs: the authors' word and ours."""
+
+
+def golden_jacobian(variant: str, layer: int, loss: float) -> tuple[Weights, Weights]:
+    """Compare the Jacobian loss of a layer on the first four prompts; returns the SAEs with gradients of the loss."""
+    lm, sites = golden_lm(), GOLDEN_CASES[variant]
+    ids = load_file(GOLDEN / "prompts.safetensors")["ids"].long()[:4]
+    acts = lm.activations(ids, [Site(kind, layer) for kind in sites.values()]).values()
+    before, after = (
+        Weights(*(getattr(sae, name).clone().requires_grad_() for name in ("W_enc", "b_enc", "W_dec", "b_dec")))
+        for sae in (golden_sae(variant, f"{layer}_{site}") for site in sites)
+    )
+    x, y = (x.flatten(0, 1) for x in acts)
+    block = variant == "topk.mlpblock"
+    J = ff_jacobian(lm.feed_forward(layer), x, top_k(before, x, 10), top_k(after, y, 10), block=block)
+    theirs = J.abs().sum() / 100
+    assert theirs.item() == pytest.approx(loss, rel=1e-4)
+    assert jacobian_penalty(J, 64).item() == pytest.approx(loss * 64 / len(x), rel=1e-4)
+    theirs.backward()
+    return before, after
+
+
+@pytest.mark.parametrize("variant", ["topk.mlpblock", "topk.mlplayer"])
+def test_golden_jacobian_loss_and_gradients(variant: str):
+    loss = json.loads((GOLDEN / "index.json").read_text())["jacobian_loss_of_layer_0"][variant]
+    before, after = golden_jacobian(variant, 0, loss)
+    grads = load_file(GOLDEN / "jacobian.safetensors")
+    up, down = GOLDEN_CASES[variant]
+    theirs = (grads[f"{variant}.0_{up}.W_dec.grad"], grads[f"{variant}.0_{down}.W_enc.grad"])
+    assert before.W_dec.grad is not None
+    assert after.W_enc.grad is not None
+    for ours, golden in zip((before.W_dec.grad[ROWS], after.W_enc.grad[:, ROWS]), theirs, strict=True):
+        torch.testing.assert_close(ours, golden, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("variant", GOLDEN_CASES)
+def test_golden_jacobian_losses_of_every_layer(variant: str):
+    index = json.loads(shared("golden", "index.json").read_text())
+    for layer, loss in enumerate(index["jacobian_golden"][variant]["jacobian_loss_per_layer"]):
+        golden_jacobian(variant, layer, loss)
 
 
 @pytest.mark.parametrize("config", [JacobianConfig(along="ff_blocks"), JacobianConfig(), StaircaseJacobianConfig()])

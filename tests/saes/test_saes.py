@@ -19,7 +19,8 @@ from scalar_sae.saes.methods.topk import TopKConfig
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import SaeCard, find_sae, load_sae, load_saes, save_sae
 from scalar_sae.sites import Site
-from tests.helpers import Shape, golden_sae, random_sae, seal_again, shared
+from tests.golden.make import PROMPTS
+from tests.helpers import GOLDEN, Shape, golden_lm, golden_sae, random_sae, seal_again
 
 HERE, LATER = Site("resid_mid", 0), Site("resid_post", 0)
 START = Progress(0, 100)
@@ -52,25 +53,27 @@ def test_alone_changes_one_latent_at_a_time(seed: int, k: int):
 
 
 def test_golden_feature_magnitudes():
-    acts = load_file(shared("golden", "acts.safetensors"))
-    golden = load_file(shared("golden", "fm_topk.mlpblock.safetensors"))
-    for key, site in (("0_residmid", "0.resid_mid"), ("1_residpost", "2.resid_pre")):
+    ids = load_file(GOLDEN / "prompts.safetensors")["ids"].long()[:PROMPTS]
+    golden = load_file(GOLDEN / "fm_topk.mlpblock.safetensors")
+    sites = {"0_residmid": Site("resid_mid", 0), "0_residpost": Site("resid_post", 0)}
+    acts = golden_lm().activations(ids, list(sites.values()))
+    for key, site in sites.items():
         mine = golden_sae("topk.mlpblock", key).encode(acts[site])
         theirs = torch.zeros_like(mine).scatter_(-1, golden[f"{key}.idx"].long(), golden[f"{key}.val"])
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_golden_reconstruction_errors():
-    index = json.loads(shared("golden", "index.json").read_text())
-    acts = load_file(shared("golden", "acts.safetensors"))["0.resid_mid"].flatten(0, 1)
-    metrics = index["sae_metrics_20_prompts_fp32"]["topk.mlpblock"]["0_residmid"]
+    errors = json.loads((GOLDEN / "index.json").read_text())["squared_error_on_20_prompts"]
+    ids = load_file(GOLDEN / "prompts.safetensors")["ids"].long()
+    acts = golden_lm().activations(ids, [Site("resid_mid", 0)])[Site("resid_mid", 0)].flatten(0, 1)
     golden = golden_sae("topk.mlpblock", "0_residmid")
     trainee = _one(TopKConfig(sites=["resid_mid.0"]), 64)
     weights = {"W_enc": golden.W_enc, "W_dec": golden.W_dec, "b_dec": golden.b_dec}
     raw_b_enc = golden.b_enc + golden.b_dec @ golden.W_enc
     trainee.load_state_dict({**trainee.state_dict(), **weights, "b_enc": raw_b_enc})
     loss = trainee.losses({HERE: acts}, START)[HERE].item()
-    assert any(value == pytest.approx(loss, rel=1e-3) for value in metrics.values()), (loss, metrics)
+    assert loss == pytest.approx(errors["topk.mlpblock.0_residmid"], rel=1e-3)
 
 
 def _one(config: TopKConfig, d_model: int, seed: int = 0) -> TrainableSAEs:

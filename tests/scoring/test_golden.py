@@ -1,6 +1,12 @@
-"""The benchmark against values computed with the SCALAR authors' own code, quirks included (published.py)."""
+"""The scores against values computed with the SCALAR authors' own code, quirks included (published.py).
 
-from dataclasses import dataclass
+tests/golden holds one pair for each kind of block. The whole set, with every edge count and Staircase pairs, is read
+from the shared folder where it is there.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +24,8 @@ from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.sites import Block
-from tests.helpers import golden_lm, golden_sae, shared
-
-pytestmark = pytest.mark.golden
+from tests.golden.make import compact, numbers, order
+from tests.helpers import GOLDEN, golden_lm, golden_sae, shared
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Case:
     shared: str = ""
     n_up: int = 512
     n_down: int = 512
+    whole: bool = True
 
     @property
     def name(self) -> str:
@@ -44,12 +50,16 @@ class Case:
                 for key, width in ((self.up, self.n_up), (self.down, self.n_down))]  # fmt: skip
         return Pair(golden_lm(), Block.parse(self.block), *ends)
 
+    @property
+    def folder(self) -> Path:
+        return shared("golden") if self.whole else GOLDEN
+
     def attribution(self) -> dict[str, torch.Tensor]:
-        return load_file(shared("golden", f"attr_{self.name}.safetensors"))
+        return load_file(self.folder / f"attr_{self.name}.safetensors")
 
     def sweep(self) -> dict[str, torch.Tensor]:
         """One pair's counts are in two files."""
-        first, *more = [load_file(path) for path in sorted(shared("golden").glob(f"sweep_{self.name}.*.safetensors"))]
+        first, *more = [load_file(path) for path in sorted(self.folder.glob(f"sweep_{self.name}.*.safetensors"))]
         for second in more:
             order = torch.cat([first["edge_counts"], second["edge_counts"]]).argsort()
             for name in ("edge_counts", "down_idx", "down_val", "kl", "kl_full_model"):
@@ -57,45 +67,64 @@ class Case:
         return first
 
     def keep_index(self, counts: np.ndarray) -> torch.Tensor:
-        """The authors' order: descending attribution, exact ties and zeros as recorded."""
+        """The index of the count at which each edge comes in, in the authors' order."""
         t = self.attribution()
-        flat = t["attr"].flatten()
-        order = flat.argsort(descending=True, stable=True)[: int((flat > 0).sum())]
-        order[t["order_diff_pos"].long()] = t["order_diff_idx"].long()
-        order = torch.cat([order, t.get("order_zero_tail", torch.zeros(0)).long()])
-        keep_index = torch.full_like(flat, NOT_KEPT, dtype=torch.uint8)
+        first = order(t) if self.whole else t["order"].long()
+        keep_index = torch.full((self.n_up * self.n_down,), NOT_KEPT, dtype=torch.uint8)
         for index, (start, end) in enumerate(zip([0, *counts[:-1]], counts, strict=True)):
-            keep_index[order[start:end]] = index
-        if counts[-1] == flat.numel():
+            keep_index[first[start:end]] = index
+        if counts[-1] == keep_index.numel():
             keep_index[keep_index == NOT_KEPT] = len(counts) - 1
-        return keep_index.view_as(t["attr"])
+        return keep_index.view(self.n_up, self.n_down)
 
 
-CASES = [
+WHOLE = [
     Case("topk.mlpblock", "ff_block.0", "0_residmid", "0_residpost"),
     Case("topk.mlplayer", "ff_layer.0", "0_mlpin", "0_mlpout"),
     Case("topk.tblock", "transformer_block.1", "1_act", "2_act"),
     Case("staircase-mlpblock", "ff_block.0", "0_residmid", "0_residpost", "shared.0", 512, 1024),
     Case("topk.stair.tblock", "transformer_block.1", "1_act", "2_act", "shared", 1024, 1536),
 ]
+CASES = [replace(case, whole=False) for case in WHOLE[:3]] + [
+    pytest.param(case, marks=pytest.mark.golden) for case in WHOLE
+]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def _id(case: Case) -> str:
+    return f"{case.name}{'.whole' if case.whole else ''}"
+
+
+@pytest.mark.golden
+def test_the_checked_in_files_are_made_from_the_whole_set():
+    whole = shared("golden")
+    assert json.loads((GOLDEN / "index.json").read_text()) == numbers(whole)
+    made = compact(whole)
+    assert {f"{name}.safetensors" for name in made} == {path.name for path in GOLDEN.glob("*.safetensors")}
+    for name, tensors in made.items():
+        checked_in = load_file(GOLDEN / f"{name}.safetensors")
+        assert checked_in.keys() == tensors.keys()
+        assert all(torch.equal(checked_in[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("case", CASES, ids=_id)
 def test_attribution(case: Case):
     """Within 1e-3; a few edges, tiny beside their latent's largest, within 1e-4 of that.
 
     One latent of the FF layer ties at alpha = 0, and falls otherwise.
     """
-    prompts = load_file(shared("golden", "prompts.safetensors"))["ids"].long()[:8]
-    golden = case.attribution()["attr"]
+    prompts = load_file(GOLDEN / "prompts.safetensors")["ids"].long()[:8]
+    t = case.attribution()
+    golden = t["attr"]
     mine = rank(case.pair(), prompts, "published", 0) * prompts.numel() ** 0.5  # theirs is a sum, not a mean
-    off, tied = (mine - golden).abs(), [237] if case.variant == "topk.mlplayer" else []
+    if not case.whole:
+        mine = mine[:, t["columns"].long()]
+    off, tied = (mine - golden).abs(), [237] if case.variant == "topk.mlplayer" and case.whole else []
     assert (off > 1e-3 * golden + 1e-4 * golden.amax(0)).any(0).nonzero()[:, 0].tolist() == tied
     off[:, tied] = 0.0
     assert (off > 1e-3 * golden).sum() <= 12
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=_id)
 def test_sub_circuits_curves_and_areas(case: Case):
     pair, golden = case.pair(), case.sweep()
     counts = golden["edge_counts"].numpy()
@@ -120,7 +149,7 @@ def test_sub_circuits_curves_and_areas(case: Case):
         assert area == pytest.approx(metrics.area(counts, golden[name].double().mean((1, 2)).numpy()), rel=1e-3)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=_id)
 def test_their_full_circuit_and_ours(case: Case):
     pair, golden = case.pair(), case.sweep()
     for number, prompt in enumerate(read(pair, golden["prompt_ids"].long())):
