@@ -43,11 +43,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chrome]":
-    """A headless Chromium, whose console must be empty at the end; without one, skipped here and failed in CI."""
+    """A headless Chromium, whose console must be empty at the end; without one, skipped; in .ci/run it fails."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
-        if os.environ.get("CI"):
-            pytest.fail("CI needs chromium and chromedriver")
+        if os.environ.get("NOTHING_MAY_BE_MISSING"):
+            pytest.fail("chromium or chromedriver is missing")
         pytest.skip("no chromium here")
     from selenium import webdriver
 
