@@ -1,21 +1,22 @@
-"""What training will cost: parameters, arithmetic and memory of a learner's step, found by running it on a few tokens.
+"""What training will cost: parameters and arithmetic of a learner's step, found by running it on a few tokens.
 
-No method is known here. A step on n tokens (loss and gradients) is run for two n, with every matrix product and, after
-every operation, the bytes in use counted: both are linear in n. Nothing is changed by it.
+No method is known here. A step (loss and gradients) is run on n tokens and on two n, with every matrix product counted.
+Its operations are linear in n. Nothing is changed by it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalar_sae.saes.methods.base import Progress, TrainableSAEs
-from scalar_sae.training.memory import PROBES, Bytes, History, most, probe, unchanged
+from scalar_sae.saes.methods.base import Acts, Progress, TrainableSAEs
 
-MOST_TOKENS = 512
-"""Tokens of the smaller probe at the most: more than most work in pieces takes at once."""
-START, END = Progress(0, 2), Progress(1, 1)
+PROBE_TOKENS = 256
+"""Tokens of the smaller step."""
+END = Progress(1, 1)
+"""Late in training: schedules have ended."""
 
 
 class Cost(NamedTuple):
@@ -24,33 +25,34 @@ class Cost(NamedTuple):
     parameters: int
     flop_per_token: int
     """Floating-point operations of the matrix products of loss and gradients, by token, late in training."""
-    step_bytes: int
-    """Most memory that a step takes besides weights and moments: its gradients and what the batch fills. The
-    larger of a first and a last step: Llama Scope begins with many latents a token."""
 
 
-def cost(trainee: TrainableSAEs, d_model: int, batch_tokens: int) -> Cost:
-    """The cost of a trainee, steps being of `batch_tokens` on this worker."""
-    n = max(PROBES[0], min(MOST_TOKENS, batch_tokens // 4))
-    steps = [[_step(trainee, d_model, tokens, progress) for tokens in (n, 2 * n)] for progress in (START, END)]
-    in_use = max(most(few, many, batch_tokens / n) for (_, few), (_, many) in steps)
-    few, many = (flop for flop, _ in steps[-1])
-    return Cost(sum(p.numel() for p in trainee.parameters()), (many - few) // n, in_use)
+def cost(trainee: TrainableSAEs, d_model: int) -> Cost:
+    """The cost of a trainee that reads activations of width `d_model`."""
+    few, many = (_step(trainee, d_model, n) for n in (PROBE_TOKENS, 2 * PROBE_TOKENS))
+    return Cost(sum(p.numel() for p in trainee.parameters()), (many - few) // PROBE_TOKENS)
 
 
-def _step(trainee: TrainableSAEs, d_model: int, n: int, progress: Progress) -> tuple[int, History]:
-    """Floating-point operations of a step on n tokens, and the bytes in use after each operation."""
-    acts = probe(trainee, d_model, n)
+def _step(trainee: TrainableSAEs, d_model: int, n: int) -> int:
+    """Floating-point operations of a step on n made-up tokens."""
+    generator, device = torch.Generator().manual_seed(0), next(trainee.parameters()).device
+    acts: Acts = {read: torch.randn(n, d_model, generator=generator, device="cpu").to(device) for read in trainee.reads}
     known = {torch.ops.mkldnn._linear_pointwise: _linear_flop}
-    with (
-        unchanged(trainee),
-        FlopCounterMode(display=False, custom_mapping=known) as operations,
-        Bytes() as used,
-    ):
-        torch.stack(list(trainee.losses(acts, progress).values())).sum().backward()
+    with _unchanged(trainee), FlopCounterMode(display=False, custom_mapping=known) as operations:
+        torch.stack(list(trainee.losses(acts, END).values())).sum().backward()
         trainee.after_backward()
     trainee.zero_grad()
-    return operations.get_total_flops(), used.history
+    return operations.get_total_flops()
+
+
+@contextmanager
+def _unchanged(trainee: TrainableSAEs) -> Generator[None]:
+    """What a trainee counts in the block is forgotten."""
+    counted = {name: buffer.clone() for name, buffer in trainee.named_buffers()}
+    yield
+    with torch.no_grad():
+        for name, buffer in trainee.named_buffers():
+            buffer.copy_(counted[name])
 
 
 def _linear_flop(x: Sequence[int], W: Sequence[int], *_: Any, **__: Any) -> int:

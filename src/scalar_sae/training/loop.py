@@ -24,10 +24,8 @@ from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import left_out, say_special
 from scalar_sae.malloc import freed_memory_handed_back
-from scalar_sae.saes.methods.base import TrainableSAEs
 from scalar_sae.saes.store import SaeCard, load_sae, save_sae
 from scalar_sae.sites import Site
-from scalar_sae.training import memory
 from scalar_sae.training.checkpoint import Position, noted, resume, save
 from scalar_sae.training.config import TrainConfig
 from scalar_sae.training.cost import cost
@@ -114,52 +112,18 @@ class _Run:
         held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
         self.validation = Validation(lm, held_out, reads, special) if config.validations else None
         self.n_layers, self.device, self.about_lm = lm.n_layers, lm.device, lm.describe()
-        rows = config.batch_tokens // distributed.world_size()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
-        with Bar("forecast memory"):
-            self.costs = {name: cost(trainee, lm.d_model, rows) for name, trainee in reversed(one_each.items())}
-            parts = self._memory(stream, held_out, list(one_each.values()))
-        self._announce(parts)
+        self.costs = {name: cost(trainee, lm.d_model) for name, trainee in reversed(one_each.items())}
+        self._announce()
 
-    def _memory(self, stream: ActivationStream, held_out: Tensor, trainees: list[TrainableSAEs]) -> dict[str, int]:
-        """The most bytes that the run will hold: what stays, and the largest of what its phases fill in turn.
-
-        On a CPU about as much again is freed and not used again: the C library seldom finds room for a large aligned
-        buffer where an equal one has been (`benchmarks.memory` measures it).
-        """
-        lm, weights = stream.lm, sum(p.nbytes for learner in self.group for p in learner.trainee.parameters())
-        text = (self.corpus.train, self.corpus.val, stream.prompts, held_out)
-        stays = {
-            "text": sum(tokens.nbytes for tokens in text),
-            "language model": sum(p.nbytes for p in lm.parameters()),
-            "weights and moments": 3 * weights,
-            "buffer": 4 * lm.d_model * stream.tokens_per_buffer * len(stream.reads),
-        }
-        phases = {
-            "a step": max(one.step_bytes for one in self.costs.values()),
-            "reading activations": memory.reading(stream),
-            "calibration": memory.calibrating(trainees, lm.d_model, stream.tokens_per_buffer),
-        }
-        if self.validation:
-            few, many = (Validation(lm, held_out[:n], stream.reads, stream.special) for n in (1, 2))
-            stays |= {"best weights": weights, "validation text": self.validation.nbytes}
-            phases["a validation"] = memory.validating(trainees, few, many, *held_out.shape)
-        largest = max(phases, key=lambda phase: phases[phase])
-        kept = {"kept though freed": phases[largest]} if self.device.type == "cpu" else {}
-        return stays | {largest: phases[largest]} | kept
-
-    def _announce(self, parts: dict[str, int]) -> None:
-        """What the run will cost: parameters, arithmetic, and the most memory it will hold."""
+    def _announce(self) -> None:
+        """What the run will cost: parameters and arithmetic."""
         for name, each in self.costs.items():
             mine = [learner.trainee for learner in self.group if learner.method.name == name]
             parameters, flop = len(mine) * each.parameters, len(mine) * each.flop_per_token
             saes = sum(len(trainee.sites) for trainee in mine)
             say(f"{name}: {saes} SAEs, {parameters:,} parameters, {flop / 1e6:,.2f} MFLOP a token to train")
-        listed = ", ".join(f"{n / 2**20:,.0f} {what}" for what, n in parts.items())
-        say(f"memory: {sum(parts.values()) / 2**20:,.0f} MiB ({listed})")
-        self.events(
-            "start", memory=parts, special=self.special, cost={name: one._asdict() for name, one in self.costs.items()}
-        )
+        self.events("start", special=self.special, cost={name: one._asdict() for name, one in self.costs.items()})
 
     def go(self) -> None:
         """Train to the end, or to a signal."""

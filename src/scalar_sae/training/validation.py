@@ -18,11 +18,10 @@ from scalar_sae import distributed
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.activations.stream import read_all
 from scalar_sae.errors import UserError
-from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel, Replacement, SiteState
-from scalar_sae.lm.outputs import compare, log_probs
 from scalar_sae.lm.special import counted
+from scalar_sae.lm.splice import Splice
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.components.ff_jacobian import mean_jacobian
 from scalar_sae.saes.methods.base import Acts, Progress, TrainableSAEs
@@ -43,7 +42,7 @@ class _Part(NamedTuple):
     kept: Bool[Tensor, "prompt token"]
     """False at special tokens: nothing is replaced, predicted or counted there."""
     acts: dict[Site | Gradient, Float[Tensor, "prompt token d_model"]]
-    skips: dict[Site, Float[Tensor, "prompt token d_model"] | None]
+    states: dict[Site, SiteState]
 
     def rows(self, read: Site | Gradient) -> Float[Tensor, "row d_model"]:
         """The activations that count."""
@@ -69,24 +68,18 @@ class Validation:
     ) -> None:
         self._lm = lm
         sites = sorted(read for read in reads if isinstance(read, Site))
-        self._last = sites[-1]
         self._parts: list[_Part] = []
         for some in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1])):
             kept = counted(some, special)
-            skips = {site: state.skip for site, state in lm.states(some, sites).items()}
-            self._parts.append(_Part(some, kept, read_all(lm, some, reads, special), skips))
+            acts = read_all(lm, some, reads, special)
+            states = {site: SiteState(acts[site], state.skip) for site, state in lm.states(some, sites).items()}
+            self._parts.append(_Part(some, kept, acts, states))
         self._n = max(1, sum(int(part.kept.sum()) for part in self._parts))
         self._spread = {
             site: (rows - rows.mean(0)).square().sum().item()
             for site in sites
             for rows in [torch.cat([part.rows(site) for part in self._parts])]
         }
-
-    @property
-    def nbytes(self) -> int:
-        """Of the activations that are kept."""
-        kept = [x for part in self._parts for x in (*part.acts.values(), *part.skips.values())]
-        return sum(x.nbytes for x in kept if x is not None)
 
     @torch.no_grad()
     def loss(self, trainee: TrainableSAEs) -> float:
@@ -118,54 +111,16 @@ class Validation:
         in_place = all(trainee.target(site) == site for site, trainee in ends)
         alone, together = {site: _Sums(float) for site, _ in ends}, _Sums(float)
         for part in self._parts:
-            clean = log_probs(self._lm, self._end(part, self._last, part.acts[self._last]))
+            splice = Splice(self._lm, part.tokens, part.kept, part.states)
             for site, trainee in ends:
-                self._splice(part, clean, trainee, site, alone[site])
+                _one(part, splice, trainee, site, alone[site])
             if in_place:
-                self._splice_all(part, clean, ends, together)
+                _all(part, splice, ends, together)
         found: dict[str, Any] = {
             "saes": {str(site): self._scores(alone[site], trainee, site) for site, trainee in ends},
             "jacobian": self._jacobians(dict(ends), blocks),
         }
         return found | ({"ce_increase_all": _ce(together), "kl_all": _kl(together)} if in_place else {})
-
-    def _splice(self, part: _Part, clean: Tensor, trainee: TrainableSAEs, site: Site, sums: "_Sums") -> None:
-        """One SAE alone, and what it makes of its input."""
-        target = trainee.target(site)
-        y_hat, fired = _through(trainee.sae(site), part.rows(site))
-        y = part.rows(target)
-        sums["fired"] += fired
-        sums["error"] += (y - y_hat).square().sum().item()
-        sums["cosine"] += cosine_similarity(y, y_hat).sum().item()
-        self._count(self._end(part, target, part.put(target, y_hat)), clean, part, sums)
-
-    def _splice_all(self, part: _Part, clean: Tensor, ends: list[tuple[Site, TrainableSAEs]], sums: "_Sums") -> None:
-        """All at once, each reading what the earlier ones left; special tokens keep the model's own at every site."""
-
-        def stand_in(site: Site, sae: SAE) -> Replacement:
-            return lambda x: part.put(site, _through(sae, x[part.kept])[0])
-
-        put = {site: stand_in(site, trainee.sae(site)) for site, trainee in ends}
-        first, last = ends[0][0], ends[-1][0]
-        with FastCPUOps():
-            state = self._lm.spliced(SiteState(part.acts[first], part.skips[first]), put)
-            end = self._lm.run(last, self._lm.end, *state)
-        self._count(end, clean, part, sums)
-
-    def _end(self, part: _Part, site: Site, x: Tensor) -> Float[Tensor, "prompt token d_model"]:
-        """What stands behind the last layer when x stands at a site."""
-        with FastCPUOps():
-            return self._lm.run(site, self._lm.end, x, part.skips[site])
-
-    def _count(self, end: Float[Tensor, "prompt token d_model"], clean: Tensor, part: _Part, sums: "_Sums") -> None:
-        """Add a part's cross-entropy above the clean model's, and its KL from the clean model."""
-        kept, target = part.kept, part.tokens[:, 1:].long().unsqueeze(-1)
-        found = compare(self._lm, end, [clean], part.tokens.long())
-        more = found.ce + clean[:, :-1].gather(-1, target).squeeze(-1)
-        sums["ce"] += more[kept[:, 1:]].sum().item()
-        sums["targets"] += int(kept[:, 1:].sum())
-        sums["kl"] += found.kl[0][kept].sum().item()
-        sums["tokens"] += int(kept.sum())
 
     def _scores(self, sums: "_Sums", trainee: TrainableSAEs, site: Site) -> dict[str, Any]:
         fired: Tensor = sums["fired"]
@@ -204,6 +159,35 @@ class Validation:
 
 
 _Sums = defaultdict[str, Any]
+
+
+def _one(part: _Part, splice: Splice, trainee: TrainableSAEs, site: Site, sums: _Sums) -> None:
+    """One SAE alone, and what it makes of its input."""
+    target = trainee.target(site)
+    y_hat, fired = _through(trainee.sae(site), part.rows(site))
+    y = part.rows(target)
+    sums["fired"] += fired
+    sums["error"] += (y - y_hat).square().sum().item()
+    sums["cosine"] += cosine_similarity(y, y_hat).sum().item()
+    _count(part, splice, {target: lambda x: part.put(target, y_hat)}, sums)
+
+
+def _all(part: _Part, splice: Splice, ends: list[tuple[Site, TrainableSAEs]], sums: _Sums) -> None:
+    """All at once, each reading what the earlier ones left."""
+
+    def stand_in(site: Site, sae: SAE) -> Replacement:
+        return lambda x: part.put(site, _through(sae, x[part.kept])[0])
+
+    _count(part, splice, {site: stand_in(site, trainee.sae(site)) for site, trainee in ends}, sums)
+
+
+def _count(part: _Part, splice: Splice, replace: dict[Site, Replacement], sums: _Sums) -> None:
+    """Add a part's cross-entropy above the model's own, and its KL from the model."""
+    found = splice.losses(splice.end(replace))
+    sums["ce"] += (found.ce - splice.clean_ce()).sum().item()
+    sums["targets"] += int(part.kept[:, 1:].sum())
+    sums["kl"] += found.kl.sum().item()
+    sums["tokens"] += int(part.kept.sum())
 
 
 def _through(sae: SAE, x: Float[Tensor, "row d_model"]) -> tuple[Float[Tensor, "row d_out"], Int[Tensor, " d_sae"]]:

@@ -23,9 +23,9 @@ from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.fidelity.sums import ABLATIONS, PerPrompt, SAETally, Tally, sae_record, spliced_record
 from scalar_sae.kernels import FastCPUOps
-from scalar_sae.lm.model import LanguageModel, Replacement, SiteState
-from scalar_sae.lm.outputs import compare, log_probs
+from scalar_sae.lm.model import LanguageModel, SiteState
 from scalar_sae.lm.special import Rule, counted, listed
+from scalar_sae.lm.splice import Splice
 from scalar_sae.records.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.metrics import resamples
@@ -186,16 +186,13 @@ class _Ends:
     def go_on(self, part: _Batch) -> None:
         """Take the next batch."""
         self._part = part
-        last = max(part.states)
-        self._model = log_probs(self._lm, self._end(last, part.states[last]))
+        self._splice = Splice(self._lm, part.tokens, part.keep, part.states)
         self._found: dict[tuple[Any, ...], Losses] = {}
         self._x_hat: dict[tuple[Site, int], Tensor] = {}
 
     def clean(self) -> Losses:
         """Of the model itself."""
-        target = self._part.tokens[:, 1:].unsqueeze(-1)
-        ce = -self._model[:, :-1].gather(-1, target).squeeze(-1) * self._part.keep[:, 1:]
-        return {"ce_clean": ce.double().sum(1)}
+        return {"ce_clean": self._splice.clean_ce().double().sum(1)}
 
     def code(self, site: Site, sae: SAE) -> tuple[Float[Tensor, "prompt token d_sae"], Tensor]:
         """An SAE's latent activations and reconstruction on the clean model's activations."""
@@ -209,7 +206,7 @@ class _Ends:
         key = tuple((site.depth, id(sae)) for site, sae in sorted(saes.items()))
         if key not in self._found:
             replace = {site: partial(self._reconstructed, site, sae) for site, sae in saes.items()}
-            self._found[key] = self._losses("", self._end(max(saes), self._states_with(replace)))
+            self._found[key] = self._losses("", self._splice.end(replace))
         return self._found[key]
 
     def ablated(self, sites: Collection[Site]) -> Losses:
@@ -219,42 +216,30 @@ class _Ends:
             self._found[key] = {}
             for name in ABLATIONS:
                 replace = {site: partial(self._constant, site, name) for site in sites}
-                end = self._end_of_ablated(max(sites), self._states_with(replace), name)
+                end = self._end_of_ablated(max(sites), self._splice.state(replace), name)
                 self._found[key] |= self._losses(f"_{name}", end)
         return self._found[key]
-
-    def _states_with(self, replace: dict[Site, Replacement]) -> SiteState:
-        return self._lm.spliced(self._part.states[min(replace)], replace)
-
-    def _end(self, site: Site, state: SiteState) -> Float[Tensor, "prompt token d_model"]:
-        return self._lm.run(site, self._lm.end, *state)
 
     def _end_of_ablated(self, site: Site, state: SiteState, name: str) -> Float[Tensor, "_ token d_model"]:
         """The same; of one prompt where all are the same."""
         x = state.x[:1]
         if state.skip is not None or not bool((state.x == x).all()):
-            return self._end(site, state)
+            return self._splice.end_from(site, state)
         key = site.depth, name
         if key not in self._equal or not torch.equal(self._equal[key][0], x):
-            self._equal[key] = x.clone(), self._end(site, SiteState(x, None))
+            self._equal[key] = x.clone(), self._splice.end_from(site, SiteState(x, None))
         return self._equal[key][1]
 
     def _losses(self, name: str, end: Float[Tensor, "_ token d_model"]) -> Losses:
-        keep = self._part.keep
-        found = compare(self._lm, end, [self._model], self._part.tokens)
-        ce, kl = found.ce * keep[:, 1:], found.kl[0] * keep
-        return {f"ce{name}": ce.double().sum(1), f"kl{name}": kl.double().sum(1)}
+        found = self._splice.losses(end)
+        return {f"ce{name}": found.ce.double().sum(1), f"kl{name}": found.kl.double().sum(1)}
 
     def _reconstructed(self, site: Site, sae: SAE, x: Tensor) -> Tensor:
         is_clean = x is self._part.states[site].x
-        return self._put(site, self._x_hat[site, id(sae)] if is_clean else sae.decode(sae.encode(x), x))
+        return self._x_hat[site, id(sae)] if is_clean else sae.decode(sae.encode(x), x)
 
     def _constant(self, site: Site, name: str, x: Tensor) -> Tensor:
-        return self._put(site, torch.zeros_like(x) if name == "zero" else self._means[site].expand_as(x))
-
-    def _put(self, site: Site, new: Tensor) -> Tensor:
-        """The new activation at ordinary tokens, the clean model's own at special ones."""
-        return torch.where(self._part.keep.unsqueeze(-1), new, self._part.states[site].x)
+        return torch.zeros_like(x) if name == "zero" else self._means[site].expand_as(x)
 
 
 def _read_sae(
