@@ -66,6 +66,16 @@ def test_what_is_beyond_a_limit_is_said(changes: dict[str, Any], said: str):
     assert only.startswith(said)
 
 
+def test_a_method_whose_paper_was_not_read_is_named_so():
+    mine = Trained.of("atm", {"kept": {"step": 5000}, "seen": {"steps": 5000, "tokens": 10**9}}, 10)
+    theirs = Trained.of("topk", {"kept": {"step": 5000}, "seen": {"steps": 5000, "tokens": 10**9}}, 10)
+    assert mine is not None
+    assert theirs is not None
+    assert cautions(sound(trained={"up": theirs, "down": theirs})) == []
+    (said,) = cautions(sound(trained={"up": theirs, "down": mine}))
+    assert "our reading of a paper" in said
+
+
 def test_a_floor_of_eight_nats_and_thirty_nine_steps_are_said_together():
     found = cautions(sound(n_prompts=2, **floor(8.0), **trained(39, 39 * 512, 512)))
     assert [sentence.split()[0] for sentence in found] == ["Only", "The", "The", "The", "The"]
@@ -121,8 +131,10 @@ SEEN = {"steps": 400, "tokens": 204_800}
 
 
 def test_the_training_behind_the_kept_weights_is_read_from_a_card():
-    assert Trained.of({"seen": SEEN, "kept": {"step": 400}}, 512) == Trained(steps=400, tokens=204_800, latents=512)
-    assert Trained.of({"seen": SEEN, "kept": {"step": 100, "val_loss": 1.0}}, 8) == Trained(
+    assert Trained.of("topk", {"seen": SEEN, "kept": {"step": 400}}, 512) == Trained(
+        steps=400, tokens=204_800, latents=512
+    )
+    assert Trained.of("topk", {"seen": SEEN, "kept": {"step": 100, "val_loss": 1.0}}, 8) == Trained(
         steps=100, tokens=51_200, latents=8
     )
 
@@ -134,4 +146,4 @@ def test_the_training_behind_the_kept_weights_is_read_from_a_card():
                {"seen": SEEN, "kept": {"step": -1}}],
 )  # fmt: skip
 def test_of_other_recipes_nothing_is_known(recipe: dict[str, Any]):
-    assert Trained.of(recipe, 8) is None
+    assert Trained.of("topk", recipe, 8) is None

@@ -69,7 +69,7 @@ def test_training_with_a_cache_gives_the_same_bytes_and_the_cache_holds_what_hoo
     lm = LanguageModel(family_lm(family, dtype, outlier=True).hf, family, Ascii())
     site, along = Site("resid_post", 1), "ff_layers" if family in PARALLEL else "ff_blocks"
     saes = [
-        {"method": "gradient", "sites": [str(site)], "k": 3, "expansion": 2},
+        {"method": "g_sae", "sites": [str(site)], "k": 3, "expansion": 2},
         {"method": "jacobian", "along": along, "k": 3, "expansion": 2},
     ]
     content = {"tokens": 2 * len(TEXT), "batch_tokens": len(TEXT), "buffer_tokens": len(TEXT), "context": CONTEXT}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scalar_sae.records.results import Record
+from scalar_sae.saes.methods.unverified import REMARK
 
 FEW_PROMPTS = 20
 LARGE_FLOOR = 1.0
@@ -61,6 +62,8 @@ def _of_curve(record: Record) -> Iterator[str]:
 def _of_training(record: Record) -> Iterator[str]:
     if not record.trained:
         return
+    if any(one.unverified for one in record.trained.values()):
+        yield f"The method {REMARK}: its score may differ from that of the paper's method."
     steps = min(one.steps for one in record.trained.values())
     tokens = min(one.tokens / one.latents for one in record.trained.values())
     if steps < FEW_STEPS:

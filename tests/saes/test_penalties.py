@@ -11,28 +11,28 @@ from pydantic import TypeAdapter
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.components.sparsity_control import Sparsity, SparsityWeight
-from scalar_sae.saes.methods.atm import TemporalConfig, TemporalTrainee
 from scalar_sae.saes.methods.base import Progress
 from scalar_sae.saes.methods.gated import GatedConfig
 from scalar_sae.saes.methods.jumprelu import JumpReluConfig, jump_relu, step
 from scalar_sae.saes.methods.registry import MethodConfig
 from scalar_sae.saes.methods.relu import ReluConfig
+from scalar_sae.saes.methods.unverified.atm import ATMConfig, ATMTrainee
 from tests.helpers import Shape
 from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
 
 
-def test_temporal_masking_without_masks_is_relu():
+def test_atm_masking_without_masks_is_relu():
     x = data()
     assert_same(
         losses_and_grads(ReluConfig(sites=HERE), x),
-        losses_and_grads(TemporalConfig(sites=HERE, rate=0.0), x),
+        losses_and_grads(ATMConfig(sites=HERE, rate=0.0), x),
     )
 
 
-def test_temporal_masks_hit_unimportant_latents_only():
+def test_atm_masks_hit_unimportant_latents_only():
     x = data()
-    trainee = prepared(TemporalConfig(sites=HERE, rate=50.0, threshold_stds=0.0, decay=0.0), x)
-    assert isinstance(trainee, TemporalTrainee)
+    trainee = prepared(ATMConfig(sites=HERE, rate=50.0, threshold_stds=0.0, decay=0.0), x)
+    assert isinstance(trainee, ATMTrainee)
     with torch.no_grad():
         trainee.b_enc[:10] = -100.0
     trainee.losses({SITE: x}, Progress(0, 100))
@@ -45,10 +45,10 @@ def test_temporal_masks_hit_unimportant_latents_only():
 
 @torch.no_grad()
 @pytest.mark.parametrize("statistic", [0, 1])
-def test_temporal_masks_do_not_remember_where_the_means_began(statistic: int):
+def test_atm_masks_do_not_remember_where_the_means_began(statistic: int):
     importance = tuple(float(i == statistic) for i in range(3))
-    trainee = prepared(TemporalConfig(sites=HERE, importance=importance, scale="none"), data())
-    assert isinstance(trainee, TemporalTrainee)
+    trainee = prepared(ATMConfig(sites=HERE, importance=importance, scale="none"), data())
+    assert isinstance(trainee, ATMTrainee)
     assert not trainee.mask_probability().any(), "nothing is known yet"
     seen = list[torch.Tensor]()
     for i in range(5):
@@ -66,10 +66,10 @@ def test_temporal_masks_do_not_remember_where_the_means_began(statistic: int):
 
 
 @torch.no_grad()
-def test_temporal_contributions_do_not_depend_on_masks(monkeypatch: pytest.MonkeyPatch):
+def test_atm_contributions_do_not_depend_on_masks(monkeypatch: pytest.MonkeyPatch):
     x = data()
-    trainee = prepared(TemporalConfig(sites=HERE, decay=0.0, scale="none"), x)
-    assert isinstance(trainee, TemporalTrainee)
+    trainee = prepared(ATMConfig(sites=HERE, decay=0.0, scale="none"), x)
+    assert isinstance(trainee, ATMTrainee)
     weights = trainee.weights()
     f = weights.pre_acts(x).relu()
     without = [f.index_fill(1, torch.tensor(i), 0.0) for i in range(64)]
@@ -82,13 +82,13 @@ def test_temporal_contributions_do_not_depend_on_masks(monkeypatch: pytest.Monke
     assert (growth > 0).any()
 
 
-def test_temporal_importance_weighs_its_three_statistics():
+def test_atm_importance_weighs_its_three_statistics():
     g = torch.Generator().manual_seed(0)
     means = torch.rand(3, 64, generator=g) * torch.tensor([[1.0], [10.0], [0.1]])
 
-    def probability(config: TemporalConfig) -> torch.Tensor:
+    def probability(config: ATMConfig) -> torch.Tensor:
         trainee = prepared(config, data())
-        assert isinstance(trainee, TemporalTrainee)
+        assert isinstance(trainee, ATMTrainee)
         trainee.means.copy_(means)
         return trainee.mask_probability()
 
@@ -97,20 +97,20 @@ def test_temporal_importance_weighs_its_three_statistics():
         return 1 - (-((theta - importance) / theta).clamp_min(0)).exp()
 
     size, often, contribution = means / means.mean(1, keepdim=True)
-    equal = probability(TemporalConfig(sites=HERE))
+    equal = probability(ATMConfig(sites=HERE))
     assert torch.equal(equal, expected(torch.stack([size, often, contribution]).mean(0)))
-    torch.testing.assert_close(probability(TemporalConfig(sites=HERE, importance=(0.0, 0.5, 0.0))), expected(often))
-    both = probability(TemporalConfig(sites=HERE, importance=(3.0, 0.0, 1.0)))
+    torch.testing.assert_close(probability(ATMConfig(sites=HERE, importance=(0.0, 0.5, 0.0))), expected(often))
+    both = probability(ATMConfig(sites=HERE, importance=(3.0, 0.0, 1.0)))
     torch.testing.assert_close(both, expected((3 * size + contribution) / 4))
     with pytest.raises(ValueError, match="all three weights are 0"):
-        TemporalConfig(sites=HERE, importance=(0.0, 0.0, 0.0))
+        ATMConfig(sites=HERE, importance=(0.0, 0.0, 0.0))
 
 
 @torch.no_grad()
-def test_a_temporal_energy_is_the_squared_size_of_what_a_latent_adds():
+def test_an_atm_energy_is_the_squared_size_of_what_a_latent_adds():
     x = data()
-    trainee = prepared(TemporalConfig(sites=HERE, decay=0.0, scale="none", contribution="energy"), x)
-    assert isinstance(trainee, TemporalTrainee)
+    trainee = prepared(ATMConfig(sites=HERE, decay=0.0, scale="none", contribution="energy"), x)
+    assert isinstance(trainee, ATMTrainee)
     trainee.losses({SITE: x}, Progress(0, 100))
     weights = trainee.weights()
     f = weights.pre_acts(x).relu()
@@ -119,13 +119,13 @@ def test_a_temporal_energy_is_the_squared_size_of_what_a_latent_adds():
 
 
 @torch.no_grad()
-def test_a_pruned_temporal_sae_lacks_the_unimportant_latents():
+def test_a_pruned_atm_sae_lacks_the_unimportant_latents():
     x = data()
-    config = TemporalConfig(sites=HERE, threshold_stds=0.0, scale="none", sparsity=Sparsity(weight=1e-9))
+    config = ATMConfig(sites=HERE, threshold_stds=0.0, scale="none", sparsity=Sparsity(weight=1e-9))
     whole, pruned = (prepared(config.model_copy(update={"inference": rule}), x) for rule in ("all", "pruned"))
     for each in (whole, pruned):
         each.losses({SITE: x}, LATE)
-    assert isinstance(pruned, TemporalTrainee)
+    assert isinstance(pruned, ATMTrainee)
     gone = pruned.mask_probability() > 0
     assert 0 < gone.sum() < 64
     all_acts, acts = whole.sae(SITE).encode(x), pruned.sae(SITE).encode(x)
@@ -138,13 +138,13 @@ def test_a_pruned_temporal_sae_lacks_the_unimportant_latents():
 
 @torch.no_grad()
 @pytest.mark.parametrize("inference", ["all", "pruned"])
-def test_a_temporal_target_is_the_l0_of_inference(inference: str):
+def test_an_atm_target_is_the_l0_of_inference(inference: str):
     """Masks hide a part of the code in training: steered by that, the SAE would end above its target."""
     x = data()
     sparsity = Sparsity(weight=1e-9, target_l0=10.0)
     config = {"sites": HERE, "rate": 50.0, "threshold_stds": 0.5, "inference": inference, "sparsity": sparsity}
-    trainee = prepared(TemporalConfig.model_validate(config), x)
-    assert isinstance(trainee, TemporalTrainee)
+    trainee = prepared(ATMConfig.model_validate(config), x)
+    assert isinstance(trainee, ATMTrainee)
     for _ in range(2):  # the first has no means to mask by
         trainee.sparsity.log_l0.fill_(math.inf)
         trainee.losses({SITE: x}, LATE)
@@ -152,11 +152,11 @@ def test_a_temporal_target_is_the_l0_of_inference(inference: str):
     torch.testing.assert_close(trainee.sparsity.log_l0, l0.log())
 
 
-def test_temporal_rescaling_keeps_the_mean_of_the_code():
-    config = TemporalConfig(sites=HERE, threshold_stds=0.5, rescale=True)
+def test_atm_rescaling_keeps_the_mean_of_the_code():
+    config = ATMConfig(sites=HERE, threshold_stds=0.5, rescale=True)
     trainee, plain = (prepared(each, data()) for each in (config, config.model_copy(update={"rescale": False})))
-    assert isinstance(trainee, TemporalTrainee)
-    assert isinstance(plain, TemporalTrainee)
+    assert isinstance(trainee, ATMTrainee)
+    assert isinstance(plain, ATMTrainee)
     for each in (trainee, plain):
         each.means.copy_(torch.linspace(0.5, 1.5, 64).expand(3, 64))
     factors = torch.stack([trainee.kept(Progress(step, 4000)) for step in range(1000, 4000)])
@@ -167,12 +167,12 @@ def test_temporal_rescaling_keeps_the_mean_of_the_code():
 
 
 @pytest.mark.parametrize("seed", [0, 20_240_101, 2**32 - 1])
-def test_temporal_masks_can_be_drawn_for_any_seed(seed: int):
-    config = TemporalConfig(sites=HERE, threshold_stds=0.5)
+def test_atm_masks_can_be_drawn_for_any_seed(seed: int):
+    config = ATMConfig(sites=HERE, threshold_stds=0.5)
     draws = list[torch.Tensor]()
     for each in (seed, seed - 1 if seed else 1):
         trainee = config.trainees(Shape(8, 1), each)[0]
-        assert isinstance(trainee, TemporalTrainee)
+        assert isinstance(trainee, ATMTrainee)
         trainee.means.copy_(torch.linspace(0.5, 1.5, 64).expand(3, 64))
         draws.append(trainee.kept(LATE))
     assert not torch.equal(*draws)
@@ -250,7 +250,7 @@ def test_what_a_sparsity_leaves_out_is_the_methods_own():
     assert resolved(**target) == Sparsity(weight=1.0, warmup=0.1, target_l0=10)
     tanh = {"method": "jumprelu", "loss": "tanh", "scale": "sqrt_d", "bandwidth": 2}
     assert resolved(**tanh) == resolved(**tanh, sparsity={}) == Sparsity(weight=10.0, warmup=1.0)
-    for method, weight in (("relu", 5.0), ("temporal", 5.0), ("gated", 1.0)):
+    for method, weight in (("relu", 5.0), ("atm", 5.0), ("gated", 1.0)):
         assert resolved(method=method, sparsity={"target_l0": 10}) == Sparsity(weight=weight, target_l0=10)
 
 

@@ -12,12 +12,17 @@ from scalar_sae.saes.components.sparse import largest_values
 from scalar_sae.saes.components.zipf import Zipf
 from scalar_sae.saes.methods.base import Progress
 from scalar_sae.saes.methods.batch_topk import BatchTopKConfig, batch_top_k
-from scalar_sae.saes.methods.feature_choice import FeatureChoiceConfig, FeatureChoiceTrainee, divided, feature_choice
-from scalar_sae.saes.methods.g_sae import GradientConfig
 from scalar_sae.saes.methods.llama_scope import LlamaScopeConfig
 from scalar_sae.saes.methods.matryoshka import MatryoshkaConfig
-from scalar_sae.saes.methods.mutual_choice import MutualChoiceConfig
 from scalar_sae.saes.methods.topk import TopKConfig
+from scalar_sae.saes.methods.unverified.feature_choice import (
+    FeatureChoiceConfig,
+    FeatureChoiceTrainee,
+    divided,
+    feature_choice,
+)
+from scalar_sae.saes.methods.unverified.g_sae import GSAEConfig
+from scalar_sae.saes.methods.unverified.mutual_choice import MutualChoiceConfig
 from tests.helpers import Shape
 from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
 
@@ -62,7 +67,7 @@ def test_mutual_choice_selects_as_batch_topk():
 def test_gradient_sae_with_beta_zero_is_topk_to_the_bit():
     x, g = data(), data(seed=1)
     plain = losses_and_grads(TopKConfig(sites=HERE, k=3), x)
-    trainee = prepared(GradientConfig(sites=HERE, k=3, beta=0.0), x)
+    trainee = prepared(GSAEConfig(sites=HERE, k=3, beta=0.0), x)
     loss = trainee.losses({SITE: x, Gradient(SITE): g}, LATE)[SITE]
     loss.backward()
     ours = [loss.detach(), *(getattr(trainee, name).grad for name in ("W_enc", "b_enc", "W_dec", "b_dec"))]
@@ -71,7 +76,7 @@ def test_gradient_sae_with_beta_zero_is_topk_to_the_bit():
 
 def test_gradient_sae_prefers_what_the_loss_depends_on():
     x = data()
-    trainee = prepared(GradientConfig(sites=HERE, k=1, beta=1e6), x)
+    trainee = prepared(GSAEConfig(sites=HERE, k=1, beta=1e6), x)
     with torch.no_grad():
         trainee.W_dec.zero_()
         trainee.W_dec[5, 0] = 1.0

@@ -18,9 +18,9 @@ TOPK = {"method": "topk", "sites": ["resid_mid.0", "resid_post.1"], "k": 2, "exp
 STAIRS = {"method": "staircase", "along": "ff_blocks", "k": 2, "expansion": 2}
 STATEFUL = [
     {"method": "batch_topk", "sites": ["resid_mid.0"], "k": 2, "expansion": 2, "dead_tokens": 300},
-    {"method": "temporal", "sites": ["resid_mid.0"], "expansion": 2, "sparsity": {"weight": 1, "target_l0": 4}},
+    {"method": "atm", "sites": ["resid_mid.0"], "expansion": 2, "sparsity": {"weight": 1, "target_l0": 4}},
     {"method": "feature_choice", "sites": ["resid_mid.0"], "k": 2, "expansion": 2, "mutual": 0.5},
-    {"method": "gradient", "sites": ["resid_mid.0"], "k": 2, "expansion": 2},
+    {"method": "g_sae", "sites": ["resid_mid.0"], "k": 2, "expansion": 2},
 ]
 SMALL = {"tokens": 2000, "batch_tokens": 100, "buffer_tokens": 400, "context": 16, "warmup_steps": 3}
 

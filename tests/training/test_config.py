@@ -40,7 +40,7 @@ def test_presets_are_valid(name: str):
         ({"saes": [TOPK, TOPK]}, "not all different"),
         ({"saes": [{**TOPK, "dead_tokens": 2000}]}, "topk: dead_tokens = 2000 is not below tokens = 2000"),
         ({"saes": [{**TOPK, "dead_tokens": 10_000_000}]}, "dead_tokens = 10000000 is not below tokens = 2000"),
-        ({"saes": [{"sites": ["resid_mid.0"]}]}, "saes.0: method: is missing; give one of topk, staircase, .*temporal"),
+        ({"saes": [{"sites": ["resid_mid.0"]}]}, "saes.0: method: is missing; give one of topk, staircase, .*atm"),
         ({"saes": [{**TOPK, "expansion": 10**9}]}, "expansion: Input should be less than or equal to 4096"),
         ({"lr": float("inf")}, "lr: Input should be a finite number"),
         (

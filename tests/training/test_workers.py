@@ -29,8 +29,8 @@ METHODS = [
     {"method": "llama_scope", **HERE, "k": 2},
     {"method": "mutual_choice", **HERE, "k": 2},
     {"method": "feature_choice", **HERE, "k": 2, "mutual": 0.5},
-    {"method": "gradient", **HERE, "k": 2},
-    {"method": "temporal", **HERE, "sparsity": SPARSITY},
+    {"method": "g_sae", **HERE, "k": 2},
+    {"method": "atm", **HERE, "sparsity": SPARSITY},
 ]
 AT = {"tokens": 1_600, "validations": 2, "buffer_tokens": 400}
 WORK = """

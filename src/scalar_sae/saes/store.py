@@ -23,6 +23,7 @@ from scalar_sae.saes.formats.detect import FORMATS, Located, nothing, walk
 from scalar_sae.saes.formats.fields import shown
 from scalar_sae.saes.formats.files import Folder, Format, Found, about, build
 from scalar_sae.saes.formats.tensors import Tensors
+from scalar_sae.saes.methods.unverified import REMARK, UNVERIFIED
 from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.sae import SAE
@@ -142,7 +143,9 @@ def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
     if card.chunks and (card.chunks[-1] != sae.d_sae or any(b <= a for a, b in pairwise([0, *card.chunks]))):
         raise UserError(f"{CONFIG} says chunks = {card.chunks}: expected rising numbers that end with {sae.d_sae}")
     writes = None if card.writes is None else Site.parse(card.writes)
-    return replace(sae, writes=writes, origin=_origin(card), trained=Trained.of(card.recipe, sae.d_sae)), card
+    return replace(
+        sae, writes=writes, origin=_origin(card), trained=Trained.of(card.method, card.recipe, sae.d_sae)
+    ), card
 
 
 def _origin(card: SaeCard) -> Origin:
@@ -170,7 +173,9 @@ def _own_here(folder: Folder) -> bool:
 
 def _own(folder: Folder) -> Iterator[Found]:
     sae, card = _read_own(folder)
-    yield Found(sae, card.name, card.site, card.writes or "", card.recipe, card.origin, tuple(card.remarks))
+    reading = [f"the method {card.method} {REMARK}"] if card.method in UNVERIFIED else []
+    remarks = (*card.remarks, *reading)
+    yield Found(sae, card.name, card.site, card.writes or "", card.recipe, card.origin, remarks)
 
 
 OWN = Format("scalar-sae", f"{CONFIG}, {WEIGHTS}", _own_here, (WEIGHTS,), _own)

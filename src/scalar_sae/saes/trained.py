@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from scalar_sae.saes.methods.unverified import UNVERIFIED
+
 
 class Trained(BaseModel):
     """The training behind the weights of one SAE."""
@@ -16,15 +18,22 @@ class Trained(BaseModel):
     """Tokens of those steps."""
     latents: int
     """Latents that were trained."""
+    unverified: bool = False
+    """The method is our reading of a paper whose body was not available (saes/methods/unverified)."""
 
     @classmethod
-    def of(cls, recipe: dict[str, Any], latents: int) -> "Trained | None":
-        """From the recipe on an SAE's card; None if it does not say."""
+    def of(cls, method: str, recipe: dict[str, Any], latents: int) -> "Trained | None":
+        """From the method and the recipe on an SAE's card; None if the recipe does not say."""
         match recipe:
             case {"kept": {"step": int(kept)}, "seen": {"steps": int(steps), "tokens": int(tokens)}}:
                 plain = not any(isinstance(n, bool) for n in (kept, steps, tokens))
                 if plain and 0 <= kept <= steps > 0 and tokens >= 0:
-                    return cls(steps=kept, tokens=tokens * kept // steps, latents=latents)
+                    return cls(
+                        steps=kept,
+                        tokens=tokens * kept // steps,
+                        latents=latents,
+                        unverified=method in UNVERIFIED,
+                    )
             case _:
                 pass
         return None

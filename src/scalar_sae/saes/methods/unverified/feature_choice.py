@@ -26,7 +26,7 @@ from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.components.sparse import Ragged
 from scalar_sae.saes.methods.base import CALIBRATION_TOKENS, Acts, Name, Progress, TrainableSAEs
 from scalar_sae.saes.methods.dictionary import SitePair
-from scalar_sae.saes.methods.mutual_choice import MutualChoiceTrainee, ZipfSelection
+from scalar_sae.saes.methods.unverified.mutual_choice import MutualChoiceTrainee, ZipfSelection
 
 JUST_BELOW = 1 - 1e-5
 """Times a kept activation: a threshold that it passes whatever the rounding."""

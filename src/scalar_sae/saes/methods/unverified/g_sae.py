@@ -23,11 +23,11 @@ from scalar_sae.saes.methods.topk import check_k
 from scalar_sae.sites import Site
 
 
-class GradientConfig(DictionaryMethod, frozen=True):
+class GSAEConfig(DictionaryMethod, frozen=True):
     """Independent g-SAEs."""
 
-    method: Literal["gradient"] = "gradient"
-    name: Name = "gradient"
+    method: Literal["g_sae"] = "g_sae"
+    name: Name = "g_sae"
     """Folder of these SAEs in a run."""
     k: int = Field(default=10, gt=0)
     """Latents kept per token."""
@@ -40,13 +40,13 @@ class GradientConfig(DictionaryMethod, frozen=True):
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A g-SAE in training."""
-        return GradientTrainee(self, place, seed)
+        return GSAETrainee(self, place, seed)
 
 
-class GradientTrainee(Dictionary):
+class GSAETrainee(Dictionary):
     """One g-SAE in training."""
 
-    def __init__(self, config: GradientConfig, place: SitePair, seed: int) -> None:
+    def __init__(self, config: GSAEConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, pre_bias=True)
         self._config = config
         check_k(config.k, self.d_sae, place)

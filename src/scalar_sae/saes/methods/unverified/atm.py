@@ -33,11 +33,11 @@ NEVER = 1e30
 """A threshold that no pre-activation exceeds, in any scale."""
 
 
-class TemporalConfig(PenaltyMethod, frozen=True):
+class ATMConfig(PenaltyMethod, frozen=True):
     """Independent SAEs with Adaptive Temporal Masking."""
 
-    method: Literal["temporal"] = "temporal"
-    name: Name = "temporal"
+    method: Literal["atm"] = "atm"
+    name: Name = "atm"
     """Folder of these SAEs in a run."""
     scale: Scale = "sqrt_d"
     """Scale in which the penalty's weight counts."""
@@ -69,15 +69,15 @@ class TemporalConfig(PenaltyMethod, frozen=True):
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """An ATM SAE in training."""
-        return TemporalTrainee(self, place, seed)
+        return ATMTrainee(self, place, seed)
 
 
-class TemporalTrainee(Dictionary):
+class ATMTrainee(Dictionary):
     """One ATM SAE in training."""
 
     means: Tensor
 
-    def __init__(self, config: TemporalConfig, place: SitePair, seed: int) -> None:
+    def __init__(self, config: ATMConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, norm=0.1)
         self._config, self._seed = config, seed * 1_000_003 + place.site.depth
         self.sparsity = SparsityWeight(config.sparsity)
