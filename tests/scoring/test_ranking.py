@@ -163,7 +163,7 @@ def test_rankings_report_their_progress_and_do_not_depend_on_the_chunk(name: str
 
 @pytest.mark.parametrize("name", ["expected", "pruned"])
 def test_a_worker_reports_its_own_share_of_the_work(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     reported: list[float] = []
     rank(tiny_pair("ff_block.0"), TOKENS, name, 0, reported.append)
     assert sum(reported) == pytest.approx(len(TOKENS) / 2)
