@@ -1,6 +1,9 @@
 """The report: its arithmetic, and the page in a real browser."""
 
+import csv
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +11,23 @@ import pytest
 
 from scalar_sae.records.results import Floor, PromptCurves, Record, Results
 from scalar_sae.records.sae_results import SaeFidelity
-from scalar_sae.report.page import compare, controls, headline_ratios, render
+from scalar_sae.report.chart import Axis, linear_axis, log_axis
+from scalar_sae.report.page import Links, compare, controls, render, write_report
+from scalar_sae.report.ratios import Claim, Claims, claims, sentence
+from scalar_sae.report.scores_csv import as_csv
+from scalar_sae.scoring.compare import Ratio
 
 
-def record(block: str, method: str, ranking: str, n_down: int, edges_90: float | None, absolute: float) -> Record:
-    curve = [2.0, 1.0, 0.5, 0.1]
+def record(
+    block: str,
+    method: str,
+    ranking: str,
+    n_down: int,
+    edges_90: float | None,
+    absolute: float,
+    curve: Sequence[float] = (2.0, 1.0, 0.5, 0.1),
+) -> Record:
+    curve = list(curve)
     of_prompt = [[y] for y in curve]
     interval = (0.9, 1.1)
     ci: dict = {
@@ -74,10 +89,115 @@ def test_identical_curves_score_exactly_the_do_nothing_value(results: Results):
     assert comparison.relative == comparison.do_nothing
 
 
-def test_headline_ratios_are_geometric_means_over_layers(results: Results):
-    assert headline_ratios([r for r in results.records if r.ranking == "ablation"]) == [
-        ("ff_block", "staircase", pytest.approx(4.0), 2),
-        ("transformer_block", "staircase", pytest.approx(4.0), 1),
+def test_a_ratio_over_blocks_is_the_geometric_mean_of_the_blocks():
+    """Recovery passes 90 % between two counts: edges@90 is interpolated in log n there, here by hand."""
+    curves = {("ff_block.0", "topk"): [1, 0.5, 0.05, 0], ("ff_block.0", "x"): [1, 0.5, 0.2, 0],
+              ("ff_block.1", "topk"): [1, 0.4, 0.1, 0], ("ff_block.1", "x"): [1, 0.05, 0.0, 0]}  # fmt: skip
+    records = [record(block, method, "r", 512, 1.0, 1.0, curve) for (block, method), curve in curves.items()]
+    n = {
+        ("ff_block.0", "topk"): 100 ** (0.4 / 0.45),
+        ("ff_block.0", "x"): math.exp(math.log(100) + 0.5 * math.log(262144 / 100)),
+        ("ff_block.1", "topk"): 100.0,
+        ("ff_block.1", "x"): 1.0,
+    }
+    first, second = (n[block, "x"] / n[block, "topk"] for block in ("ff_block.0", "ff_block.1"))
+    rows = claims(records).rows
+    assert [(row.block, row.n_blocks) for row in rows] == [("ff_block.0", 1), ("ff_block.1", 1), ("all ff_block", 2)]
+    assert [row.edges.value for row in rows] == pytest.approx([first, second, math.sqrt(first * second)])
+    assert [row.block for row in claims(records).overall] == ["all ff_block"]
+
+
+def ratio(block: str, method: str, value: float, interval: tuple[float, float] | None) -> Claim:
+    found = Ratio(block, method, value, interval, None, True, False)
+    return Claim(block, method, found, found, 4)
+
+
+def test_the_sentence_says_no_more_than_the_intervals(results: Results):
+    records = results.under("ablation")
+    fewer = ratio("all ff_block", "matryoshka", 0.24, (0.12, 0.5))
+    more = ratio("all transformer_block", "staircase", 2.2, (1.3, 3.5))
+    undecided = ratio("all ff_block", "staircase", 1.72, (0.9, 3.61))
+    never = ratio("all ff_block", "relu", math.inf, None)
+    aim = "To recover 90 % of the full circuit's effect on the output, "
+    assert sentence(records, Claims([undecided], "")) == (
+        f"{aim}it is undecided whether staircase at FF blocks (1.72 times as many, 95 % interval 0.9 to 3.61) needs "
+        "more or fewer edges than topk."
+    )
+    assert sentence(records, Claims([fewer, more, undecided, never], "")) == (
+        f"{aim}matryoshka at FF blocks (0.24 times as many, 95 % interval 0.12 to 0.5) needs fewer edges than topk; "
+        "staircase at transformer blocks (2.2 times as many, 95 % interval 1.3 to 3.5) needs more edges than topk; "
+        "for staircase at FF blocks (1.72 times as many, 95 % interval 0.9 to 3.61) this is undecided; "
+        "for relu at FF blocks there is no ratio, because not every curve reaches 90 %."
+    )
+
+
+def test_a_block_that_never_reaches_90_percent_is_not_left_out_of_the_ratio_over_blocks():
+    low = (2.0, 1.9, 1.8, 1.7)
+    records = [record(f"ff_block.{i}", "topk", "r", 512, 50.0, 1.0, (2.0, 1.0, 0.1, 0.0)) for i in (0, 1)]
+    records += [record("ff_block.0", "x", "r", 512, 50.0, 1.0, (2.0, 1.0, 0.1, 0.0))]
+    records += [record("ff_block.1", "x", "r", 512, None, 1.0, low)]
+    found = claims(records)
+    assert [row.verdict for row in found.rows] == ["undecided", "never reached", "never reached"]
+    assert "for x at FF blocks there is no ratio" in sentence(records, found) or "x" in sentence(records, found)
+    page = render(Results(records=records), {}, "run")
+    assert page.count("no ratio<small>not every curve gets there") == 2
+
+
+def test_without_a_baseline_the_sentence_is_about_the_first_pair():
+    one = record("ff_block.0", "mine", "r", 512, 1000.0, 1.0)
+    one.ci["edges_at.90"] = (900.0, 1100.0)
+    assert sentence([one], claims([one])) == (
+        "The SAEs mine at ff_block.0 need 1,000 of 262,144 possible edges (95 % interval 900 to 1,100) to recover 90 % "
+        "of the full circuit's effect on the output."
+    )
+    assert "There are no two sets of SAEs to compare" in render(Results(records=[one]), {}, "run")
+    assert sentence([], claims([])) == "No pair of SAEs has been scored here."
+
+
+def test_records_that_do_not_compare_have_a_reason_in_the_place_of_ratios():
+    topk = record("ff_block.0", "topk", "r", 512, 1000.0, 1.0)
+    other = record("ff_block.0", "x", "r", 512, 1000.0, 1.0)
+    other.config["ablation"] = "mean"
+    assert "do not compare" in render(Results(records=[topk, other]), {}, "run")
+
+
+def test_intervals_of_reductions_come_from_those_of_the_ratio(results: Results):
+    """The relative score is the absolute one over the number of edges, so its interval is a multiple."""
+    _, staircase = compare([r for r in results.records if r.ranking == "published"])[:2]
+    assert staircase.absolute_ci is not None
+    assert staircase.relative_ci is not None
+    for absolute, relative in zip(staircase.absolute_ci, staircase.relative_ci, strict=True):
+        assert 1 - relative == pytest.approx((1 - absolute) / 2)
+
+
+def test_the_csv_holds_every_score_and_its_interval(results: Results):
+    rows = list(csv.DictReader(as_csv(results.records).splitlines()))
+    assert len(rows) == len(results.records)
+    assert (rows[0]["block"], rows[0]["edges_at.90"], rows[0]["edges_at.99"]) == ("ff_block.0", "1000.0", "")
+    assert (rows[0]["floor.kl"], rows[0]["floor.kl.low"], rows[0]["floor.kl.high"]) == ("0.1", "0.9", "1.1")
+
+
+def test_axes_have_round_ticks_within_their_ends():
+    axis = log_axis("n", 1, 262_144)
+    assert [label for _, label in axis.ticks] == ["1", "10", "100", "1k", "10k", "100k"]
+    assert axis.share(512) == pytest.approx(0.5)
+    assert [label for _, label in linear_axis("n", 0, 262_144).ticks] == ["0", "100k", "200k"]
+    assert [value for value, _ in linear_axis("y", -0.25, 1.05).ticks] == pytest.approx([0, 0.5, 1])
+    assert Axis("y", 0, 4, ()).share(1) == 0.25
+
+
+def test_feature_pages_beside_a_report_are_linked(results: Results, tmp_path: Path):
+    run, page = tmp_path / "my run", tmp_path / "elsewhere" / "page.html"
+    features = run / "features" / "topk" / "resid_mid.0" / "page"
+    features.mkdir(parents=True)
+    (features / "index.html").touch()
+    page.parent.mkdir()
+    results.write(run / "results.json")
+    text = write_report(run, page).read_text(encoding="utf-8")
+    assert '<a href="../my%20run/features/topk/resid_mid.0/page/index.html">topk resid_mid.0</a>' in text
+    assert 'href="../my%20run/results.json"' in text
+    assert Links.of(run, run / "report.html").features == [
+        ("topk resid_mid.0", "features/topk/resid_mid.0/page/index.html")
     ]
 
 
@@ -102,26 +222,87 @@ def test_text_from_files_cannot_inject_markup(results: Results):
     assert "<script>alert(1)" not in page
 
 
-@pytest.mark.browser
-def test_the_page_in_a_browser(results: Results, tmp_path: Path, browser: Any):
-    from selenium.webdriver.common.by import By
-
-    page = tmp_path / "report.html"
-    page.write_text(render(results, {"train": {"lm": "toy", "tokens": 5}}, "run"), encoding="utf-8")
+@pytest.fixture
+def page(results: Results, tmp_path: Path, browser: Any) -> Any:
+    """The report in a browser."""
+    path = tmp_path / "report.html"
+    path.write_text(render(results, {"train": {"lm": "toy", "tokens": 5}}, "run"), encoding="utf-8")
     browser.set_window_size(1280, 1000)
-    browser.get(page.as_uri())
-    rows = browser.find_elements(By.CSS_SELECTOR, "#headline tbody tr")
+    browser.get(path.as_uri())
+    return browser
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(page: Any):
+    rows = page.find_elements("css selector", "#headline tbody tr")
     assert len(rows) == 6
     assert "ff_block.0" in rows[0].text
     assert "1,000" in rows[0].text
-    published = browser.find_element(By.CSS_SELECTOR, "#published table").text
+    published = page.find_element("css selector", "#published table").text
     assert "+60.0 %" in published
     assert "+50.0 %" in published
-    assert len(browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot .main-svg")) >= 6
-    linear = browser.find_elements(By.CSS_SELECTOR, "#curves .updatemenu-button")[1]
-    kind = "return document.querySelector('#curves .js-plotly-plot').layout.xaxis.type"
-    assert browser.execute_script(kind) == "log"
-    linear.click()
-    assert browser.execute_script(kind) == "linear"
-    too_wide = "return document.documentElement.scrollWidth > window.innerWidth"
-    assert not browser.execute_script(too_wide)
+    charts = [chart for chart in page.find_elements("css selector", "#curves figure") if chart.is_displayed()]
+    assert len(charts) == 3
+    assert "1,000" not in charts[0].text
+    point = page.find_element("css selector", "#curves circle title").get_attribute("textContent")
+    assert point == "topk, 1 edges (1.0 live a token): 0.500 [0.900, 1.100]"
+
+
+@pytest.mark.browser
+def test_the_keyboard_reaches_the_switch_to_a_linear_axis(page: Any):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    def shown() -> set[str]:
+        charts = page.find_elements("css selector", "#curves figure")
+        return {chart.get_attribute("class").split()[-1] for chart in charts if chart.is_displayed()}
+
+    assert shown() == {"log"}
+    for _ in range(20):
+        ActionChains(page).send_keys(Keys.TAB).perform()
+        if page.switch_to.active_element.get_attribute("id") == "x-log":
+            break
+    else:
+        pytest.fail("twenty tabs do not reach the switch")
+    ActionChains(page).send_keys(Keys.ARROW_RIGHT).perform()
+    assert shown() == {"linear"}
+
+
+@pytest.mark.browser
+def test_a_narrow_page_does_not_overflow_and_its_charts_stand_below_each_other(page: Any):
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    assert page.execute_script("return [window.innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+    boxes = [chart.rect for chart in page.find_elements("css selector", "figure") if chart.is_displayed()]
+    assert len(boxes) > 4
+    for one, other in pairwise(boxes):
+        assert one["y"] + one["height"] <= other["y"]
+
+
+@pytest.mark.browser
+def test_dark_mode_has_colours_of_its_own(page: Any):
+    def colours() -> list[str]:
+        return page.execute_script(
+            "return [['body', 'backgroundColor'], ['body', 'color'], ['.line', 'stroke'], ['th', 'color'],"
+            "['.tick', 'fill']].map(([e, c]) => getComputedStyle(document.querySelector(e))[c])"
+        )
+
+    found: dict[str, list[str]] = {}
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        found[scheme] = colours()
+    assert all(light != dark for light, dark in zip(found["light"], found["dark"], strict=True))
+
+
+@pytest.mark.browser
+def test_every_table_has_a_caption_and_every_header_a_scope(page: Any):
+    assert page.execute_script("return document.querySelectorAll('table').length") > 4
+    assert page.execute_script("return document.querySelectorAll('table:not(:has(caption))').length") == 0
+    assert page.execute_script("return document.querySelectorAll('th:not([scope])').length") == 0
+    targets = page.execute_script(
+        "return [...document.querySelectorAll('nav a')].map((a) => document.querySelector(a.getAttribute('href')))"
+    )
+    assert targets
+    assert all(targets)

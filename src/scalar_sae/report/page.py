@@ -6,34 +6,54 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
-import plotly.graph_objects as go
 import yaml
-from plotly.io.json import to_json_plotly
-from plotly.offline import get_plotlyjs
 
 from scalar_sae.cautions import DEEP, cautions_of
 from scalar_sae.errors import UserError
 from scalar_sae.io import write_text
 from scalar_sae.readers import parse_yaml, read_text
 from scalar_sae.records.results import Record, Results
-from scalar_sae.records.sae_results import SaeFidelity
-from scalar_sae.report import figures, measures
-from scalar_sae.report.environment import asset, environment, policy_of
-
-BASELINE = "topk"
+from scalar_sae.records.sae_results import Interval, SaeFidelity
+from scalar_sae.report import figures
+from scalar_sae.report.environment import ONE_FILE, environment
+from scalar_sae.report.ratios import BASELINE, claims, sentence
+from scalar_sae.report.scores_csv import as_address, as_csv
+from scalar_sae.scoring.compare import ratios
 
 
 class Comparison(NamedTuple):
-    """A method against the TopK SAEs at the same block, under the same ranking."""
+    """A method against the TopK SAEs at the same block, under the same ranking. Intervals are 95 % over prompts."""
 
     record: Record
-    absolute: float | None
+    absolute: float | None = None
     """Reduction of the published absolute score."""
-    relative: float | None
+    relative: float | None = None
     """Reduction of the published relative score."""
-    do_nothing: float | None
+    do_nothing: float | None = None
     """What two identical curves would reduce the relative score by, from the number of possible edges alone."""
+    absolute_ci: Interval | None = None
+    relative_ci: Interval | None = None
+
+
+class Links(NamedTuple):
+    """What lies beside a page, as addresses that it can link to."""
+
+    results: str = ""
+    features: Sequence[tuple[str, str]] = ()
+    """Pages of features: what each is called, and its address."""
+
+    @classmethod
+    def of(cls, run: Path, page: Path) -> "Links":
+        """What a run has for a page."""
+
+        def address(path: Path) -> str:
+            return quote(os.path.relpath(path, page.parent))
+
+        folders = sorted(path.parent.parent for path in run.glob("features/*/*/page/index.html"))
+        pages = [(f"{one.parent.name} {one.name}", address(one / "page" / "index.html")) for one in folders]
+        return cls(address(run / "results.json"), pages)
 
 
 def write_report(run: Path, page: Path | None = None) -> Path:
@@ -50,7 +70,7 @@ def write_report(run: Path, page: Path | None = None) -> Path:
     config: Any = {}
     if os.path.lexists(config_file):
         config = parse_yaml(read_text(config_file, "no longer there; run the command again"), str(config_file))
-    write_text(page, render(results, config, run.name))
+    write_text(page, render(results, config, run.name, Links.of(run, page)))
     return page
 
 
@@ -60,22 +80,28 @@ def headline(results: Results) -> str:
     return next((name for name in names if name not in ("published", "random")), "expected")
 
 
-def render(results: Results, config: dict[str, Any], title: str) -> str:
+def headline_sentence(results: Results) -> str:
+    """What a report opens with."""
+    records = results.under(headline(results))
+    return sentence(records, claims(records))
+
+
+def render(results: Results, config: dict[str, Any], title: str, links: Links | None = None) -> str:
     """The page's HTML."""
     records = results.records
     of_saes = (*results.saes, *results.spliced, *results.seeds, *results.duplicates, *results.absorption)
-    methods = [one.method for one in (*records, *of_saes, *results.probes, *results.reading)]
-    scripts = {"plotly_js": get_plotlyjs(), "report_js": asset("report.js")}
-    colours = figures.method_colours(methods)
-    exact = results.under(headline(results))
-    published = results.under("published")
+    colours = figures.method_colours([one.method for one in (*records, *of_saes, *results.probes, *results.reading)])
+    exact, published = results.under(headline(results)), results.under("published")
+    found = claims(exact)
     templates = environment()
     templates.filters.update(number=_number, reached=_reached, interval=_interval, percent=_percent)
     return templates.get_template("page.html.j2").render(
         title=title,
-        csp=policy_of(*scripts.values()),
-        **scripts,
+        csp=ONE_FILE,
         colours=colours,
+        claim=sentence(exact, found),
+        claims=found,
+        baseline=BASELINE,
         config=yaml.safe_dump(config, sort_keys=False),
         train=_trained(config),
         first=records[0] if records else None,
@@ -89,11 +115,8 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         controls=controls(results),
         published=compare(published),
         published_cautions=cautions_of(published),
-        ratios=headline_ratios(exact),
-        recovery_figures=[
-            _html(figures.recovery_curves(some, colours)) for some in _by_kind(exact + results.under("random"))
-        ],
-        kl_figures=[_html(figures.kl_curves(some, colours)) for some in _by_kind(published)],
+        recovery_charts=[figures.recovery_curves(some, colours) for some in _by_kind(exact + results.under("random"))],
+        kl_charts=[figures.kl_curves(some, colours) for some in _by_kind(published)],
         saes=results.saes,
         spliced=results.spliced,
         seeds=results.seeds,
@@ -101,10 +124,13 @@ def render(results: Results, config: dict[str, Any], title: str) -> str:
         absorption=results.absorption,
         probes=results.probes,
         reading=results.reading,
-        density_figures=[_html(figure) for figure in measures.density(results.saes, colours)],
-        seeds_figure=_html(measures.agreement(results.seeds, colours)) if results.seeds else "",
-        fidelity_figure=_html(figures.fidelity_bars(results.saes, colours)) if results.saes else "",
-        chunk_figures=[(name, _html(figures.chunk_heatmap(saes))) for name, saes in _staircases(results.saes)],
+        density_charts=figures.density(results.saes, colours),
+        seeds_charts=figures.agreement(results.seeds, colours),
+        fidelity_charts=figures.fidelity(results.saes, colours) if results.saes else [],
+        staircases=_staircases(results.saes),
+        features=links.features if links else (),
+        results_link=links.results if links else "",
+        csv=as_address(as_csv(records)),
         versions=json.dumps(records[0].versions if records else {}),
     )
 
@@ -136,37 +162,34 @@ def controls(results: Results) -> list[Controlled]:
 def compare(records: Sequence[Record]) -> list[Comparison]:
     """Every record beside the TopK record of its block, reductions as the paper defines them: 1 - method / TopK."""
     baseline = {record.block: record for record in records if record.method == BASELINE}
+    intervals = _ratio_intervals(records)
     found: list[Comparison] = []
     for record in records:
         base = baseline.get(record.block)
         if base is None or record.method == BASELINE:
-            found.append(Comparison(record, None, None, None))
+            found.append(Comparison(record))
             continue
+        nothing = base.n_edges / record.n_edges
+        low, high = intervals.get((record.block, record.method)) or (None, None)
         found.append(
             Comparison(
                 record,
                 1 - record.absolute / base.absolute if base.absolute else None,
                 1 - record.relative / base.relative if base.relative else None,
-                1 - base.n_edges / record.n_edges,
+                1 - nothing,
+                None if low is None or high is None else (1 - high, 1 - low),
+                None if low is None or high is None else (1 - nothing * high, 1 - nothing * low),
             )
         )
     return found
 
 
-def headline_ratios(records: Sequence[Record]) -> list[tuple[str, str, float, int]]:
-    """Per kind of block and method: geometric mean over layers of edges@90 against TopK, and how many layers."""
-    found: list[tuple[str, str, float, int]] = []
-    for some in _by_kind(records):
-        baseline = {record.block: record.edges_at["90"] for record in some if record.method == BASELINE}
-        for method in dict.fromkeys(record.method for record in some if record.method != BASELINE):
-            ratios = [
-                math.log(mine / base)
-                for record in some
-                if record.method == method and (mine := record.edges_at["90"]) and (base := baseline.get(record.block))
-            ]
-            if ratios:
-                found.append((_kind(some[0]), method, math.exp(sum(ratios) / len(ratios)), len(ratios)))
-    return found
+def _ratio_intervals(records: Sequence[Record]) -> dict[tuple[str, str], Interval | None]:
+    """Intervals of absolute scores over that of TopK; none where records do not compare."""
+    try:
+        return {(one.block, one.method): one.interval for one in ratios(list(records), BASELINE, "absolute")}
+    except UserError:
+        return {}
 
 
 def _by_kind(records: Sequence[Record]) -> list[list[Record]]:
@@ -189,14 +212,6 @@ def _trained(config: Any) -> dict[str, Any]:
     found = {name: train.get(name) for name in ("lm", "tokens")} if isinstance(train, dict) else {}
     tokens = found.get("tokens")
     return found | {"tokens": f"{tokens:,}" if isinstance(tokens, int) else tokens} if found else {}
-
-
-def _html(figure: go.Figure) -> str:
-    """A figure as data, which report.js draws: no browser runs what is in it."""
-    text = str(to_json_plotly({"data": figure.data, "layout": figure.layout}))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return f'<script type="application/json" class="figure">{text}</script>'
 
 
 def _number(value: float | None, digits: int = 3) -> str:

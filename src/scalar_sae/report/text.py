@@ -4,8 +4,8 @@ import re
 
 MOST = 200
 """Characters of a token that are shown."""
-MOST_IN_PLOT = 60
-"""Characters of a name in a plot."""
+MOST_IN_CHART = 60
+"""Characters of a name in a chart."""
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -25,12 +25,9 @@ def token_text(text: str) -> str:
     return shown if len(text) <= MOST else f"{shown}… ({len(text):,} characters)"
 
 
-def in_plot(text: str) -> str:
-    """A name as Plotly shows it, which would read tags, entities and `%{...}` in it as its own."""
-    shown = visible(text[:MOST_IN_PLOT]).replace("\n", "↵") + ("…" if len(text) > MOST_IN_PLOT else "")
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("%{", "%&#123;")):
-        shown = shown.replace(character, entity)
-    return shown
+def name_in_chart(text: str) -> str:
+    """A name in one line; of a long one the beginning."""
+    return visible(text[:MOST_IN_CHART]).replace("\n", "↵") + ("…" if len(text) > MOST_IN_CHART else "")
 
 
 def _symbol(code: int) -> str:

@@ -1,0 +1,148 @@
+"""What a report claims: ratios to a baseline with their intervals, and one sentence that those intervals support.
+
+The ratios are those of `scoring/compare.py`. One that it cannot give is not left out: the page says why.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+from scalar_sae.errors import UserError
+from scalar_sae.records.results import Record
+from scalar_sae.records.sae_results import Interval
+from scalar_sae.report.text import name_in_chart
+from scalar_sae.scoring.compare import Ratio, ratios
+
+BASELINE = "topk"
+MOST_NAMED = 3
+"""Comparisons that a sentence names before it counts the others."""
+
+Verdict = Literal["fewer", "more", "undecided", "never reached"]
+
+
+class Claim(NamedTuple):
+    """A method beside the baseline, at one block or over the blocks of a kind."""
+
+    block: str
+    method: str
+    edges: Ratio
+    """Of edges@90."""
+    area: Ratio
+    """Of log areas."""
+    n_blocks: int
+    """How many blocks the ratio is over."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval says of the number of edges."""
+        if self.edges.interval is None:
+            return "never reached"
+        low, high = self.edges.interval
+        return "fewer" if high < 1 else "more" if low > 1 else "undecided"
+
+    @property
+    def where(self) -> str:
+        """The block, or the kind of block, in words."""
+        kind = self.block.removeprefix("all ")
+        return self.block if kind == self.block else f"{kind}s".replace("_", " ").replace("ff ", "FF ")
+
+
+class Claims(NamedTuple):
+    """Every comparison under one ranking."""
+
+    rows: list[Claim]
+    """Method by method: each block of a kind, then all of them."""
+    remark: str
+    """Why there are none, if there are none."""
+
+    @property
+    def overall(self) -> list[Claim]:
+        """One for each method and kind of block."""
+        kinds = {(row.method, row.block.removeprefix("all ")) for row in self.rows if row.block.startswith("all ")}
+        return [row for row in self.rows if (row.method, row.block.partition(".")[0]) not in kinds]
+
+
+def claims(records: Sequence[Record]) -> Claims:
+    """Compare the records of one ranking with those of the baseline."""
+    methods = {record.method for record in records}
+    if BASELINE not in methods or len(methods) < 2:
+        return Claims([], f"There are no two sets of SAEs to compare: {BASELINE} and another.")
+    try:
+        edges, areas = (ratios(list(records), BASELINE, score) for score in ("edges_at.90", "log_area"))
+    except UserError as error:
+        return Claims([], f"The records do not compare: {error}")
+    n = {
+        (row.method, row.block): sum(
+            other.method == row.method and other.block.partition(".")[0] == row.block.removeprefix("all ")
+            for other in edges
+        )
+        for row in edges
+    }
+    rows = [
+        Claim(one.block, one.method, one, area, max(1, n[one.method, one.block]))
+        for one, area in zip(edges, areas, strict=True)
+    ]
+    return Claims(rows, "")
+
+
+def sentence(records: Sequence[Record], found: Claims) -> str:
+    """One sentence of the records under the headline's ranking, with its intervals."""
+    if not records:
+        return "No pair of SAEs has been scored here."
+    if not found.rows:
+        return _of_one(records[0])
+    by_verdict = {name: [row for row in found.overall if row.verdict == name] for name in get_args(Verdict)}
+    decided = [
+        f"{_named(some)} {'needs' if len(some) == 1 else 'need'} {verdict} edges than {BASELINE}"
+        for verdict, some in by_verdict.items()
+        if some and verdict in ("fewer", "more")
+    ]
+    open_, never = by_verdict["undecided"], by_verdict["never reached"]
+    if open_ and not decided:
+        needs = "needs" if len(open_) == 1 else "need"
+        decided.append(f"it is undecided whether {_named(open_)} {needs} more or fewer edges than {BASELINE}")
+    elif open_:
+        decided.append(f"for {_named(open_)} this is undecided")
+    if never:
+        decided.append(f"for {_named(never)} there is no ratio, because not every curve reaches 90 %")
+    return f"To recover 90 % of the full circuit's effect on the output, {'; '.join(decided)}."
+
+
+def _of_one(record: Record) -> str:
+    """What a record says by itself."""
+    edges, interval = record.edges_at["90"], record.ci["edges_at.90"]
+    what = f"{name_in_chart(record.method)} at {name_in_chart(record.block)}"
+    if edges is None:
+        return f"The SAEs {what} never recover 90 % of the full circuit's effect on the output."
+    within = (
+        f" (95 % interval {interval[0]:,.0f} to {interval[1]:,.0f})"
+        if isinstance(interval, tuple)
+        else ", with no upper end to their interval"
+    )
+    return (
+        f"The SAEs {what} need {edges:,.0f} of {record.n_edges:,} possible edges{within} to recover 90 % of the full "
+        "circuit's effect on the output."
+    )
+
+
+def _named(some: Sequence[Claim]) -> str:
+    """Comparisons with their ratios; of many the first, and how many more there are."""
+    names = [
+        f"{name_in_chart(row.method)} at {name_in_chart(row.where)}"
+        + (
+            f" ({_times(row.edges.value)} times as many, 95 % interval {_ends(row.edges.interval)})"
+            if row.edges.interval
+            else ""
+        )
+        for row in some[:MOST_NAMED]
+    ]
+    if len(some) > MOST_NAMED:
+        names.append(f"{len(some) - MOST_NAMED} more")
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _times(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _ends(interval: Interval) -> str:
+    return f"{_times(interval[0])} to {_times(interval[1])}"
