@@ -17,11 +17,25 @@ from plotly.subplots import make_subplots
 
 from scalar_sae.records.results import Record, Results
 from scalar_sae.records.sae_results import Interval
-from scalar_sae.report.figures import style
 from scalar_sae.scoring.compare import Ratio, ratios
 
 DOCS = Path(__file__).parent
+INK, GRID = "#1d2433", "#e6e9ef"
 SCORES = ("edges_at.50", "edges_at.90", "edges_at.99", "log_area", "pure")
+
+
+def style(figure: go.Figure, height: int) -> go.Figure:
+    """The look of the picture."""
+    figure.update_layout(
+        template="plotly_white",
+        height=height,
+        margin={"l": 64, "r": 16, "t": 76, "b": 56},
+        font={"family": "Inter, system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 13, "color": INK},
+        legend={"orientation": "h", "y": 1.24, "x": 0},
+    )
+    figure.update_xaxes(gridcolor=GRID, zeroline=False)
+    figure.update_yaxes(gridcolor=GRID, zeroline=False)
+    return figure
 
 
 def groups(results: Results) -> dict[tuple[str, str], list[Record]]:

@@ -14,7 +14,7 @@ import scalar_sae
 ROOT = Path(__file__).parent.parent
 HEAVY = {
     "torch", "transformers", "tokenizers", "numpy", "scipy", "pandas", "pyarrow", "datasets", "huggingface_hub",
-    "plotly", "jinja2", "jaxtyping",
+    "jinja2", "jaxtyping",
 }  # fmt: skip
 HELP = """
 import contextlib, io, sys
