@@ -80,8 +80,8 @@ def main() -> None:
         print("| special tokens | floor, nats | increase of cross-entropy, nats | edges@90 |\n|---|---|---|---|")
         rules: tuple[Rule, ...] = ("skip", "count")
         for rule in rules:
-            how = ScoreConfig(rankings={"expected": 16}, prompts=32, context=64, special=rule)
-            record = score(pair, held_out(corpus, how), "topk", "expected", how)
+            how = ScoreConfig(ranking="expected", rank_prompts=16, prompts=32, context=64, special=rule)
+            record = score(pair, held_out(corpus, how), how, method="topk")
             edges = record.edges_at["90"]
             said = "never" if edges is None else f"{edges:,.0f}"
             print(f"| {rule} | {record.floor.kl:.3f} | {record.floor.ce_increase:.3f} | {said} |", flush=True)

@@ -85,11 +85,10 @@ def score(lm: Any, case: str, ids: torch.Tensor) -> Callable[[], Any]:
     pair = Pair(lm, block, *(data_sae(acts[site], seed) for seed, site in enumerate((block.up, block.down))))
     n_ranked, n_scored = (1, 1) if block.mixes_tokens else (8, 4)
     texts = Texts(tokens[100 : 100 + n_ranked], tokens[120 : 120 + n_scored], {})
-    settings: dict[str, Any] = {"rankings": {"expected": n_ranked}, "prompts": n_scored, "context": CONTEXT}
-    config = ScoreConfig(**settings, edges="coarse", controls=())
+    config = ScoreConfig(rank_prompts=n_ranked, prompts=n_scored, context=CONTEXT, edges="coarse")
 
     def work() -> Any:
-        record = score(pair, texts, "data", "expected", config)
+        record = score(pair, texts, config, method="data")
         return [record.kl_model, record.kl_circuit, record.floor.kl]
 
     return work

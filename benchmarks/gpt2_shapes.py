@@ -14,7 +14,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.__main__ import data_sae
-from scalar_sae.console import Bar, say
+from scalar_sae.console import say
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.scoring.config import ScoreConfig, Texts
@@ -47,11 +47,10 @@ def main() -> None:
     keep_freed_memory()
     pair, tokens = gpt2_pair(given.latents)
     texts = Texts(tokens[: given.rank_prompts], tokens[128 : 128 + given.prompts], {"text": "random tokens"})
-    rankings, prompts = {"ablation": given.rank_prompts}, given.prompts
-    config = ScoreConfig(rankings=rankings, prompts=prompts, edges=given.edges, context=128, memory=8)
+    sizes = {"rank_prompts": given.rank_prompts, "prompts": given.prompts, "context": 128}
+    config = ScoreConfig(ranking="ablation", edges=given.edges, memory=8, **sizes)
     start = time.perf_counter()
-    with Bar("score", given.prompts + given.rank_prompts) as bar:
-        record = score(pair, texts, "data", "ablation", config, bar.step)
+    record = score(pair, texts, config, method="data")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     say(
         f"{pair.n_edges:,} edges, {len(record.edges)} counts, {given.prompts} prompts: "

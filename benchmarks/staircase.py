@@ -57,7 +57,7 @@ def main() -> None:
     keep_freed_memory()
     lm = LanguageModel.load("python-stdlib")
     corpus = load_corpus("python-stdlib", lm)
-    texts = held_out(corpus, ScoreConfig(rankings={RANKING: given.rank_prompts}, prompts=given.prompts))
+    texts = held_out(corpus, ScoreConfig(ranking=RANKING, rank_prompts=given.rank_prompts, prompts=given.prompts))
     pair = staircase_pair(lm, corpus)
     counts = counts_of("full", pair.n_edges)
     times = [(time.perf_counter(), time.process_time())]

@@ -176,10 +176,10 @@ def test_a_model_with_another_tokenizer_is_refused(run: Path, lm: LanguageModel,
     with pytest.raises(UserError, match=r"tokens of another tokenizer than that of bpe; name the model .* --lm"):
         evaluation_text(other_tokenizer(), [run])
     corpus = load_corpus(str(text), Ascii())
-    config = ScoreConfig(rankings={"expected": 2}, prompts=2, context=8)
+    config = ScoreConfig(ranking="expected", rank_prompts=2, prompts=2, context=8)
     pair = Pair.between(other_tokenizer(), Block.parse("ff_block.0"), load_saes(run)["topk"])
     with pytest.raises(UserError, match="were made by another tokenizer than that of bpe"):
-        score(pair, held_out(corpus, config), "topk", "expected", config)
+        score(pair, held_out(corpus, config), config)
     content = {"tokens": 100, "batch_tokens": 100, "saes": [{"method": "topk", "sites": SITES}]}
     with pytest.raises(UserError, match="were made by another tokenizer than that of bpe"):
         train(validated(TrainConfig, content, "train"), other_tokenizer(), corpus, tmp_path / "run", Events(None))

@@ -238,9 +238,7 @@ def test_one_pair_can_be_scored_by_itself(run: Path, tmp_path: Path):
 def test_the_five_lines_of_the_readme_give_the_same_score(run: Path):
     readme = (DOCS.parent / "README.md").read_text()
     code = readme.split("```python")[1].split("```")[0]
-    code = code.replace("runs/quickstart", str(run)).replace(
-        "prompts=50", "rankings={'expected': 1}, prompts=2, context=16"
-    )
+    code = code.replace("runs/quickstart", str(run)).replace("prompts=50", "rank_prompts=1, prompts=2, context=16")
     names: dict = {}
     exec(code, names)
     theirs = next(

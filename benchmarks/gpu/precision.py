@@ -26,21 +26,21 @@ def run(where: Where) -> Iterator[Found]:
     lm = LanguageModel.load("python-stdlib")
     corpus = load_corpus("python-stdlib", lm)
     n_ranked, n_scored, context, grid = (2, 3, 16, "1,1000") if where.small else (32, 20, 128, "full")
-    config = ScoreConfig(rankings={RANKING: n_ranked}, prompts=n_scored, context=context, edges=grid, controls=())
+    config = ScoreConfig(ranking=RANKING, rank_prompts=n_ranked, prompts=n_scored, context=context, edges=grid)
     texts = held_out(corpus, config)
     for block in ("ff_block.1", "transformer_block.1"):
         pair = toy_pair(block, windows(corpus.train, context)[:64], where.device)
         in_bfloat16 = replace(pair, lm=LanguageModel.load("python-stdlib", dtype="bfloat16", device=where.device))
         torch.set_float32_matmul_precision("highest")
-        records: dict[str, Record] = {"float32": score(pair, texts, "data", RANKING, config)}
+        records: dict[str, Record] = {"float32": score(pair, texts, config, method="data")}
         found |= _said(block, "float32", records)
         yield found
         torch.set_float32_matmul_precision("high")
-        records["TF32"] = score(pair, texts, "data", RANKING, config)
+        records["TF32"] = score(pair, texts, config, method="data")
         found |= _said(block, "TF32", records)
         yield found
         torch.set_float32_matmul_precision("highest")
-        records["bfloat16 model"] = score(in_bfloat16, texts, "data", RANKING, config)
+        records["bfloat16 model"] = score(in_bfloat16, texts, config, method="data")
         found |= _said(block, "bfloat16 model", records)
         yield found
 

@@ -35,11 +35,20 @@ from scalar_sae.lm.special import Rule
 from scalar_sae.locks import held
 from scalar_sae.own_text import say_unlike, text_read
 from scalar_sae.readers import WRITER, check_version, parse_yaml, read_text
-from scalar_sae.records.results import Control, Record, Results
+from scalar_sae.records.results import Record, Results
 from scalar_sae.records.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
-from scalar_sae.scoring.config import LOCAL, ScoreConfig, Texts, check_grid, check_ranking, counts_of, held_out
+from scalar_sae.scoring.config import (
+    LOCAL,
+    ScoreConfig,
+    StudyScores,
+    Texts,
+    check_grid,
+    check_ranking,
+    counts_of,
+    held_out,
+)
 from scalar_sae.scoring.controls import CONTROLS
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.score import digest, hash_of, room, say_left_out, score
@@ -59,7 +68,7 @@ class StudyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: TrainConfig
-    score: ScoreConfig = ScoreConfig()
+    score: StudyScores = StudyScores()
 
     @classmethod
     def from_preset(
@@ -97,7 +106,7 @@ class StudyConfig(BaseModel):
 
     @classmethod
     def _of(cls, train: dict[str, Any], score: dict[str, Any]) -> "StudyConfig":
-        config = cls(train=validated(TrainConfig, train, "train"), score=validated(ScoreConfig, score, "score"))
+        config = cls(train=validated(TrainConfig, train, "train"), score=validated(StudyScores, score, "score"))
         found = absolute(config.train.corpus)  # also from another folder
         return config.model_copy(update={"train": config.train.model_copy(update={"corpus": found})})
 
@@ -229,7 +238,7 @@ def _keep_model(lm: LanguageModel, folder: Path) -> None:
 
 def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:
     """The text of a study; of a data set on the Hub as much as training and scoring need."""
-    prompts = max(config.score.prompts, *config.score.rankings.values())
+    prompts = max(config.score.prompts, config.score.n_rank_prompts)
     to_score = round(2 * prompts * config.score.context / VAL_SHARE)
     return load_corpus(config.train.corpus, lm, n_train=max(config.train.tokens, to_score))
 
@@ -254,11 +263,11 @@ def check_scoring(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> Non
             here = [end for end in ends if end[0].same_place(block.up) or end[0].same_place(block.down)]
             pair = Pair.between(lm, block, {site: trainee.sae(site) for site, trainee in here})
             counts_of(config.score.edges, pair.n_edges)
-            for ranking in config.score.rankings:
-                room(pair, ranking, config.score)
-            headline = next(iter(config.score.rankings))
-            if "padded" in config.score.controls and headline != LOCAL:
-                room(CONTROLS["padded"](pair, 0), headline, config.score)
+            for one in config.score.scores():
+                room(pair, one, one.context)
+            for one in config.score.control_scores():
+                if one.control == "padded" and one.ranking != LOCAL:
+                    room(CONTROLS["padded"](pair, 0), one, one.context)
 
 
 def _check_context(name: str, context: int, lm: LanguageModel) -> None:
@@ -308,12 +317,14 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     say_left_out(lm, texts, config.score)
     done = {record.key: record for record in results.records}
     wanted = _jobs(config, lm, saes)
-    _check_weights(path, lm, [(done[job.key], job.pair) for job in wanted if job.key in done and not job.control])
+    _check_weights(
+        path, lm, [(done[job.key], job.pair) for job in wanted if job.key in done and not job.config.control]
+    )
     jobs = [job for job in wanted if job.key not in done]
-    costs = [(config.score.prompts + config.score.rankings[job.ranking]) * _weight(job.pair) for job in jobs]
+    costs = [(job.config.prompts + job.config.n_rank_prompts) * _weight(job.pair) for job in jobs]
     total = sum(cost * share for cost, share in zip(costs, distributed.shares(len(jobs)), strict=True))
     with Bar("score", total) as bar:
-        work = partial(_record, config.score, texts, out, bar)
+        work = partial(_record, texts, out, bar)
         for finished in distributed.run_jobs(jobs, work):
             results.put(finished)
             if distributed.rank() == 0:
@@ -350,29 +361,27 @@ class _Job(NamedTuple):
 
     method: str
     pair: Pair
-    ranking: str
-    control: Control | None
+    config: ScoreConfig
 
     @property
     def key(self) -> tuple[str, str, str, str | None]:
         """The record's."""
-        return str(self.pair.block), self.method, self.ranking, self.control
+        return str(self.pair.block), self.method, self.config.ranking, self.config.control
 
 
 def _jobs(config: StudyConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[_Job]:
-    """Every pair under every ranking, then the controls: each method's first pair under the first ranking."""
+    """Every pair under every ranking, then the controls of each method's first pair."""
     found = pairs(config.train, lm, saes)
-    jobs = [_Job(name, pair, ranking, None) for name, pair in found for ranking in config.score.rankings]
     first = dict(reversed(found))
-    headline = next(iter(config.score.rankings))
-    return jobs + [_Job(n, pair, headline, control) for n, pair in first.items() for control in config.score.controls]
+    jobs = [_Job(name, pair, score) for name, pair in found for score in config.score.scores()]
+    return jobs + [_Job(name, pair, score) for name, pair in first.items() for score in config.score.control_scores()]
 
 
-def _record(config: ScoreConfig, texts: Texts, out: Path, bar: Bar, job: _Job) -> Record:
+def _record(texts: Texts, out: Path, bar: Bar, job: _Job) -> Record:
     """Make a record."""
-    note = f"{job.pair.block} {job.method} {job.control or ''} {job.ranking}"
+    note = f"{job.pair.block} {job.method} {job.config.control or ''} {job.config.ranking}"
     step = partial(_step, bar, _weight(job.pair), note)
-    return score(job.pair, texts, job.method, job.ranking, config, step, _partly(out, job.key), job.control)
+    return score(job.pair, texts, job.config, method=job.method, on_progress=step, partial=_partly(out, job.key))
 
 
 def _partly(out: Path, key: tuple[str, str, str, str | None]) -> Path:

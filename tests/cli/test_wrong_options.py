@@ -36,7 +36,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     *((verb, ["--memory", "0"], "memory") for verb in ("score", "circuit")),
     ("score", ["--block", "ff.0"], "ff.0"),
     ("score", ["--ablation", "knife"], "ablation"),
-    ("score", ["--control", "none"], "controls"),
+    ("score", ["--control", "none"], "control"),
     ("score", ["--saes", "/no/such"], "/no/such: no such file or folder"),
     ("circuit", ["--sites", "resid_pre.0,resid_post.0"], "at least two pairs"),
     ("circuit", ["--sites", "resid_pre.0,mlp_out.0,resid_post.0"], "runs along the residual stream"),

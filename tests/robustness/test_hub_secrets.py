@@ -100,8 +100,8 @@ def test_records_and_cards_name_the_commit(server: Hub, tmp_path: Path):
     assert [sae.address for _, sae in sorted(saes.items())] == addresses
     pair = Pair.between(tiny_lm(), Block.parse("ff_block.0"), saes)
     tokens = tiny_prompts()
-    config = ScoreConfig(rankings={"random": 1}, prompts=2, context=8, edges="1,10")
-    found = score(pair, Texts(tokens[:1], tokens[1:], {}), "topk", "random", config)
+    config = ScoreConfig(ranking="random", rank_prompts=1, prompts=2, context=8, edges="1,10")
+    found = score(pair, Texts(tokens[:1], tokens[1:], {}), config, method="topk")
     assert found.config["saes"] == addresses
     export(find_saes("hf://me/mine"), "scalar", tmp_path / "out")
     card = load_sae(tmp_path / "out" / "topk" / "resid_mid.0")[1]

@@ -19,11 +19,10 @@ from scalar_sae.activations.stream import ActivationStream
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.tables import SCHEMAS, read_table, write_table
 from scalar_sae.scoring.rankings.unfinished import Unfinished
-from scalar_sae.scoring.score import score
 from scalar_sae.sealed import load_unfinished, save_tensors
 from tests.helpers import tiny_lm, tiny_pair
 from tests.robustness.hostile import write_tables
-from tests.scoring.test_score import CONFIG, TEXTS, scored, stopping_at
+from tests.scoring.test_score import scored, stopping_at
 from tests.training.runs import SITES, random_prompts
 
 
@@ -54,7 +53,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def stopped(tmp_path: Path) -> Path:
     """The folder of a scoring that was stopped after its ranking and its first prompt."""
     with pytest.raises(KeyboardInterrupt):
-        score(tiny_pair("ff_block.0"), TEXTS, "m", "ablation", CONFIG, stopping_at(4), tmp_path)
+        scored(tiny_pair("ff_block.0"), on_progress=stopping_at(4), partial=tmp_path)
     (folder,) = tmp_path.iterdir()
     return folder
 
@@ -79,7 +78,7 @@ def test_a_ranking_of_another_record_is_not_taken_for_this_one(stopped: Path, ca
     expected = scored(tiny_pair("ff_block.0")).model_dump(exclude={"seconds"})
     other = stopped.parent / "other"
     with pytest.raises(KeyboardInterrupt):
-        score(tiny_pair("ff_block.0"), TEXTS, "m", "random", CONFIG, stopping_at(4), other)
+        scored(tiny_pair("ff_block.0"), "random", on_progress=stopping_at(4), partial=other)
     for name in ("ranking.safetensors", "prompts.0.jsonl"):
         shutil.copyfile(next(other.iterdir()) / name, stopped / name)
     capsys.readouterr()

@@ -151,9 +151,9 @@ def without_mean(sae: SAE) -> SAE:
 def scored(lm: LanguageModel, saes: dict[Site, SAE]) -> list[float]:
     """Divergences along the curve of a block between two sites on the stream."""
     text = Corpus("text", TOKENS.flatten().int(), torch.cat([TOKENS.flatten()] * 8).int(), lm.tokenizer.fingerprint)
-    config = ScoreConfig(rankings={"expected": 2}, prompts=2, context=12, edges="0,20,60,480")
+    config = ScoreConfig(ranking="expected", rank_prompts=2, prompts=2, context=12, edges="0,20,60,480")
     pair = Pair.between(lm, Block.parse("ff_block.0"), saes)
-    return score(pair, held_out(text, config), "topk", "expected", config).kl_model
+    return score(pair, held_out(text, config), config).kl_model
 
 
 def test_a_score_on_the_model_is_the_score_on_its_centred_twin():

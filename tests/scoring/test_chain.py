@@ -8,7 +8,7 @@ import torch
 
 from scalar_sae.errors import UserError
 from scalar_sae.scoring import chain
-from scalar_sae.scoring.circuit import score_chain
+from scalar_sae.scoring.circuit import score_circuit
 from scalar_sae.scoring.config import ScoreConfig, Texts
 from scalar_sae.scoring.pair import read
 from scalar_sae.scoring.rankings.order import keep_indices
@@ -73,9 +73,9 @@ def test_a_circuit_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.
     pairs, _ = setup()
     saes = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
     texts = Texts(TOKENS + 3, TOKENS, {})
-    config = ScoreConfig(rankings={"expected": 2}, prompts=2, context=10, edges="0,30,200")
-    arguments = (pairs[0].lm, saes, SITES, texts, "m", config, False)
-    whole = score_chain(*arguments)
+    config = ScoreConfig(ranking="expected", rank_prompts=2, prompts=2, context=10, edges="0,30,200")
+    arguments = (pairs[0].lm, saes, SITES, texts, config)
+    whole = score_circuit(*arguments)
     shares: list[float] = []
 
     def done(share: float) -> None:
@@ -84,10 +84,10 @@ def test_a_circuit_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_chain(*arguments, done, tmp_path)
+        score_circuit(*arguments, on_progress=done, partial=tmp_path)
     (folder,) = tmp_path.iterdir()
     assert len(list(folder.rglob("*.safetensors"))) == 2
     assert len((folder / "prompts.0.jsonl").read_text().split()) > 0
     monkeypatch.setattr("scalar_sae.scoring.rankings.ranking._sum", None)  # nothing is ranked again
-    again = score_chain(*arguments, partial=tmp_path)
+    again = score_circuit(*arguments, partial=tmp_path)
     assert again.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})

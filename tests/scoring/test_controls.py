@@ -13,7 +13,7 @@ from scalar_sae.scoring.score import score
 from tests.helpers import tiny_pair
 
 TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})
-CONFIG = ScoreConfig(rankings={"ablation": 3}, prompts=2, context=10, edges="0,1,3,10,30,60,100,200")
+CONFIG = ScoreConfig(ranking="ablation", rank_prompts=3, prompts=2, context=10, edges="0,1,3,10,30,60,100,200")
 
 
 @pytest.mark.parametrize("rule", [ReLU(), TopK(3), JumpReLU(torch.rand(12)), GroupMax(4)], ids=str)
@@ -38,7 +38,7 @@ def _sae(d_model: int, rule: Activation) -> SAE:
 @pytest.mark.parametrize("block", ["ff_block.0", "transformer_block.0"])
 def test_padding_moves_no_recovery_score(block: str):
     pair = tiny_pair(block)
-    plain, wide = (score(pair, TEXTS, "m", "ablation", CONFIG, control=control) for control in (None, "padded"))
+    plain, wide = (score(pair, TEXTS, CONFIG.model_copy(update={"control": control})) for control in (None, "padded"))
     assert wide.control == "padded"
     assert wide.n_edges == 4 * plain.n_edges
     assert wide.n_live_edges == plain.n_live_edges

@@ -18,10 +18,12 @@ TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10)
 @pytest.mark.parametrize("block", ["ff_layer.0", "ff_block.0", "transformer_block.0"])
 def test_scores_do_not_depend_on_a_device(block: str, ranking: str, device: torch.device):
     pair = tiny_pair(block)
-    config = ScoreConfig(rankings={ranking: 2}, prompts=2, context=10, ablation="mean" if ranking == "ig" else "zero")
-    here = score(pair, TEXTS, "m", ranking, config)
+    config = ScoreConfig(
+        ranking=ranking, rank_prompts=2, prompts=2, context=10, ablation="mean" if ranking == "ig" else "zero"
+    )
+    here = score(pair, TEXTS, config, method="m")
     with torch.device("meta"):
-        there = score(moved(pair, device), TEXTS, "m", ranking, config)
+        there = score(moved(pair, device), TEXTS, config, method="m")
     if device.type == "cpu":
         assert there.kl_circuit == here.kl_circuit
         assert there.ci == here.ci

@@ -217,8 +217,8 @@ def test_scores_are_gone_when_the_sweep_begins(name: str, tmp_path: Path, monkey
     np.save(tmp_path / "scores.npy", np.random.default_rng(0).random((24, 20), dtype=np.float32))
     which = str(tmp_path / "scores.npy") if name == "file" else name
     tokens = torch.arange(30).view(3, 10)
-    config = ScoreConfig(rankings={which: 1}, prompts=2, context=10, edges="1,10")
-    score.score(tiny_pair("ff_block.0"), Texts(tokens[:1], tokens[1:], {}), "m", which, config)
+    config = ScoreConfig(ranking=which, rank_prompts=1, prompts=2, context=10, edges="1,10")
+    score.score(tiny_pair("ff_block.0"), Texts(tokens[:1], tokens[1:], {}), config, method="m")
     assert held
 
 

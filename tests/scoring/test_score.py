@@ -27,15 +27,11 @@ from scalar_sae.scoring.score import room, score
 from tests.helpers import tiny_pair
 
 TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})
-CONFIG = ScoreConfig(
-    rankings=dict.fromkeys(("ablation", "expected", "pruned", "output", "local", "random", "published"), 3),
-    prompts=2,
-    context=10,
-)
+CONFIG = ScoreConfig(rank_prompts=3, prompts=2, context=10)
 
 
-def scored(pair: Pair, ranking: str = "ablation", config: ScoreConfig = CONFIG, partial: Path | None = None) -> Record:
-    return score(pair, TEXTS, "m", ranking, config, partial=partial)
+def scored(pair: Pair, ranking: str = "ablation", config: ScoreConfig = CONFIG, **options: Any) -> Record:
+    return score(pair, TEXTS, config.model_copy(update={"ranking": ranking}), method="m", **options)
 
 
 def padded(sae: SAE, n: int) -> SAE:
@@ -127,7 +123,7 @@ def test_mean_ablation_is_another_score():
 def test_how_much_text_a_ranking_has_decides_the_order_alone(ablation: str, tmp_path: Path):
     pair, saved = tiny_pair("ff_block.0"), str(tmp_path / "scores.npy")
     np.save(saved, torch.rand(24, 20, generator=torch.Generator().manual_seed(0)).numpy())
-    shares = (CONFIG.model_copy(update={"rankings": {saved: n}, "ablation": ablation}) for n in (1, 3))
+    shares = (CONFIG.model_copy(update={"rank_prompts": n, "ablation": ablation}) for n in (1, 3))
     few, many = (scored(pair, saved, config) for config in shares)
     assert few.n_live_edges == many.n_live_edges
     assert few.prompts == many.prompts
@@ -167,7 +163,7 @@ def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):
     pair = tiny_pair("transformer_block.0")
     whole = scored(pair)
     with pytest.raises(KeyboardInterrupt):
-        score(pair, TEXTS, "m", "ablation", CONFIG, stopping_at(4), tmp_path)  # three to rank on, one to score
+        scored(pair, partial=tmp_path, on_progress=stopping_at(4))  # three to rank on, one to score
     (folder,) = tmp_path.iterdir()
     assert (folder / "ranking.safetensors").is_file()
     with (folder / "prompts.0.jsonl").open("a") as file:
@@ -209,9 +205,9 @@ def test_another_config_does_not_go_on_from_it(tmp_path: Path):
     pair = tiny_pair("ff_block.0")
     for seed in (0, 1):
         with pytest.raises(KeyboardInterrupt):
-            score(pair, TEXTS, "m", "ablation", CONFIG.model_copy(update={"seed": seed}), stopping_at(4), tmp_path)
+            scored(pair, config=CONFIG.model_copy(update={"seed": seed}), partial=tmp_path, on_progress=stopping_at(4))
         assert len(list(tmp_path.iterdir())) == seed + 1
-    scored(pair, "random", CONFIG, tmp_path)
+    scored(pair, "random", partial=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -266,7 +262,7 @@ def test_budgets_and_counts_that_do_not_fit_are_named():
         scored(pair, "local", config=CONFIG.model_copy(update={"memory": 0.01}))
     wide = tiny_pair("ff_block.0", n_down=2**17)
     with pytest.raises(UserError, match="latents need"):  # known before a token is read
-        room(wide, "local", CONFIG.model_copy(update={"memory": 1.1}))
-    assert room(wide, "local", CONFIG) > 0
+        room(wide, CONFIG.model_copy(update={"ranking": "local", "memory": 1.1}), 10)
+    assert room(wide, CONFIG.model_copy(update={"ranking": "local"}), 10) > 0
     with pytest.raises(UserError, match="edges 481: the pair has 480 possible edges"):
         scored(pair, config=CONFIG.model_copy(update={"edges": "481"}))

@@ -248,8 +248,8 @@ def test_a_chain_keeps_the_models_own_activation_at_every_site():
 
 
 def scored(pair: Pair, texts: Texts, ranking: str = "expected", **options: object) -> Record:
-    config = ScoreConfig(rankings={ranking: 2}, prompts=2, context=10, **options)
-    return score(pair, texts, "m", ranking, config)
+    config = ScoreConfig(ranking=ranking, rank_prompts=2, prompts=2, context=10, **options)
+    return score(pair, texts, config, method="m")
 
 
 @pytest.mark.parametrize("ranking", ["expected", "pruned", "output", "local", "published"])
@@ -300,7 +300,7 @@ def test_text_of_special_tokens_alone_is_refused(what: str):
 
 def test_the_authors_conventions_count_every_token():
     assert ScoreConfig(conventions="published").special == "count"
-    with pytest.raises(ValueError, match="the authors' conventions count every token"):
+    with pytest.raises(ValueError, match="the published conventions count every token"):
         ScoreConfig(conventions="published", special="skip")
 
 

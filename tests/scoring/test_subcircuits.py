@@ -204,10 +204,10 @@ def test_an_output_that_is_not_finite_is_named():
     pair = tiny_pair("ff_block.0")
     with torch.no_grad():
         pair.lm.hf.transformer.h[1].mlp.c_proj.weight[0] = torch.nan
-    config = ScoreConfig(rankings={"random": 1}, prompts=2, context=10)
+    config = ScoreConfig(ranking="random", rank_prompts=1, prompts=2, context=10)
     texts = Texts(TOKENS[:1], TOKENS[1:], {})
     with pytest.raises(UserError, match=r"prompt 0: the model's output is not finite"):
-        score(pair, texts, "m", "random", config)
+        score(pair, texts, config, method="m")
     keep_index = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"prompt 0: the model's output is not finite"):
         chain.curves([pair], [keep_index], 1, texts.scoring, Partial(None, {}))

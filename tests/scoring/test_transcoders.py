@@ -119,12 +119,12 @@ def test_rankings_are_the_obvious_ones(case: str):
 def test_a_whole_score_and_its_controls():
     pair = pair_of("transcoders with skip and norm")
     texts = Texts(TOKENS, TOKENS, {"fingerprint": "f"})
-    config = ScoreConfig(rankings={"output": 2, "local": 2}, prompts=2, context=12)
-    for ranking in config.rankings:
-        record = score(pair, texts, "m", ranking, config)
+    for ranking in ("local", "output"):
+        config = ScoreConfig(ranking=ranking, rank_prompts=2, prompts=2, context=12)
+        record = score(pair, texts, config, method="m")
         assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-5)
         assert record.kl_circuit[0] > 0.01
-    dead = score(pair, texts, "m", "output", config, control="padded")
+    dead = score(pair, texts, config.model_copy(update={"control": "padded"}))
     assert dead.kl_circuit[-1] == pytest.approx(0, abs=1e-5)
 
 

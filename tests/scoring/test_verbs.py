@@ -51,7 +51,7 @@ def by_hand(run: Path, count: int) -> tuple[float, float]:
     lm = LanguageModel.load(run / "lm")
     saes = [load_sae(run / "saes" / "whole" / str(site))[0] for site in SITES]
     pairs = [Pair(lm, Block(SITES[i], SITES[i + 1]), saes[i], saes[i + 1]) for i in range(2)]
-    config = ScoreConfig(rankings={"expected": 2}, prompts=3, context=12)
+    config = ScoreConfig(ranking="expected", rank_prompts=2, prompts=3, context=12)
     texts = held_out(load_held_out(str(run / "text.txt"), lm.tokenizer), config)
     rankings = [rank(pair, texts.ranking, "expected", 0) for pair in pairs]
     kept = [keep_indices(scores, np.array([min(count, scores.numel())]), 0) == 0 for scores in rankings]

@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,10 @@ from scalar_sae.cli.subjects import (
     Saes,
     Special,
     Text,
-    check_settings,
+    check_model_and_text,
     finished,
     prompts_of,
+    score_config,
     subjects,
 )
 from scalar_sae.cli.tables import print_records
@@ -68,29 +69,31 @@ def circuit(
     from scalar_sae.records.results import Results
     from scalar_sae.saes.sources import site_in
     from scalar_sae.scoring.chain import blocks_between
-    from scalar_sae.scoring.circuit import check_ranking, score_chain
+    from scalar_sae.scoring.circuit import check_ranking, score_circuit
     from scalar_sae.scoring.score import say_left_out
     from scalar_sae.sites import Site
 
     check_results(out)
     places = [Site.parse(name.strip()) for name in sites.split(",")]
     blocks_between(places)
-    used = ranking or ("output" if one_order else "expected")
-    check_ranking(used, one_order)
-    settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts, "edges": edges}
-    settings |= {"context": context, "memory": memory, "seed": seed, "special": parse_rule(special or "skip")}
-    check_settings(lm, dtype, tokens, settings)
+    settings = {"ranking": ranking or ("output" if one_order else "expected"), "rank_prompts": rank_prompts}
+    settings |= {"prompts": prompts, "edges": edges, "context": context, "memory": memory, "seed": seed}
+    config = score_config(settings | {"special": parse_rule(special or "skip")})
+    check_ranking(config.ranking, one_order)
+    check_model_and_text(lm, dtype, tokens)
     distributed.init()
     ends = {str(place): functools.partial(site_in, site=place) for place in places}
     model, groups = subjects(lm, saes, method, device, dtype, ends)
-    config, texts = prompts_of(tokens, model, saes, groups, method, settings)
+    config, texts = prompts_of(tokens, model, saes, groups, method, config, context)
     say_left_out(model, texts, config)
     results = Results()
     total = len(groups) * (prompts + rank_prompts * (len(places) - 1))
     with making(out) as partial, Bar("circuit", total / distributed.world_size()) as bar:
         for name, group in groups.items():
-            done = functools.partial(finished, bar, name)
-            record = score_chain(model, group, places, texts, name, config, one_order, done, partial)
+            step = functools.partial(finished, bar, name)
+            record = score_circuit(
+                model, group, places, texts, config, one_order=one_order, method=name, on_progress=step, partial=partial
+            )
             results.records.append(record)
         if out and distributed.rank() == 0:
             results.write(out)

@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,14 +14,14 @@ from scalar_sae.cli.subjects import (
     Saes,
     Special,
     Text,
-    check_settings,
+    check_model_and_text,
     finished,
     prompts_of,
+    score_config,
     subjects,
 )
 from scalar_sae.cli.tables import print_records
 from scalar_sae.cli.verbs import Outcome, verb
-from scalar_sae.errors import UserError
 
 if TYPE_CHECKING:
     from scalar_sae.saes.sources import Find
@@ -98,44 +98,30 @@ def score(
     from scalar_sae.console import Bar
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.records.results import Record, Results
-    from scalar_sae.scoring.config import LOCAL, check_ranking
     from scalar_sae.scoring.pair import Pair
     from scalar_sae.scoring.score import say_left_out
     from scalar_sae.scoring.score import score as run
     from scalar_sae.sites import Block
 
     check_results(out)
-    if published and special not in (None, "count"):
-        raise UserError(f"--special {special}: the authors' code counts every token; leave out --published")
-    if published and ablation != "zero":
-        raise UserError(f"--ablation {ablation}: the authors' code knows zero ablation alone; leave out --published")
     place = Block.parse(block)
-    usual = ("published", "published", "published") if published else ("expected", "full", "exact")
-    used = ranking or usual[0]
-    check_ranking(used)
-    enough = 576 if published else 64
-    if used == LOCAL and ablation == "zero":
-        enough = 1  # local edges are chosen on the scored text
-    rank_prompts = rank_prompts or enough
-    settings: dict[str, Any] = {"rankings": {used: rank_prompts}, "prompts": prompts}
-    settings |= {"edges": edges or usual[1], "conventions": usual[2]}
-    settings |= {"context": context, "ablation": ablation, "overlap": published}
-    settings |= {"memory": memory, "seed": seed, "controls": (control,) if control else ()}
-    settings |= {} if special is None else {"special": parse_rule(special)}
-    check_settings(lm, dtype, tokens, settings)
+    settings = {"ranking": ranking, "rank_prompts": rank_prompts, "prompts": prompts, "context": context}
+    settings |= {"edges": edges, "ablation": ablation, "memory": memory, "seed": seed, "control": control}
+    settings |= {"special": None if special is None else parse_rule(special)}
+    config = score_config(settings, published=published)
+    check_model_and_text(lm, dtype, tokens)
     distributed.init()
     model, chosen = subjects(lm, saes, method, device, dtype, _ends(place))
     pairs = {name: Pair.between(model, place, group) for name, group in chosen.items()}
-    config, texts = prompts_of(tokens, model, saes, chosen, method, settings)
+    config, texts = prompts_of(tokens, model, saes, chosen, method, config, context)
     say_left_out(model, texts, config)
     results = Results()
-    total = sum(distributed.shares(len(pairs))) * (prompts + rank_prompts)
+    total = sum(distributed.shares(len(pairs))) * (config.prompts + config.n_rank_prompts)
     with making(out) as partial, Bar("score", total) as bar:
-        instead = next(iter(config.controls), None)
 
         def record(name: str) -> Record:
-            done = functools.partial(finished, bar, name)
-            return run(pairs[name], texts, name, used, config, done, partial, instead)
+            step = functools.partial(finished, bar, name)
+            return run(pairs[name], texts, config, method=name, on_progress=step, partial=partial)
 
         for some in distributed.run_jobs(list(pairs), record):
             results.records += some

@@ -101,17 +101,26 @@ def _same_files(a: Path, b: Path) -> bool:
     return names[0] == names[1] and not any(filecmp.cmpfiles(a, b, names[0], shallow=False)[1:])
 
 
-def check_settings(lm: str | None, dtype: str, tokens: str | None, settings: dict[str, Any]) -> None:
-    """Raise a UserError for what is wrong with options of a scoring, before anything is loaded.
+def score_config(settings: dict[str, Any], *, published: bool = False) -> "ScoreConfig":
+    """The settings of a score from options; those that are None were not given.
 
-    What depends on the model or the SAEs, such as the largest number of edges, is seen later.
+    Raises:
+        UserError: a value is out of range, or two contradict each other. The largest number of edges and the longest
+            context depend on the SAEs and the model, and are checked later.
     """
-    from scalar_sae.scoring.config import ScoreConfig, check_grid
-    from scalar_sae.training.config import validated
+    from pydantic import ValidationError
 
-    check_model_and_text(lm, dtype, tokens)
-    known = {name: value for name, value in settings.items() if value is not None}
-    check_grid(validated(ScoreConfig, known, "score").edges)
+    from scalar_sae.readers import explained
+    from scalar_sae.scoring.config import ScoreConfig, check_grid, check_ranking
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    try:
+        config = ScoreConfig.published(**given) if published else ScoreConfig(**given)
+    except ValidationError as error:
+        raise UserError(f"score: {explained(error)}") from error
+    check_ranking(config.ranking)
+    check_grid(config.edges)
+    return config
 
 
 def check_model_and_text(lm: str | None, dtype: str, tokens: str | None) -> None:
@@ -132,23 +141,21 @@ def prompts_of(
     saes: list[str],
     groups: "Mapping[str, Group]",
     method: str | None,
-    settings: dict[str, Any],
+    config: "ScoreConfig",
+    context: int | None,
 ) -> "tuple[ScoreConfig, Texts]":
-    """The settings of a scoring, with the usual context if there is none among them, and the prompts that it reads.
+    """The prompts that a scoring reads, and its settings with their context.
 
-    What differs from the prompts that the SAEs in `groups`, read from the paths `saes`, were trained on is said.
+    A context of None is the text's or the model's own. What differs from the prompts that the SAEs in `groups`, read
+    from the paths `saes`, were trained on is said.
     """
     from scalar_sae.console import say
     from scalar_sae.own_text import evaluation_text, say_unlike
-    from scalar_sae.scoring.config import ScoreConfig, held_out
-    from scalar_sae.training.config import validated
+    from scalar_sae.scoring.config import held_out
 
-    most = max(settings["prompts"], *settings["rankings"].values())
-    n = 2 * most * (settings["context"] or min(model.context, 128))
+    n = 2 * max(config.prompts, config.n_rank_prompts) * (context or min(model.context, 128))
     corpus = evaluation_text(model, saes, tokens, n, method)
-    config = validated(
-        ScoreConfig, settings | {"context": settings["context"] or corpus.context(model.context)}, "score"
-    )
+    config = config.model_copy(update={"context": context or corpus.context(model.context)})
     for remark in corpus.remarks(config.context):
         say(remark)
     texts = held_out(corpus, config)

@@ -81,7 +81,7 @@ def curves(
     n_counts: int,
     tokens: Int[Tensor, "prompt token"],
     kept: Partial,
-    done: Callable[[float], None] = lambda n: None,
+    on_progress: Callable[[float], object] = lambda n: None,
 ) -> Curves:
     """KL from the full model and from the full chain at each count, per prompt; of several workers each takes its part.
 
@@ -91,7 +91,7 @@ def curves(
         n_counts: number of counts.
         tokens: the scoring text.
         kept: what is done already, and where it is written.
-        done: called with the number of prompts finished.
+        on_progress: called with the number of prompts finished.
     """
     readouts = [Readout.of(pair) for pair in pairs]
     found = kept.curves()
@@ -100,7 +100,7 @@ def curves(
             prompts = [next(read(pair, tokens[number : number + 1], number)) for pair in pairs]
             found[number] = _measure(pairs, readouts, prompts, keep_index, n_counts)
             kept.keep_curve(number, found[number])
-        done(1)
+        on_progress(1)
     found = distributed.all_gather_dict(found)
     return Curves.side_by_side([found[number] for number in range(len(tokens))])
 

@@ -1,6 +1,7 @@
 """A whole-model circuit from end to end: rank the edges of several pairs, keep some of each, score what is left.
 
-record = score_chain(lm, saes, sites, texts, method="topk", config=ScoreConfig(), one_order=False)
+record = score_circuit(lm, saes, sites, texts, "expected")
+
 """
 
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 from jaxtyping import Int
 from torch import Tensor
 
+from scalar_sae import distributed
+from scalar_sae.console import Bar
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import trim_malloc
@@ -23,7 +26,7 @@ from scalar_sae.scoring.rankings.ranking import EDGE_BYTES, RANKINGS, RULES, ran
 from scalar_sae.scoring.resume import Partial
 from scalar_sae.scoring.score import (
     DEFINITIONS,
-    Done,
+    OnProgress,
     check_text,
     digest,
     hash_of,
@@ -37,56 +40,78 @@ from scalar_sae.scoring.score import (
 from scalar_sae.sites import Site
 
 
-def score_chain(
+def score_circuit(
     lm: LanguageModel,
     saes: dict[Site, SAE],
     sites: list[Site],
     texts: Texts,
-    method: str,
-    config: ScoreConfig,
-    one_order: bool,
-    done: Done = lambda n: None,
+    ranking: str | ScoreConfig = "expected",
+    *,
+    one_order: bool = False,
+    method: str = "saes",
+    on_progress: OnProgress | None = None,
     partial: Path | None = None,
 ) -> Record:
-    """Score a circuit through several pairs at once, each ranked by the config's first ranking.
+    """Score a circuit through several pairs at once.
 
     Args:
         lm: the model.
         saes: SAEs by site.
         sites: where the circuit's SAEs stand.
         texts: ranking and scoring prompts.
-        method: the name under which the record is filed.
-        config: prompts, edge grid, seed, memory.
+        ranking: how the edges of every pair are ranked: the name of a global ranking, with the edge counts
+            `coarse` and otherwise default settings; or all settings.
         one_order: counts are edges of the whole circuit under one ranking; otherwise edges of each pair.
-        done: called with the number of prompts that this worker finished.
+        method: the name under which the record is filed.
+        on_progress: called with the number of prompts that this worker finished. None: a progress bar is shown.
         partial: folder for what is done of an unfinished record; the same call goes on from it.
 
     Raises:
-        UserError: sites that make no chain, the authors' conventions, or what `score` raises.
+        UserError: sites that make no chain, the authors' conventions, a control, or what `score` raises.
     """
+    config = ranking if isinstance(ranking, ScoreConfig) else ScoreConfig(ranking=ranking, edges="coarse")
+    if on_progress is not None:
+        return _score_circuit(lm, saes, sites, texts, config, one_order, method, on_progress, partial)
+    total = len(texts.scoring) + len(texts.ranking[: config.n_rank_prompts]) * (len(sites) - 1)
+    with Bar("circuit", total / distributed.world_size()) as bar:
+        return _score_circuit(lm, saes, sites, texts, config, one_order, method, bar.step, partial)
+
+
+def _score_circuit(
+    lm: LanguageModel,
+    saes: dict[Site, SAE],
+    sites: list[Site],
+    texts: Texts,
+    config: ScoreConfig,
+    one_order: bool,
+    method: str,
+    on_progress: OnProgress,
+    partial: Path | None,
+) -> Record:
     start = time.perf_counter()
     check_made_for(texts, lm)
     if config.conventions != "exact":
         raise UserError(f"conventions {config.conventions}: the authors score no circuits of several pairs; take exact")
+    if config.control is not None:
+        raise UserError(f"control {config.control}: a circuit of several pairs has no controls; leave control out")
     special = lm.special_ids(config.special)
     check_text(texts, special)
     pairs = chain.chain(lm, saes, sites, special)
-    ranking = next(iter(config.rankings))
-    check_ranking(ranking, one_order)
+    check_ranking(config.ranking, one_order)
     sizes = [pair.n_edges for pair in pairs]
     counts = counts_of(config.edges, sum(sizes) if one_order else max(sizes))
     if config.ablation == "mean":
         pairs = [mean_ablated(pair, texts.ranking) for pair in pairs]
     ends = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
     hashes = {"lm": hash_of(lm.parameters())} | {str(site): digest(sae) for site, sae in ends.items()}
-    settings = settings_of(config, ranking) | lm.describe() | {"budget": "one order" if one_order else "per pair"}
-    identity = {"definitions": DEFINITIONS, "settings": settings, "ranking": ranking, "hashes": hashes}
+    settings = settings_of(config, texts) | lm.describe() | {"budget": "one order" if one_order else "per pair"}
+    identity = {"definitions": DEFINITIONS, "settings": settings, "ranking": config.ranking, "hashes": hashes}
     identity |= {"special_ids": special}
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in ends.values()], "n": len(texts.ranking)}
     kept = Partial(partial, {**identity, "settings": {**settings, "memory": None}})
-    rank_text = texts.ranking[: config.rankings[ranking]]
-    keep_index = _levels(pairs, rank_text, ranking, counts, config, one_order, kept, done)
-    curves = chain.curves(pairs, keep_index, len(counts), texts.scoring, kept, done)
+    rank_text = texts.ranking[: config.n_rank_prompts]
+    keep_index = _levels(pairs, rank_text, counts, config, one_order, kept, on_progress)
+    curves = chain.curves(pairs, keep_index, len(counts), texts.scoring, kept, on_progress)
     return record_of(
         curves,
         counts,
@@ -94,7 +119,7 @@ def score_chain(
         config,
         block="->".join(map(str, sorted(sites))),
         method=method,
-        ranking=ranking,
+        ranking=config.ranking,
         n_up=pairs[0].up.d_sae,
         n_down=pairs[-1].down.d_sae,
         n_edges=int(counts[-1]),
@@ -119,26 +144,33 @@ def check_ranking(ranking: str, one_order: bool) -> None:
 def _levels(
     pairs: list[Pair],
     tokens: Int[Tensor, "prompt token"],
-    ranking: str,
     counts: Counts,
     config: ScoreConfig,
     one_order: bool,
     kept: Partial,
-    done: Done,
+    on_progress: OnProgress,
 ) -> list[chain.Level]:
     """Rank every pair of a circuit: the levels of their edges.
 
     At the most nine bytes an edge are held: the scores of all pairs, their copy in one order and the levels.
     """
     everything = sum(9 * pair.n_edges + resident(pair) for pair in pairs)
-    n_token, an_edge = tokens.shape[1], EDGE_BYTES[ranking]
+    n_token, an_edge = tokens.shape[1], EDGE_BYTES[config.ranking]
     besides = [everything - 4 * pair.n_edges - resident(pair) for pair in pairs]
     rooms = [
         ranking_bytes(pair, config.memory, n_token, len(counts), an_edge, beside)
         for pair, beside in zip(pairs, besides, strict=True)
     ]
     found = [
-        rank(pair, tokens, ranking, config.seed, done, room, kept.unfinished_ranking().part(str(pair.block)))
+        rank(
+            pair,
+            tokens,
+            config.ranking,
+            config.seed,
+            on_progress,
+            room,
+            kept.unfinished_ranking().part(str(pair.block)),
+        )
         for pair, room in zip(pairs, rooms, strict=True)
     ]
     trim_malloc()

@@ -1,6 +1,7 @@
 """How pairs are scored: the settings, the two texts, the edge counts."""
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,8 @@ _COUNT = re.compile(r"\s*[0-9]{1,18}\s*")
 SMALLEST_NORMAL, LARGEST_FINITE = 0x00800000, 0x7F7FFFFF
 """As the bits of a float32."""
 MOST_RANK = LARGEST_FINITE - SMALLEST_NORMAL
+PUBLISHED_PROMPTS = 576
+"""Prompts that the SCALAR authors rank edges on."""
 LOCAL = "local"
 """The ranking of local edges: chosen anew at every token, from the scored text itself."""
 REMEDY = {
@@ -39,16 +42,11 @@ REMEDY = {
 """What to lower where a text is too short."""
 
 
-class ScoreConfig(BaseModel):
-    """How pairs are scored."""
+class ScoreSettings(BaseModel, ABC):
+    """What the scores of a study have in common: text, edge counts, what happens to what is removed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    rankings: dict[Address, Count] = Field(
-        default={"expected": 64, "published": 64, "local": 1, "random": 64}, min_length=1
-    )
-    """Orders in which edges are kept, by name or path to a saved score matrix, each with the number of prompts that
-    edges are ranked on; none of them is scored."""
     prompts: Count = 50
     """Prompts that are scored."""
     context: Size = Field(default=128, gt=1)
@@ -62,8 +60,6 @@ class ScoreConfig(BaseModel):
     special: Rule = Field(default_factory=lambda of: "count" if of.get("conventions") == "published" else "skip")
     """Special tokens: `skip` keeps the model's own activation there and counts them nowhere, `count` treats them like
     other tokens, a list of ids names others (lm/special.py). The authors' conventions count them."""
-    controls: tuple[Control, ...] = ("padded",)
-    """Controls scored beside the pairs (see controls.py): once for each group of SAEs, at its first block."""
     overlap: bool = False
     """Rank on the scored text and take the first prompts of it, as the authors do."""
     memory: float = Field(default=8.0, gt=0, le=1e6)
@@ -71,11 +67,91 @@ class ScoreConfig(BaseModel):
     seed: Seed = 0
     """Seed of the choice of prompts, of ties and of the bootstrap."""
 
+    @property
+    @abstractmethod
+    def n_rank_prompts(self) -> int:
+        """Prompts of the ranking text."""
+
     @model_validator(mode="after")
-    def _consistent(self) -> "ScoreConfig":
+    def _consistent(self) -> "ScoreSettings":
         if self.conventions == "published" and self.special != "count":
-            raise ValueError(f"special = {self.special}: the authors' conventions count every token; leave it out")
+            raise ValueError(
+                f"special = {self.special}: the published conventions count every token; leave special or conventions"
+                " out"
+            )
+        if self.conventions == "published" and self.ablation != "zero":
+            raise ValueError(
+                f"ablation = {self.ablation}: the published conventions set removed latents to zero; leave ablation or"
+                " conventions out"
+            )
         return self
+
+
+class ScoreConfig(ScoreSettings):
+    """How one score of a pair is computed."""
+
+    ranking: Address = "expected"
+    """The order in which edges are kept: the name of a ranking, or a path to a saved score matrix."""
+    rank_prompts: Count | None = None
+    """Prompts that edges are ranked on; none of them is scored, unless `overlap` is set. None: as many as is usual for
+    the ranking."""
+    control: Control | None = None
+    """Score this control of the pair instead of the pair (controls.py)."""
+
+    @classmethod
+    def published(cls, **changes: Any) -> "ScoreConfig":
+        """The settings of the SCALAR paper's code: its ranking, edge counts and conventions. It ranks on 576 prompts
+        and scores the first of them.
+
+        Args:
+            changes: fields with other values.
+
+        Raises:
+            ValidationError: the published conventions do not allow a change.
+        """
+        fields: dict[str, Any] = {
+            "ranking": "published",
+            "edges": "published",
+            "conventions": "published",
+            "overlap": True,
+        } | changes
+        if fields["ranking"] != LOCAL:
+            fields.setdefault("rank_prompts", PUBLISHED_PROMPTS)
+        return cls(**fields)
+
+    @property
+    def n_rank_prompts(self) -> int:
+        """Prompts that edges are ranked on."""
+        return self.rank_prompts or default_prompts(self.ranking, self.ablation)
+
+
+class StudyScores(ScoreSettings):
+    """The scores that a study computes: every pair under every ranking, and controls of some pairs."""
+
+    rankings: dict[Address, Count] = Field(
+        default={"expected": 64, "published": 64, "local": 1, "random": 64}, min_length=1
+    )
+    """Rankings by name or path to a saved score matrix, each with the number of prompts that edges are ranked on. The
+    first is the study's main one."""
+    controls: tuple[Control, ...] = ("padded",)
+    """Controls (controls.py) of each group of SAEs at its first block, under the main ranking."""
+
+    @property
+    def n_rank_prompts(self) -> int:
+        """Prompts of the ranking text: the most that a ranking uses."""
+        return max(self.rankings.values())
+
+    def scores(self) -> list[ScoreConfig]:
+        """A score of a pair under each ranking."""
+        return [self._score(ranking) for ranking in self.rankings]
+
+    def control_scores(self) -> list[ScoreConfig]:
+        """A score of each control under the main ranking."""
+        return [self._score(next(iter(self.rankings)), control) for control in self.controls]
+
+    def _score(self, ranking: str, control: Control | None = None) -> ScoreConfig:
+        shared = {name: getattr(self, name) for name in ScoreSettings.model_fields}
+        return ScoreConfig(**shared, ranking=ranking, rank_prompts=self.rankings[ranking], control=control)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +166,7 @@ class Texts:
     data: dict[str, Any]
 
 
-def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
+def held_out(corpus: Corpus, config: ScoreSettings) -> Texts:
     """Prompts from the validation part: ranking text from its first half, scoring text from its second.
 
     With `overlap` both are the first prompts of all of it, as they come.
@@ -100,7 +176,7 @@ def held_out(corpus: Corpus, config: ScoreConfig) -> Texts:
     """
     half = 0 if config.overlap else len(corpus.val) // 2
     first = corpus.val if config.overlap else corpus.val[:half]
-    parts = {"rank": (first, max(config.rankings.values())), "score": (corpus.val[half:], config.prompts)}
+    parts = {"rank": (first, config.n_rank_prompts), "score": (corpus.val[half:], config.prompts)}
     chosen: list[Tensor] = []
     for salt, (what, (tokens, wanted)) in enumerate(parts.items()):
         rows = windows(tokens, config.context, f"{corpus.name}, text to {what} on", corpus.start)
@@ -153,6 +229,13 @@ def check_grid(grid: str) -> None:
     """Raise a UserError if this is neither a grid's name nor a list of edge counts."""
     if grid not in GRIDS and not all(_COUNT.fullmatch(part) for part in grid.split(",")):
         raise unknown("edge grid", grid, [*GRIDS, "a list such as 10,100,1000"])
+
+
+def default_prompts(ranking: str, ablation: str) -> int:
+    """Prompts that edges are usually ranked on. Local edges are ranked on the scored text; the ranking text is then
+    needed for the live latents alone, and for the mean of `ablation="mean"`.
+    """
+    return 1 if ranking == LOCAL and ablation == "zero" else 64
 
 
 def check_ranking(ranking: str) -> None:

@@ -1,6 +1,7 @@
 """The benchmark from end to end: rank edges on one text, sweep sub-circuits on another, score the curve.
 
-record = score(pair, texts, method="topk", ranking="expected", config=ScoreConfig())
+record = score(pair, texts, "expected")
+record = score(pair, texts, ScoreConfig(ranking="local", edges="coarse"), method="topk")
 """
 
 import hashlib
@@ -16,16 +17,26 @@ from jaxtyping import Int
 from torch import Tensor
 
 from scalar_sae import distributed
+from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import counted, listed, say_special
 from scalar_sae.malloc import trim_malloc
-from scalar_sae.records.results import Control, Curves, Floor, PromptCurves, Record
+from scalar_sae.records.results import Curves, Floor, PromptCurves, Record
 from scalar_sae.records.sae_results import Interval
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.trained import Trained
 from scalar_sae.scoring import metrics
-from scalar_sae.scoring.config import LOCAL, ScoreConfig, Texts, check_made_for, check_ranking, counts_of, saved_scores
+from scalar_sae.scoring.config import (
+    LOCAL,
+    ScoreConfig,
+    ScoreSettings,
+    Texts,
+    check_made_for,
+    check_ranking,
+    counts_of,
+    saved_scores,
+)
 from scalar_sae.scoring.controls import CONTROLS
 from scalar_sae.scoring.curve import CONVENTIONS, measure
 from scalar_sae.scoring.memory import least_slots, local_bytes, ranking_bytes
@@ -46,63 +57,74 @@ PROMPTS_A_TRIM = 8
 """Prompts after which a sweep hands back what was freed. Their buffers differ in size, so that the gaps between those
 that live grow from prompt to prompt, by up to a few megabytes."""
 
-Done = Callable[[float], None]
+OnProgress = Callable[[float], object]
 
 
 def score(
     pair: Pair,
     texts: Texts,
-    method: str,
-    ranking: str,
-    config: ScoreConfig,
-    done: Done = lambda n: None,
+    ranking: str | ScoreConfig = "expected",
+    *,
+    method: str = "saes",
+    on_progress: OnProgress | None = None,
     partial: Path | None = None,
-    control: Control | None = None,
 ) -> Record:
-    """Rank, sweep and score one pair. The config says what happens at special tokens.
+    """Rank the edges of a pair on one text, sweep its sub-circuits on another, and score the curve.
 
     Args:
         pair: what is scored.
         texts: ranking and scoring prompts.
+        ranking: how edges are ranked: the name of a ranking, or a path to a score matrix [n_up, n_down], with the
+            default settings; or all settings.
         method: the name under which the record is filed.
-        ranking: one of the config's: a name in RANKINGS, `local`, or a path to a score matrix [n_up, n_down].
-        config: prompts, edge grid, seed.
-        done: called with the number of prompts that this worker finished, first of ranking, then of scoring.
+        on_progress: called with the number of prompts that this worker finished, first of ranking, then of scoring.
+            None: a progress bar is shown.
         partial: folder for what is done of an unfinished record; the same call goes on from it.
-        control: score this control of the pair in its place.
 
     Raises:
         UserError: an unknown ranking, a score matrix of the wrong shape, NaN anywhere, too little memory, text of
             special tokens alone or of another tokenizer than the model's.
     """
+    config = ranking if isinstance(ranking, ScoreConfig) else ScoreConfig(ranking=ranking)
+    if on_progress is not None:
+        return _score(pair, texts, config, method, on_progress, partial)
+    total = len(texts.ranking[: config.n_rank_prompts]) + len(texts.scoring)
+    with Bar("score", total / distributed.world_size()) as bar:
+        return _score(pair, texts, config, method, bar.step, partial)
+
+
+def _score(
+    pair: Pair, texts: Texts, config: ScoreConfig, method: str, on_progress: OnProgress, partial: Path | None
+) -> Record:
     start = time.perf_counter()
+    ranking = config.ranking
     check_ranking(ranking)
     check_made_for(texts, pair.lm)
     pair = replace(pair, special=pair.lm.special_ids(config.special))
     check_text(texts, pair.special)
-    pair = CONTROLS[control](pair, config.seed) if control else pair
+    pair = CONTROLS[config.control](pair, config.seed) if config.control else pair
     counts = counts_of(config.edges, pair.n_edges)
-    rank_text = texts.ranking[: config.rankings[ranking]]
+    rank_text = texts.ranking[: config.n_rank_prompts]
     hashes = {"lm": hash_of(pair.lm.parameters()), "up": digest(pair.up), "down": digest(pair.down)}
-    identity: dict[str, Any] = {"ranking": ranking, "n": [len(rank_text), len(texts.ranking)], "hashes": hashes}
+    identity: dict[str, Any] = {"n": [len(rank_text), len(texts.ranking)], "hashes": hashes}
     identity |= {"definitions": DEFINITIONS, "method": method, "block": str(pair.block), "reads": str(pair.encode_site)}
     identity |= {"special_ids": pair.special}
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
     saved = None if ranking in (*RANKINGS, LOCAL) else saved_scores(Path(ranking), pair)
     if saved is not None:
         identity["scores"] = hash_of([saved])
-    kept = Partial(partial, identity | config.model_dump(mode="json", exclude={"rankings", "controls", "memory"}))
+    kept = Partial(partial, identity | config.model_dump(mode="json", exclude={"memory"}))
     if config.ablation == "mean":
         pair = mean_ablated(pair, texts.ranking)
     if ranking == LOCAL:
         edges_of, n_live = _local_edges(pair, texts.scoring, counts, config)
-        done(len(rank_text) / distributed.world_size())
+        on_progress(len(rank_text) / distributed.world_size())
     else:
-        edges_of = _global_edges(pair, rank_text, ranking, saved, counts, config, kept, done)
+        edges_of = _global_edges(pair, rank_text, saved, counts, config, kept, on_progress)
         n_live = n_live_edges(pair, texts.ranking)
     del saved  # the sweep has the levels
-    curves = _sweep(pair, texts.scoring, edges_of, counts, config, kept, done)
-    record = record_of(
+    curves = _sweep(pair, texts.scoring, edges_of, counts, config, kept, on_progress)
+    return record_of(
         curves,
         counts,
         n_live,
@@ -110,20 +132,19 @@ def score(
         block=str(pair.block),
         method=method,
         ranking=ranking,
-        control=control,
+        control=config.control,
         scope="local" if ranking == LOCAL else "global",
         n_up=pair.up.d_sae,
         n_down=pair.down.d_sae,
         n_edges=pair.n_edges,
         n_special=n_special(texts, pair.special),
         special=list(pair.special),
-        config=settings_of(config, ranking) | pair.lm.describe() | _addresses(pair),
+        config=settings_of(config, texts) | pair.lm.describe() | _addresses(pair),
         hashes=hashes,
         trained=trained({"up": pair.up, "down": pair.down}),
         data=texts.data,
         seconds=round(time.perf_counter() - start, 2),
     )
-    return record
 
 
 def trained(saes: dict[str, SAE]) -> dict[str, Trained]:
@@ -137,9 +158,11 @@ def _addresses(pair: Pair) -> dict[str, list[str | None]]:
     return {"saes": addresses} if any(addresses) else {}
 
 
-def settings_of(config: ScoreConfig, ranking: str) -> dict[str, Any]:
-    """What a record says of how it was scored."""
-    return config.model_dump(exclude={"rankings", "controls"}) | {"rank_prompts": config.rankings[ranking]}
+def settings_of(config: ScoreConfig, texts: Texts) -> dict[str, Any]:
+    """What a record says of how it was scored; the sizes of the texts are those that were read."""
+    n_ranked, (n_scored, n_token) = min(config.n_rank_prompts, len(texts.ranking)), texts.scoring.shape
+    sizes = {"prompts": n_scored, "context": n_token, "rank_prompts": n_ranked}
+    return config.model_dump(exclude={"ranking", "control"}) | sizes
 
 
 def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig, **fields: Any) -> Record:
@@ -179,7 +202,7 @@ def check_text(texts: Texts, special: tuple[int, ...]) -> None:
             raise UserError(f"text to {what} on: nothing but special tokens (ids {listed(special)}); give other text")
 
 
-def say_left_out(lm: LanguageModel, texts: Texts, config: ScoreConfig) -> None:
+def say_left_out(lm: LanguageModel, texts: Texts, config: ScoreSettings) -> None:
     """Tell the user how many positions hold special tokens."""
     ids = lm.special_ids(config.special)
     say_special(torch.cat([texts.ranking, texts.scoring]), ids, "positions of the ranking and the scored text")
@@ -208,37 +231,36 @@ def _local_edges(
 def _global_edges(
     pair: Pair,
     rank_text: Int[Tensor, "prompt token"],
-    ranking: str,
     saved: EdgeScores | None,
     counts: Counts,
     config: ScoreConfig,
     kept: Partial,
-    done: Done,
+    on_progress: OnProgress,
 ) -> Callable[[Prompt], Edges]:
     """Which edges each count keeps, whatever the prompt."""
-    free = room(pair, ranking, config)
+    free = room(pair, config, rank_text.shape[1])
     trim_malloc()
     edge_scores = kept.ranking() if saved is None else saved
     if edge_scores is not None:
-        done(len(rank_text) / distributed.world_size())
+        on_progress(len(rank_text) / distributed.world_size())
     else:
-        edge_scores = rank(pair, rank_text, ranking, config.seed, done, free, kept.unfinished_ranking())
+        edge_scores = rank(pair, rank_text, config.ranking, config.seed, on_progress, free, kept.unfinished_ranking())
         kept.keep_ranking(edge_scores)
     trim_malloc()
     edges = GlobalEdges(keep_indices(edge_scores.to(pair.device), counts, config.seed))
     return lambda prompt: edges
 
 
-def room(pair: Pair, ranking: str, config: ScoreConfig) -> int:
-    """Bytes for the sums of a ranking of all edges, or for ordering local ones at the most.
+def room(pair: Pair, config: ScoreConfig, n_token: int) -> int:
+    """Bytes for the sums of a ranking of all edges, or for ordering local ones, on prompts of `n_token` tokens.
 
     Raises:
         UserError: the config's memory is too small for the pair.
     """
     n_counts = len(counts_of(config.edges, pair.n_edges))
-    if ranking == LOCAL:
-        return local_bytes(pair, config.memory, config.context, n_counts, least_slots(pair))
-    return ranking_bytes(pair, config.memory, config.context, n_counts, EDGE_BYTES.get(ranking, 4))
+    if config.ranking == LOCAL:
+        return local_bytes(pair, config.memory, n_token, n_counts, least_slots(pair))
+    return ranking_bytes(pair, config.memory, n_token, n_counts, EDGE_BYTES.get(config.ranking, 4))
 
 
 def _sweep(
@@ -248,7 +270,7 @@ def _sweep(
     counts: Counts,
     config: ScoreConfig,
     kept: Partial,
-    done: Done,
+    on_progress: OnProgress,
 ) -> Curves:
     """The curve of every prompt, each written down as it is finished."""
     found = kept.curves()
@@ -262,7 +284,7 @@ def _sweep(
             conventions = CONVENTIONS[config.conventions]
             found[number] = measure(pair, prompt, edges_of(prompt), len(counts), reaches_all, conventions, readout)
             kept.keep_curve(number, found[number])
-        done(1)
+        on_progress(1)
     found = distributed.all_gather_dict(found)
     return Curves.side_by_side([found[number] for number in range(len(tokens))])
 

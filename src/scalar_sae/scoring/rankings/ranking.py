@@ -63,7 +63,7 @@ class RankingJob:
     """The ranking text; of several workers each takes its part."""
     seed: int
     """Of what is sampled (`shapley`'s orders, `output`'s labels)."""
-    done: Callable[[float], None]
+    on_progress: Callable[[float], object]
     """Called with the share of a prompt's work that is finished."""
     room: int
     """Bytes for the float64 sums; downstream latents are ranked as many at a time as fit."""
@@ -76,12 +76,12 @@ def rank(
     tokens: Int[Tensor, "prompt token"],
     name: str,
     seed: int,
-    done: Callable[[float], None] = lambda share: None,
+    on_progress: Callable[[float], object] = lambda share: None,
     room: int = 2**30,
     kept: Unfinished | None = None,
 ) -> EdgeScores:
     """Score every edge of a pair on ranking text; `name` is one of RANKINGS, the others are as in Work."""
-    return RANKINGS[name](RankingJob(pair, tokens, seed, done, room, kept or Unfinished()))
+    return RANKINGS[name](RankingJob(pair, tokens, seed, on_progress, room, kept or Unfinished()))
 
 
 def whole(rule: Rule, work: RankingJob) -> EdgeScores:
@@ -108,7 +108,7 @@ def summed(rule: Rule, work: RankingJob, parts: int = 1) -> Iterator[tuple[slice
             found = _sum(rule, work, columns, parts)
             work.kept.keep_found(columns, found)
         else:
-            work.done(len(distributed.shard(len(work.tokens))) * (columns.stop - start) / n_down)
+            work.on_progress(len(distributed.shard(len(work.tokens))) * (columns.stop - start) / n_down)
         yield columns, found.to(work.pair.device)
 
 
@@ -123,7 +123,7 @@ def _sum(rule: Rule, work: RankingJob, columns: slice, parts: int) -> Float[Tens
             for prompt in read(pair, tokens[number : number + 1], number):
                 rule(pair, prompt, columns, total, generator)
             work.kept.keep_sums(columns, n, total)
-        work.done(n_col / pair.down.d_sae)
+        work.on_progress(n_col / pair.down.d_sae)
     distributed.all_sum(total)
     return total.div_(max(1, int(counted(tokens, pair.special).sum()))).clamp_(min=0.0).sqrt_().float()
 
@@ -144,7 +144,7 @@ def pruned(work: RankingJob) -> EdgeScores:
     first, as in `expected`.
     """
     readout, norms = Readout.of(work.pair), work.pair.down.W_dec.norm(dim=1)
-    cost = _shown_or_likely(replace(work, done=partial(_share_done, work.done, 0.0)))
+    cost = _shown_or_likely(replace(work, on_progress=partial(_share_done, work.on_progress, 0.0)))
     left = cost > 0
     scores = torch.where(left, 1.0, cost / (2 * cost.min().clamp(max=-1e-30)))
     n_left, number = int(left.sum()), 0
@@ -154,9 +154,11 @@ def pruned(work: RankingJob) -> EdgeScores:
         share = (cost / cost[stays].min()).nan_to_num_(0.0).clamp_(max=1.0)
         scores += torch.where(left, torch.where(stays, 1.0, share), 0.0)
         left = stays
-        step = partial(_share_done, work.done, 0.5**number)
-        cost = whole(_rest(readout, left), replace(work, done=step, kept=work.kept.part(f"round.{number}"))) * norms
-    work.done(len(work.tokens) / distributed.world_size() * 0.5**number)
+        step = partial(_share_done, work.on_progress, 0.5**number)
+        cost = (
+            whole(_rest(readout, left), replace(work, on_progress=step, kept=work.kept.part(f"round.{number}"))) * norms
+        )
+    work.on_progress(len(work.tokens) / distributed.world_size() * 0.5**number)
     return scores
 
 
@@ -206,9 +208,9 @@ def _rest(readout: Readout, left: Bool[Tensor, "n_up n_down"]) -> Rule:
     return lambda pair, prompt, columns, total, generator: add_costs(pair, readout, left, edges, prompt, columns, total)
 
 
-def _share_done(done: Callable[[float], None], weight: float, share: float) -> None:
+def _share_done(on_progress: Callable[[float], object], weight: float, share: float) -> None:
     """Report a round's progress as part of the whole."""
-    done(share * weight)
+    on_progress(share * weight)
 
 
 def ablation(
