@@ -12,6 +12,10 @@ from scalar_sae._version import __version__
 if TYPE_CHECKING:
     from scalar_sae.corpora import Corpus, load_corpus
     from scalar_sae.errors import UserError
+    from scalar_sae.explore.circuit import Circuit
+    from scalar_sae.explore.edges import RankedEdges, rank_edges
+    from scalar_sae.explore.features import Features
+    from scalar_sae.explore.run import Run, load_run
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.own_text import evaluation_text
     from scalar_sae.records.results import Record, Results
@@ -19,27 +23,36 @@ if TYPE_CHECKING:
     from scalar_sae.saes.sae import SAE
     from scalar_sae.saes.store import load_sae, load_saes, save_sae
     from scalar_sae.scoring.config import ScoreConfig, held_out
-    from scalar_sae.scoring.pair import Pair
+    from scalar_sae.scoring.pair import Pair, mean_ablated
     from scalar_sae.scoring.score import score
     from scalar_sae.sites import Block, Site
+    from scalar_sae.table import Table
 
 _HOME = {
     "SAE": "saes.sae",
     "Block": "sites",
+    "Circuit": "explore.circuit",
     "Corpus": "corpora",
+    "Features": "explore.features",
     "LanguageModel": "lm.model",
     "Pair": "scoring.pair",
+    "RankedEdges": "explore.edges",
     "Record": "records.results",
     "Results": "records.results",
+    "Run": "explore.run",
     "ScoreConfig": "scoring.config",
     "Site": "sites",
+    "Table": "table",
     "UserError": "errors",
     "evaluation_text": "own_text",
     "fitted": "saes.fitted",
     "held_out": "scoring.config",
     "load_corpus": "corpora",
+    "load_run": "explore.run",
     "load_sae": "saes.store",
     "load_saes": "saes.store",
+    "mean_ablated": "scoring.pair",
+    "rank_edges": "explore.edges",
     "save_sae": "saes.store",
     "score": "scoring.score",
 }
@@ -47,21 +60,29 @@ _HOME = {
 __all__ = [
     "SAE",
     "Block",
+    "Circuit",
     "Corpus",
+    "Features",
     "LanguageModel",
     "Pair",
+    "RankedEdges",
     "Record",
     "Results",
+    "Run",
     "ScoreConfig",
     "Site",
+    "Table",
     "UserError",
     "__version__",
     "evaluation_text",
     "fitted",
     "held_out",
     "load_corpus",
+    "load_run",
     "load_sae",
     "load_saes",
+    "mean_ablated",
+    "rank_edges",
     "save_sae",
     "score",
 ]

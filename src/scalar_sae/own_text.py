@@ -6,7 +6,7 @@
 An SAE's card (`sae.json`) has the address and the fingerprint of the text that it was trained on.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from scalar_sae.lm.toy import shipped
 from scalar_sae.readers import RESTORE, explained, parse_json, read_text
 from scalar_sae.records.sae_results import TextRead
 from scalar_sae.saes import hub
-from scalar_sae.saes.sources import Group, Source
+from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.sources import Source
 from scalar_sae.saes.store import CONFIG
 from scalar_sae.sites import Site
 
@@ -110,7 +111,7 @@ def text_read(corpus: Corpus, tokens: Int[Tensor, "prompt token"]) -> TextRead:
     )
 
 
-def say_unlike(groups: Iterable[Group], corpus: Corpus, context: int) -> None:
+def say_unlike(groups: Iterable[Mapping[Site, SAE]], corpus: Corpus, context: int) -> None:
     """Tell the user how prompts of `context` tokens differ from those that SAEs were trained on."""
     found: dict[str, dict[Site, None]] = {}
     for group in groups:

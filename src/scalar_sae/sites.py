@@ -104,6 +104,15 @@ class Site:
             raise UserError(f"site {quoted(text)}: expected a layer number after the dot, such as {kind}.0")
         return cls(kind, int(layer))
 
+    @classmethod
+    def of(cls, site: "Site | str") -> "Site":
+        """A site, or the one that has this name.
+
+        Raises:
+            UserError: not the name of a site.
+        """
+        return site if isinstance(site, Site) else cls.parse(site)
+
     @property
     def transformer_lens(self) -> str:
         """TransformerLens' name of the place: `blocks.2.hook_resid_mid`.
@@ -174,6 +183,15 @@ class Block:
         if not _LAYER.fullmatch(layer):
             raise UserError(f"block {quoted(text)}: expected a layer number after the dot, such as {kind}.0")
         return cls(*(Site(place, int(layer)) for place in _BLOCKS[kind]))
+
+    @classmethod
+    def of(cls, block: "Block | str") -> "Block":
+        """A block, or the one that has this name.
+
+        Raises:
+            UserError: not the name of a block.
+        """
+        return block if isinstance(block, Block) else cls.parse(block)
 
     @property
     def kind(self) -> str:

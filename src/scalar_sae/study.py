@@ -13,7 +13,7 @@ Every stage looks at what is there and does the rest, so a study that was stoppe
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -275,7 +275,7 @@ def _check_context(name: str, context: int, lm: LanguageModel) -> None:
         raise UserError(f"{name} = {context}: {lm.name} reads at most {lm.context} tokens")
 
 
-def pairs(config: TrainConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[tuple[str, Pair]]:
+def pairs(config: TrainConfig, lm: LanguageModel, saes: Mapping[str, Mapping[Site, SAE]]) -> list[tuple[str, Pair]]:
     """The pairs of a study in the order of its blocks, each with the name of its SAEs."""
     found = [
         (method.name, Pair.between(lm, block, saes[method.name]))
@@ -311,7 +311,7 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
         for record in (*measured[0], *measured[1]):
             record.text = text_read(corpus, prompts)
         results = Results.update(path, partial(_put_fidelity, measured))
-    saes = {name: {site: sae.to(lm.device) for site, sae in group.items()} for name, group in saes.items()}
+    saes = {name: group.to(lm.device) for name, group in saes.items()}
     texts = held_out(corpus, config.score)
     say_unlike(saes.values(), corpus, config.score.context)
     say_left_out(lm, texts, config.score)
@@ -369,7 +369,7 @@ class _Job(NamedTuple):
         return str(self.pair.block), self.method, self.config.ranking, self.config.control
 
 
-def _jobs(config: StudyConfig, lm: LanguageModel, saes: dict[str, dict[Site, SAE]]) -> list[_Job]:
+def _jobs(config: StudyConfig, lm: LanguageModel, saes: Mapping[str, Mapping[Site, SAE]]) -> list[_Job]:
     """Every pair under every ranking, then the controls of each method's first pair."""
     found = pairs(config.train, lm, saes)
     first = dict(reversed(found))

@@ -37,7 +37,7 @@ def test_what_a_source_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def group(*sites: Site) -> Group:
-    return {site: random_sae(4, 8, 2, seed) for seed, site in enumerate(sites)}
+    return Group({site: random_sae(4, 8, 2, seed) for seed, site in enumerate(sites)})
 
 
 def test_groups_with_every_end_are_taken_as_they_are():

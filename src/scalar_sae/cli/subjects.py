@@ -74,7 +74,7 @@ def subjects(
     chosen = together({name: group for name, group in groups.items() if method in (None, name)}, ends)
     for name in sorted({*groups} - {*chosen} if method is None and {*chosen} <= {*groups} else ()):
         say(f"{name}: left out, for it has no SAE at one of {', '.join(ends)}")
-    return model, {name: {site: sae.to(place) for site, sae in group.items()} for name, group in chosen.items()}
+    return model, {name: group.to(place) for name, group in chosen.items()}
 
 
 def _model_with(saes: list[str]) -> Path:

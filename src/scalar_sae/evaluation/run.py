@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from scalar_sae.records.results import Results
 from scalar_sae.records.sae_results import TextRead
 from scalar_sae.saes import hub
 from scalar_sae.saes.fitted import fitted
+from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group, Source
 from scalar_sae.saes.store import CONFIG as SAE_CARD
 from scalar_sae.saes.store import load_sae, load_saes
@@ -216,7 +217,7 @@ def spread_prompts(
     context: int | None,
     n: int,
     method: str | None = None,
-    groups: Iterable[Group] = (),
+    groups: Iterable[Mapping[Site, SAE]] = (),
 ) -> tuple[Int[Tensor, "prompt token"], TextRead]:
     """N prompts evenly spread over a text that SAEs are evaluated on, and what a record says of it.
 

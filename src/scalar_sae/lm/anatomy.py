@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from scalar_sae.lm.architectures import Architecture
 from scalar_sae.lm.attention import Attention, AttentionInputs
 from scalar_sae.lm.layers import Alone, Function, Layer, Scaled, Stage, branch
+from scalar_sae.lm.norms import AnyNorm, norm_of
 from scalar_sae.lm.stubs import stood_in
 from scalar_sae.lm.upcast import in_float32, is_float32
+from scalar_sae.sites import Site
 
 DUMMY_TOKENS = 8
 """Length of the made-up prompts on which a model is looked at."""
@@ -64,6 +66,15 @@ class Anatomy:
         """Bytes of that copy."""
         block = self.blocks[number]
         return 0 if is_float32(block) else sum(4 * p.numel() for p in block.parameters())
+
+    def norm_before(self, site: Site) -> AnyNorm | None:
+        """The norm whose output is read at `attn_in` or `mlp_in`; None at other sites, and if its form is not known."""
+        for stage in self.layers[site.layer].stages:
+            for one in stage.branches:
+                kind, norm = one.steps[0]
+                if kind == site.kind and isinstance(norm, nn.Module):
+                    return norm_of(norm, self.hf.config.get_text_config().hidden_size)
+        return None
 
     def embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_model"]:
         """What the model itself feeds to its first layer; the rest of its forward is not run."""

@@ -1,9 +1,10 @@
 """The transformer under study: read activations at sites, run on from a site to a later one, splice.
 
     lm = LanguageModel.load("python-stdlib")
-    acts = lm.activations(tokens, [Site("resid_mid", 0)])       # the forward stops at the last site needed
-    y = lm.run(Site("resid_mid", 0), Site("resid_post", 0), x)  # the block between two sites
-    logits = lm.logits_from(Site("resid_post", 0), y)           # the rest of the model
+    tokens = lm.tokens("def main():")
+    x = lm.activations(tokens, ["resid_mid.0"])["resid_mid.0"]  # the forward stops at the last site needed
+    y = lm.run("resid_mid.0", "resid_post.0", x)                # the block between two sites
+    logits = lm.logits_from("resid_post.0", y)                  # the rest of the model
 
 Everything walks from site to neighbouring site (stretch.py). Its steps are the `transformers` modules
 themselves (anatomy.py), so what comes out is the model's own to the bit (tested). The model computes in the
@@ -12,24 +13,27 @@ precision and on the device of its weights; what comes out is at least float32 a
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64, Integer
 from torch import Tensor, nn
 
 from scalar_sae.console import say_once
 from scalar_sae.errors import UserError
+from scalar_sae.lm.checks import as_prompts, check_site, check_tokens, encoded
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.hooked import as_hf
+from scalar_sae.lm.inserted import Inserted, refused
 from scalar_sae.lm.layers import SiteState
 from scalar_sae.lm.loading import Origin, check_whole, load_hf, load_tokenizer, locate, precision
-from scalar_sae.lm.norms import AnyNorm, before_gain, norm_of
+from scalar_sae.lm.norms import AnyNorm
 from scalar_sae.lm.recognition import dissect
 from scalar_sae.lm.special import Rule, find_special, listed
 from scalar_sae.lm.stretch import Stretch, widened
@@ -38,6 +42,9 @@ from scalar_sae.tokenizer import Pretrained, Tokenizer
 
 Replacement = Callable[[Tensor], Tensor]
 """From the activation at a site to what is put in its place, both [batch, token, d_model]."""
+
+SiteName = TypeVar("SiteName", Site, str)
+"""A site, or the name that `Site.parse` reads."""
 
 
 class LanguageModel(nn.Module):
@@ -53,6 +60,7 @@ class LanguageModel(nn.Module):
         self._stretch = Stretch(dict(enumerate(self._anatomy.layers)), name)
         self._tokenizer = tokenizer
         self._origin = origin or Origin.of(self.hf)
+        self._inserted: Inserted | None = None
         config = self.hf.config.get_text_config()
         self.d_model: int = config.hidden_size
         self.n_layers: int = len(self._anatomy.layers)
@@ -159,6 +167,9 @@ class LanguageModel(nn.Module):
             return f"language model in {about['dtype']}; its weights were dequantised from {kinds} ({made_of['file']})"
         return "" if about["dtype"] == "float32" else f"language model in {about['dtype']}"
 
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.name}: {self.n_layers} layers, d_model {self.d_model}, {self.d_vocab:,} tokens)"
+
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
@@ -180,33 +191,7 @@ class LanguageModel(nn.Module):
 
     def check(self, site: Site) -> None:
         """Raise a UserError if the model has no such site, or if the module it is named after is at another one."""
-        if site.layer >= self.n_layers:
-            raise UserError(f"{site}: {self.name} has {self.n_layers} layers (0-{self.n_layers - 1})")
-        kinds = self._anatomy.layers[site.layer].kinds
-        if site.kind not in kinds:
-            parallel = self._anatomy.architecture.parallel and site.kind == "resid_mid"
-            reason = "runs attention and MLP side by side" if parallel else "adds attention's and MLP's output as it is"
-            raise UserError(f"{site}: {self.name} {reason}, so its layers have only {', '.join(kinds)}")
-        raw = f"{site.kind.removesuffix('_out')}_raw"
-        if site.of_module and raw in kinds:
-            raise UserError(
-                f"{site}: the SAE's files name a module of {self.name} whose output is normalised or scaled before it "
-                f"joins the residual stream; say which place it is: {raw}.{site.layer}=PATH (the module's output) or "
-                f"{site}=PATH"
-            )
-        if site.of_module and self._anatomy.architecture.stream is not None:
-            after = "resid_mid" if site.kind == "attn_out" else "resid_post"
-            raise UserError(
-                f"{site}: the SAE's files name a module of {self.name} that adds the residual stream to its output; "
-                f"say which place it is: {after}.{site.layer}=PATH (the module's output) or {site}=PATH"
-            )
-
-        if site.normalized and (norm := self.norm_before(site)) is not None and before_gain(norm):
-            raise UserError(
-                f"{site}: the SAE's files name TransformerLens' hook_normalized, which in {self.name} lies before the "
-                f"norm's gain; rewrite its weights with scalar_sae.fitted(lm, saes), or say {site}=PATH if it reads "
-                "after the gain"
-            )
+        check_site(site, self._anatomy, self.name)
 
     def leads(self, start: Site, end: Site) -> bool:
         """Whether what stands at a site has a part in what stands at a later one."""
@@ -214,31 +199,35 @@ class LanguageModel(nn.Module):
 
     def norm_before(self, site: Site) -> AnyNorm | None:
         """The norm whose output is read at `attn_in` or `mlp_in`; None at other sites, and if its form is not known."""
-        for stage in self._anatomy.layers[site.layer].stages:
-            for branch in stage.branches:
-                kind, norm = branch.steps[0]
-                if kind == site.kind and isinstance(norm, nn.Module):
-                    return norm_of(norm, self.d_model)
-        return None
+        return self._anatomy.norm_before(site)
 
     def check_tokens(self, tokens: Int[Tensor, "batch token"]) -> None:
         """Raise a UserError if the model cannot read these tokens."""
-        if tokens.shape[1] > self.context:
-            raise UserError(f"prompts of {tokens.shape[1]} tokens: {self.name} reads at most {self.context}")
-        if tokens.numel() and (token := int(tokens.max())) >= self.d_vocab:
-            there = f"the vocabulary of {self.name} ends at {self.d_vocab - 1}"
-            if self._tokenizer is not None and token in self._tokenizer.special:
-                mark = self._tokenizer.decode([token])
-                raise UserError(
-                    f"token {token} ({mark}, a special token of its tokenizer): {there}; take the tokenizer that it "
-                    "was trained with, or resize its embedding (resize_token_embeddings)"
-                )
-            raise UserError(f"token {token}: {there}; the text was made with another model's tokenizer")
+        check_tokens(tokens, self.name, self.context, self.d_vocab, self._tokenizer)
 
-    def logits(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_vocab"]:
-        """The model's own next-token logits."""
+    def tokens(self, text: str) -> Int64[Tensor, "one token"]:
+        """A text as a prompt of token ids.
+
+        The tokens that the tokenizer puts in front of every text stand in front of this one too.
+
+        Raises:
+            UserError: the text has no tokens, more than the model reads, or characters that the vocabulary lacks.
+        """
+        tokens = encoded(text, self.tokenizer, self.name)
         self.check_tokens(tokens)
-        return widened(self.hf(tokens.to(self.hf.device), use_cache=False).logits, tokens)
+        return tokens
+
+    def logits(self, tokens: Integer[Tensor, "batch token"]) -> Float[Tensor, "batch token d_vocab"]:
+        """Next-token logits: the model's own, or within `spliced_by` those of the spliced model.
+
+        Raises:
+            UserError: tokens that the model cannot read.
+        """
+        tokens = self._prompts(tokens)
+        if self._inserted is None:
+            return widened(self.hf(tokens.to(self.hf.device), use_cache=False).logits, tokens)
+        state = self._spliced_state(self._inserted, tokens)
+        return self.logits_from(self._inserted.site, state.x, state.skip)
 
     def states(self, tokens: Int[Tensor, "batch token"], sites: list[Site]) -> dict[Site, SiteState]:
         """The clean forward pass at each site, run no further than the last of them."""
@@ -256,23 +245,84 @@ class LanguageModel(nn.Module):
         return found
 
     def activations(
-        self, tokens: Int[Tensor, "batch token"], sites: list[Site]
-    ) -> dict[Site, Float[Tensor, "batch token d_model"]]:
-        """The clean activations at each site."""
-        return {site: state.x for site, state in self.states(tokens, sites).items()}
+        self, tokens: Integer[Tensor, "batch token"], sites: Sequence[SiteName]
+    ) -> dict[SiteName, Float[Tensor, "batch token d_model"]]:
+        """The activations at each site: the model's own, or within `spliced_by` those of the spliced model.
+
+        Args:
+            tokens: prompts.
+            sites: sites or their names; the answer has the same keys.
+
+        Raises:
+            UserError: the model has no such site, or tokens that it cannot read.
+        """
+        tokens, named = self._prompts(tokens), {name: Site.of(name) for name in sites}
+        for site in named.values():
+            self.check(site)
+        inserted = self._inserted
+        behind = {} if inserted is None else {n: at for n, at in named.items() if self._lies_behind(inserted.site, at)}
+        own = self.states(tokens, [site for name, site in named.items() if name not in behind])
+        found = {name: own[site].x for name, site in named.items() if name not in behind}
+        if inserted is not None and behind:
+            x, skip = self._spliced_state(inserted, tokens)
+            found |= {name: self.run(inserted.site, site, x, skip) for name, site in behind.items()}
+        return {name: found[name] for name in named}
+
+    @contextmanager
+    def spliced_by(
+        self, site: Site | str, replacement: Callable[[Int64[Tensor, "batch token"]], Tensor]
+    ) -> Generator["LanguageModel"]:
+        """Within the block, `logits` and `activations` are those of the model with another activation at a site.
+
+        Everything else, `states` and `run` among them, stays the model's own.
+
+        Args:
+            site: where the activation stands.
+            replacement: from token ids [batch, token] to the activation, [batch, token, d_model].
+
+        Raises:
+            UserError: something is spliced in already, or within the block the model is called as `lm.hf(...)`.
+        """
+        site = Site.of(site)
+        self.check(site)
+        if self._inserted is not None:
+            raise UserError(f"{site}: something is spliced into {self.name} already, at {self._inserted.site}")
+        self._inserted = Inserted(site, replacement)
+        try:
+            with refused(
+                self.hf, f"{self.name}.hf computes without what is spliced in; call lm.logits(tokens) instead"
+            ):
+                yield self
+        finally:
+            self._inserted = None
+
+    def _lies_behind(self, start: Site, site: Site) -> bool:
+        """Whether what stands at one place has a part in what stands at the other."""
+        return site.same_place(start) or (start < site and self.leads(start, site))
+
+    def _spliced_state(self, inserted: Inserted, tokens: Int64[Tensor, "batch token"]) -> SiteState:
+        """The activation that is spliced in, beside the model's own residual stream."""
+        state = self.states(tokens, [inserted.site])[inserted.site]
+        return state._replace(x=inserted.of(tokens))
+
+    def _prompts(self, tokens: Tensor) -> Int64[Tensor, "batch token"]:
+        """Token ids of whatever integers, as the model takes them."""
+        tokens = as_prompts(tokens)
+        self.check_tokens(tokens)
+        return tokens
 
     def run(
         self,
-        start: Site,
-        end: Site,
+        start: Site | str,
+        end: Site | str,
         x: Float[Tensor, "batch token d_model"],
         skip: Float[Tensor, "batch token d_model"] | None = None,
     ) -> Float[Tensor, "batch token d_model"]:
         """The activation at `end` when `x` stands at `start`.
 
         Args:
-            start: a site before `end`.
-            end: a later site.
+            start: a site before `end`, or its name.
+            end: a later site, or its name.
             x: the activation put in at `start`.
             skip: on a side branch, the residual stream that the branch is added to; needed only when that happens
                 before `end`.
@@ -280,6 +330,7 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: `skip` is needed and missing, or nothing leads from `start` to `end`.
         """
+        start, end = Site.of(start), Site.of(end)
         self.check(start)
         self.check(end)
         return self._stretch.run(start, end, x, skip)
@@ -301,7 +352,7 @@ class LanguageModel(nn.Module):
 
     def logits_from(
         self,
-        site: Site,
+        site: Site | str,
         x: Float[Tensor, "batch token d_model"],
         skip: Float[Tensor, "batch token d_model"] | None = None,
     ) -> Float[Tensor, "batch token d_vocab"]:

@@ -15,11 +15,14 @@ from scalar_sae.io import write_json
 from scalar_sae.locks import held
 from scalar_sae.readers import RESTORE, WRITER, read_json
 from scalar_sae.records.checks import check
+from scalar_sae.records.curve import draw, recovery
 from scalar_sae.records.label_results import SaeAbsorption, SaeProbes
 from scalar_sae.records.sae_results import Duplicates, Interval, SaeFidelity, SaeReading, SeedAgreement, SplicedFidelity
 from scalar_sae.saes.trained import Trained
+from scalar_sae.table import Table
 
 SCHEMA_VERSION = 3
+_NO_RECORDS = ("schema_version", "written_by")
 
 Control = Literal["padded", "shuffled"]
 """A pair with dead latents added, or on a model with shuffled weights (see scoring/controls.py)."""
@@ -177,6 +180,44 @@ class Record(BaseModel):
         """What tells records of a run apart."""
         return self.block, self.method, self.ranking, self.control
 
+    def curve(self) -> Table:
+        """The curve, a row an edge count.
+
+        Returns:
+            `edges` (counts; of local edges, per token), `recovery` (1 - kl_circuit / kl_circuit without any edge),
+            `kl_model`, `kl_circuit`, `live_edges`, `l0_down`, and for the first three the ends of their 95 % intervals
+            over prompts, `recovery_low`, `recovery_high` and so on; None where the record has none.
+        """
+        recovered = recovery(np.array(self.edges), np.array(self.kl_circuit)).tolist()
+        columns: dict[str, list[Any]] = {"edges": self.edges}
+        for name, values in (("recovery", recovered), ("kl_model", self.kl_model), ("kl_circuit", self.kl_circuit)):
+            bands: Any = self.ci.get(name) or [(None, None)] * len(values)
+            columns |= {name: values, f"{name}_low": [low for low, _ in bands], f"{name}_high": [up for _, up in bands]}
+        columns |= {"live_edges": self.live_edges, "l0_down": self.l0_down}
+        return Table(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+    def plot(self, of: str = "recovery", ax: Any = None) -> Any:
+        """Draw a column of the curve with Matplotlib, with its 95 % interval; returns the axes.
+
+        Args:
+            of: `recovery`, `kl_model`, `kl_circuit`, `live_edges` or `l0_down`.
+            ax: axes to draw on, such as those of another record; by default new ones.
+
+        Raises:
+            UserError: Matplotlib is not installed, or the curve has no such column.
+        """
+        return draw(self.curve(), of, f"{self.method}, {self.ranking}", ax)
+
+    def __repr__(self) -> str:
+        control = f", {self.control}" if self.control else ""
+        n, interval = self.edges_at["90"], self.ci.get("edges_at.90")
+        between = "" if not interval else " [{:,.0f}, {:,.0f}]".format(*interval)
+        needed = "90 % recovery not reached" if n is None else f"90 % recovery at {n:,.0f}{between} edges"
+        unit = " a token" if self.scope == "local" else f" of {self.n_edges:,}"
+        return f"Record({self.block}, {self.method}, {self.ranking}{control}: {needed}{unit})"
+
+    __str__ = __repr__
+
 
 class Results(BaseModel):
     """The content of `results.json`."""
@@ -198,6 +239,30 @@ class Results(BaseModel):
     def under(self, ranking: str) -> list[Record]:
         """The pairs' records under one ranking, controls left out."""
         return [record for record in self.records if record.ranking == ranking and record.control is None]
+
+    def table(self) -> Table:
+        """The scores, a row a record.
+
+        Returns:
+            What the record is of (`block`, `method`, `ranking`, `control`), `edges_at_50`, `edges_at_90` with the ends
+            of its 95 % interval, and `edges_at_99` (None where that recovery is not reached), `log_area`, `absolute`,
+            `relative`, `pure`, `floor_kl` (nats), `n_edges` and `n_live_edges`. docs/results.md says what they mean.
+        """
+        rows = Table()
+        for record in self.records:
+            low, high = record.ci.get("edges_at.90") or (None, None)
+            of = {name: getattr(record, name) for name in ("block", "method", "ranking", "control")}
+            at = {f"edges_at_{q}": n for q, n in record.edges_at.items()}
+            at |= {"edges_at_90_low": low, "edges_at_90_high": high}
+            names = ("log_area", "absolute", "relative", "pure", "n_edges", "n_live_edges")
+            rows.append({**of, **at, **{n: getattr(record, n) for n in names}, "floor_kl": record.floor.kl})
+        return rows
+
+    def __repr__(self) -> str:
+        measured = {name: len(getattr(self, name)) for name in type(self).model_fields if name not in _NO_RECORDS}
+        return f"Results({', '.join(f'{n} {name}' for name, n in measured.items() if n) or 'nothing yet'})"
+
+    __str__ = __repr__
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""

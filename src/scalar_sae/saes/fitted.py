@@ -5,6 +5,7 @@ with RMSNorm (Llama Scope's and Gemma Scope's transcoders read there). This pack
 attention or the MLP gets. One is the other times the gain, which only the model has.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from scalar_sae.console import say_once
@@ -22,13 +23,13 @@ _AMBIGUOUS = (
 )
 
 
-def fitted(lm: LanguageModel, saes: Group) -> Group:
+def fitted(lm: LanguageModel, saes: Mapping[Site, SAE]) -> Group:
     """SAEs by the sites of a model that they read, each rewritten to read there.
 
     Raises:
         UserError: the model has no such site, its norm has a gain of zero, or the SAE normalises its input itself.
     """
-    return {replace(site, normalized=False): _fitted(lm, site, sae) for site, sae in saes.items()}
+    return Group({replace(site, normalized=False): _fitted(lm, site, sae) for site, sae in saes.items()})
 
 
 def _fitted(lm: LanguageModel, site: Site, sae: SAE) -> SAE:

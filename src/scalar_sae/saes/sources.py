@@ -10,12 +10,33 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from scalar_sae.errors import UserError
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
-Group = dict[Site, SAE]
-"""SAEs by the site that they read."""
+
+class Group(dict[Site, SAE]):
+    """SAEs by the site that they read. `group["resid_mid.0"]` works too, under any name of the place."""
+
+    def __missing__(self, key: Site | str) -> SAE:
+        """The SAE at a place that is stored under another of its names.
+
+        Raises:
+            UserError: not the name of a site, or there is no SAE there.
+        """
+        site = Site.of(key)
+        stored = site_in(self, site)
+        if stored is None:
+            raise UserError(f"no SAE at {site}; there are SAEs at {', '.join(map(str, sorted(self))) or 'no site'}")
+        return self[stored]
+
+    def to(self, device: str | torch.device) -> "Group":
+        """The same SAEs on a device."""
+        return Group({site: sae.to(device) for site, sae in self.items()})
+
+
 Find = Callable[[Group], Site | None]
 """The key of a group's SAE at one end; None if it has none there."""
 
@@ -50,7 +71,7 @@ class Source(NamedTuple):
         return cls(path, name, site)
 
 
-def site_in(group: Group, site: Site) -> Site | None:
+def site_in(group: Mapping[Site, SAE], site: Site) -> Site | None:
     """The key of the SAE at a place, under whichever of its names it was stored."""
     return next((other for other in group if other.same_place(site)), None)
 
@@ -78,6 +99,7 @@ def together(groups: Mapping[str, Group], ends: Mapping[str, Find]) -> dict[str,
                 "name: --saes NAME=PATH --saes NAME=PATH"
             )
         if not there:  # everything at hand, for a message that says what there is
-            return {"+".join(groups): {site: sae for group in groups.values() for site, sae in group.items()}}
+            return {"+".join(groups): Group({site: sae for group in groups.values() for site, sae in group.items()})}
         chosen.setdefault(there[0][0], []).append(there[0][1])
-    return {"+".join(chosen): {site: groups[name][site] for name, sites in chosen.items() for site in sites}}
+    parts = Group({site: groups[name][site] for name, sites in chosen.items() for site in sites})
+    return {"+".join(chosen): parts}

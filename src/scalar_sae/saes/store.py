@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -226,7 +226,7 @@ def load_saes(*paths: str | Path) -> dict[str, Group]:
                 reads, sae = placed(one, source.site)
                 origin = one.origin if str(one.origin) else sae.origin
                 sae = replace(sae, address=hub.address_of(where), origin=origin)
-            group = found.setdefault(source.name or one.group, {})
+            group = found.setdefault(source.name or one.group, Group())
             if site_in(group, reads) is not None:
                 raise UserError(
                     f"{path}: several SAEs named {source.name or one.group} at {reads}; give one run's folder, or give "
@@ -267,7 +267,7 @@ def placed(found: Found, site: Site | None = None) -> tuple[Site, SAE]:
         raise UserError(f"the files say that it reads {where}: {error}") from error
 
 
-def find_sae(saes: Group, site: Site) -> SAE | None:
+def find_sae(saes: Mapping[Site, SAE], site: Site) -> SAE | None:
     """The SAE at a place, under whichever of its names it was stored."""
     there = site_in(saes, site)
     return None if there is None else saes[there]

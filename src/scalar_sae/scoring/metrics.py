@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from scalar_sae.records.curve import recovery
 from scalar_sae.records.results import Curves
 
 Curve = Float[np.ndarray, "*resample n_counts"]
@@ -53,13 +54,6 @@ def area_between(counts: Counts, kl: Curve) -> tuple[Score, Score]:
     """The least and the most that `area` could be on a finer grid: step sums."""
     inside = (counts >= 1) & (counts <= PUBLISHED_MOST)
     return _step_sums(counts[inside], kl[..., inside])
-
-
-def recovery(counts: Counts, kl_circuit: Curve) -> Curve:
-    """1 - KL(full circuit || n) / KL(full circuit || 0): 0 with no edges, 1 with all."""
-    assert counts[0] == 0
-    nothing = kl_circuit[..., :1]
-    return 1 - kl_circuit / np.where(nothing > 0, nothing, 1.0)  # a circuit that does nothing is recovered at once
 
 
 def edges_at(counts: Counts, recovered: Curve, q: float) -> Score:

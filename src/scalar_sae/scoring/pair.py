@@ -1,6 +1,6 @@
 """A block with an SAE at each end (`Pair`), and what the benchmark needs to know about a prompt under it (`Prompt`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from scalar_sae.errors import UserError
 from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import counted
+from scalar_sae.lm.special import Rule, counted
 from scalar_sae.lm.stretch import Stretch
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import find_sae
@@ -139,12 +139,19 @@ class Pair:
         self.lm.check(self.splice_site)
 
     @classmethod
-    def between(cls, lm: LanguageModel, block: Block, saes: dict[Site, SAE]) -> "Pair":
+    def between(cls, lm: LanguageModel, block: Block | str, saes: Mapping[Site, SAE], special: Rule = "skip") -> "Pair":
         """The pair of a block, from SAEs by site.
+
+        Args:
+            lm: the model.
+            block: the block, or its name, such as `ff_block.0` or `resid_pre.0->resid_post.2`.
+            saes: SAEs by the site that they read.
+            special: what happens at special tokens (lm/special.py). By default they keep the model's own activation.
 
         Raises:
             UserError: there is no SAE at one of the block's ends, or the model lacks them.
         """
+        block = Block.of(block)
         for site in (site for site in saes if site.same_place(block.up) or site.same_place(block.down)):
             lm.check(site)
         reads, down = upstream(saes, block.up), find_sae(saes, block.down)
@@ -153,7 +160,11 @@ class Pair:
             lm.check(missing)
             there = [f"{site} -> {sae.writes}" if sae.writes else str(site) for site, sae in sorted(saes.items())]
             raise UserError(f"{block}: no SAE at {missing}; there are SAEs at {', '.join(there)}")
-        return cls(lm, block, saes[reads], down, reads)
+        return cls(lm, block, saes[reads], down, reads, special=lm.special_ids(special))
+
+    def __repr__(self) -> str:
+        ablation = "" if self.ablation_value is None else ", mean ablation"
+        return f"Pair({self.block} of {self.lm.name}: {self.up.d_sae:,} x {self.down.d_sae:,} latents{ablation})"
 
     @property
     def encode_site(self) -> Site:
@@ -280,7 +291,7 @@ class Pair:
         return self.lm.unembed(self.run_on(x, prompt)).log_softmax(-1)
 
 
-def upstream(saes: dict[Site, SAE], site: Site) -> Site | None:
+def upstream(saes: Mapping[Site, SAE], site: Site) -> Site | None:
     """Where the SAE reads that stands at the beginning of a block: there, or as a transcoder that writes there."""
     there = [reads for reads, sae in saes.items() if (sae.writes or reads).same_place(site)]
     return min(there, key=lambda reads: saes[reads].writes is not None, default=None)

@@ -1,6 +1,7 @@
 """What a reader needs of every latent, in two passes over the text: where it fires, how often, how strongly.
 
-    read_features(lm, site, sae, tokens, out)    # writes three tables into out
+    tables = feature_tables(lm, site, sae, tokens)    # latents, contexts, vocabulary
+    read_features(lm, site, sae, tokens, out)         # the same, written into a folder
 
 tables.py says what is in each of them. Rules are those of rules.py, effects on the logits those of logits.py.
 
@@ -57,7 +58,6 @@ class _Firings(NamedTuple):
         return _Firings(*(part[kept] for part in both))
 
 
-@torch.no_grad()
 def read_features(
     lm: LanguageModel,
     site: Site,
@@ -77,6 +77,39 @@ def read_features(
         sae: the SAE.
         tokens: prompts.
         out: folder to write.
+        n_examples: as the others, see `feature_tables`.
+        batch: prompts per forward pass.
+        seed: of the random examples.
+        special: what happens at special tokens.
+
+    Raises:
+        UserError: there is nothing but special tokens.
+    """
+    tables = feature_tables(lm, site, sae, tokens, n_examples, batch, seed, special)
+    with atomic_write(out) as temporary:
+        temporary.mkdir()
+        for name, table in tables.items():
+            write_table(table, temporary / f"{name}.parquet")
+
+
+@torch.no_grad()
+def feature_tables(
+    lm: LanguageModel,
+    site: Site,
+    sae: SAE,
+    tokens: Int[Tensor, "prompt token"],
+    n_examples: int = 10,
+    batch: int = 8,
+    seed: int = 0,
+    special: Rule = "skip",
+) -> dict[str, pa.Table]:
+    """The tables `latents`, `contexts` and `vocabulary` of an SAE.
+
+    Args:
+        lm: the model the SAE reads.
+        site: where.
+        sae: the SAE.
+        tokens: prompts.
         n_examples: examples of each kind a latent; one of each band.
         batch: prompts per forward pass.
         seed: of the random examples.
@@ -136,12 +169,12 @@ def read_features(
     seen = [contexts["tokens"].combine_chunks().flatten().to_numpy(), *effects["promoted"], *effects["suppressed"]]
     vocabulary = np.unique(np.concatenate(seen).astype(np.int32))
     texts = lm.tokenizer.pieces(vocabulary.tolist())
-    with atomic_write(out) as temporary:
-        temporary.mkdir()
-        sizes = Counted(n_tokens=int(there.sum()), n_special=int((~there).sum()), special=ids)
-        write_table(pa.table(latents, metadata={"counted": sizes.model_dump_json()}), temporary / "latents.parquet")
-        write_table(contexts, temporary / "contexts.parquet")
-        write_table(pa.table({"token": vocabulary, "text": texts}), temporary / "vocabulary.parquet")
+    sizes = Counted(n_tokens=int(there.sum()), n_special=int((~there).sum()), special=ids)
+    return {
+        "latents": pa.table(latents, metadata={"counted": sizes.model_dump_json()}),
+        "contexts": contexts,
+        "vocabulary": pa.table({"token": vocabulary, "text": texts}),
+    }
 
 
 def _activations(

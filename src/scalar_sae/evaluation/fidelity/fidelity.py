@@ -10,7 +10,7 @@ sums.GROUPS groups of prompts, which are drawn in the same way, a count a latent
 The text is read twice: for the mean activation at each site, and for everything else. Definitions: docs/measures.md.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.metrics import resamples
 from scalar_sae.sites import Site
 
-SAEs = dict[str, dict[Site, SAE]]
+SAEs = Mapping[str, Mapping[Site, SAE]]
 
 LOGIT_BYTES = 2**28
 """The model's log-probabilities of a batch of prompts are held, as many prompts as fit this."""

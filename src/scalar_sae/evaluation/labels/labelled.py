@@ -5,6 +5,7 @@
 Linear probes of the activations are fitted once a site and label, and serve all SAEs there.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ class _Site(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate_labels(lm: LanguageModel, saes: dict[str, dict[Site, SAE]], task: Task, batch: int = 16) -> Labelled:
+def evaluate_labels(lm: LanguageModel, saes: Mapping[str, Mapping[Site, SAE]], task: Task, batch: int = 16) -> Labelled:
     """Measure every SAE on the labels of a task; labels too rare to learn are named and left out.
 
     Args:

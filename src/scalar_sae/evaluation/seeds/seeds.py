@@ -1,5 +1,6 @@
 """SAEs of one method from several seeds: consistency and overlap on the same SAEs, one record a method and site."""
 
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
@@ -20,11 +21,12 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import find_sae
 from scalar_sae.sites import Site
 
-Run = dict[str, dict[Site, SAE]]
+Runs = Mapping[str, Mapping[str, Mapping[Site, SAE]]]
+"""SAEs by run, method and site."""
 
 
 def seed_agreement(
-    runs: dict[str, Run],
+    runs: Runs,
     lm: LanguageModel | None = None,
     tokens: Int[Tensor, "prompt token"] | None = None,
     threshold: float = THRESHOLD,
@@ -65,7 +67,7 @@ def seed_agreement(
     return found
 
 
-def in_common(runs: dict[str, Run], threshold: float, lm: LanguageModel | None = None) -> list[tuple[str, Site]]:
+def in_common(runs: Runs, threshold: float, lm: LanguageModel | None = None) -> list[tuple[str, Site]]:
     """The methods and sites that all runs have.
 
     Raises:
@@ -93,7 +95,7 @@ def in_common(runs: dict[str, Run], threshold: float, lm: LanguageModel | None =
     return common
 
 
-def _at(runs: dict[str, Run], method: str, site: Site) -> dict[str, SAE]:
+def _at(runs: Runs, method: str, site: Site) -> dict[str, SAE]:
     """The SAE of each run at a place that all have."""
     return {name: sae for name, run in runs.items() if (sae := find_sae(run[method], site))}
 

@@ -44,6 +44,20 @@ def keep_indices(
     return keep_index.view(scores.shape)
 
 
+def strongest(scores: Float[Tensor, "n_up n_down"], n: int, seed: int) -> Int64[Tensor, "n_kept two"]:
+    """The n edges that `keep_indices` keeps first, strongest first, an upstream and a downstream latent each.
+
+    A pair with fewer edges gives all.
+    """
+    keys, index = scores.new_empty(0, dtype=torch.long), scores.new_empty(0, dtype=torch.long)
+    for start, some in _keys(scores, seed):
+        keys = torch.cat([keys, some])
+        index = torch.cat([index, torch.arange(start, start + len(some), device=some.device)])
+        keys, best = keys.topk(min(n, len(keys)))
+        index = index[best]
+    return torch.stack([index // scores.shape[1], index % scores.shape[1]], 1)
+
+
 def _keys(scores: Float[Tensor, "n_up n_down"], seed: int) -> Iterator[tuple[int, Int64[Tensor, " edge"]]]:
     """The keys of all edges, chunk by chunk, with the index of each chunk's first edge."""
     flat = scores.flatten()

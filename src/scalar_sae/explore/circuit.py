@@ -1,0 +1,235 @@
+"""A circuit by hand: a pair with some of its edges, the exact logits that follow, and what removing an edge changes.
+
+    full = Circuit.full(pair)                        # every edge
+    cut = full.without(edges=[(17, 203)])            # the same without one edge
+    full.logit_changes(cut, "def main():")           # what that changes in the prediction of the next token
+    with cut.spliced():                              # the model with the circuit in place of its own computation
+        pair.lm.logits(tokens)
+
+A downstream latent is recomputed from its kept edges alone, and is 0 without any (scoring/README.md). What is spliced
+in is the downstream reconstruction; special tokens keep the model's own activation.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Integer, UInt8
+from torch import Tensor
+
+from scalar_sae.errors import UserError
+from scalar_sae.lm.model import LanguageModel
+from scalar_sae.records.curve import recovery
+from scalar_sae.records.results import Curves
+from scalar_sae.scoring.curve import CONVENTIONS, measure
+from scalar_sae.scoring.metrics import over_prompts
+from scalar_sae.scoring.pair import Pair, Prompt, read
+from scalar_sae.scoring.rankings.order import NOT_KEPT
+from scalar_sae.scoring.sweep.closed_form import Readout
+from scalar_sae.scoring.sweep.edges import GlobalEdges
+from scalar_sae.scoring.sweep.subcircuits import sweep
+from scalar_sae.table import Table
+
+Edge = tuple[int, int]
+"""An upstream latent and a downstream latent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A pair and the edges of it that are kept, the same at every token."""
+
+    pair: Pair
+    kept: Bool[Tensor, "n_up n_down"]
+
+    def __post_init__(self) -> None:
+        shape = (self.pair.up.d_sae, self.pair.down.d_sae)
+        if tuple(self.kept.shape) != shape:
+            raise UserError(f"kept edges of shape {tuple(self.kept.shape)}: the pair needs {shape}")
+
+    @classmethod
+    def full(cls, pair: Pair) -> "Circuit":
+        """Every possible edge."""
+        return cls(pair, _filled(pair, True))
+
+    @classmethod
+    def of(cls, pair: Pair, edges: Iterable[Edge]) -> "Circuit":
+        """Some edges.
+
+        Raises:
+            UserError: an edge that the pair does not have.
+        """
+        kept = _filled(pair, False)
+        for up, down in edges:
+            _check(pair, up=[up], down=[down])
+            kept[up, down] = True
+        return cls(pair, kept)
+
+    def __repr__(self) -> str:
+        return f"Circuit({self.pair.block}: {self.n_edges:,} of {self.pair.n_edges:,} edges)"
+
+    @property
+    def n_edges(self) -> int:
+        """Kept edges."""
+        return int(self.kept.sum())
+
+    def without(self, *, edges: Iterable[Edge] = (), up: Iterable[int] = (), down: Iterable[int] = ()) -> "Circuit":
+        """The circuit without some edges, and without any edge of some latents.
+
+        Args:
+            edges: edges to remove. One that is not kept stays so.
+            up: upstream latents whose edges are all removed.
+            down: downstream latents whose edges are all removed, so that they are 0.
+
+        Raises:
+            UserError: an edge or a latent that the pair does not have.
+        """
+        edges, up, down = list(edges), list(up), list(down)
+        _check(self.pair, up=[*up, *(i for i, _ in edges)], down=[*down, *(j for _, j in edges)])
+        kept = self.kept.clone()
+        kept[up] = False
+        kept[:, down] = False
+        for i, j in edges:
+            kept[i, j] = False
+        return Circuit(self.pair, kept)
+
+    def logits(self, prompt: str | Integer[Tensor, "batch token"]) -> Float[Tensor, "batch token d_vocab"]:
+        """Next-token logits with the circuit spliced into the model.
+
+        Args:
+            prompt: a text, or prompts of token ids.
+
+        Raises:
+            UserError: prompts that the model cannot read.
+        """
+        with self.spliced() as lm:
+            return lm.logits(lm.tokens(prompt) if isinstance(prompt, str) else prompt)
+
+    def spliced(self) -> AbstractContextManager[LanguageModel]:
+        """Within the block, `pair.lm.logits` and `pair.lm.activations` are those of the model with the circuit in it.
+
+        Raises:
+            UserError: something is spliced in already.
+        """
+        return self.pair.lm.spliced_by(self.pair.splice_site, self._activation)
+
+    def logit_changes(
+        self, other: "Circuit", prompt: str | Integer[Tensor, "one token"], position: int = -1, n: int = 10
+    ) -> Table:
+        """How another circuit predicts the next token of a prompt, seen from this one.
+
+        Both are exact: every logit is computed from the recomputed latents, nothing is linearised.
+
+        Args:
+            other: what to compare with, such as `self.without(edges=[(17, 203)])`.
+            prompt: a text, or one prompt of token ids.
+            position: at which token; by default the last one.
+            n: how many next tokens are listed.
+
+        Returns:
+            The tokens whose probability changes most: `token`, `text`, `logit` and `logit_other` (each less its mean
+            over the vocabulary, which changes no probability), `change` (of the two), `p` and `p_other`.
+
+        Raises:
+            UserError: another pair's circuit, several prompts, or no such position.
+        """
+        if other.pair is not self.pair:
+            raise UserError("logit_changes compares two circuits of one pair; build both from the same Pair")
+        lm = self.pair.lm
+        tokens = lm.tokens(prompt) if isinstance(prompt, str) else prompt
+        if len(tokens) != 1:
+            raise UserError(f"{len(tokens)} prompts: logit_changes takes one; give tokens[:1]")
+        if not -tokens.shape[1] <= position < tokens.shape[1]:
+            raise UserError(f"position {position}: the prompt has {tokens.shape[1]} tokens")
+        both = torch.stack([circuit.logits(tokens)[0, position] for circuit in (self, other)])
+        before, after = both - both.mean(-1, keepdim=True)
+        p, p_other = both.softmax(-1)
+        shown = (p_other - p).abs().topk(min(n, lm.d_vocab)).indices.tolist()
+        return Table(
+            {
+                "token": token,
+                "text": text,
+                "logit": float(before[token]),
+                "logit_other": float(after[token]),
+                "change": float(after[token] - before[token]),
+                "p": float(p[token]),
+                "p_other": float(p_other[token]),
+            }
+            for token, text in zip(shown, lm.tokenizer.pieces(shown), strict=True)
+        )
+
+    def measure(self, tokens: Integer[Tensor, "prompt token"]) -> dict[str, float]:
+        """How much of the full circuit these edges carry, as the curve of a record measures it.
+
+        Args:
+            tokens: the text, at least one prompt with an ordinary token.
+
+        Returns:
+            `edges`, `kl_model` and `kl_circuit` (KL from the model and from the full circuit, nats, mean over tokens),
+            `recovery` (1 - kl_circuit / kl_circuit without any edge), `live_edges` and `l0_down` (a token),
+            `floor_kl` (KL from the model to the full circuit).
+
+        Raises:
+            UserError: an output that is not finite, or nothing but special tokens.
+        """
+        exact, counts = CONVENTIONS["exact"], np.array([0, max(1, self.n_edges)])
+        found = [
+            measure(self.pair, prompt, self._edges, 2, False, exact, self._readout)
+            for prompt in read(self.pair, tokens.long())
+        ]
+        curves = Curves.side_by_side(found).with_text()
+        if not len(curves.n_tokens):
+            raise UserError("text to measure a circuit on: nothing but special tokens; give other text")
+        every = np.arange(len(curves.n_tokens))
+        mean = {
+            name: over_prompts(np.atleast_2d(getattr(curves, name)), curves.n_tokens, every)
+            for name in ("kl_model", "kl_circuit", "live_edges", "l0_down", "floor_kl")
+        }
+        recovered = recovery(counts, mean["kl_circuit"])
+        return {
+            "edges": float(self.n_edges),
+            "kl_model": float(mean["kl_model"][1]),
+            "kl_circuit": float(mean["kl_circuit"][1]),
+            "recovery": float(recovered[1]),
+            "live_edges": float(mean["live_edges"][1]),
+            "l0_down": float(mean["l0_down"][1]),
+            "floor_kl": float(mean["floor_kl"][0]),
+        }
+
+    @torch.no_grad()
+    def latents(self, prompt: Prompt) -> Float[Tensor, "token n_down"]:
+        """Downstream latent activations under the circuit."""
+        *_, under = sweep(self.pair, prompt, self._edges, 2, self._readout)
+        return under.acts
+
+    @torch.no_grad()
+    def _activation(self, tokens: Integer[Tensor, "batch token"]) -> Float[Tensor, "batch token d_model"]:
+        """What stands at the spliced site."""
+        rows = [self.pair.decoded(self.latents(prompt), prompt) for prompt in read(self.pair, tokens)]
+        return torch.stack(rows)
+
+    @cached_property
+    def _edges(self) -> GlobalEdges:
+        """A ranking of two counts: no edge, and the kept ones."""
+        keep_index: UInt8[Tensor, "n_up n_down"] = torch.where(self.kept, 1, NOT_KEPT).byte()
+        return GlobalEdges(keep_index)
+
+    @cached_property
+    def _readout(self) -> Readout:
+        return Readout.of(self.pair)
+
+
+def _filled(pair: Pair, value: bool) -> Bool[Tensor, "n_up n_down"]:
+    return torch.full((pair.up.d_sae, pair.down.d_sae), value, device=pair.device)
+
+
+def _check(pair: Pair, **latents: Iterable[Any]) -> None:
+    """Raise a UserError if one end of a pair has no latent of such a number."""
+    for end, numbers in latents.items():
+        width = getattr(pair, end).d_sae
+        for number in numbers:
+            if not 0 <= number < width:
+                raise UserError(f"{end}stream latent {number}: the SAE at that end has {width:,} latents")

@@ -1,0 +1,104 @@
+"""The edges of a pair in the order of a ranking: as a table, and as circuits of the first n edges.
+
+edges = rank_edges(pair, texts.ranking)          # exact effect of removing each edge
+edges.top(20)                                    # the strongest twenty
+edges.circuit(500)                               # the circuit that the curve has at 500 edges
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from scalar_sae.errors import UserError, unknown
+from scalar_sae.explore.circuit import Circuit
+from scalar_sae.explore.features import Features
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.rankings.order import strongest
+from scalar_sae.scoring.rankings.ranking import RANKINGS, rank
+from scalar_sae.table import Table
+
+
+@dataclass(frozen=True, eq=False)
+class RankedEdges:
+    """The score of every edge of a pair; the larger, the earlier an edge is kept."""
+
+    pair: Pair
+    ranking: str
+    """The ranking that scored them."""
+    scores: Float[Tensor, "n_up n_down"]
+    seed: int = 0
+    """What decides between equal scores."""
+
+    def __repr__(self) -> str:
+        n_scored = int((self.scores > 0).sum())
+        return f"RankedEdges({self.pair.block} by {self.ranking}: {n_scored:,} of {self.pair.n_edges:,} edges above 0)"
+
+    def top(self, n: int = 20, up: Features | None = None, down: Features | None = None) -> Table:
+        """The n strongest edges, strongest first; edges that tie come in the order in which a curve keeps them.
+
+        Args:
+            n: how many.
+            up: what is known of the upstream latents; adds the columns `up_tokens` and `up_promotes`.
+            down: the same of the downstream latents.
+
+        Returns:
+            `up` and `down` (the edge's latents), `weight` (its score), and for latents that are described the tokens
+            at which each fires most strongly and those that it promotes most.
+
+        Raises:
+            UserError: what describes the latents is of another SAE.
+        """
+        described = {end: features for end, features in (("up", up), ("down", down)) if features is not None}
+        for end, features in described.items():
+            width = getattr(self.pair, end).d_sae
+            if features.n_latents != width:
+                raise UserError(f"{end}: features of {features.n_latents:,} latents; the pair's SAE has {width:,}")
+        rows = Table()
+        for i, j in strongest(self.scores, n, self.seed).tolist():
+            row: dict[str, Any] = {"up": i, "down": j, "weight": float(self.scores[i, j])}
+            for end, features in described.items():
+                row[f"{end}_tokens"] = features.tokens(row[end])
+                row[f"{end}_promotes"] = features.promotes(row[end])
+            rows.append(row)
+        return rows
+
+    def circuit(self, n: int) -> Circuit:
+        """The circuit of the n strongest edges: the one that a curve under this ranking has at n edges.
+
+        Raises:
+            UserError: the pair has fewer edges.
+        """
+        if not 0 <= n <= self.pair.n_edges:
+            raise UserError(f"{n} edges: the pair has {self.pair.n_edges:,}")
+        kept = torch.zeros_like(self.scores, dtype=torch.bool)
+        up, down = strongest(self.scores, n, self.seed).T
+        kept[up, down] = True
+        return Circuit(self.pair, kept)
+
+
+def rank_edges(
+    pair: Pair,
+    tokens: Integer[Tensor, "prompt token"],
+    ranking: str = "ablation",
+    seed: int = 0,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> RankedEdges:
+    """Score every edge of a pair on a text.
+
+    Args:
+        pair: whose edges.
+        tokens: the ranking text, such as `held_out(corpus, config).ranking`.
+        ranking: the name of a ranking. By default removing an edge is computed exactly.
+        seed: of what a ranking samples, and of the order of edges that tie.
+        on_progress: called with the share of a prompt's work that is finished.
+
+    Raises:
+        UserError: an unknown ranking, or tokens that the model cannot read.
+    """
+    if ranking not in RANKINGS:
+        raise unknown("ranking", ranking, RANKINGS)
+    return RankedEdges(pair, ranking, rank(pair, tokens.long(), ranking, seed, on_progress), seed)
