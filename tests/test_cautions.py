@@ -31,6 +31,7 @@ def trained(steps: int, tokens: int, latents: int = 10) -> dict[str, Any]:
     return {"trained": {"up": long, "down": short}}
 
 
+MISSED = Trained(steps=10**6, tokens=10**9, latents=10, wanted_l0=10.0, l0=84.0)
 KL = {"kl_model": [4.0, *[1.0] * 40]}
 QUANTILES: dict[Any, Any] = {"50": 10.0, "90": 20.0, "99": 30.0}
 
@@ -57,6 +58,10 @@ def test_nothing_is_said_at_the_limit(changes: dict[str, Any]):
         ({"edges_at": QUANTILES | {"99": None}}, "Recovery never reaches 99 %"),
         ({"n_edges": 2000}, "The curve stops before all edges"),
         ({"dip": {"50": 0.0, "90": 0.011, "99": 0.0}}, "Recovery falls below 90 % again"),
+        (
+            {"trained": {"up": MISSED, "down": MISSED}},
+            "An SAE has an L0 of 84.0 on training text where 10 was asked for.",
+        ),
         (trained(999, 1000), "The SAEs were trained for 999 steps: below 1,000"),
         (trained(1000, 999), "The SAEs were trained on 99.9 tokens a latent: below 100"),
     ],

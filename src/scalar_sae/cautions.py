@@ -64,6 +64,8 @@ def _of_training(record: Record) -> Iterator[str]:
         return
     if any(one.unverified for one in record.trained.values()):
         yield f"The method {REMARK}: its score may differ from that of the paper's method."
+    for one in dict.fromkeys(one for one in record.trained.values() if one.missed):
+        yield f"An SAE has an L0 of {one.l0:.1f} on training text where {one.wanted_l0:g} was asked for."
     steps = min(one.steps for one in record.trained.values())
     tokens = min(one.tokens / one.latents for one in record.trained.values())
     if steps < FEW_STEPS:

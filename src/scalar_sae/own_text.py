@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
@@ -76,7 +77,7 @@ def evaluation_text(
     """
     own = trained_on(saes, method)
     corpus = _own_text(lm, own, saes) if spec is None else _other_text(lm, own, spec, n)
-    lm.check_tokens(corpus.val.new_tensor([[corpus.largest]]).long())
+    lm.check_tokens(torch.tensor([corpus.extremes]))
     return corpus
 
 

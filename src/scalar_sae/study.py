@@ -245,7 +245,7 @@ def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:
 
 def check_training(config: TrainConfig, lm: LanguageModel, corpus: Corpus) -> None:
     """Raise a UserError for whatever would stop training later: vocabulary, context, text, sites."""
-    lm.check_tokens(torch.tensor([[corpus.largest]]))
+    lm.check_tokens(torch.tensor([corpus.extremes]))
     _check_context("train.context", config.context, lm)
     windows(corpus.train, config.context, corpus.name, corpus.start)
     for method in config.saes:

@@ -132,4 +132,4 @@ def test_a_special_token_beyond_the_embedding_is_named():
     with pytest.raises(UserError, match=r"token 40: .* made with another model's tokenizer"):
         lm.check_tokens(torch.tensor([[3, 40]]))
     nothing = torch.zeros(0, dtype=torch.int16)
-    assert Corpus("text", nothing, torch.tensor([3, 4]), lm.tokenizer.fingerprint, start=(32,)).largest == 32
+    assert Corpus("text", nothing, torch.tensor([3, 4]), lm.tokenizer.fingerprint, start=(32,)).extremes == (0, 32)

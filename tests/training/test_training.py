@@ -97,3 +97,25 @@ def test_what_is_left_out_is_in_the_log_and_on_the_card(tmp_path: Path, text: Pa
     assert (
         said.count(f"{n:,} of {prompts.numel():,} positions of the training text hold special tokens (ids 3, 11)") == 1
     )
+
+
+@pytest.mark.parametrize("target", [4, 30])
+def test_an_l0_that_was_asked_for_and_missed_is_said_and_written_down(
+    tmp_path: Path, text: Path, target: int, capsys: pytest.CaptureFixture[str]
+):
+    """Twenty steps bring a ReLU SAE nowhere near 4 latents a token; about half of its 32 latents are active."""
+    relu = {
+        "method": "relu",
+        "sites": ["resid_mid.0"],
+        "expansion": 2,
+        "sparsity": {"weight": 0.1, "target_l0": target},
+    }
+    (sae,) = trained(tmp_path, text, "run", [relu], buffer_tokens=2000)["relu"].values()
+    lm, corpus = tiny_lm(), load_corpus(str(text), tiny_lm())
+    x = lm.activations(windows(corpus.train, 16), [Site("resid_mid", 0)])[Site("resid_mid", 0)]
+    l0 = (sae.encode(x.flatten(0, 1)) > 0).sum(-1).float().mean().item()
+    assert sae.trained is not None
+    assert sae.trained.wanted_l0 == target
+    assert sae.trained.l0 == pytest.approx(l0, rel=0.05)  # of the windows that the last buffer holds
+    assert sae.trained.missed == (abs(l0 - target) > 0.1 * target)
+    assert (f"where the config asks for {target}" in capsys.readouterr().err) == sae.trained.missed

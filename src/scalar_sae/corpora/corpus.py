@@ -62,9 +62,10 @@ class Corpus:
         check_tokenizer(self.tokenizer, lm, self.name)
 
     @property
-    def largest(self) -> int:
-        """The largest token id in the text, or in front of its prompts."""
-        return max([0, *self.start, *(int(part.max()) for part in (self.train, self.val) if part.numel())])
+    def extremes(self) -> tuple[int, int]:
+        """The smallest and the largest token id in the text, or in front of its prompts."""
+        ends = [int(end) for part in (self.train, self.val) if part.numel() for end in part.aminmax()]
+        return min([0, *self.start, *ends]), max([0, *self.start, *ends])
 
     @property
     def length(self) -> int | None:

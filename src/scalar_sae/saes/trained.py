@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from scalar_sae.saes.methods.unverified import UNVERIFIED
 
+L0_TOLERANCE = 0.1
+"""An SAE whose L0 differs from the wanted one by more than this share of it misses it."""
+
 
 class Trained(BaseModel):
     """The training behind the weights of one SAE."""
@@ -18,6 +21,10 @@ class Trained(BaseModel):
     """Tokens of those steps."""
     latents: int
     """Latents that were trained."""
+    wanted_l0: float | None = None
+    """Active latents a token that the config asked for, where training had to find them."""
+    l0: float | None = None
+    """Those that the finished SAE has on training text."""
     unverified: bool = False
     """The method is our reading of a paper whose body was not available (saes/methods/unverified)."""
 
@@ -33,7 +40,23 @@ class Trained(BaseModel):
                         tokens=tokens * kept // steps,
                         latents=latents,
                         unverified=method in UNVERIFIED,
+                        **_l0(recipe.get("l0")),
                     )
             case _:
                 pass
         return None
+
+    @property
+    def missed(self) -> bool:
+        """Whether the L0 is not the one that was asked for."""
+        if self.wanted_l0 is None or self.l0 is None:
+            return False
+        return abs(self.l0 - self.wanted_l0) > L0_TOLERANCE * self.wanted_l0
+
+
+def _l0(found: object) -> dict[str, float]:
+    match found:
+        case {"wanted": float(wanted), "reached": float(reached)} if wanted > 0 and reached >= 0:
+            return {"wanted_l0": wanted, "l0": reached}
+        case _:
+            return {}

@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,10 @@ from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import left_out, say_special
 from scalar_sae.malloc import freed_memory_handed_back
+from scalar_sae.saes.methods.base import CALIBRATION_TOKENS
+from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import SaeCard, load_sae, save_sae
+from scalar_sae.saes.trained import L0_TOLERANCE
 from scalar_sae.sites import Site
 from scalar_sae.training.checkpoint import Position, noted, resume, save
 from scalar_sae.training.config import TrainConfig
@@ -35,6 +39,8 @@ from scalar_sae.versions import versions
 
 CHECKPOINT_SECONDS = 60.0
 VALIDATION_TOKENS = 8192
+L0_TOKENS = 8192
+"""Tokens of training text on which the L0 of a finished SAE is measured."""
 
 
 def train(
@@ -222,11 +228,11 @@ class _Run:
             self._measure(step, {learner: learner.best.loss for learner in self.group})
         if distributed.rank() == 0:
             for learner in self.group:
-                self._write(learner)
+                self._write(learner, buffer)
             (self.out / "checkpoint.pt").unlink(missing_ok=True)
         distributed.barrier()
 
-    def _write(self, learner: OptimizedSAEs) -> None:
+    def _write(self, learner: OptimizedSAEs, buffer: Buffer) -> None:
         recipe = {
             "config": self.config.model_dump(mode="json"), "data": self.corpus.describe(), "lm": self.about_lm,
             "versions": versions(),
@@ -234,11 +240,31 @@ class _Run:
             "seen": {"steps": self.config.steps, "tokens": self.config.steps * self.config.batch_tokens},
             "special": self.special, "cost": self.costs[learner.method.name]._asdict(),
         }  # fmt: skip
-        for site in learner.trainee.sites:
-            sae, target = learner.trainee.sae(site).to("cpu"), learner.trainee.target(site)
-            sae = sae if target == site else replace(sae, writes=target)
-            card = SaeCard.of(sae, learner.method.method, learner.method.name, site, recipe)
+        for position, site in enumerate(learner.trainee.sites):
+            sae, target = learner.trainee.sae(site), learner.trainee.target(site)
+            found = recipe | _l0(learner, position, sae, buffer)
+            sae = sae.to("cpu") if target == site else replace(sae.to("cpu"), writes=target)
+            card = SaeCard.of(sae, learner.method.method, learner.method.name, site, found)
             save_sae(sae, card, _folder(self.out, learner, site))
+
+
+@torch.no_grad()
+def _l0(learner: OptimizedSAEs, position: int, sae: SAE, buffer: Buffer) -> dict[str, Any]:
+    """The L0 that a config asks for and the one that a finished SAE has on training text, for its card.
+
+    The user is told where they differ by more than L0_TOLERANCE.
+    """
+    wanted, site = learner.method.wanted_l0(position), learner.trainee.sites[position]
+    if wanted is None:
+        return {}
+    parts = buffer[site][:L0_TOKENS].split(CALIBRATION_TOKENS)
+    l0 = sum(int((sae.encode(x) > 0).sum()) for x in parts) / sum(len(x) for x in parts)
+    if abs(l0 - wanted) > L0_TOLERANCE * wanted:
+        say(
+            f"{learner.method.name} {site}: {l0:.1f} latents are active a token where the config asks for {wanted:g}; "
+            "train longer, or change the weight of the penalty"
+        )
+    return {"l0": {"wanted": wanted, "reached": l0}}
 
 
 def _batches(buffer: Buffer, batch_tokens: int, all_text: bool) -> list[Buffer]:

@@ -46,6 +46,10 @@ class PenaltyMethod(DictionaryMethod, frozen=True):
     sparsity: Sparsity
     """Weight of the penalty; what is left out is as in the method's default."""
 
+    def wanted_l0(self, position: int) -> float | None:
+        """The target of the penalty."""
+        return self.sparsity.target_l0
+
     @field_validator("sparsity", mode="before")
     @classmethod
     def _filled(cls, given: object) -> object:

@@ -123,6 +123,12 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
         """The SAEs to train, with initial weights that depend on the seed and the site alone."""
 
+    def wanted_l0(self, position: int) -> float | None:
+        """Active latents a token that the config asks of the SAE at a trainee's `position`-th site, where training has
+        to find them; None where the activation rule gives them or none are asked for.
+        """
+        return None
+
     @abstractmethod
     def blocks(self, n_layers: int) -> list[Block]:
         """The computations that these SAEs were trained to stand at both ends of."""

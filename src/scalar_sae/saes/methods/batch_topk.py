@@ -50,6 +50,10 @@ class BatchSelection(DictionaryMethod, frozen=True):
     threshold_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay, per step, of the running mean that inference's threshold is."""
 
+    def wanted_l0(self, position: int) -> float | None:
+        """K latents a token: at inference a threshold has to keep as many."""
+        return float(self.k)
+
 
 class BatchTopKConfig(BatchSelection, frozen=True):
     """Independent BatchTopK SAEs."""

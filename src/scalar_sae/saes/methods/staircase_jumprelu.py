@@ -34,6 +34,10 @@ class StaircaseJumpReluConfig(StaircaseMethod, frozen=True):
     sparsity: list[Sparsity] = Field(default=[Sparsity(weight=0.01)], min_length=1)
     """The L0 penalty's weight at each site; one for all, or as many as a staircase has sites."""
 
+    def wanted_l0(self, position: int) -> float | None:
+        """The target of a site's penalty."""
+        return self.sparsity[position if len(self.sparsity) > 1 else 0].target_l0
+
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
         """One trainee a staircase."""
         return [StaircaseJumpReluTrainee(self, sites, lm.d_model, seed) for sites in self.flights(lm.n_layers)]
