@@ -105,7 +105,7 @@ def test_bad_input(tmp_path: Path):
         lm.activations(TOKENS, [Site("resid_mid", 2)])
     with pytest.raises(UserError, match=r"token 32: the vocabulary of tiny ends at 31"):
         lm.logits(torch.full((1, 4), 32))
-    with pytest.raises(UserError, match="token -1: token ids are not negative"):
+    with pytest.raises(UserError, match="token -1: token ids begin at 0"):
         lm.logits(torch.full((1, 4), -1))
     with pytest.raises(UserError, match="reads at most 16"):
         lm.logits(torch.zeros(1, 17, dtype=torch.long))
