@@ -121,6 +121,17 @@ def test_llama_scope_selects_by_activation_times_norm_and_keeps_the_activation()
         torch.testing.assert_close(getattr(trainee, name).grad, theirs.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_llama_scopes_loss_is_finite_where_every_token_equals_the_mean():
+    x = data(1).expand(5, -1)
+    trainee = prepared(LlamaScopeConfig(sites=HERE, k=3), data())
+    loss = trainee.losses({SITE: x}, LATE)[SITE]
+    loss.backward()
+    y = x * trainee.scale[0]
+    error = (trainee.coded(y, 3).decoded() - y).square().mean()
+    torch.testing.assert_close(loss, error / 1e-8**0.5)
+    assert all(p.grad.isfinite().all() for p in trainee.parameters())
+
+
 def test_llama_scope_anneals_k_and_ends_with_a_threshold_at_k():
     x = data(400)
     trainee = prepared(LlamaScopeConfig(sites=HERE, k=2, annealing=0.1), x)

@@ -43,6 +43,20 @@ def test_seeds_of_a_method_train_side_by_side(tmp_path: Path, text: Path):
         assert not torch.equal(sae.W_enc, together["topk-7"][site].W_enc)
 
 
+def test_a_methods_own_optimiser_is_that_of_a_run_with_these_settings(tmp_path: Path, text: Path):
+    """And the method beside it keeps the run's."""
+    settings = {"clip": 0.05, "beta2": 0.9999, "schedule": "cooldown"}
+    runs_own = trained(tmp_path, text, "runs_own", [TOPK], **settings)["topk"]
+    plain = trained(tmp_path, text, "plain", [TOPK])["topk"]
+    together = trained(tmp_path, text, "together", [TOPK, {**TOPK, "name": "own", **settings}])
+    for site in plain:
+        assert torch.equal(together["own"][site].W_enc, runs_own[site].W_enc)
+        assert torch.equal(together["topk"][site].W_enc, plain[site].W_enc)
+    for name, value in settings.items():
+        one = trained(tmp_path, text, name, [{**TOPK, name: value}])["topk"]
+        assert all(not torch.equal(one[site].W_enc, plain[site].W_enc) for site in plain), f"{name} does something"
+
+
 def test_what_is_too_small_is_named(tmp_path: Path, text: Path):
     for sizes, message in (
         ({"buffer_tokens": 100, "context": 12}, "a buffer holds 96 tokens, fewer than one batch of 100; raise buffer_"),

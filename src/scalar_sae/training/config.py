@@ -11,6 +11,7 @@ from scalar_sae.bounds import Address, Count, Rate, Seed, Size
 from scalar_sae.errors import UserError, quoted, unknown
 from scalar_sae.lm.special import Rule
 from scalar_sae.readers import explained, parse_yaml, read_text
+from scalar_sae.saes.methods.base import Schedule
 from scalar_sae.saes.methods.registry import CONFIGS, MethodConfig
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -45,9 +46,13 @@ class TrainConfig(BaseModel):
     lr: Rate = 1e-3
     """Highest learning rate."""
     min_lr: float = Field(default=1e-4, ge=0)
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the schedule."""
     warmup_steps: int = Field(default=750, ge=0, le=10**12)
     """Steps of linear warm-up."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after the warm-up: along a cosine, or (`cooldown`) not until the end of the run."""
+    cooldown: float = Field(default=0.2, ge=0, le=1)
+    """Share of the steps, at the end, over which the schedule `cooldown` falls linearly; 0 for a constant rate."""
     beta2: float = Field(default=0.95, gt=0, lt=1)
     """Adam's second-moment decay."""
     clip: Rate = 1.0

@@ -38,6 +38,12 @@ CALIBRATION_TOKENS = 4096
 Scale = Literal["none", "unit", "sqrt_d"]
 """The one frozen number that activations are multiplied by: none, so that E‖x‖² = 1, or so that E‖x‖ = √d_model."""
 
+Schedule = Literal["cosine", "cooldown"]
+"""How the learning rate falls from `lr` to `min_lr` after the warm-up.
+
+`cosine` falls along a cosine. `cooldown` stays at `lr` and falls linearly over the last steps of the run.
+"""
+
 
 class Progress(NamedTuple):
     """Where training stands."""
@@ -118,6 +124,12 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """Multiple of the run's learning rate."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's first-moment decay (the JumpReLU and Gated papers use 0)."""
+    beta2: float | None = Field(default=None, gt=0, lt=1)
+    """Adam's second-moment decay, if not the run's."""
+    clip: Rate | None = None
+    """Largest gradient norm, if not the run's."""
+    schedule: Schedule | None = None
+    """How the learning rate falls, if not as the run's."""
 
     @abstractmethod
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:

@@ -1,12 +1,15 @@
 """Llama Scope's TopK SAEs (He et al., arXiv 2410.20526, and its authors' code).
 
-Selected are the K largest of ReLU(u_i) ‖d_i‖; kept is ReLU(u_i). Decoder norms are free. K falls linearly from d_model
-/ 2 to k over the first tenth of training. After training the norms are folded into the encoder, and one threshold
-replaces TopK: the (n k)-th largest of all activations on n tokens (a JumpReLU). No pre-encoder bias, no auxiliary loss.
+Each token keeps the K latents with the largest ReLU(u_i) ‖d_i‖. Their activations are ReLU(u_i). The norms of the
+decoder rows are free. K falls linearly from d_model / 2 to k over the first tenth of training. After training the norms
+are folded into the encoder, and one threshold replaces TopK: the (n k)-th largest of all activations on n tokens (a
+JumpReLU). There is no pre-encoder bias and no auxiliary loss.
 
-L = mean over tokens and dimensions of (y_hat - y)² / ‖y - mean(y)‖, the mean over the batch: divided by the norm and
-not its square, as in the authors' code. The scale is E‖x‖ = √d_model. Rows of W_dec start at norm 0.5, W_enc as their
-transpose; a transcoder's is drawn by itself.
+The loss is the mean over tokens and dimensions of (y_hat - y)² / ‖y - mean(y)‖, where mean(y) is the batch's mean. As
+in the authors' code, the error is divided by the norm and not by its square, and the square of the norm is at least
+1e-8.
+The scale is E‖x‖ = √d_model. The rows of W_dec start at norm 0.5, and W_enc starts as the transpose of W_dec. The
+encoder of a transcoder is drawn separately. The preset `llama-scope` has the authors' optimiser and schedule.
 """
 
 import math
@@ -35,6 +38,8 @@ from scalar_sae.saes.methods.topk import check_k
 from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
+LEAST_SPREAD = 1e-4
+"""The least norm that errors are divided by: a token that equals the batch's mean has none."""
 FROM_TOKENS = 32_768
 """Tokens that the threshold of inference is found on, at most."""
 
@@ -79,7 +84,7 @@ class LlamaScopeTrainee(Dictionary):
         """The authors' normalised squared error."""
         coded = self.coded(x, self.k_at(progress))
         self.firing.record(coded.fired(), len(x))
-        spread = (y - distributed.all_mean(y.mean(0))).norm(dim=1, keepdim=True)
+        spread = (y - distributed.all_mean(y.mean(0))).norm(dim=1, keepdim=True).clamp_min(LEAST_SPREAD)
         return ((y - coded.decoded()).square() / spread).mean()
 
     def coded(self, x: Float[Tensor, "batch d_model"], k: int) -> Coded:
