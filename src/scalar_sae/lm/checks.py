@@ -1,4 +1,4 @@
-"""What a model is asked for, checked before it computes: sites that it has, and token ids that it reads."""
+"""Checks before a model computes: whether it has the sites, and whether it can read the token ids."""
 
 import torch
 from jaxtyping import Int, Int64
@@ -12,12 +12,13 @@ from scalar_sae.tokenizer import Tokenizer
 
 
 def check_site(site: Site, anatomy: Anatomy, name: str) -> None:
-    """Raise a UserError if a model has no such site, or if the module that the site is named after is at another one.
+    """Raise a UserError if the model has no such site, or if the module that the site is named after lies at another
+    one.
 
     Args:
-        site: what is asked for.
-        anatomy: the model's.
-        name: the model's, for messages.
+        site: the site.
+        anatomy: the model's parts.
+        name: the model's name, for messages.
     """
     layers = anatomy.layers
     if site.layer >= len(layers):
@@ -49,10 +50,10 @@ def check_site(site: Site, anatomy: Anatomy, name: str) -> None:
 
 
 def encoded(text: str, tokenizer: Tokenizer, name: str) -> Int64[Tensor, "one token"]:
-    """A text as one prompt, behind the tokens that the tokenizer puts in front of every text.
+    """Encode a text as one prompt. It starts with the tokens that the tokenizer puts before every text.
 
     Raises:
-        UserError: the text has no tokens, or characters that the vocabulary lacks.
+        UserError: the text has no tokens, or characters outside the vocabulary.
     """
     ids, n_unknown = tokenizer.encode(text)
     if n_unknown:
@@ -63,10 +64,10 @@ def encoded(text: str, tokenizer: Tokenizer, name: str) -> Int64[Tensor, "one to
 
 
 def as_prompts(tokens: Tensor) -> Int64[Tensor, "batch token"]:
-    """Token ids as the model takes them, whatever integers they are.
+    """Convert token ids of any integer type to int64.
 
     Raises:
-        UserError: they are no integers, or not of shape [batch, token].
+        UserError: they are not integers of shape [batch, token].
     """
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool or tokens.dim() != 2:
         given = f"{str(tokens.dtype).removeprefix('torch.')} of shape {tuple(tokens.shape)}"
@@ -77,14 +78,14 @@ def as_prompts(tokens: Tensor) -> Int64[Tensor, "batch token"]:
 def check_tokens(
     tokens: Int[Tensor, "batch token"], name: str, context: int, d_vocab: int, tokenizer: Tokenizer | None
 ) -> None:
-    """Raise a UserError if a model cannot read these tokens.
+    """Raise a UserError if the model cannot read these tokens.
 
     Args:
         tokens: prompts.
-        name: the model's, for messages.
-        context: most tokens of a prompt.
-        d_vocab: the size of its vocabulary.
-        tokenizer: its tokenizer, if that is known.
+        name: the model's name, for messages.
+        context: maximum number of tokens in a prompt.
+        d_vocab: size of the model's vocabulary.
+        tokenizer: the model's tokenizer, if known.
     """
     if tokens.shape[1] > context:
         raise UserError(f"prompts of {tokens.shape[1]} tokens: {name} reads at most {context}")

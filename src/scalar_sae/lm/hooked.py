@@ -1,7 +1,7 @@
-"""TransformerLens' models: what this package asks of a model of `transformers`, answered by theirs.
+"""Adapters that give TransformerLens' models the interface that this package expects of a `transformers` model.
 
 A bridge (`TransformerBridge`) holds a `transformers` model and computes its logits with it. A `HookedTransformer` is a
-model of its own, with weights that may be folded and centred; its own modules are called, and its logits are its own.
+separate model whose weights may be folded and centred, so its own modules are called and its own logits are used.
 """
 
 from pathlib import Path
@@ -16,13 +16,13 @@ from scalar_sae.errors import UserError
 
 
 class _Output(NamedTuple):
-    """As `transformers` returns it."""
+    """The output, in the form that `transformers` returns."""
 
     logits: Float[Tensor, "batch token d_vocab"]
 
 
 class Hooked(nn.Module):
-    """A `HookedTransformer`, asked as a model of `transformers` is."""
+    """A `HookedTransformer` with the interface of a `transformers` model."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Hooked(nn.Module):
                 f"{cfg.model_name}: every head reads a residual stream of its own; "
                 "set_use_attn_in(False) and set_use_split_qkv_input(False) give it one"
             )
-        self.name_or_path = ""  # nothing lies beside its weights
+        self.name_or_path = ""  # no files lie beside its weights
         cap: float | None = cfg.output_logits_soft_cap
         sizes: dict[str, Any] = {
             "hidden_size": cfg.d_model,
@@ -48,15 +48,15 @@ class Hooked(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go."""
+        """The device to which tokens are moved."""
         return next(self.parameters()).device
 
     def forward(self, tokens: Int[Tensor, "batch token"], use_cache: bool) -> _Output:
-        """Its own logits; no token is taken for padding."""
+        """The model's own logits. No token is treated as padding."""
         return _Output(self.inner(tokens, padding_side="right"))
 
     def get_decoder(self) -> nn.Module:
-        """The module that has the layers."""
+        """The module that contains the layers."""
         return self.inner
 
     def get_output_embeddings(self) -> nn.Module:
@@ -64,7 +64,7 @@ class Hooked(nn.Module):
         return self.inner.unembed
 
     def save_pretrained(self, folder: Path) -> None:
-        """Refused.
+        """Not supported.
 
         Raises:
             UserError: always.
@@ -73,7 +73,7 @@ class Hooked(nn.Module):
 
 
 def as_hf(module: nn.Module) -> tuple[nn.Module, str, Any]:
-    """A module as a model of `transformers`, its name, and the tokenizer that it carries, if any."""
+    """A module as a `transformers` model, with its name and the tokenizer that it carries, if any."""
     given: Any = module
     tokenizer = getattr(module, "tokenizer", None)
     if isinstance(original := getattr(module, "original_model", None), nn.Module):

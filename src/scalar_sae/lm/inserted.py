@@ -1,4 +1,4 @@
-"""An activation that stands in for a model's own while a block of code runs (`LanguageModel.spliced_by`)."""
+"""An activation that replaces the model's own within a block of code (`LanguageModel.spliced_by`)."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -12,16 +12,16 @@ from scalar_sae.sites import Site
 
 
 class Inserted(NamedTuple):
-    """What is spliced in, and where."""
+    """A replacement and its site."""
 
     site: Site
     of: Callable[[Int64[Tensor, "batch token"]], Tensor]
-    """From token ids to what stands at the site, [batch, token, d_model]."""
+    """From token ids to the activation at the site, [batch, token, d_model]."""
 
 
 @contextmanager
 def refused(module: nn.Module, message: str) -> Generator[None]:
-    """Within the block, a UserError ends every whole forward pass of a module."""
+    """Within the block, every complete forward pass of a module raises a UserError."""
 
     def refuse(*_: Any) -> None:
         raise UserError(message)

@@ -1,10 +1,11 @@
-"""A decoder layer as stages: branches that read the residual stream side by side and are added back to it.
+"""A decoder layer as a sequence of stages. The branches of a stage read the residual stream in parallel and are added
+to it.
 
     sequential:  resid_pre ─▶ [attention] ─▶ resid_mid ─▶ [MLP] ─▶ resid_post        two stages
     parallel:    resid_pre ─▶ [attention, MLP] ─▶ resid_post                         one
 
-A branch is a line of named places (see sites.py) and the model's own modules between them, called as `transformers`
-calls them (attention: see attention.py).
+A branch is a sequence of named places (see sites.py) with the model's own modules between them. The modules are called
+as `transformers` calls them; for attention see attention.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,14 +26,14 @@ class SiteState(NamedTuple):
     """The state of a forward pass at a site."""
 
     x: Float[Tensor, "batch token d_model"]
-    """The activation there."""
+    """The activation at the site."""
     skip: Float[Tensor, "batch token d_model"] | None
     """On a side branch: the residual stream to which the branch will be added. None on the residual stream."""
 
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """A side branch: its places in order, each with the function that leads there from the one before."""
+    """A side branch: its places in order, each with the function that computes it from the place before."""
 
     steps: tuple[tuple[str, Function], ...]
 
@@ -42,25 +43,25 @@ class Branch:
         return tuple(place for place, _ in self.steps)
 
     def after(self, kind: str) -> tuple[tuple[str, Function], ...]:
-        """The steps behind a place; all of them if the place is not on the branch."""
+        """The steps after a place; all steps if the place is not on the branch."""
         return self.steps[self.places.index(kind) + 1 :] if kind in self.places else self.steps
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """From one place on the residual stream to the next: the branches between them, added to it."""
+    """A step from one place on the residual stream to the next: parallel branches that are added to it."""
 
     start: str
     branches: tuple[Branch, ...]
     end: str
     stream_first: bool = False
-    """Of several branches, which sum is taken first: the stream and the first branch, or the branches."""
+    """With several branches: whether the stream and the first branch are added first, or the branches."""
 
     def __contains__(self, kind: str) -> bool:
         return kind == self.start or any(kind in branch.places for branch in self.branches)
 
     def steps(self, kind: str, here: SiteState) -> Iterator[tuple[str, SiteState]]:
-        """Walk from a place of the stage to its end, yielding every place reached and the state there."""
+        """Walk from a place to the end of the stage and yield every place reached with its state."""
         if kind == self.start and len(self.branches) > 1:
             yield from self._side_by_side(here.x)
             return
@@ -74,7 +75,9 @@ class Stage:
         yield self.end, SiteState(x + skip, None)
 
     def _side_by_side(self, x: Tensor) -> Iterator[tuple[str, SiteState]]:
-        """All branches from the stage's start; the stream beside each already holds the others' outputs."""
+        """Yield the states of all branches from the stage's start. The stream beside each already includes the others'
+        outputs.
+        """
         reached: list[list[tuple[str, Tensor]]] = []
         for branch in self.branches:
             at: list[tuple[str, Tensor]] = []
@@ -96,7 +99,9 @@ class Layer:
     mlp_norm: nn.Module
     mlp: nn.Module
     mlp_post: Function | None
-    """What the MLP's output passes before it is added to the residual stream: a norm, a constant factor or both."""
+    """What is applied to the MLP's output before it is added to the residual stream: a norm, a constant factor or
+    both.
+    """
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -106,12 +111,12 @@ class Layer:
 
     @cached_property
     def weight(self) -> nn.Parameter:
-        """Some weight of the MLP: where the layer lies and in which precision it computes."""
+        """A weight of the MLP, from which the layer's device and precision are read."""
         return next(self.mlp.parameters())
 
     def leads(self, kind: str, later: str) -> bool:
-        """Whether what stands at a place has a part in what stands at a later one: not if their branches run side by
-        side.
+        """Whether the activation at a place influences that at a later one. It does not if they lie on parallel
+        branches.
         """
         stage = next((stage for stage in self.stages if kind in stage), None)
         if stage is None or kind == stage.start or later not in stage:
@@ -119,7 +124,7 @@ class Layer:
         return any(kind in branch.places and later in branch.places for branch in stage.branches)
 
     def steps(self, kind: str, here: SiteState) -> Iterator[tuple[str, SiteState]]:
-        """Walk from a place to the layer's end, yielding every place reached and the state there."""
+        """Walk from a place to the end of the layer and yield every place reached with its state."""
         here = SiteState(here.x.to(self.weight.device), here.skip)
         for stage in self.stages:
             if kind in stage:
@@ -131,7 +136,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A constant factor, behind another function if there is one."""
+    """Multiplication by a constant factor, after another function if there is one."""
 
     factor: float
     before: Function | None
@@ -142,19 +147,21 @@ class Scaled:
 
 
 class Alone(nn.Module):
-    """An MLP that is handed the residual stream and adds it to its output: its output without the stream."""
+    """The output, without the residual stream, of an MLP module that receives the stream and adds it to its output."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The MLP's output where the stream is zero."""
+        """The MLP's output, computed with a zero residual stream."""
         return self.inner(x, torch.zeros_like(x))
 
 
 def branch(name: str, norm: Function, sublayer: Function, post: Function | None) -> Branch:
-    """A norm, attention or MLP, and perhaps another norm or a factor: `NAME_in`, (`NAME_raw`,) `NAME_out`."""
+    """A branch of a norm, then attention or MLP, then optionally another norm or factor: `NAME_in`, (`NAME_raw`,)
+    `NAME_out`.
+    """
     if post is None:
         return Branch(((f"{name}_in", norm), (f"{name}_out", sublayer)))
     return Branch(((f"{name}_in", norm), (f"{name}_raw", sublayer), (f"{name}_out", post)))

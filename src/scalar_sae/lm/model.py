@@ -1,4 +1,4 @@
-"""The transformer under study: read activations at sites, run on from a site to a later one, splice.
+"""The transformer under study: read activations at sites, run from one site to a later one, replace activations.
 
     lm = LanguageModel.load("python-stdlib")
     tokens = lm.tokens("def main():")
@@ -6,9 +6,9 @@
     y = lm.run("resid_mid.0", "resid_post.0", x)                # the block between two sites
     logits = lm.logits_from("resid_post.0", y)                  # the rest of the model
 
-Everything walks from site to neighbouring site (stretch.py). Its steps are the `transformers` modules
-themselves (anatomy.py), so what comes out is the model's own to the bit (tested). The model computes in the
-precision and on the device of its weights; what comes out is at least float32 and lies where lay what went in.
+Every computation walks from site to site (stretch.py). Its steps are the `transformers` modules themselves
+(anatomy.py), so results equal the model's own to the bit; tests check this. The model computes in the precision and on
+the device of its weights. Results are at least float32 and are returned on the device of the input.
 """
 
 import sys
@@ -41,7 +41,7 @@ from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
 
 Replacement = Callable[[Tensor], Tensor]
-"""From the activation at a site to what is put in its place, both [batch, token, d_model]."""
+"""From the activation at a site to its replacement, both [batch, token, d_model]."""
 
 SiteName = TypeVar("SiteName", Site, str)
 """A site, or the name that `Site.parse` reads."""
@@ -72,14 +72,14 @@ class LanguageModel(nn.Module):
         """Load any decoder-only causal language model of `transformers`.
 
         Args:
-            source: a shipped model's name; a folder; a GGUF file; a model on the Hub, `owner/name[@revision]` or
-                `hf://owner/name[@revision][/subfolder]`; or a model that is loaded already (which is frozen and put
-                into evaluation mode), also TransformerLens' HookedTransformer or bridge.
+            source: the name of a shipped model, a folder, a GGUF file, or a model on the Hub (`owner/name[@revision]`
+                or `hf://owner/name[@revision][/subfolder]`). It may also be a loaded model, including TransformerLens'
+                HookedTransformer or bridge; the model is then frozen and put into evaluation mode.
             tokenizer: a `transformers` tokenizer, if not the model's own.
-            options: `device`, to which the model is moved; `dtype`, the precision in which it computes (by default the
-                one that its configuration names); `revision`, `token`, `cache_dir` and `subfolder`, which hold for
-                weights, configuration and tokenizer alike; whatever else `from_pretrained` of `transformers` takes,
-                such as `device_map`.
+            options: `device` is where the model is moved. `dtype` is the precision in which it computes, by default the
+                one in its configuration. `revision`, `token`, `cache_dir` and `subfolder` apply to weights,
+                configuration and tokenizer alike. Other options, such as `device_map`, go to `from_pretrained` of
+                `transformers`.
 
         Raises:
             UserError: there is no such model, its files are damaged, its architecture is not understood, or it computes
@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer, read from beside the weights when it is first needed.
+        """The model's own tokenizer, read from the model's files on first use.
 
         Raises:
             UserError: there is none.
@@ -121,7 +121,8 @@ class LanguageModel(nn.Module):
     def special_tokens(self) -> tuple[int, ...]:
         """Ids of the tokens that are not text (special.py), in ascending order.
 
-        The tokenizer names them. Without a tokenizer they are the configuration's, and a sentence says so.
+        The tokenizer names them. Without a tokenizer, the ids in the model's configuration are used, and the user is
+        told so.
         """
         configs = (self.hf.config, self.hf.config.get_text_config(), getattr(self.hf, "generation_config", None))
         try:
@@ -136,7 +137,7 @@ class LanguageModel(nn.Module):
         """Ids of the tokens that a rule leaves out.
 
         Raises:
-            UserError: the rule names an id that the vocabulary does not have.
+            UserError: the rule names an id outside the vocabulary.
         """
         if rule == "skip":
             return self.special_tokens
@@ -147,12 +148,12 @@ class LanguageModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision in which it computes."""
+        """The precision in which the model computes."""
         return self._anatomy.layers[0].weight.dtype
 
     def describe(self) -> dict[str, Any]:
-        """What a record says of the model: its name and precision, its commit on the Hub, and what its weights were
-        dequantised from.
+        """Describe the model for a record: its name and precision, its commit on the Hub, and the quantised types that
+        its weights were dequantised from.
         """
         made_of = getattr(self.hf.config, "dequantized_from", None)
         dtype = str(self.dtype).removeprefix("torch.")
@@ -160,7 +161,7 @@ class LanguageModel(nn.Module):
         return {"lm": self.name, "dtype": dtype} | {name: value for name, value in known.items() if value}
 
     def remark(self) -> str:
-        """What to tell the user of the model's precision; nothing if it is plain float32."""
+        """A sentence on the model's precision for the user; empty for plain float32."""
         about = self.describe()
         if made_of := about.get("dequantized_from"):
             kinds = " and ".join(kind for kind in made_of["types"] if kind != "F32") or "F32"
@@ -172,7 +173,7 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return self.hf.device
 
     def save(self, folder: Path) -> None:
@@ -181,7 +182,7 @@ class LanguageModel(nn.Module):
         self.tokenizer.save(folder)
 
     def shuffled(self, seed: int) -> "LanguageModel":
-        """A copy of the model with the entries of each of its weight tensors in another order."""
+        """A copy of the model in which the entries of every weight tensor are randomly permuted."""
         hf = deepcopy(self.hf)
         generator = torch.Generator().manual_seed(seed)
         for weights in hf.parameters():
@@ -190,15 +191,17 @@ class LanguageModel(nn.Module):
         return LanguageModel(hf, f"{self.name}, weights shuffled", self._tokenizer, self._origin)
 
     def check(self, site: Site) -> None:
-        """Raise a UserError if the model has no such site, or if the module it is named after is at another one."""
+        """Raise a UserError if the model has no such site, or if the module that the site is named after lies at
+        another one.
+        """
         check_site(site, self._anatomy, self.name)
 
     def leads(self, start: Site, end: Site) -> bool:
-        """Whether what stands at a site has a part in what stands at a later one."""
+        """Whether the activation at `start` influences the activation at the later site `end`."""
         return start.layer != end.layer or self._anatomy.layers[start.layer].leads(start.kind, end.kind)
 
     def norm_before(self, site: Site) -> AnyNorm | None:
-        """The norm whose output is read at `attn_in` or `mlp_in`; None at other sites, and if its form is not known."""
+        """The norm whose output is read at `attn_in` or `mlp_in`; None at other sites or if its form is not known."""
         return self._anatomy.norm_before(site)
 
     def check_tokens(self, tokens: Int[Tensor, "batch token"]) -> None:
@@ -206,22 +209,22 @@ class LanguageModel(nn.Module):
         check_tokens(tokens, self.name, self.context, self.d_vocab, self._tokenizer)
 
     def tokens(self, text: str) -> Int64[Tensor, "one token"]:
-        """A text as a prompt of token ids.
+        """Encode a text as a prompt of token ids.
 
-        The tokens that the tokenizer puts in front of every text stand in front of this one too.
+        It starts with the tokens that the tokenizer puts before every text.
 
         Raises:
-            UserError: the text has no tokens, more than the model reads, or characters that the vocabulary lacks.
+            UserError: the text has no tokens, more than the model reads, or characters outside the vocabulary.
         """
         tokens = encoded(text, self.tokenizer, self.name)
         self.check_tokens(tokens)
         return tokens
 
     def logits(self, tokens: Integer[Tensor, "batch token"]) -> Float[Tensor, "batch token d_vocab"]:
-        """Next-token logits: the model's own, or within `spliced_by` those of the spliced model.
+        """Next-token logits of the model, or of the spliced model within `spliced_by`.
 
         Raises:
-            UserError: tokens that the model cannot read.
+            UserError: the model cannot read these tokens.
         """
         tokens = self._prompts(tokens)
         if self._inserted is None:
@@ -230,7 +233,11 @@ class LanguageModel(nn.Module):
         return self.logits_from(self._inserted.site, state.x, state.skip)
 
     def states(self, tokens: Int[Tensor, "batch token"], sites: list[Site]) -> dict[Site, SiteState]:
-        """The clean forward pass at each site, run no further than the last of them."""
+        """The states of a clean forward pass at the sites. The pass stops at the last of them.
+
+        Raises:
+            UserError: the model lacks a site or cannot read these tokens.
+        """
         self.check_tokens(tokens)
         for site in sites:
             self.check(site)
@@ -247,14 +254,14 @@ class LanguageModel(nn.Module):
     def activations(
         self, tokens: Integer[Tensor, "batch token"], sites: Sequence[SiteName]
     ) -> dict[SiteName, Float[Tensor, "batch token d_model"]]:
-        """The activations at each site: the model's own, or within `spliced_by` those of the spliced model.
+        """The activations at each site, of the model or, within `spliced_by`, of the spliced model.
 
         Args:
             tokens: prompts.
-            sites: sites or their names; the answer has the same keys.
+            sites: sites or their names. They are the keys of the result.
 
         Raises:
-            UserError: the model has no such site, or tokens that it cannot read.
+            UserError: the model lacks a site or cannot read these tokens.
         """
         tokens, named = self._prompts(tokens), {name: Site.of(name) for name in sites}
         for site in named.values():
@@ -272,16 +279,16 @@ class LanguageModel(nn.Module):
     def spliced_by(
         self, site: Site | str, replacement: Callable[[Int64[Tensor, "batch token"]], Tensor]
     ) -> Generator["LanguageModel"]:
-        """Within the block, `logits` and `activations` are those of the model with another activation at a site.
+        """Replace the activation at a site within the block, for `logits` and `activations`.
 
-        Everything else, `states` and `run` among them, stays the model's own.
+        All other methods, such as `states` and `run`, still compute with the unmodified model.
 
         Args:
-            site: where the activation stands.
+            site: the site of the replaced activation.
             replacement: from token ids [batch, token] to the activation, [batch, token, d_model].
 
         Raises:
-            UserError: something is spliced in already, or within the block the model is called as `lm.hf(...)`.
+            UserError: an activation is replaced already, or the model is called as `lm.hf(...)` within the block.
         """
         site = Site.of(site)
         self.check(site)
@@ -297,16 +304,16 @@ class LanguageModel(nn.Module):
             self._inserted = None
 
     def _lies_behind(self, start: Site, site: Site) -> bool:
-        """Whether what stands at one place has a part in what stands at the other."""
+        """Whether `site` is the place `start`, or a later one that the activation at `start` influences."""
         return site.same_place(start) or (start < site and self.leads(start, site))
 
     def _spliced_state(self, inserted: Inserted, tokens: Int64[Tensor, "batch token"]) -> SiteState:
-        """The activation that is spliced in, beside the model's own residual stream."""
+        """The state at the site: the replacement, with the model's own residual stream beside it."""
         state = self.states(tokens, [inserted.site])[inserted.site]
         return state._replace(x=inserted.of(tokens))
 
     def _prompts(self, tokens: Tensor) -> Int64[Tensor, "batch token"]:
-        """Token ids of whatever integers, as the model takes them."""
+        """Check token ids of any integer type and convert them to int64."""
         tokens = as_prompts(tokens)
         self.check_tokens(tokens)
         return tokens
@@ -318,17 +325,17 @@ class LanguageModel(nn.Module):
         x: Float[Tensor, "batch token d_model"],
         skip: Float[Tensor, "batch token d_model"] | None = None,
     ) -> Float[Tensor, "batch token d_model"]:
-        """The activation at `end` when `x` stands at `start`.
+        """The activation at `end` when the activation at `start` is `x`.
 
         Args:
             start: a site before `end`, or its name.
             end: a later site, or its name.
-            x: the activation put in at `start`.
-            skip: on a side branch, the residual stream that the branch is added to; needed only when that happens
-                before `end`.
+            x: the activation at `start`.
+            skip: for a start on a side branch, the residual stream to which the branch is added; needed only if that
+                addition lies before `end`.
 
         Raises:
-            UserError: `skip` is needed and missing, or nothing leads from `start` to `end`.
+            UserError: `skip` is needed and missing, the model lacks a site, or `start` does not influence `end`.
         """
         start, end = Site.of(start), Site.of(end)
         self.check(start)
@@ -336,10 +343,10 @@ class LanguageModel(nn.Module):
         return self._stretch.run(start, end, x, skip)
 
     def in_float32(self, start: Site, end: Site) -> Stretch:
-        """The computation between two sites in float32, whatever the model's precision; only its layers are copied.
+        """The computation between two sites in float32, whatever the model's precision. Only its layers are copied.
 
-        A model in half precision rounds every activation to three digits (bfloat16) or four. Small differences between
-        two activations at `start` would be lost in that.
+        A model in half precision rounds every activation to three significant digits (bfloat16) or four (float16). The
+        rounding would hide small differences between two activations at `start`.
         """
         self.check(start)
         self.check(end)
@@ -347,7 +354,7 @@ class LanguageModel(nn.Module):
         return Stretch(layers, self.name)
 
     def copied(self, start: Site, end: Site) -> int:
-        """Bytes that `in_float32` copies."""
+        """Number of bytes that `in_float32` copies."""
         return sum(self._anatomy.copied(number) for number in _layers(start, end))
 
     def logits_from(
@@ -356,28 +363,33 @@ class LanguageModel(nn.Module):
         x: Float[Tensor, "batch token d_model"],
         skip: Float[Tensor, "batch token d_model"] | None = None,
     ) -> Float[Tensor, "batch token d_vocab"]:
-        """Next-token logits when `x` stands at `site` and the rest of the model runs on from there.
+        """Next-token logits when the activation at `site` is `x` and the rest of the model runs from there.
 
-        On a side branch `skip` is the residual stream added after it: the model's own.
+        For a site on a side branch, `skip` is the model's own residual stream to which the branch is added.
+
+        Raises:
+            UserError: the model lacks the site, or `skip` is needed and missing.
         """
         return self.unembed(self.run(site, self.end, x, skip))
 
     @property
     def end(self) -> Site:
-        """The residual stream behind the last layer."""
+        """The site after the last layer."""
         return Site("resid_post", self.n_layers - 1)
 
     def unembed(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_vocab"]:
-        """Next-token logits when `x` is the residual stream behind the last layer."""
+        """Next-token logits when the residual stream after the last layer is `x`."""
         return widened(self._anatomy.unembed(x.to(self._anatomy.layers[-1].weight)), x)
 
     def spliced(self, first: SiteState, replace: dict[Site, Replacement]) -> SiteState:
-        """The state at the last listed site, the activation at each of them replaced by a function of what stands
-        there. A later site sees what the earlier replacements made of it.
+        """The state at the last of some sites, with the activation at each of them replaced.
+
+        A replacement is a function of the current activation, so a later site sees the effect of the earlier
+        replacements.
 
         Args:
             first: the state at the first of the sites.
-            replace: by site, in any order.
+            replace: the replacement at each site, in any order.
         """
         places = sorted(replace)
         here = first._replace(x=replace[places[0]](first.x))
@@ -401,5 +413,5 @@ class LanguageModel(nn.Module):
 
 
 def _layers(start: Site, end: Site) -> range:
-    """The layers that are run from one site to another."""
+    """The layers that a run from one site to another passes through."""
     return range(start.layer, max(start.layer + 1, end.layer + (end.kind != "resid_pre")))

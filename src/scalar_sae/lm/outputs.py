@@ -1,8 +1,8 @@
-"""Compare next-token distributions: KL and cross-entropy, a few tokens at a time.
+"""Compare next-token distributions by KL and cross-entropy, a few tokens at a time.
 
-A vocabulary is wide: the logits of a thousand tokens of a 49,152-word model take 200 MB. So logits are made for some
-tokens at a time (as many as keep the product with the unembedding fast) and compared for as few as stay in the cache.
-Only the log-probabilities that others are compared with are held whole.
+Logits are large: those of a thousand tokens take 200 MB for a vocabulary of 49,152. They are therefore computed for
+some tokens at a time, as many as keep the product with the unembedding fast, and compared for as few as fit in the
+cache. Only the reference log-probabilities are held whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,31 +16,31 @@ from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.model import LanguageModel
 
 LOGIT_BYTES = 2**25
-"""Logits are made for as many tokens at a time as fit this."""
+"""Maximum size of the logits that are computed at a time."""
 CACHE_BYTES = 2**22
-"""On a CPU they are compared for as many tokens at a time as fit this."""
+"""On a CPU, maximum size of the logits that are compared at a time."""
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
-"""From log-probabilities p and q, [..., d_vocab], to what is lost when q stands for p, [...], in nats."""
+"""From log-probabilities p and q, [..., d_vocab], to the divergence of q from p, [...], in nats."""
 
 
 class Compared(NamedTuple):
-    """What some distributions are, seen from others."""
+    """Distributions compared with reference distributions."""
 
     kl: Float[Tensor, "reference batch token"]
     """KL(reference || distribution) in nats."""
     ce: Float[Tensor, "batch token_1"]
-    """Next-token cross-entropy in nats; the last token has no next one."""
+    """Next-token cross-entropy in nats; the last token has no target."""
 
 
 def kl(p: Float[Tensor, "*#batch d_vocab"], q: Float[Tensor, "*#batch d_vocab"]) -> Float[Tensor, "*batch"]:
-    """KL(p || q) in nats from log-probabilities; first axes are broadcast."""
+    """KL(p || q) in nats from log-probabilities. Leading axes are broadcast."""
     return (p.exp() * (p - q)).sum(-1)
 
 
 @torch.no_grad()
 def log_probs(lm: LanguageModel, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_vocab"]:
-    """Next-token log-probabilities, held whole, when x is the residual stream behind the last layer."""
+    """Next-token log-probabilities, held whole, when the residual stream after the last layer is x."""
     found = x.new_empty(*x.shape[:2], lm.d_vocab)
     for at, some in _pieces(lm, x):
         found[at] = some
@@ -55,16 +55,16 @@ def compare(
     tokens: Int[Tensor, "_ token"],
     divergence: Divergence = kl,
 ) -> Compared:
-    """The distributions that follow from x, the residual stream behind the last layer, seen from others.
+    """Compare the distributions that follow from x, the residual stream after the last layer, with references.
 
-    The first axes of x, of each reference and of the tokens are broadcast: each is either the same batch or one.
+    The first axes of x, of each reference and of the tokens are broadcast: each is either the same batch or 1.
 
     Args:
         lm: the model.
-        x: from which the distributions follow.
-        references: log-probabilities that they are compared with.
-        tokens: the prompts; what follows a token is what is predicted at it.
-        divergence: how they are compared; by default KL.
+        x: the residual stream after the last layer.
+        references: reference log-probabilities.
+        tokens: the prompts, from which the targets of the cross-entropy are taken.
+        divergence: the divergence from a reference; KL by default.
     """
     batch = max(len(x), len(tokens), *map(len, references))
     next_token = tokens.roll(-1, 1)
@@ -79,7 +79,7 @@ def compare(
 
 
 def _pieces(lm: LanguageModel, x: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-    """Log-probabilities of some prompts and tokens, [batch, token, d_vocab], and which they are."""
+    """Yield log-probabilities [batch, token, d_vocab] of some prompts and tokens, with their index."""
     cache = CACHE_BYTES if x.device.type == "cpu" else LOGIT_BYTES
     for rows, columns in _cut(x.shape[0], x.shape[1], lm.d_vocab, LOGIT_BYTES):
         with FastCPUOps():
@@ -90,7 +90,7 @@ def _pieces(lm: LanguageModel, x: Tensor) -> Iterator[tuple[tuple[slice, slice],
 
 
 def _cut(batch: int, n_token: int, d_vocab: int, most: int) -> Iterator[tuple[slice, slice]]:
-    """Cut [batch, token] so that the logits of a piece take at most so many bytes: whole prompts where they fit."""
+    """Cut [batch, token] into pieces whose logits take at most `most` bytes: whole prompts where they fit."""
     fit = max(1, most // (4 * d_vocab))
     height, width = max(1, fit // n_token), min(fit, n_token)
     for row in range(0, batch, height):
@@ -99,7 +99,7 @@ def _cut(batch: int, n_token: int, d_vocab: int, most: int) -> Iterator[tuple[sl
 
 
 def _rows(x: Tensor, here: slice) -> Tensor:
-    """Some rows of a batch, or the only one."""
+    """Some rows of a batch, or its only row."""
     return x if len(x) == 1 else x[here]
 
 

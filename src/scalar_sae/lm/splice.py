@@ -1,10 +1,10 @@
-"""The model with something else in place of its activations at some sites, and what that costs at its output.
+"""Run the model with its activations replaced at some sites, and measure the effect on its output.
 
     splice = Splice(lm, tokens, keep, states)
     splice.losses(splice.end({site: lambda x: new}))   # cross-entropy and KL at every token
 
-What stands in is a function of the activation, since a later site sees what earlier replacements made of it. Special
-tokens keep the model's own activation at every site and are counted nowhere (lm/special.py).
+A replacement is a function of the current activation, so a later site sees the effect of earlier replacements. Special
+tokens keep the model's own activation at every site and are not counted (lm/special.py).
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from scalar_sae.sites import Site
 
 
 class Losses(NamedTuple):
-    """What replaced activations cost, in nats; zero where a token is not counted."""
+    """The losses with replaced activations, in nats; zero where a token is not counted."""
 
     ce: Float[Tensor, "prompt token_1"]
-    """Next-token cross-entropy, for all tokens but the last."""
+    """Next-token cross-entropy at all tokens but the last."""
     kl: Float[Tensor, "prompt token"]
     """KL(model || model with replaced activations)."""
 
@@ -40,12 +40,12 @@ class Splice:
         keep: Bool[Tensor, "prompt token"],
         states: Mapping[Site, SiteState],
     ) -> None:
-        """Run the model on from the last of the states.
+        """Run the model from the last of the states to its output.
 
         Args:
             lm: the model.
             tokens: the prompts.
-            keep: the tokens that count; false at special tokens.
+            keep: mask of the tokens that count; false at special tokens.
             states: the model's own state at every site that will be replaced.
         """
         self._lm, self._tokens, self._keep, self._states = lm, tokens.long(), keep, states
@@ -60,25 +60,25 @@ class Splice:
             )
 
     def end_from(self, site: Site, state: SiteState) -> Float[Tensor, "_ token d_model"]:
-        """The residual stream behind the last layer when the model runs on from a state."""
+        """The residual stream after the last layer when the model runs from a state."""
         with FastCPUOps():
             return self._lm.run(site, self._lm.end, *state)
 
     def end(self, replace: Mapping[Site, Replacement]) -> Float[Tensor, "prompt token d_model"]:
-        """The residual stream behind the last layer with these activations replaced."""
+        """The residual stream after the last layer with these activations replaced."""
         return self.end_from(max(replace), self.state(replace))
 
     def clean_ce(self) -> Float[Tensor, "prompt token_1"]:
-        """The model's own next-token cross-entropy in nats, zero where the next token is special."""
+        """The model's own next-token cross-entropy in nats; zero where the next token is special."""
         target = self._tokens[:, 1:].unsqueeze(-1)
         return -self._clean[:, :-1].gather(-1, target).squeeze(-1) * self._keep[:, 1:]
 
     def losses(self, end: Float[Tensor, "_ token d_model"]) -> Losses:
-        """What an end of the model costs; one row of it stands for all prompts."""
+        """The losses that follow from a residual stream after the last layer. A single row stands for all prompts."""
         found = compare(self._lm, end, [self._clean], self._tokens)
         return Losses(found.ce * self._keep[:, 1:], found.kl[0] * self._keep)
 
     def _at_counted(self, site: Site, new: Replacement) -> Replacement:
-        """A replacement that leaves special tokens as they are."""
+        """A replacement that leaves special tokens unchanged."""
         own, keep = self._states[site].x, self._keep.unsqueeze(-1)
         return lambda x: torch.where(keep, new(x), own)

@@ -1,4 +1,4 @@
-"""Layers of a model that follow each other, as a function from one site to a later one."""
+"""Consecutive layers of a model, as a function from one site to a later one."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,11 @@ from scalar_sae.sites import Site
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """All layers of a model, or some."""
+    """Some or all layers of a model."""
 
     layers: Mapping[int, Layer]
     name: str
-    """The model's, for messages."""
+    """The model's name, for messages."""
 
     def run(
         self,
@@ -29,17 +29,17 @@ class Stretch:
         x: Float[Tensor, "batch token d_model"],
         skip: Float[Tensor, "batch token d_model"] | None = None,
     ) -> Float[Tensor, "batch token d_model"]:
-        """The activation at `end` when `x` stands at `start`.
+        """The activation at `end` when the activation at `start` is `x`.
 
         Args:
             start: a site before `end`.
             end: a later site.
-            x: the activation put in at `start`.
-            skip: on a side branch, the residual stream that the branch is added to; needed only when that happens
-                before `end`.
+            x: the activation at `start`.
+            skip: for a start on a side branch, the residual stream to which the branch is added; needed only if that
+                addition lies before `end`.
 
         Raises:
-            UserError: `skip` is needed and missing, or nothing leads from `start` to `end`.
+            UserError: `skip` is needed and missing, or `start` does not influence `end`.
         """
         if start.same_place(end):
             return widened(x.to(self.layers[start.layer].weight), x)
@@ -61,7 +61,7 @@ class Stretch:
         return FeedForward.of(self.layers[layer], f"{self.name}, layer {layer}")
 
     def walk(self, start: Site, end: Site, here: SiteState) -> Iterator[tuple[Site, SiteState]]:
-        """Walk from one place to a later one, yielding every place reached and the state there."""
+        """Walk from one site to a later one and yield every site reached with its state."""
         kind = start.kind
         for number in range(start.layer, max(self.layers) + 1):
             for reached, state in self.layers[number].steps(kind, here):
@@ -74,5 +74,5 @@ class Stretch:
 
 
 def widened(x: Tensor, given: Tensor) -> Tensor:
-    """As the caller sees it: at least float32, on the device of what was given."""
+    """Cast a result for the caller: at least float32, on the device of `given`."""
     return x.to(given.device, torch.promote_types(x.dtype, torch.float32))

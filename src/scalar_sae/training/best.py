@@ -1,12 +1,12 @@
-"""The weights of a trainee that did best on validation text.
+"""Keep the weights of a trainee that did best on validation text.
 
-They are judged by the trainee's own loss, the sum over its sites: a Staircase is one trainee, so what is kept are
-weights that existed together. (The SCALAR authors keep a Staircase only where every site is at its best at the same
-moment, which can freeze an early one.)
+Weights are judged by the trainee's own loss, summed over its sites. A Staircase is one trainee, so the kept weights of
+all its sites come from the same step. The SCALAR authors differ here: they keep a Staircase only when every site is at
+its best at the same step, which can freeze an early one.
 
-A loss is not the same function all along: penalties warm up, a weight is steered to a wanted L0, K anneals. So at every
-validation the present weights and the kept ones are both judged by the present function, with its schedules at their
-end; the later ones win a tie.
+The loss function changes during training: penalties warm up, weights are steered to a target L0, and K anneals. Losses
+of different steps are therefore not comparable. Every validation evaluates both the current and the kept weights with
+the current loss function, its schedules at their final values. On a tie the current weights win.
 """
 
 import math
@@ -25,13 +25,13 @@ class Best:
 
     def __init__(self) -> None:
         self.step = 0
-        """Step after which the weights stood."""
+        """Step after which the weights were kept."""
         self.loss = math.inf
-        """Their loss, as it was found last."""
+        """Their loss at the latest validation."""
         self._state: dict[str, Tensor] | None = None
 
     def judge(self, trainee: TrainableSAEs, step: int, loss: Callable[[TrainableSAEs], float]) -> float:
-        """Keep the present weights if they are no worse than the kept ones; returns their loss."""
+        """Keep the current weights if their loss is no higher than that of the kept ones. Returns the current loss."""
         if self._state is not None:
             with _instead(trainee, self._state):
                 self.loss = loss(trainee)
@@ -42,7 +42,7 @@ class Best:
         return now
 
     def _keep(self, trainee: TrainableSAEs) -> None:
-        """Copy the present weights over those kept before."""
+        """Copy the current weights into the buffers of the kept ones."""
         present = trainee.state_dict()
         if self._state is None:
             self._state = {name: torch.empty_like(tensor) for name, tensor in present.items()}
@@ -50,26 +50,29 @@ class Best:
             self._state[name].copy_(tensor)
 
     def restore(self, trainee: TrainableSAEs) -> None:
-        """Put the kept weights and what was counted with them into the trainee."""
+        """Load the kept weights and buffers into the trainee."""
         if self._state is not None:
             trainee.load_state_dict(self._state)
 
     def remark(self) -> dict[str, Any]:
-        """Which weights these are, for an SAE's card; nothing where nothing was judged."""
+        """The step and loss of the kept weights, for an SAE's card; empty before the first validation."""
         return {"step": self.step, "val_loss": self.loss} if self._state is not None else {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The state to save in a checkpoint."""
         return {"step": self.step, "loss": self.loss, "state": self._state}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.step, self.loss, self._state = state["step"], state["loss"], state["state"]
 
 
 @contextmanager
 def _instead(trainee: TrainableSAEs, state: dict[str, Tensor]) -> Generator[None]:
-    """The parameters of `state` in place of the trainee's; its buffers, which make the loss what it is, stay."""
+    """Temporarily replace the trainee's parameters by those in `state`.
+
+    Its buffers stay, because they define the current loss function.
+    """
     present = {name: parameter.data for name, parameter in trainee.named_parameters()}
     try:
         for name, parameter in trainee.named_parameters():

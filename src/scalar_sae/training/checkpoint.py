@@ -1,7 +1,8 @@
 """Checkpoints, and stopping on a signal.
 
-A checkpoint is the learners' states and how far the stream was used: buffer i depends on (seed, i) alone, and every
-random choice of a method on (seed, site, step), so no generator's state is needed to go on with the same bytes.
+A checkpoint holds the states of the learners and the position in the stream. Buffer i depends only on (seed, i), and
+every random choice of a method only on (seed, site, step). A resumed run therefore ends with the same bytes without
+saving the state of any random generator.
 """
 
 import os
@@ -26,28 +27,29 @@ REMEDY = "move it away and run the same command to start again"
 
 
 class Position(NamedTuple):
-    """How far training has come."""
+    """The position in training."""
 
     step: int = 0
-    """Optimiser steps done."""
+    """Optimiser steps taken."""
     buffer: int = 0
-    """Number of the buffer in use."""
+    """Index of the current buffer."""
     batch: int = 0
-    """Batches of that buffer that were used."""
+    """Number of batches of that buffer already used."""
 
 
 def save(path: Path, at: Position, learners: list[OptimizedSAEs], run: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all; `run` is the config and the text, as plain values."""
+    """Write a checkpoint atomically. `run` holds the config and the description of the text, as plain values."""
     learned = [learner.state() for learner in learners]
     with atomic_write(path, "--out") as temporary:
         save_checkpoint(temporary, {"position": tuple(at), "learners": learned, "run": run, "written_by": WRITER})
 
 
 def resume(path: Path, learners: list[OptimizedSAEs], device: torch.device, run: dict[str, Any]) -> Position:
-    """Load a checkpoint onto a device if there is one.
+    """Load the checkpoint onto a device if there is one, and return its position.
 
     Raises:
-        UserError: it is damaged, was changed, is of other SAEs or another run, or another worker sees another one.
+        UserError: the checkpoint is damaged or was changed, it belongs to other SAEs or another run, or the workers see
+            different checkpoints.
     """
     at = _loaded(path, learners, device, run) if os.path.lexists(path) else Position()
     distributed.check_agreement(str(path), at)
@@ -67,7 +69,7 @@ def _loaded(path: Path, learners: list[OptimizedSAEs], device: torch.device, run
 
 
 class Signals:
-    """Whether SIGINT, SIGTERM or SIGHUP has arrived."""
+    """Records whether SIGINT, SIGTERM or SIGHUP has arrived."""
 
     received: int | None = None
 
@@ -77,15 +79,16 @@ class Signals:
 
 @contextmanager
 def noted() -> Generator[Signals]:
-    """While the block runs, signals that end a process are noted only; the block looks, and ends in good order.
+    """Record signals that would end the process instead of acting on them; the block checks for them and ends cleanly.
 
-    A signal that the process ignores, as SIGHUP under `nohup`, stays ignored.
+    A signal that the process already ignores, such as SIGHUP under `nohup`, stays ignored.
     """
     signals = Signals()
-    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+    # Python allows signal handlers only in the main thread
+    if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not known everywhere
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP does not exist on every platform
     numbers = [number for name in names if (number := getattr(signal, name, None)) is not None]
     numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, signals._note) for number in numbers}  # pyright: ignore[reportPrivateUsage]

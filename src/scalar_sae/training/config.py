@@ -1,4 +1,4 @@
-"""What a training run is made of: read from a preset (YAML), written resolved beside the results."""
+"""The config of a training run. It is read from a preset (YAML); the resolved config is written beside the results."""
 
 import os
 from importlib import resources
@@ -17,34 +17,34 @@ from scalar_sae.saes.methods.registry import CONFIGS, MethodConfig
 Config = TypeVar("Config", bound=BaseModel)
 
 LONGEST = 2**20
-"""Bytes of a preset."""
+"""Maximum size of a preset file in bytes."""
 PRESETS = resources.files("scalar_sae.training") / "presets"
 
 
 class TrainConfig(BaseModel):
-    """How SAEs are trained on the activations of a language model."""
+    """How to train SAEs on the activations of a language model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     lm: Address = "python-stdlib"
-    """A shipped language model, a folder, a GGUF file, or `owner/name[@revision]` on the Hub."""
+    """The language model: the name of a shipped one, a folder, a GGUF file, or `owner/name[@revision]` on the Hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision in which the language model computes; `auto`: the one that its configuration names. The run keeps the
-    model in it. SAEs are trained in float32."""
+    """Precision in which the language model computes. `auto` takes the one in its configuration. The run saves the
+    model in this precision. SAEs are always trained in float32."""
     corpus: Address = "python-stdlib"
-    """A text's name, a path, or hf://owner/name:configuration@split#column; see docs/text.md."""
+    """The text: a shipped name, a path, or hf://owner/name:configuration@split#column; see docs/text.md."""
     saes: list[MethodConfig] = Field(min_length=1)
     """The SAEs, all trained in one pass over the language model."""
     tokens: Count
-    """Training tokens (whole batches; the rest of the division is dropped)."""
+    """Training tokens, rounded down to whole batches."""
     batch_tokens: Size = 4096
     """Tokens per optimiser step."""
     buffer_tokens: Count = 65_536
-    """Tokens that are shuffled together."""
+    """Number of tokens that are shuffled together."""
     context: Size = 128
     """Tokens per window of text."""
     lr: Rate = 1e-3
-    """Highest learning rate."""
+    """Peak learning rate."""
     min_lr: float = Field(default=1e-4, ge=0)
     """Learning rate at the end of the schedule."""
     warmup_steps: int = Field(default=750, ge=0, le=10**12)
@@ -56,13 +56,15 @@ class TrainConfig(BaseModel):
     beta2: float = Field(default=0.95, gt=0, lt=1)
     """Adam's second-moment decay."""
     clip: Rate = 1.0
-    """Largest gradient norm, for each trainee by itself."""
+    """Maximum gradient norm, applied to each trainee separately."""
     seed: Seed = 0
-    """Seed of the order of the text, and of the first weights of methods that name none of their own."""
+    """Seed of the order of the text, and of the initial weights of methods without a seed of their own."""
     validations: int = Field(default=5, ge=0, le=10**6)
-    """How often the SAEs are measured on validation text while they train; 0 for never."""
+    """Number of times the SAEs are measured on validation text during training; 0 for never."""
     special: Rule = "skip"
-    """Special tokens: `skip` leaves them out, `count` trains on them too, a list of ids leaves out those instead."""
+    """Special tokens: `skip` leaves them out, `count` trains on them too, and a list of ids leaves out those ids
+    instead.
+    """
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
@@ -83,7 +85,7 @@ class TrainConfig(BaseModel):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in the token budget."""
+        """Number of optimiser steps in the token budget."""
         return self.tokens // self.batch_tokens
 
 
@@ -96,7 +98,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """The content of a shipped preset, or of a YAML file at a path.
 
     Raises:
-        UserError: there is no such preset or file, or it is not YAML with `train:` and maybe `score:`.
+        UserError: there is no such preset or file, or it is not YAML with a section `train:` and optionally `score:`.
     """
     path = Path(name)
     if name in presets():
@@ -114,10 +116,10 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def validated(model: type[Config], values: Any, where: str) -> Config:
-    """A config from plain values, with a one-line error.
+    """Validate plain values as a config, with one-line errors.
 
     Raises:
-        UserError: a field is unknown or out of range; the nearest known field is suggested.
+        UserError: a field is unknown or out of range. The closest known field is suggested.
     """
     try:
         return model.model_validate(values)

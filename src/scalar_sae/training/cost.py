@@ -1,7 +1,8 @@
-"""What training will cost: parameters and arithmetic of a learner's step, found by running it on a few tokens.
+"""The cost of training: parameters and floating-point operations per token, measured by running a step on a few tokens.
 
-No method is known here. A step (loss and gradients) is run on n tokens and on two n, with every matrix product counted.
-Its operations are linear in n. Nothing is changed by it.
+This works for every method without knowing it. One step (loss and gradients) is run on n tokens and one on 2n, and all
+matrix products are counted. The count is linear in n, so the difference gives the cost per token. The trainee is left
+unchanged.
 """
 
 from collections.abc import Generator, Sequence
@@ -14,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalar_sae.saes.methods.base import Acts, Progress, TrainableSAEs
 
 PROBE_TOKENS = 256
-"""Tokens of the smaller step."""
+"""Number of tokens of the smaller step."""
 END = Progress(1, 1)
-"""Late in training: schedules have ended."""
+"""The end of training, where all schedules have reached their final values."""
 
 
 class Cost(NamedTuple):
@@ -24,17 +25,17 @@ class Cost(NamedTuple):
 
     parameters: int
     flop_per_token: int
-    """Floating-point operations of the matrix products of loss and gradients, by token, late in training."""
+    """Floating-point operations per token in the matrix products of loss and gradients, late in training."""
 
 
 def cost(trainee: TrainableSAEs, d_model: int) -> Cost:
-    """The cost of a trainee that reads activations of width `d_model`."""
+    """Measure the cost of a trainee that reads activations of width `d_model`."""
     few, many = (_step(trainee, d_model, n) for n in (PROBE_TOKENS, 2 * PROBE_TOKENS))
     return Cost(sum(p.numel() for p in trainee.parameters()), (many - few) // PROBE_TOKENS)
 
 
 def _step(trainee: TrainableSAEs, d_model: int, n: int) -> int:
-    """Floating-point operations of a step on n made-up tokens."""
+    """Count the floating-point operations of one step on n random tokens."""
     generator, device = torch.Generator().manual_seed(0), next(trainee.parameters()).device
     acts: Acts = {read: torch.randn(n, d_model, generator=generator, device="cpu").to(device) for read in trainee.reads}
     known = {torch.ops.mkldnn._linear_pointwise: _linear_flop}
@@ -47,7 +48,7 @@ def _step(trainee: TrainableSAEs, d_model: int, n: int) -> int:
 
 @contextmanager
 def _unchanged(trainee: TrainableSAEs) -> Generator[None]:
-    """What a trainee counts in the block is forgotten."""
+    """Restore the trainee's buffers after the block."""
     counted = {name: buffer.clone() for name, buffer in trainee.named_buffers()}
     yield
     with torch.no_grad():
@@ -56,5 +57,5 @@ def _unchanged(trainee: TrainableSAEs) -> Generator[None]:
 
 
 def _linear_flop(x: Sequence[int], W: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of kernels.py's product, which torch's counter does not know, from shapes."""
+    """Count the operations of the product in kernels.py, which torch's counter does not know, from its shapes."""
     return 2 * x[0] * x[1] * W[0]

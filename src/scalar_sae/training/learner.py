@@ -1,4 +1,4 @@
-"""A trainee with its optimiser, clip and schedule: what one learner does never changes another."""
+"""A trainee with its own optimiser, gradient clip and schedule. Learners never affect each other."""
 
 import math
 from typing import Any
@@ -42,12 +42,12 @@ class OptimizedSAEs:
             firing.window = window(getattr(method, "dead_tokens", None), config.tokens)
         self._parameters = list(trainee.parameters())
         self.finite = torch.ones((), dtype=torch.bool, device=self._parameters[0].device)
-        """Whether every gradient was finite so far; on the device, so that no step waits for it."""
+        """Whether every gradient has been finite so far. Kept on the device so that no step waits for it."""
         betas = method.beta1, config.beta2 if method.beta2 is None else method.beta2
         self._optimizer = torch.optim.AdamW(self._parameters, lr=config.lr, betas=betas, weight_decay=0.0, fused=True)
 
     def step(self, acts: Acts, step: int) -> dict[Site, Tensor]:
-        """One optimiser step on this worker's part of a batch; returns each site's loss there."""
+        """Take one optimiser step on this worker's part of a batch. Returns the loss of each site on that part."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.method.lr_scale * learning_rate(self._config, step, self._schedule)
         losses = self.trainee.losses(acts, Progress(step, self._config.steps))
@@ -62,7 +62,7 @@ class OptimizedSAEs:
         return {site: loss.detach() for site, loss in losses.items()}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The state to save in a checkpoint."""
         return {
             "weights": self.trainee.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -70,14 +70,17 @@ class OptimizedSAEs:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state from a checkpoint."""
         self.trainee.load_state_dict(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.best.load(state["best"])
 
 
 def learners(config: TrainConfig, lm: Transformer, device: torch.device | str = "cpu") -> list[OptimizedSAEs]:
-    """One learner for each trainee of each method of a config. First weights are made on the CPU: the same anywhere."""
+    """One learner per trainee of each method in a config.
+
+    Initial weights are made on the CPU, so they do not depend on the device.
+    """
     with torch.device("cpu"):
         seeds = [(method, config.seed if method.seed is None else method.seed) for method in config.saes]
         trainees = [(method, trainee) for method, seed in seeds for trainee in method.trainees(lm, seed)]

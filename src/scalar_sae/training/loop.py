@@ -1,8 +1,8 @@
 """Train any number of SAEs in one pass over the language model.
 
-Each trainee (one SAE, or SAEs that share weights) has its own optimiser, gradient clip and schedule. A checkpoint is
-written about once a minute and on SIGINT and SIGTERM; a run that was killed goes on from it and ends with the same
-bytes. Under `torchrun` every worker holds all SAEs and takes a part of each batch; the first one writes.
+Each trainee (one SAE, or several that share weights) has its own optimiser, gradient clip and schedule. A checkpoint is
+written about once a minute and on SIGINT and SIGTERM. A run that was killed resumes from it and ends with the same
+bytes. Under `torchrun` every worker holds all SAEs and processes a part of each batch; rank 0 writes the files.
 """
 
 import math
@@ -48,19 +48,19 @@ def train(
 ) -> None:
     """Train the SAEs of a config and write them to `out/saes/<name>/<site>/`.
 
-    Does nothing if they are there already; goes on from `out/checkpoint.pt` if that is there.
+    Returns at once if all SAEs exist already. Resumes from `out/checkpoint.pt` if that exists.
 
     Args:
         config: what to train.
-        lm: the language model to read; where it lies, everything is computed.
-        corpus: its text.
+        lm: the language model to read. Training runs on its device.
+        corpus: the text.
         out: run directory.
-        events: log.
-        cache: folder in which activations are kept for later runs.
+        events: the event log.
+        cache: folder in which activations are kept for later runs; None to keep none.
 
     Raises:
-        UserError: a site the model lacks, k above d_sae, too short a text, activations that are not finite, or batches
-            that cannot be shared out evenly.
+        UserError: the model lacks a site, k is above d_sae, the text is too short, activations are not finite, or
+            batches cannot be divided evenly among the workers.
     """
     if config.batch_tokens % distributed.world_size():
         raise UserError(
@@ -77,10 +77,10 @@ def train(
 
 
 def _finished(folders: list[Path]) -> bool:
-    """Whether all SAEs are there and are what was written.
+    """Whether all SAEs exist and are intact.
 
     Raises:
-        UserError: one is damaged, or another worker sees others.
+        UserError: one is damaged, or the workers see different ones.
     """
     there = [folder for folder in folders if os.path.lexists(folder)]
     for folder in there:
@@ -93,7 +93,7 @@ def _finished(folders: list[Path]) -> bool:
 
 
 class _Run:
-    """One call of `train`."""
+    """The state of one call of `train`."""
 
     def __init__(
         self,
@@ -115,7 +115,8 @@ class _Run:
         self.special = left_out(prompts, special)
         say_special(prompts, special, "positions of the training text")
         held_out = windows(corpus.val, config.context, corpus.name, corpus.start)
-        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)  # the rest is let go
+        # the clone frees the rest of the text
+        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)
         self.validation = Validation(lm, held_out, reads, special) if config.validations else None
         self.n_layers, self.device, self.about_lm = lm.n_layers, lm.device, lm.describe()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
@@ -123,7 +124,7 @@ class _Run:
         self._announce()
 
     def _announce(self) -> None:
-        """What the run will cost: parameters and arithmetic."""
+        """Report what the run will cost: parameters and floating-point operations."""
         for name, each in self.costs.items():
             mine = [learner.trainee for learner in self.group if learner.method.name == name]
             parameters, flop = len(mine) * each.parameters, len(mine) * each.flop_per_token
@@ -132,7 +133,7 @@ class _Run:
         self.events("start", special=self.special, cost={name: one._asdict() for name, one in self.costs.items()})
 
     def go(self) -> None:
-        """Train to the end, or to a signal."""
+        """Train to the end, or until a signal arrives."""
         checkpoint = self.out / "checkpoint.pt"
         run = {"train": self.config.model_dump(mode="json"), "data": self.corpus.describe()}
         at, saved_at = resume(checkpoint, self.group, self.device, run), time.monotonic()
@@ -167,7 +168,7 @@ class _Run:
                         say(f"stopped after step {at.step:,}; the same command goes on from there")
                         raise SystemExit(128 + received)
                 at = Position(at.step, at.buffer + 1, 0)
-                del buffer, batches  # before the next one is made
+                del buffer, batches  # free memory before the next buffer is made
 
     def _each(self, hook: str, buffer: Buffer) -> None:
         for learner in self.group:
@@ -193,20 +194,20 @@ class _Run:
         return f"loss {sum(values.values()) / len(values):.3f}"
 
     def _due(self, step: int) -> bool:
-        """Whether to validate now: at evenly spaced steps, the last among them."""
+        """Whether to validate now: validations are evenly spaced, and one follows the last step."""
         n = self.config.validations
         return self.validation is not None and step * n % self.config.steps < n
 
     @freed_memory_handed_back()
     def _validate(self, step: int) -> None:
-        """Judge all trainees, and before the last step measure their SAEs."""
+        """Judge all trainees. Before the last step, also measure their SAEs."""
         assert self.validation is not None
         found = [learner.best.judge(learner.trainee, step, self.validation.loss) for learner in self.group]
         if step < self.config.steps:
             self._measure(step, dict(zip(self.group, found, strict=True)))
 
     def _measure(self, step: int, val_loss: dict[OptimizedSAEs, float]) -> None:
-        """Put into the log how the SAEs do as they are now."""
+        """Measure the SAEs with their current weights and log the result."""
         assert self.validation is not None
         for name in self.costs:
             group = [learner for learner in self.group if learner.method.name == name]
@@ -220,7 +221,7 @@ class _Run:
 
     @freed_memory_handed_back()
     def _finish(self, step: int, buffer: Buffer) -> None:
-        """Measure and write the best weights of every trainee, or the last ones where nothing was judged."""
+        """Measure and write the best weights of every trainee. Without validations these are the last ones."""
         for learner in self.group:
             learner.best.restore(learner.trainee)
         self._each("calibrate", buffer)
@@ -268,7 +269,7 @@ def _l0(learner: OptimizedSAEs, position: int, sae: SAE, buffer: Buffer) -> dict
 
 
 def _batches(buffer: Buffer, batch_tokens: int, all_text: bool) -> list[Buffer]:
-    """This worker's parts of the whole batches of a buffer, which may hold all the text there is."""
+    """This worker's part of each whole batch in a buffer. `all_text` says whether the buffer holds all the text."""
     n = next(iter(buffer.values())).shape[0]
     if n < batch_tokens:
         what, remedy = ("the text", "lower batch_tokens") if all_text else ("a buffer", "raise buffer_tokens")
@@ -280,13 +281,15 @@ def _batches(buffer: Buffer, batch_tokens: int, all_text: bool) -> list[Buffer]:
 
 
 def _buffers(config: TrainConfig, tokens_per_buffer: int) -> int:
-    """How many buffers a run uses (more where special tokens are left out): each gives whole batches alone."""
+    """Number of buffers that a run uses, since only whole batches are taken from each. With special tokens left out it
+    uses more.
+    """
     return math.ceil(config.steps / max(1, tokens_per_buffer // config.batch_tokens))
 
 
 def _check_finite(buffer: Buffer, step: int) -> None:
     for read, acts in buffer.items():
-        if not all(math.isfinite(end) for end in torch.aminmax(acts)):  # NaN is an end too; no copy is made
+        if not all(math.isfinite(end) for end in torch.aminmax(acts)):  # aminmax propagates NaN and makes no copy
             raise UserError(f"{read}: activations are not finite at step {step}; check the language model's weights")
 
 

@@ -1,4 +1,6 @@
-"""TensorBoard and Weights & Biases, as extras: they are told what `events.jsonl` is told, which stays the source."""
+"""TensorBoard and Weights & Biases (optional extras). They receive the events of `events.jsonl`, which stays the
+record.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,11 +11,11 @@ from typing import Any
 from scalar_sae.errors import UserError, unknown
 
 Write = Callable[[dict[str, float], int], None]
-"""Takes some values by name, and the step that they belong to."""
+"""Takes values by name, and the step that they belong to."""
 
 
 def check(name: str) -> None:
-    """Raise a UserError if there is no such tracker, or its extra cannot be imported."""
+    """Raise a UserError if there is no such tracker or its extra cannot be imported."""
     if name not in TRACKERS:
         raise unknown("--log", name, list(TRACKERS))
     try:
@@ -23,7 +25,7 @@ def check(name: str) -> None:
 
 
 class Tracker:
-    """A listener of events.
+    """Forwards events to a tracker.
 
     Raises:
         UserError: there is no such tracker, or its extra cannot be imported.
@@ -34,7 +36,7 @@ class Tracker:
         self._write = TRACKERS[name](out)
 
     def __call__(self, kind: str, fields: dict[str, Any]) -> None:
-        """Pass on the numbers of an event that belongs to a step."""
+        """Forward the numbers of an event that belongs to a step."""
         if "step" in fields:
             rest = {name: value for name, value in fields.items() if name not in ("step", "name")}
             prefix = "/".join([kind, fields["name"]] if "name" in fields else [kind])
@@ -42,7 +44,7 @@ class Tracker:
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
-    """Every number of a nested value with its path, such as `validate/topk/saes/resid_mid.0/fvu`."""
+    """Yield every number in a nested value with its path, such as `validate/topk/saes/resid_mid.0/fvu`."""
     if isinstance(value, int | float):
         yield path, float(value)
     elif isinstance(value, dict | list):
@@ -51,7 +53,7 @@ def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:
 
 
 def _tensorboard(out: Path) -> Write:
-    """Event files in `out/tensorboard`."""
+    """Write event files to `out/tensorboard`."""
     writer = import_module(MODULES["tensorboard"]).SummaryWriter(str(out / "tensorboard"))
 
     def write(values: dict[str, float], step: int) -> None:
@@ -63,7 +65,9 @@ def _tensorboard(out: Path) -> Write:
 
 
 def _wandb(out: Path) -> Write:
-    """A run with the directory's name; the same one when training goes on. Its project is W&B's to know."""
+    """Log to a W&B run named after the directory. A resumed training continues the same run. W&B chooses the
+    project.
+    """
     number = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     run = import_module(MODULES["wandb"]).init(name=out.name, id=number, resume="allow", dir=str(out))
     return lambda values, step: run.log(values, step=step)

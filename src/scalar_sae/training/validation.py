@@ -1,7 +1,7 @@
-"""How SAEs in training do on text they never see.
+"""Measure SAEs in training on held-out text.
 
-The text is read once, and lies where the model does. A validation splices every SAE in by itself (one run of the rest
-of the model), and all of a group at once. Definitions: docs/training.md.
+The text is read once, and its activations stay on the model's device. A validation splices in every SAE alone, each
+with one run of the rest of the model, and then all SAEs of a group at once. Definitions: docs/training.md.
 """
 
 from collections import defaultdict
@@ -30,33 +30,33 @@ from scalar_sae.sites import Block, Site
 
 BATCH_TOKENS = 2048
 PIECES = 8
-"""A part of the text is encoded in as many pieces."""
+"""Number of pieces in which a part of the text is encoded."""
 
 JACOBIAN_TOKENS = 256
 
 
 class _Part(NamedTuple):
-    """Some of the text, with what the model makes of it."""
+    """A part of the text with the model's activations on it."""
 
     tokens: Int[Tensor, "prompt token"]
     kept: Bool[Tensor, "prompt token"]
-    """False at special tokens: nothing is replaced, predicted or counted there."""
+    """False at special tokens, where nothing is replaced, predicted or counted."""
     acts: dict[Site | Gradient, Float[Tensor, "prompt token d_model"]]
     states: dict[Site, SiteState]
 
     def rows(self, read: Site | Gradient) -> Float[Tensor, "row d_model"]:
-        """The activations that count."""
+        """The activations at the tokens that count."""
         return self.acts[read][self.kept]
 
     def put(self, site: Site, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "prompt token d_model"]:
-        """The model's own activation at a site, with rows in place of those that count."""
+        """The model's own activation at a site, with `rows` in place of those at the tokens that count."""
         x = self.acts[site].clone()
         x[self.kept] = rows
         return x
 
 
 class Validation:
-    """Fixed validation text with the model's activations on it."""
+    """A fixed validation text with the model's activations on it."""
 
     @torch.no_grad()
     def __init__(
@@ -83,16 +83,18 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, trainee: TrainableSAEs) -> float:
-        """The trainee's own loss, summed over its sites, with all schedules at their end; nothing is counted."""
+        """The trainee's own loss, summed over its sites, with all schedules at their final values. Its buffers are
+        unchanged.
+        """
         counted = {name: buffer.clone() for name, buffer in trainee.named_buffers()}
         total = 0.0
-        trainee.eval()  # nothing is steered or masked
+        trainee.eval()  # evaluation mode: no weight is steered, no mask is drawn
         for part in self._parts:
             if not part.kept.any():
                 continue
             acts: Acts = {read: part.rows(read) for read in trainee.reads}
             share = int(part.kept.sum()) / self._n
-            with distributed.no_sync():  # all hold the same rows
+            with distributed.no_sync():  # every worker holds the same rows
                 total += share * float(sum(trainee.losses(acts, Progress(1, 1)).values()))
             for name, buffer in trainee.named_buffers():
                 buffer.copy_(counted[name])
@@ -101,11 +103,11 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, trainees: Sequence[TrainableSAEs], blocks: Sequence[Block]) -> dict[str, Any]:
-        """The SAEs of a group as they would be written now, each by itself and all at once, for a log.
+        """Measure the SAEs of a group with their current weights, each alone and all at once, for the log.
 
         Args:
             trainees: the group.
-            blocks: the computations that its SAEs stand at both ends of.
+            blocks: the blocks with SAEs of the group at both ends.
         """
         ends = sorted(((site, trainee) for trainee in trainees for site in trainee.sites), key=lambda end: end[0])
         in_place = all(trainee.target(site) == site for site, trainee in ends)
@@ -151,7 +153,9 @@ class Validation:
         return found
 
     def _feed_forward(self, block: Block) -> FeedForward | None:
-        """The MLP between the two ends, if there is nothing else and it is of known form."""
+        """The MLP between the two ends of a block. None if other computations lie between them or its form is not
+        known.
+        """
         try:
             return self._lm.feed_forward(block.up.layer) if block.kind in ("ff_block", "ff_layer") else None
         except UserError:
@@ -162,7 +166,7 @@ _Sums = defaultdict[str, Any]
 
 
 def _one(part: _Part, splice: Splice, trainee: TrainableSAEs, site: Site, sums: _Sums) -> None:
-    """One SAE alone, and what it makes of its input."""
+    """Add the scores of one SAE alone: its reconstruction, and the effect of splicing it in."""
     target = trainee.target(site)
     y_hat, fired = _through(trainee.sae(site), part.rows(site))
     y = part.rows(target)
@@ -173,7 +177,7 @@ def _one(part: _Part, splice: Splice, trainee: TrainableSAEs, site: Site, sums: 
 
 
 def _all(part: _Part, splice: Splice, ends: list[tuple[Site, TrainableSAEs]], sums: _Sums) -> None:
-    """All at once, each reading what the earlier ones left."""
+    """Add the effect of splicing in all SAEs at once, each reading what the earlier ones leave."""
 
     def stand_in(site: Site, sae: SAE) -> Replacement:
         return lambda x: part.put(site, _through(sae, x[part.kept])[0])
@@ -182,7 +186,7 @@ def _all(part: _Part, splice: Splice, ends: list[tuple[Site, TrainableSAEs]], su
 
 
 def _count(part: _Part, splice: Splice, replace: dict[Site, Replacement], sums: _Sums) -> None:
-    """Add a part's cross-entropy above the model's own, and its KL from the model."""
+    """Add the increase in cross-entropy over the model's own, and the KL from the model, on one part."""
     found = splice.losses(splice.end(replace))
     sums["ce"] += (found.ce - splice.clean_ce()).sum().item()
     sums["targets"] += int(part.kept[:, 1:].sum())
@@ -191,7 +195,7 @@ def _count(part: _Part, splice: Splice, replace: dict[Site, Replacement], sums: 
 
 
 def _through(sae: SAE, x: Float[Tensor, "row d_model"]) -> tuple[Float[Tensor, "row d_out"], Int[Tensor, " d_sae"]]:
-    """What an SAE makes of its input, and on how many rows each latent fires."""
+    """An SAE's reconstruction of its input, and the number of rows on which each latent fires."""
     y_hat, fired = [], torch.zeros(sae.d_sae, dtype=torch.long, device=x.device)
     for rows in x.chunk(PIECES):
         acts = sae.encode(rows)
@@ -209,7 +213,7 @@ def _kl(sums: _Sums) -> float:
 
 
 def rounded(value: Any) -> Any:
-    """Five significant digits of every fraction, for a log."""
+    """Round every float in a nested value to five significant digits, for the log."""
     if isinstance(value, dict):
         return {name: rounded(inner) for name, inner in value.items()}
     if isinstance(value, list):

@@ -1,13 +1,14 @@
-"""How well SAEs stand in for the activations they read, all SAEs in one reading of the text.
+"""Fidelity: how well SAEs stand in for the activations they read. All SAEs are measured in one pass over the text.
 
     found = fidelity(lm, {"topk": {site: sae, ...}, ...}, tokens)
     found.saes, found.spliced
 
-Every score is a function of sums over tokens. They are kept per prompt, and prompts are what the bootstrap draws, since
-tokens of one prompt are not independent. Memory does not grow with the text: a few numbers a prompt, and for each of
-sums.GROUPS groups of prompts, which are drawn in the same way, a count a latent.
+Every score is a function of sums over tokens. The sums are kept per prompt, and the bootstrap draws prompts, because
+tokens of one prompt are not independent. Memory grows little with the text: a few numbers per prompt. Counts per latent
+are kept for each of sums.GROUPS groups of prompts, and their bootstrap draws groups.
 
-The text is read twice: for the mean activation at each site, and for everything else. Definitions: docs/measures.md.
+The text is read twice: first for the mean activation at each site, then for everything else. Definitions:
+docs/measures.md.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -34,15 +35,15 @@ from scalar_sae.sites import Site
 SAEs = Mapping[str, Mapping[Site, SAE]]
 
 LOGIT_BYTES = 2**28
-"""The model's log-probabilities of a batch of prompts are held, as many prompts as fit this."""
+"""Maximum size of the model's log-probabilities for one batch of prompts. It limits the prompts per batch."""
 
 
 class Fidelity(NamedTuple):
-    """What `fidelity` finds."""
+    """The result of `fidelity`."""
 
     saes: list[SaeFidelity]
     spliced: list[SplicedFidelity]
-    """One a method, in the order they were given."""
+    """One record per method, in the order given."""
 
 
 class _Batch(NamedTuple):
@@ -51,11 +52,11 @@ class _Batch(NamedTuple):
     """False at special tokens, which keep the clean model's activation."""
     states: dict[Site, SiteState]
     first: int
-    """Number of the first prompt."""
+    """Index of the first prompt."""
 
 
 Losses = dict[str, PerPrompt]
-"""Sums over a prompt's tokens: `ce` and `kl`, followed by the name of what was put in (`ce_zero`)."""
+"""Sums over the tokens of each prompt: `ce` and `kl`, with a suffix for the replacement (`ce_zero`)."""
 
 
 @torch.no_grad()
@@ -67,20 +68,20 @@ def fidelity(
     batch: int = 8,
     seed: int = 0,
 ) -> Fidelity:
-    """Measure every SAE on the same prompts, by itself and with the others of its method.
+    """Measure every SAE on the same prompts, alone and together with the others of its method.
 
     Args:
-        lm: the model the SAEs read.
-        saes: by method and site; transcoders, which do not reconstruct what they read, are left out.
+        lm: the model that the SAEs read.
+        saes: SAEs by method and site. Transcoders are left out, since they do not reconstruct what they read.
         tokens: the prompts.
-        special: what happens at special tokens (lm/special.py): those skipped keep the clean model's activation at
-            every site, are counted nowhere, and are no targets.
-        batch: prompts per forward pass; fewer where the vocabulary is wide.
-        seed: of the bootstrap.
+        special: the rule for special tokens (lm/special.py). Skipped tokens keep the clean model's activation at every
+            site, are not counted, and are not prediction targets.
+        batch: prompts per forward pass; fewer for a large vocabulary.
+        seed: seed of the bootstrap.
 
     Raises:
-        UserError: transcoders alone, an SAE of another width, a site that the model lacks, activations that are not
-            finite, or nothing to predict.
+        UserError: there are only transcoders, an SAE has another width than the model, the model lacks a site,
+            activations are not finite, or there is nothing to predict.
     """
     saes, ids = standing_in(saes), lm.special_ids(special)
     _check(lm, saes, tokens)
@@ -157,7 +158,7 @@ def _batches(
 def _means(
     lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: tuple[int, ...], size: int
 ) -> dict[Site, Float[Tensor, " d_model"]]:
-    """Mean activation at each site."""
+    """Mean activation at each site over the counted tokens."""
     sums = {site: torch.zeros(lm.d_model, dtype=torch.float64, device=tokens.device) for site in sites}
     n = 0
     for part in _batches(lm, sites, tokens, special, size):
@@ -170,28 +171,31 @@ def _means(
 
 
 class _Ends:
-    """The model's output with something else at some sites, batch by batch, and what that costs.
+    """The model's losses with the activations at some sites replaced, computed batch by batch.
 
-    Each output is a pass through the rest of the model, the largest cost of all, so none is computed twice: sites that
-    several methods share are ablated once, and prompts that ablation makes equal are run as one. (With an SAE in the
-    residual stream that is every prompt: the rest of the model then sees the mean, or zeros, at all tokens.)
+    Each replacement needs a pass through the rest of the model, which dominates the cost. No pass is computed twice:
+    sites that several methods share are ablated once, and if an ablation makes all prompts equal, one prompt is run.
+    The latter holds for every SAE in the residual stream, where the rest of the model sees the mean, or zeros, at all
+    tokens.
     """
 
     def __init__(self, lm: LanguageModel, means: dict[Site, Float[Tensor, " d_model"]]) -> None:
         self._lm = lm
         self._means = means
         self._equal: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        """By place and ablation: an activation that every prompt had, and the end of the model for it."""
+        """By site and ablation: an activation shared by all prompts, and the final residual stream that follows from
+        it.
+        """
 
     def go_on(self, part: _Batch) -> None:
-        """Take the next batch."""
+        """Move to the next batch."""
         self._part = part
         self._splice = Splice(self._lm, part.tokens, part.keep, part.states)
         self._found: dict[tuple[Any, ...], Losses] = {}
         self._x_hat: dict[tuple[Site, int], Tensor] = {}
 
     def clean(self) -> Losses:
-        """Of the model itself."""
+        """Losses of the unmodified model."""
         return {"ce_clean": self._splice.clean_ce().double().sum(1)}
 
     def code(self, site: Site, sae: SAE) -> tuple[Float[Tensor, "prompt token d_sae"], Tensor]:
@@ -202,7 +206,7 @@ class _Ends:
         return acts, self._x_hat[site, id(sae)]
 
     def spliced(self, saes: dict[Site, SAE]) -> Losses:
-        """With reconstructions in place of the activations; a later SAE reads what the earlier ones left."""
+        """Losses with reconstructions in place of the activations. A later SAE reads what the earlier ones leave."""
         key = tuple((site.depth, id(sae)) for site, sae in sorted(saes.items()))
         if key not in self._found:
             replace = {site: partial(self._reconstructed, site, sae) for site, sae in saes.items()}
@@ -210,7 +214,7 @@ class _Ends:
         return self._found[key]
 
     def ablated(self, sites: Collection[Site]) -> Losses:
-        """With zeros, and with the means, in place of the activations."""
+        """Losses with zeros, and with the means, in place of the activations."""
         key = tuple(sorted({site.depth for site in sites}))
         if key not in self._found:
             self._found[key] = {}
@@ -221,7 +225,7 @@ class _Ends:
         return self._found[key]
 
     def _end_of_ablated(self, site: Site, state: SiteState, name: str) -> Float[Tensor, "_ token d_model"]:
-        """The same; of one prompt where all are the same."""
+        """The final residual stream after an ablation. It has a single row if all prompts have become equal."""
         x = state.x[:1]
         if state.skip is not None or not bool((state.x == x).all()):
             return self._splice.end_from(site, state)
@@ -245,7 +249,7 @@ class _Ends:
 def _read_sae(
     part: _Batch, site: Site, sae: SAE, code: tuple[Tensor, Tensor], mean: Float[Tensor, " d_model"], into: SAETally
 ) -> None:
-    """The sums of an SAE that the rest of the model has no part in."""
+    """Add the sums for one SAE that do not involve the rest of the model."""
     x, (acts, x_hat) = part.states[site].x, code
     error, spread = (x - x_hat).square().sum(-1), (x - mean).square().sum(-1)
     sums = {

@@ -1,4 +1,4 @@
-"""From sums over tokens, kept per prompt, to the scores of fidelity.py with their intervals."""
+"""Turn per-prompt sums over tokens into the scores of fidelity.py, with their intervals."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from scalar_sae.scoring.metrics import interval, resamples
 from scalar_sae.sites import Site
 
 DENSITY_EDGES = 10.0 ** np.arange(-6, 0.5, 0.5)
-"""Firing rates between which live latents are counted; the ends include everything beyond them."""
+"""Bin edges of the histogram of firing rates of live latents. The outer bins include everything beyond them."""
 GROUPS = 64
-"""Prompts are dealt into so many groups for what is too wide to keep for each: their numbers modulo this."""
+"""Number of groups for quantities too large to keep per prompt. A prompt's group is its index modulo this number."""
 DENSE = ("0.01", "0.1", "0.5")
-"""Firing rates above which latents are counted as dense."""
+"""Firing rates above which a latent counts as dense."""
 _LATENTS = 4096
-"""Latents whose resampled firing rates are held at once."""
+"""Number of latents whose resampled firing rates are held at once."""
 ABLATIONS: tuple[Ablation, ...] = ("zero", "mean")
 
 Sums = dict[str, Any]
-"""Name of a sum -> its value, or an array of values, one a bootstrap resample."""
+"""From the name of a sum to its value, or to an array with one value per bootstrap resample."""
 PerPrompt = Float[Tensor, " prompt"] | Int[Tensor, " prompt"]
 
 
@@ -38,14 +38,14 @@ class Tally:
     rows: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, **sums: PerPrompt) -> None:
-        """Append the sums of some more prompts."""
+        """Append the sums of more prompts."""
         for name, values in sums.items():
             self.rows[name].append(values.double().cpu())
 
 
 @dataclass
 class SAETally:
-    """One SAE's tally, and what is too wide to keep for each prompt: kept for each group of them."""
+    """One SAE's per-prompt tally, and the per-group sums of quantities that are too large to keep per prompt."""
 
     tally: Tally
     fired: Int[Tensor, "group d_sae"]
@@ -53,13 +53,13 @@ class SAETally:
 
     @classmethod
     def empty(cls, sae: SAE, n_prompts: int) -> "SAETally":
-        """Nothing summed yet."""
+        """A tally with no prompts yet."""
         n = min(GROUPS, n_prompts)
         fired = torch.zeros(n, sae.d_sae, dtype=torch.int32, device="cpu")
         return cls(Tally(), fired, torch.zeros(n, sae.d_model, dtype=torch.float64, device="cpu"))
 
     def add(self, first: int, fired: Int[Tensor, "prompt d_sae"], error: Float[Tensor, "prompt d_model"]) -> None:
-        """Add the sums over the tokens of some prompts, `first` the number of the first."""
+        """Add the sums over the tokens of some prompts; `first` is the index of the first of them."""
         groups = torch.arange(first, first + len(fired), device="cpu") % len(self.fired)
         self.fired.index_add_(0, groups, fired.int().cpu())
         self.error.index_add_(0, groups, error.cpu())
@@ -75,7 +75,7 @@ def _loss_scores(s: Sums) -> Sums:
 
 
 def _recovered(harm: Any, of_ablation: Any) -> Any:
-    """1 - harm / the ablation's; NaN where the ablation does none."""
+    """1 - harm / harm of the ablation; NaN where the ablation does no harm."""
     return 1 - harm / np.where(of_ablation > 0, of_ablation, np.nan)
 
 
@@ -95,7 +95,7 @@ def _sae_scores(s: Sums) -> Sums:
 def _with_intervals(
     scores: Callable[[Sums], Sums], tallies: list[Tally], draws: Int[np.ndarray, "resample prompt"] | None
 ) -> tuple[Sums, dict[str, Interval | None]]:
-    """Scores of the whole text, and their intervals; None for fewer than two prompts."""
+    """Scores over the whole text, with their intervals; an interval is None for fewer than two prompts."""
     rows = {name: torch.cat(parts).numpy() for tally in tallies for name, parts in tally.rows.items()}
     values = scores({name: row.sum() for name, row in rows.items()})
     if draws is None:
@@ -114,7 +114,7 @@ def sae_record(
     draws: Int[np.ndarray, "resample prompt"] | None,
     seed: int,
 ) -> SaeFidelity:
-    """The scores of one SAE; `tallies` together hold every sum, the clean model's first."""
+    """The record of one SAE. `tallies` together hold every sum, the clean model's first."""
     values, ci = _with_intervals(_sae_scores, tallies, draws)
     counts = of_sae.fired.sum(0).numpy()
     n_tokens, n_special, n_prompts = _size(tallies[0])
@@ -143,7 +143,7 @@ def sae_record(
 
 
 def _of_groups(of_sae: SAETally, tallies: list[Tally], seed: int) -> dict[str, Interval | None]:
-    """Intervals of what is kept for groups of prompts: groups are drawn in place of prompts."""
+    """Intervals of the scores that are kept per group. The bootstrap draws groups instead of prompts."""
     n_groups, d_sae = of_sae.fired.shape
     rows = {name: torch.cat(parts).numpy() for tally in tallies for name, parts in tally.rows.items()}
     times = np.stack([np.bincount(draw, minlength=n_groups) for draw in resamples(n_groups, seed)])
@@ -165,7 +165,7 @@ def _by_group(row: Float[np.ndarray, " prompt"], n_groups: int) -> Float[np.ndar
 def spliced_record(
     method: str, sites: list[Site], tallies: list[Tally], draws: Int[np.ndarray, "resample prompt"] | None
 ) -> SplicedFidelity:
-    """The scores of all SAEs of a method spliced in at once."""
+    """The record of all SAEs of a method spliced in at once."""
     values, ci = _with_intervals(_loss_scores, tallies, draws)
     n_tokens, n_special, n_prompts = _size(tallies[0])
     return SplicedFidelity(
@@ -180,7 +180,7 @@ def spliced_record(
 
 
 def _size(clean: Tally) -> tuple[int, int, int]:
-    """How many tokens were counted, how many were special, and of how many prompts."""
+    """The number of counted tokens, of special tokens and of prompts."""
     n, special = (torch.cat(clean.rows[name]) for name in ("n", "n_special"))
     return int(n.sum()), int(special.sum()), len(n)
 
