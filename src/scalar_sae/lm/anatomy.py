@@ -1,4 +1,4 @@
-"""A causal language model taken apart along an architecture: its layers, what comes before them and what behind."""
+"""A causal language model taken apart along an architecture: its layers and the modules before and after them."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator
@@ -18,16 +18,16 @@ from scalar_sae.lm.upcast import in_float32, is_float32
 from scalar_sae.sites import Site
 
 DUMMY_TOKENS = 8
-"""Length of the made-up prompts on which a model is looked at."""
+"""Length of the random prompts on which a model is examined."""
 
 
 class Anatomy:
-    """The parts of a model, and how they are put together by a row of the table.
+    """The parts of a model, and how a row of the architecture table puts them together.
 
     Attributes:
         blocks: the model's own layer modules.
-        attentions: the attention module of each.
-        parts: every module that is called, once each: of the layers, of what follows them, and the unembedding.
+        attentions: the attention module of each layer.
+        parts: every module that is called, each once: those of the layers, those after the layers, and the unembedding.
         layers: the layers as stages.
         unembedding: the last of the parts.
     """
@@ -63,12 +63,12 @@ class Anatomy:
         return self._layer(block, Attention(getattr(block, self.architecture.attn), number, self._inputs))
 
     def copied(self, number: int) -> int:
-        """Bytes of that copy."""
+        """Number of bytes that `in_float32` copies for a layer."""
         block = self.blocks[number]
         return 0 if is_float32(block) else sum(4 * p.numel() for p in block.parameters())
 
     def norm_before(self, site: Site) -> AnyNorm | None:
-        """The norm whose output is read at `attn_in` or `mlp_in`; None at other sites, and if its form is not known."""
+        """The norm whose output is read at `attn_in` or `mlp_in`; None at other sites or if its form is not known."""
         for stage in self.layers[site.layer].stages:
             for one in stage.branches:
                 kind, norm = one.steps[0]
@@ -77,7 +77,7 @@ class Anatomy:
         return None
 
     def embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token d_model"]:
-        """What the model itself feeds to its first layer; the rest of its forward is not run."""
+        """The input of the model's first layer. The rest of its forward is not run."""
 
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args[0] if args else kwargs["hidden_states"])
@@ -92,7 +92,9 @@ class Anatomy:
         raise AssertionError("the first layer was not run")
 
     def unembed(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_vocab"]:
-        """Logits from the residual stream behind the last layer: final norm, unembedding, constant factor, soft cap."""
+        """Logits from the residual stream after the last layer: final norm, unembedding, constant factor and soft
+        cap.
+        """
         for module in self._final:
             x = module(x)
         logits = self.unembedding(x)
@@ -104,7 +106,7 @@ class Anatomy:
 
     @contextmanager
     def stood_in(self, returns: Callable[[nn.Module, dict[str, Any]], Tensor]) -> Generator[None]:
-        """In the block no part computes: each returns, in its own form, a tensor that a function makes for it.
+        """Within the block no part computes. Each part returns a given tensor instead, in its usual output form.
 
         Args:
             returns: from a part and its arguments by name to its output.
@@ -118,12 +120,14 @@ class Anatomy:
             yield
 
     def width(self, part: nn.Module) -> int:
-        """The size of a part's output, or of a block's."""
+        """The width of the output of a part or a block."""
         return self._returned[part].width
 
     @contextmanager
     def _in_precision(self, dtype: torch.dtype) -> Generator[None]:
-        """In the block activations have this precision from the embedding on, whatever the weights have."""
+        """Within the block activations have this precision from the embedding on, whatever the precision of the
+        weights.
+        """
 
         def to_weights(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             weight = next(module.parameters(recurse=False))
@@ -142,7 +146,7 @@ class Anatomy:
 
     @torch.no_grad()
     def _handed(self, n_prompts: int, n_tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-        """What each layer's attention is handed on made-up prompts; nothing but that is computed."""
+        """The arguments that each layer's attention receives on random prompts. Nothing else is computed."""
         handed: list[dict[str, Any]] = []
 
         def zeros(part: nn.Module, given: dict[str, Any]) -> Tensor:
@@ -162,7 +166,7 @@ class Anatomy:
 
     @torch.no_grad()
     def _returns(self) -> dict[nn.Module, "_Returned"]:
-        """The form of what each part returns in the model's own forward."""
+        """The form of each part's output in the model's own forward."""
         found: dict[nn.Module, _Returned] = {}
 
         def see(part: nn.Module, _: tuple[Any, ...], output: Any) -> None:
@@ -197,13 +201,13 @@ class Anatomy:
         return Layer(stages, mlp_norm, mlp, mlp_post)
 
     def _post(self, block: nn.Module, name: str | None) -> Function | None:
-        """What a branch's output passes: a norm, a constant factor, both or nothing."""
+        """What is applied to a branch's output: a norm, a constant factor, both, or nothing."""
         norm = None if name is None else getattr(block, name)
         return norm if self._factor == 1 else Scaled(self._factor, norm)
 
 
 def dummy(hf: Any, n_prompts: int, n_tokens: int) -> Int[Tensor, "prompt token"]:
-    """Made-up prompts of this length."""
+    """Random prompts of this number and length."""
     ids = torch.arange(1, n_prompts * n_tokens + 1, device=hf.device).view(n_prompts, n_tokens)
     return ids % hf.config.get_text_config().vocab_size
 
@@ -213,11 +217,11 @@ def _is_float(value: Any) -> bool:
 
 
 class _Returned(NamedTuple):
-    """The form of what a module returns."""
+    """The form of a module's output."""
 
     width: int
     rest: tuple[Any, ...] | None
-    """What it returns beside its output; None where it returns the output alone."""
+    """What the module returns in addition to its output tensor; None if it returns the tensor alone."""
 
 
 class _Reached(Exception):  # noqa: N818  # not an error: how the forward is left
@@ -226,7 +230,7 @@ class _Reached(Exception):  # noqa: N818  # not an error: how the forward is lef
 
 
 def _part(module: nn.Module, names: str | tuple[str, ...] | None) -> nn.Module:
-    """The module of this name, or several in a row as one; the identity for none."""
+    """The module of this name; several names are chained into one module; no name gives the identity."""
     if names is None:
         return nn.Identity()
     if isinstance(names, str):

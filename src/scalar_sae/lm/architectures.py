@@ -1,8 +1,8 @@
-"""Where a `transformers` model keeps the parts of its layers: one table for all families.
+"""The table of architectures: where a `transformers` model keeps the parts of its layers.
 
-A row names modules and says how they are put together. Which row a model is of is found when the model is loaded
-(recognition.py), by structure and not by name, so relatives of a family need no row of their own. docs/models.md shows
-how to add a row.
+A row names modules and says how they are put together. On loading, recognition.py finds the row that fits a model by
+its structure, not by its name. Relatives of a model family therefore need no row of their own. docs/models.md shows how
+to add a row.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Architecture:
-    """Names of modules: of a layer's, and of those of the decoder (`get_decoder()`) around the layers."""
+    """The names of a layer's modules, and of the modules around the layers in the decoder (`get_decoder()`)."""
 
     name: str
     layers: str
@@ -21,20 +21,22 @@ class Architecture:
     attn: str
     mlp_norm: str | None
     mlp: str | tuple[str, ...]
-    """One module, or several in a row."""
+    """One module, or several in sequence."""
     final: tuple[str, ...]
-    """What lies between the last layer and the unembedding; those that a model has none of are left out."""
+    """Modules between the last layer and the unembedding. Those that a model lacks are skipped."""
     attn_post_norm: str | None = None
     """Norm of the attention's output before it is added to the residual stream."""
     mlp_post_norm: str | None = None
     parallel: bool = False
-    """Attention and MLP read the residual stream side by side."""
+    """Attention and MLP read the residual stream in parallel."""
     stream_first: bool = False
-    """A parallel layer adds (stream + attention) + MLP; else stream + (attention + MLP). They differ in rounding."""
+    """Whether a parallel layer adds (stream + attention) + MLP, or else stream + (attention + MLP). The rounding
+    differs.
+    """
     attn_inputs: tuple[str, ...] = ("hidden_states",)
-    """The arguments of the attention's forward that are the activation."""
+    """The arguments of the attention's forward that hold the activation."""
     stream: str | None = None
-    """The argument by which attention and MLP are handed the residual stream, where they add it to their output
+    """The argument that passes the residual stream to attention and MLP, in models whose modules add it to their output
     themselves."""
 
     @property
@@ -45,7 +47,7 @@ class Architecture:
         return list(dict.fromkeys(name for name in names if name))
 
     def missing(self, decoder: nn.Module) -> list[str]:
-        """The modules that a decoder lacks to be of this architecture."""
+        """The modules of this architecture that a decoder lacks."""
         layers = getattr(decoder, self.layers, None)
         first = layers[0] if isinstance(layers, nn.ModuleList) and len(layers) else None
         lacking = [f"{self.layers}.0.{name}" for name in self.parts if getattr(first, name, None) is None]
@@ -56,7 +58,7 @@ HOOKED: dict[str, Any] = {
     "layers": "blocks", "attn": "attn", "mlp": "mlp", "final": ("ln_final",),
     "attn_inputs": ("query_input", "key_input", "value_input"),
 }  # fmt: skip
-"""What is common to TransformerLens' own models (hooked.py)."""
+"""The fields common to TransformerLens' own models (hooked.py)."""
 
 ARCHITECTURES = (
     Architecture("gpt2", "h", "ln_1", "attn", "ln_2", "mlp", ("ln_f",)),

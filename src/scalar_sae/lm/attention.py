@@ -1,4 +1,4 @@
-"""Attention as a function of its activation: what else the model hands it (mask, positions) is recorded."""
+"""Attention as a function of its activation alone. Its other arguments, such as mask and positions, are recorded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,34 +11,34 @@ from torch import Tensor, nn
 from scalar_sae.errors import UserError
 
 LENGTHS_KEPT = 8
-"""Prompt lengths for which masks and rotary positions are kept."""
+"""Number of prompt lengths for which masks and rotary positions are kept."""
 
 
 @dataclass(frozen=True, eq=False)
 class PerPrompt:
-    """An argument with an entry, or as many entries for each head, a prompt."""
+    """An argument with one entry per prompt, or one per prompt and head."""
 
     of_one: Tensor
 
     def of(self, n_prompts: int) -> Tensor:
-        """The same for a batch."""
+        """The argument for a batch of `n_prompts`."""
         if len(self.of_one) == 1:
             return self.of_one.expand(n_prompts, *self.of_one.shape[1:])
         return self.of_one.repeat(n_prompts, *[1] * (self.of_one.dim() - 1))
 
 
 class AttentionInputs:
-    """What the model hands its attention modules: the activation, and beside it mask and positions.
+    """The arguments that the model passes to its attention modules: the activation, mask and positions.
 
-    The latter are taken from the model's own forward on made-up prompts, once for every prompt length and every
-    precision of the activation. A model makes them in the precision of its activations, so for an activation in float32
-    a half-precision model makes rotary tables in float32.
+    Mask and positions are recorded from the model's own forward on random prompts, once per prompt length and precision
+    of the activation. A model creates them in the precision of its activations. For an activation in float32, even a
+    half-precision model therefore creates rotary tables in float32.
 
     Args:
-        handed: what each layer's attention is handed, by name, in the model's own forward on so many made-up prompts
-            of such a length, with activations of such a precision.
-        activation: the arguments that are the activation.
-        stream: the argument that is the residual stream, if there is one.
+        handed: returns the arguments of each layer's attention, by name, from the model's own forward on random
+            prompts. Its own arguments are the number of prompts, their length and the precision of the activations.
+        activation: names of the arguments that hold the activation.
+        stream: name of the argument that holds the residual stream, if there is one.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class AttentionInputs:
         self._recorded: dict[Any, list[dict[str, Any]]] = {}
 
     def of(self, layer: int, x: Float[Tensor, "batch token d_model"]) -> dict[str, Any]:
-        """The arguments of a layer's attention for an activation; the residual stream is zero.
+        """The arguments of a layer's attention for an activation. The residual stream is zero.
 
         Raises:
-            UserError: the model hands attention what depends on the prompt's tokens.
+            UserError: an argument depends on the tokens of the prompt.
         """
         key = (x.shape[1], x.device, x.dtype)
         if key not in self._recorded:
@@ -91,9 +91,9 @@ class Attention:
 
 
 def _per_prompt(one: Any, two: Any, name: str, dtype: torch.dtype) -> Any:
-    """An argument as it is handed for one prompt; where for two prompts it is twice that, a `PerPrompt`.
+    """An argument as it is for one prompt. If the argument for two prompts is twice as long, a `PerPrompt`.
 
-    Numbers are in the precision of the activation, if that is wider than the model's.
+    Numbers are in the precision of the activation where that is wider than the model's.
     """
     if isinstance(one, tuple):
         return tuple(_per_prompt(*both, name, dtype) for both in zip(one, two, strict=True))

@@ -4,10 +4,10 @@
     mlp(h) = post(act(h W_in + b_in) W_out + b_out)                       plain
            = post((act(h W_gate + b_gate) * (h W_in + b_in)) W_out + b_out)    gated
 
-`post` is a norm in Gemma 2 and 3, GLM-4 and OLMo 2, and nothing elsewhere. The benchmark's closed form and the Jacobian
-SAEs read these tensors; everything else calls the model's own modules. What the modules hold is found by name. What
-they compute with it is checked in float32, to rounding: each norm and each linear map by its outputs, and what stands
-between the linear maps by stand-ins for them.
+`post` is a norm in Gemma 2 and 3, GLM-4 and OLMo 2, and the identity elsewhere. Only the closed-form score and the
+Jacobian SAEs read these tensors; all other code calls the model's own modules. Weights are found by name. Their
+computation is checked in float32, to rounding: each norm and each linear map by its outputs, and the operations between
+the linear maps by replacing the maps with stand-ins.
 """
 
 from collections.abc import Callable
@@ -35,19 +35,19 @@ _MLPS = (
     (None, "fc_in", "fc_out"),
     (None, "fc1", "fc2"),
 )
-"""Names of the gate, input and output matrices; gate and input may be one, the gate first."""
+"""Names of the gate, input and output matrices. Gate and input may be one matrix, with the gate first."""
 _ACTS = ("act_fn", "act", "activation_fn", "activation", "gelu_impl")
 SIZES = (2.0**-10, 1.0, 2.0**10)
-"""Sizes of the activations on which modules are compared."""
+"""Scales of the activations on which modules are compared."""
 ROUNDINGS = 16
-"""Rounding errors, each of float32 and of the sum of its terms' sizes, that a matrix product may have gathered."""
+"""Tolerance of a matrix product, in rounding errors: each is float32's eps times the sum of its terms' magnitudes."""
 
 Act = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
-    """Norm and MLP of one layer, weights in row-vector convention, float32 or wider."""
+    """Norm and MLP of one layer. Weights are in row-vector convention, in float32 or wider."""
 
     norm: AnyNorm
     W_in: Float[Tensor, "d_model d_mlp"]
@@ -62,7 +62,9 @@ class FeedForward:
     """Norm of the MLP's output."""
 
     def mlp(self, h: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """What joins the residual stream for a normalised input: the MLP's output, behind its norm if it has one."""
+        """What is added to the residual stream for a normalised input: the MLP's output, after its norm if there is
+        one.
+        """
         raw = self.raw(h)
         return raw if self.post is None else self.post(raw)
 
@@ -75,7 +77,7 @@ class FeedForward:
         return self.act(gate) * hidden @ self.W_out + self.b_out
 
     def times(self, factor: float) -> "FeedForward":
-        """The same with the MLP's output multiplied by a constant."""
+        """The same MLP with its output multiplied by a constant."""
         if factor == 1:
             return self
         if self.post is not None:
@@ -83,7 +85,7 @@ class FeedForward:
         return replace(self, W_out=self.W_out * factor, b_out=self.b_out * factor)
 
     def to(self, device: torch.device) -> "FeedForward":
-        """The same on a device."""
+        """The same MLP on a device."""
         movable = (Tensor, Norm, DyT)
         moved: dict[str, Any] = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, movable)}
         act = deepcopy(self.act).to(device) if isinstance(self.act, nn.Module) else self.act
@@ -95,7 +97,7 @@ class FeedForward:
         """Read the modules of a layer.
 
         Raises:
-            UserError: the modules are of another form.
+            UserError: the modules have another form.
         """
         inner: Any = layer.mlp.inner if isinstance(layer.mlp, Alone) else layer.mlp
         if (mlp := _read(in_float32(layer.mlp, torch.device("cpu")))) is None:
@@ -114,7 +116,7 @@ class FeedForward:
 
 
 class _Map(NamedTuple):
-    """A linear map in row-vector convention, and its module."""
+    """A linear map in row-vector convention, with its module."""
 
     module: nn.Module
     W: Float[Tensor, "d_in d_out"]
@@ -122,7 +124,7 @@ class _Map(NamedTuple):
 
 
 def _read(mlp: nn.Module) -> dict[str, Any] | None:
-    """The fields of FeedForward that an MLP in float32 has; None if it is of another form."""
+    """Read the fields of FeedForward from an MLP in float32; None if it has another form."""
     inner: Any = mlp.inner if isinstance(mlp, Alone) else mlp
     names = next((names for names in _MLPS if all(hasattr(inner, part) for part in names if part)), None)
     act = next((getattr(inner, part) for part in _ACTS if hasattr(inner, part)), None)
@@ -150,10 +152,10 @@ def _read(mlp: nn.Module) -> dict[str, Any] | None:
 
 
 def _wired_so(mlp: nn.Module, ins: list[_Map], hidden: Callable[[list[Tensor]], Tensor], out: _Map) -> bool:
-    """Whether an MLP hands its input to `ins`, `hidden` of their outputs to `out`, and puts out what that does.
+    """Whether an MLP passes its input to `ins`, `hidden` of their outputs to `out`, and returns the output of `out`.
 
-    The maps are replaced by stand-ins that return whole numbers, so only the nonlinearity rounds, and it is the MLP's
-    own: all must be equal to the bit.
+    The maps are replaced by stand-ins that return whole numbers. Only the MLP's own nonlinearity then rounds, so
+    equality is required to the bit.
     """
     for size in SIZES:
         numbers = torch.Generator().manual_seed(0)
@@ -176,7 +178,7 @@ def _wired_so(mlp: nn.Module, ins: list[_Map], hidden: Callable[[list[Tensor]], 
 
 
 def _linear(module: Any) -> _Map | None:
-    """A module in float32 as a linear map, if it is one; only Conv1D stores row vectors' weights."""
+    """A module in float32 as a linear map; None if it is not linear. Only Conv1D stores weights for row vectors."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         return None
@@ -196,7 +198,7 @@ def _whole_numbers(width: int, size: float, generator: torch.Generator) -> Float
 
 
 def _fast(act: Act) -> Act:
-    """A model's nonlinearity, or a faster function that computes the same to float32's rounding."""
+    """A faster function equal to a model's nonlinearity up to float32 rounding, or the nonlinearity itself."""
     x = torch.cat([size * torch.linspace(-8, 8, 1001, device="cpu") for size in SIZES])
     rounding = ROUNDINGS * torch.finfo(torch.float32).eps * x.abs()
     return gelu_tanh if ((act(x) - gelu_tanh(x)).abs() <= rounding).all() else act

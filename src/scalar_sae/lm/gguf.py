@@ -1,9 +1,9 @@
-"""Language models in GGUF files: read by `transformers`, checked, and kept as an ordinary folder of weights.
+"""Language models in GGUF files. `transformers` reads them; they are checked and kept as an ordinary folder of weights.
 
-The reader of `transformers` takes what it knows from a GGUF file and is silent about the rest: scaled rotary positions
-(the tensor `rope_freqs` of Llama 3.1), a sliding window, the way in which digits are split. So every hyperparameter
-that the file states is compared with the model that was built, every number in the file must have a place in it, and
-a rule for splitting text that is not known to be right is refused.
+The reader of `transformers` silently ignores whatever it does not know in a GGUF file: scaled rotary positions (the
+tensor `rope_freqs` of Llama 3.1), a sliding window, or the rule for splitting digits. Therefore every hyperparameter in
+the file is compared with the model that was built, every tensor of the file must have a place in it, and a rule for
+splitting text that is not known to be right is refused.
 """
 
 import hashlib
@@ -26,29 +26,29 @@ from scalar_sae.io import atomic_write, cache_folder
 from scalar_sae.readers import open_regular
 
 _VERSION = 1
-"""Counted up when the same file is converted into another folder than before."""
+"""Version of the conversion. It is increased when the same file converts into another folder than before."""
 _PROBE = "In 1999,  it's   the\n  cats'\t\thats: x = 12.5;  Ünïcode  "
 
 _GPT2_SPLIT = {"gpt-2", "phi-2", "mpt", "olmo"}
-"""`tokenizer.ggml.pre` for which the rule of GPT-2's own tokenizer is right."""
+"""Values of `tokenizer.ggml.pre` for which the rule of GPT-2's own tokenizer is right."""
 _DIGITS_SPLIT = {"smollm", "starcoder", "refact", "command-r"}
-"""Each digit is a word of its own; the rest is split as GPT-2 does."""
+"""Values for which every digit is a word of its own and the rest is split as by GPT-2."""
 _BOS_WITHOUT_FLAG = {"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken", "pixtral"}
-"""Vocabularies of byte pairs to which llama.cpp adds BOS where the file does not say whether to."""
+"""Byte-pair vocabularies to which llama.cpp adds BOS if the file does not say whether to."""
 
 
 def is_gguf(source: object) -> bool:
-    """Whether something names a GGUF file."""
+    """Whether `source` names a GGUF file."""
     return str(source).endswith(".gguf")
 
 
 def unpacked(path: Path, *, with_tokenizer: bool) -> Path:
-    """The folder in the cache that holds a GGUF file's model in float32, made when it is first asked for.
+    """The cached folder that holds a GGUF file's model in float32. It is made on first use.
 
-    The folder is found by the digest of the file, so a file that was changed or moved is never taken for another.
+    The folder is named by the digest of the file, so a file that was changed or moved is never confused with another.
 
     Raises:
-        UserError: see `convert`; or the tokenizer is asked for, and `transformers` does not read it exactly.
+        UserError: see `convert`. Also if the tokenizer is needed and `transformers` does not read it exactly.
     """
     with Bar(f"look for {path.name} in the cache"):
         digest = _digest(path)
@@ -72,21 +72,21 @@ def convert(
     with_tokenizer: bool = True,
     option: str = "folder",
 ) -> None:
-    """Write a GGUF file's model and tokenizer as a folder of `transformers`, whole or not at all.
+    """Convert a GGUF file's model and tokenizer to a `transformers` folder, atomically.
 
-    The folder's `config.json` says what it was made of: `dequantized_from`.
+    The field `dequantized_from` in the folder's `config.json` names the source.
 
     Args:
         path: the GGUF file.
         folder: the folder to write.
-        dtype: what the weights are kept in. Only float32 keeps every number of the file.
+        dtype: precision of the written weights. Only float32 keeps every number of the file.
         digest: SHA-256 of the file, if known.
-        with_tokenizer: refuse a file whose tokenizer is not read exactly; otherwise none is written then.
-        option: what named the folder.
+        with_tokenizer: whether to refuse a file whose tokenizer is not read exactly; if false, none is written for it.
+        option: the option that named the folder, for messages.
 
     Raises:
-        UserError: the file is no GGUF file of a whole language model; `transformers` does not know its architecture;
-            or the file says something that the model which `transformers` builds from it does not do.
+        UserError: the file is not a complete language model in GGUF format, `transformers` does not know its
+            architecture, or the file states something that the model built by `transformers` does not do.
     """
     with Bar(f"read fields and tokenizer of {path.name}"):
         fields, tensors = _read(path)
@@ -114,7 +114,7 @@ def convert(
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[tuple[str, str, int]]]:
-    """A file's fields, and of each tensor the name, the type and how many numbers it has."""
+    """The fields of a file, and the name, type and number of elements of each tensor."""
     try:
         import gguf
     except ImportError as error:
@@ -125,7 +125,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[tuple[str, str, int]]]:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
         tensors = [(tensor.name, tensor.tensor_type.name, int(tensor.n_elements)) for tensor in reader.tensors]
-    except Exception as error:  # a cut or foreign file fails anywhere in the reader
+    except Exception as error:  # a truncated or foreign file can fail anywhere in the reader
         raise UserError(f"{path}: cannot be read as a GGUF file ({_first_line(error)})") from error
     if fields.get("split.count", 1) > 1:
         raise UserError(f"{path}: one of {fields['split.count']} parts; join them with `llama-gguf-split --merge`")
@@ -136,7 +136,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[tuple[str, str, int]]]:
 
 
 def _model(path: Path, bar: Bar) -> Any:
-    """The model, dequantised to float32 and without the mark of a quantised one."""
+    """The model, dequantised to float32 and no longer marked as quantised."""
     with _alone(path) as (folder, file), _tensors_counted(bar):
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -153,17 +153,17 @@ def _model(path: Path, bar: Bar) -> Any:
             plain.load_state_dict(hf.state_dict(), assign=True)
         except UserError:
             raise
-        except Exception as error:  # as many as there are architectures
+        except Exception as error:  # every architecture raises its own errors
             raise UserError(f"{path}: transformers cannot build a model of it ({_first_line(error)})") from error
     plain.tie_weights()
     return plain
 
 
 def _tokenizer(path: Path, fields: dict[str, Any]) -> Any:
-    """The file's tokenizer, with the split rule and the BOS of llama.cpp.
+    """The file's tokenizer, with the splitting rule and the BOS of llama.cpp.
 
     Raises:
-        UserError: it is not certain that it makes the same tokens.
+        UserError: it is not certain to produce the same tokens.
     """
     kind, rule = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
     other = "give the model's own: LanguageModel.load(FILE, tokenizer=...)"
@@ -191,7 +191,7 @@ def _tokenizer(path: Path, fields: dict[str, Any]) -> Any:
 
 
 def _known_to_transformers() -> set[str]:
-    """Split rules that the reader of `transformers` has; old versions have none."""
+    """Splitting rules that the reader of `transformers` implements; old versions have none."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
     except ImportError:
@@ -200,14 +200,14 @@ def _known_to_transformers() -> set[str]:
 
 
 def _check_saved(path: Path, tokenizer: Any, folder: Path) -> None:
-    """Raise a UserError if the saved tokenizer makes other tokens than the one that was saved."""
+    """Raise a UserError if the saved tokenizer produces other tokens than the original."""
     again: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if again(_PROBE).input_ids != tokenizer(_PROBE).input_ids:
         raise UserError(f"{path}: transformers {type(again).__name__} does not keep its tokenizer as it is")
 
 
 def _first(*names: str) -> Callable[[Any], Any]:
-    """The first of several attributes that a config has."""
+    """Read the first of several attributes that a config has."""
     return lambda config: next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
@@ -216,7 +216,7 @@ def _head_dim(config: Any) -> int:
 
 
 def _rope(config: Any, name: str) -> Any:
-    """A number of the rotary positions, which transformers 5 keeps in a dict (of a dict a kind of layer)."""
+    """A parameter of the rotary positions. transformers 5 keeps them in a dict, or in one dict per kind of layer."""
     rope = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
     return rope.get(name, getattr(config, name, None))
@@ -251,7 +251,9 @@ _STATED: dict[str, Callable[[Any], Any]] = {
     "rope.scaling.type": lambda _: "none",
     "use_parallel_residual": _first("use_parallel_residual"),
 }
-"""Hyperparameters in a GGUF file (behind the architecture's name), and what the config of `transformers` calls them."""
+"""Hyperparameters in a GGUF file (after the architecture's name), with the corresponding value of a `transformers`
+config.
+"""
 _HARMLESS = {"quantized_by"}
 
 
@@ -272,7 +274,7 @@ def _check_config(path: Path, fields: dict[str, Any], config: Any) -> None:
                 "checkpoint"
             )
     if (scale := getattr(config, "query_pre_attn_scalar", None)) is not None:
-        largest = config.num_hidden_layers in (46, 62)  # the 27B models, which no field tells apart
+        largest = config.num_hidden_layers in (46, 62)  # the 27B models, which no field identifies
         wanted = config.hidden_size // config.num_attention_heads if largest else _head_dim(config)
         if scale != wanted:
             raise UserError(
@@ -304,7 +306,7 @@ def _check_numbers(path: Path, tensors: Iterable[tuple[str, str, int]], hf: Any)
 
 @contextmanager
 def _alone(path: Path) -> Generator[tuple[str, str]]:
-    """A folder that holds nothing but the file: `transformers` would read a config or tokenizer beside it too."""
+    """A folder that holds only this file, because `transformers` would also read a config or tokenizer beside it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.gguf"
         file.symlink_to(path.resolve())
@@ -313,7 +315,7 @@ def _alone(path: Path) -> Generator[tuple[str, str]]:
 
 @contextmanager
 def _tensors_counted(bar: Bar) -> Generator[None]:
-    """Have the loop over tensors in `transformers` move our bar instead of drawing its own."""
+    """Let the loop over tensors in `transformers` advance our progress bar instead of its own."""
     from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 
@@ -322,7 +324,7 @@ def _tensors_counted(bar: Bar) -> Generator[None]:
             yield tensor
             bar.step()
 
-    module: Any = reader  # tqdm is not among what it exports
+    module: Any = reader  # tqdm is not a public name of this module
     own = module.tqdm
     logging.disable_progress_bar()
     module.tqdm = counted

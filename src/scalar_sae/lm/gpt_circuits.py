@@ -1,6 +1,7 @@
-"""The SCALAR authors' GPT checkpoints: `model.json` + `model.safetensors`, read as the GPT-2 that they are.
+"""The SCALAR authors' GPT checkpoints (`model.json` and `model.safetensors`), read as `transformers` GPT-2 models.
 
-Their linear layers are stored [out, in], GPT-2's [in, out]; the tied embedding is stored once, as `lm_head.weight`.
+Their linear layers are stored [out, in], whereas GPT-2 stores [in, out]. The tied embedding is stored once, as
+`lm_head.weight`.
 """
 
 import json
@@ -23,7 +24,7 @@ def load(folder: Path) -> GPT2LMHeadModel:
     """Read a checkpoint.
 
     Raises:
-        UserError: files are damaged, tensors are missing, or the model is no GPT-2.
+        UserError: files are damaged, tensors are missing, or the model is not a GPT-2.
     """
     try:
         config = json.loads((folder / "model.json").read_text(encoding="utf-8"))
@@ -54,5 +55,5 @@ def load(folder: Path) -> GPT2LMHeadModel:
         raise UserError(
             f"{folder}: model.safetensors does not fit model.json ({' '.join(str(error).split())})"
         ) from error
-    hf.config.name_or_path = str(folder)  # a tokenizer may lie there
+    hf.config.name_or_path = str(folder)  # it may also hold a tokenizer
     return hf

@@ -1,4 +1,5 @@
-"""Find a model and its tokenizer: a shipped name, a folder, a GGUF file, the Hub. What goes wrong is said in one line.
+"""Find a model and its tokenizer: a shipped name, a folder, a GGUF file or the Hub. Every error is reported in one
+line.
 
 Weights, configuration and tokenizer of a model on the Hub come from one commit. Code from a repository is never run.
 """
@@ -28,9 +29,9 @@ from scalar_sae.sealed import DIGESTS, check_sealed
 from scalar_sae.tokenizer import SAMPLE, Ascii, Pretrained, Tokenizer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Precisions that a model can compute in; `auto`: the one that its configuration names."""
+"""Precisions in which a model can compute. `auto` takes the one in its configuration."""
 HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "force_download", "proxies", "local_files_only")
-"""Options that say which files of the Hub are meant, and how they are reached."""
+"""Options that select files on the Hub or say how to reach them."""
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -41,7 +42,7 @@ WEIGHT_FILES = (
 _ADDRESS = re.compile(r"(?:hf://)?([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?(?:/(.+?))?/?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _CUT_OTHERWISE = f"{SAMPLE}I'll IT'S we'RE, e.g. 12.5 of 2024-01-31...\n\n\n  \t end É e\u0301 ①ﬁ  "
-"""A text that tokenizers cut differently if they differ in their rules for numbers, blanks, contractions or Unicode."""
+"""A text that tokenizers split differently if their rules for numbers, blanks, contractions or Unicode differ."""
 _READ = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 """Files that `transformers` may open in the folder of a model."""
 _LAYER = re.compile(r"(.*\b(?:h|layers)\.)(\d+)\.")
@@ -49,36 +50,36 @@ _LAYER = re.compile(r"(.*\b(?:h|layers)\.)(\d+)\.")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the files of a model are: in a folder, or in a repository on the Hub."""
+    """The location of a model's files: a folder, or a repository on the Hub."""
 
     path: str
-    """The folder, or `owner/name`; empty where there are no files."""
+    """The folder, or `owner/name`; empty if there are no files."""
     hub: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
-    """For a repository: which of `HUB_OPTIONS` are set. The revision is a commit, so that files which are read later
-    belong to those read first, even if the repository has changed by then."""
+    """For a repository: the values of those `HUB_OPTIONS` that are set. The revision is a commit, so files that are
+    read later belong to those read first, even if the repository has changed since."""
 
     @property
     def local(self) -> bool:
-        """Whether there is nothing to download."""
+        """Whether no download is needed."""
         return self.path == "" or Path(self.path).is_dir()
 
     @classmethod
     def of(cls, hf: Any) -> "Origin":
-        """Where a module says that it came from. It does not say which revision of a repository that was."""
+        """The origin that a module's configuration names. It does not include the revision of a repository."""
         return cls(str(hf.name_or_path))
 
 
 def locate(source: str | Path, options: dict[str, Any], *, with_tokenizer: bool = True) -> Origin:
-    """Where a model's files are. The Hub's options are taken out of `options`.
+    """Locate a model's files. The Hub options are removed from `options`.
 
     Args:
-        source: a shipped name; a folder; a GGUF file; `owner/name[@revision]`, or
+        source: a shipped name, a folder, a GGUF file, `owner/name[@revision]`, or
             `hf://owner/name[@revision][/subfolder]`, which may end in the name of a GGUF file.
-        options: of `LanguageModel.load`.
-        with_tokenizer: whether the tokenizer of a GGUF file is wanted.
+        options: the options of `LanguageModel.load`.
+        with_tokenizer: whether the tokenizer of a GGUF file is needed.
 
     Raises:
-        UserError: nothing is there.
+        UserError: there is no such model.
     """
     name = str(source)
     hub = {key: value for key in HUB_OPTIONS if (value := options.pop(key, None)) is not None}
@@ -105,16 +106,16 @@ def locate(source: str | Path, options: dict[str, Any], *, with_tokenizer: bool 
 
 
 def check_name(name: str) -> None:
-    """Raise a UserError if this is neither a shipped model, nor a path that exists, nor an address on the Hub."""
+    """Raise a UserError unless this is a shipped model, an existing path or an address on the Hub."""
     if name not in shipped() and not Path(name).exists():
         _on_hub(name)
 
 
 def _on_hub(name: str, *, as_file: bool = False) -> tuple[str, str | None, str | None]:
-    """Repository, revision and what is meant inside.
+    """The repository, the revision and the path inside it.
 
     Raises:
-        UserError: not such an address, or a shipped model's name with a slip.
+        UserError: the name is not such an address, or it is a misspelling of a shipped model's name.
     """
     address = _address(name, as_file=as_file)
     if address is None or difflib.get_close_matches(name, shipped(), cutoff=0.8):
@@ -124,7 +125,9 @@ def _on_hub(name: str, *, as_file: bool = False) -> tuple[str, str | None, str |
 
 
 def _address(name: str, *, as_file: bool = False) -> tuple[str, str | None, str | None] | None:
-    """Repository, revision and what is meant inside; None for what is no address, such as the path of no folder."""
+    """The repository, the revision and the path inside it; None for anything but an address, such as a missing folder's
+    path.
+    """
     found = _ADDRESS.fullmatch(name)
     if found is None:
         return None
@@ -134,7 +137,7 @@ def _address(name: str, *, as_file: bool = False) -> tuple[str, str | None, str 
 
 
 def _downloaded(name: str, repository: str, file: str, hub: dict[str, Any]) -> Path:
-    """A file of a repository, in the cache of the Hub."""
+    """Download a file of a repository into the Hub's cache."""
     try:
         with in_log(f"download {file} of {repository}"):
             return Path(hf_hub_download(repository, file, **hub))
@@ -143,17 +146,17 @@ def _downloaded(name: str, repository: str, file: str, hub: dict[str, Any]) -> P
 
 
 def check_whole(origin: Origin) -> None:
-    """Raise a UserError unless the files of a model that this package wrote are what was written."""
+    """Raise a UserError if the files of a model that this package wrote have changed since."""
     folder = Path(origin.path)
     if origin.path and origin.local and os.path.lexists(folder / DIGESTS):
         check_sealed(folder, "restore it from a copy, or make it again")
 
 
 def precision(dtype: Any) -> Any:
-    """What `transformers` calls a precision: a `torch.dtype`, or `auto`.
+    """Convert a precision to the form that `transformers` takes: a `torch.dtype`, or `auto`.
 
     Raises:
-        UserError: it is none of `DTYPES`.
+        UserError: it is not one of `DTYPES`.
     """
     name = str(dtype).removeprefix("torch.")
     if dtype is None or name == "auto":
@@ -167,14 +170,14 @@ def load_hf(origin: Origin, name: str, dtype: Any, device: str | torch.device | 
     """Load a causal language model with `transformers`.
 
     Args:
-        origin: where it is.
-        name: what the user calls it.
-        device: where to move it; by default it stays where `transformers` puts it.
-        dtype: as `precision` gives it.
-        options: for `from_pretrained`.
+        origin: location of the files.
+        name: the name that the user gave.
+        dtype: precision, as returned by `precision`.
+        device: device to move it to; None leaves it where `transformers` puts it.
+        options: options for `from_pretrained`.
 
     Raises:
-        UserError: there is no such model, it is gated, or its files are damaged or of no causal language model.
+        UserError: there is no such model, it is gated, its files are damaged, or it is not a causal language model.
     """
     if options.pop("trust_remote_code", False):
         raise UserError(
@@ -188,20 +191,21 @@ def load_hf(origin: Origin, name: str, dtype: Any, device: str | torch.device | 
     if origin.local:
         _check_folder(folder, name)
         transformers_logging.disable_progress_bar()
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks a server to convert .bin files
+    # otherwise transformers asks a server to convert .bin files
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         with Bar(f"load {name}") if origin.local else in_log(f"download and load {name}"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 origin.path,
                 dtype=dtype,
                 trust_remote_code=False,
-                weights_only=True,  # of .bin files: no code in a pickle is run
+                weights_only=True,  # for .bin files: never run code in a pickle
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the report
+                ignore_mismatched_sizes=True,  # _check_report refuses them
                 **({"local_files_only": True} if origin.local else origin.hub),
                 **options,
             )
-    except Exception as error:  # a config can be wrong in as many ways as there are models
+    except Exception as error:  # a bad config can raise any exception
         raise _explained(name, "cannot be loaded as a causal language model", error) from error
     hf, report = loaded
     _check_report(name, hf, report)
@@ -209,7 +213,9 @@ def load_hf(origin: Origin, name: str, dtype: Any, device: str | torch.device | 
 
 
 def _check_folder(folder: Path, name: str) -> None:
-    """Raise a UserError if a folder holds no model, and say what it holds instead; or if one of its files is none."""
+    """Raise a UserError if a folder holds no model, naming what it holds instead, or if one of its files cannot be a
+    model's.
+    """
     if (folder / "config.json").is_file():
         for entry in folder.iterdir():
             if entry.suffix in _READ and not entry.is_dir():
@@ -223,7 +229,7 @@ def _check_folder(folder: Path, name: str) -> None:
 
 
 def _check_report(name: str, hf: Any, report: dict[str, Any]) -> None:
-    """Raise a UserError if the weights are not those of the config: missing, of other shapes, or of more layers."""
+    """Raise a UserError if the weights do not fit the config: missing tensors, other shapes, or more layers."""
     if report["missing_keys"]:
         raise UserError(f"{name}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])}")
     for key, stored, wanted in sorted(report["mismatched_keys"]):
@@ -233,7 +239,7 @@ def _check_report(name: str, hf: Any, report: dict[str, Any]) -> None:
     n_layers = hf.config.get_text_config().num_hidden_layers
     lists = {found[1] for key in hf.state_dict() if (found := _LAYER.match(key))}
     modules = dict(hf.named_modules())
-    for key in sorted(report["unexpected_keys"]):  # others are common: buffers of old versions, vision towers
+    for key in sorted(report["unexpected_keys"]):  # other unexpected keys are common: old buffers, vision towers
         found = _LAYER.match(key)
         if found and found[1] in lists and int(found[2]) >= n_layers:
             raise UserError(f"{name}: holds {key}, by its config it has {n_layers} layers; one is of another model")
@@ -243,25 +249,27 @@ def _check_report(name: str, hf: Any, report: dict[str, Any]) -> None:
 
 
 def model_in(folder: Path) -> Path | None:
-    """The language model that lies in a folder of SAEs: the folder itself, or `lm` in it; one that is damaged too."""
+    """The language model in a folder of SAEs: the folder itself, or its subfolder `lm`. It is returned even if
+    damaged.
+    """
     places = (folder / "lm", folder)
     return next((place for place in places if os.path.lexists(place / DIGESTS) or _is_model(place)), None)
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder holds a language model: its configuration, and weights in one file or in shards."""
+    """Whether a folder holds a language model: a configuration, and weights in one file or in shards."""
     if gpt_circuits.is_checkpoint(folder):
         return True
     try:
         config = json.loads(read_text(folder / "config.json", "none"))
-    except (OSError, ValueError, RecursionError):  # a UserError is a ValueError
+    except (OSError, ValueError, RecursionError):  # UserError is a ValueError
         return False
     named = isinstance(config, dict) and ("model_type" in config or "architectures" in config)
     return named and any((folder / file).is_file() for file in WEIGHT_FILES)
 
 
 def load_tokenizer(origin: Origin, name: str, d_vocab: int) -> Tokenizer:
-    """The tokenizer beside a model's weights; ASCII codes for a model of 128 symbols that has none.
+    """The tokenizer in a model's files. A model of 128 symbols without a tokenizer gets ASCII codes.
 
     Raises:
         UserError: there is none, or it cannot be read.
@@ -294,10 +302,10 @@ def load_tokenizer(origin: Origin, name: str, d_vocab: int) -> Tokenizer:
 
 
 def _by_its_file(inner: Any, path: str, options: dict[str, Any], name: str) -> Any:
-    """A tokenizer, or that of its `tokenizer.json`, if its class cuts text otherwise.
+    """Return the tokenizer, or the one in its `tokenizer.json` if its class splits text differently.
 
-    Some classes of `transformers` 5 (GPT2Tokenizer, GPTNeoXTokenizer) have the rules of their first model and leave out
-    those in the file, such as the one by which SmolLM2 splits numbers into digits.
+    Some classes of `transformers` 5 (GPT2Tokenizer, GPTNeoXTokenizer) apply the rules of their first model and ignore
+    those in the file, such as SmolLM2's rule that splits numbers into digits.
     """
     if cached_file(path, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **options) is None:
         return inner
@@ -310,7 +318,7 @@ def _by_its_file(inner: Any, path: str, options: dict[str, Any], name: str) -> A
 
 
 def _explained(name: str, what: str, error: Exception) -> UserError:
-    """One line for what `transformers` says in many."""
+    """Reduce a multi-line error of `transformers` to one line."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)

@@ -1,9 +1,9 @@
 """The norms of a language model as plain tensors: LayerNorm, RMSNorm, DyT, or none.
 
-What a norm computes is not told by its name (RMSNorm with w or with 1 + w?), nor always by its attributes (OLMo's eps
-stands in its forward). So its eps is measured, and a form is taken only if it gives the module's outputs to float32
-rounding, on small and large activations and on zero. The module is compared in float32, whatever the model's precision,
-and in the model's own precision besides.
+The name of a norm does not say what it computes (RMSNorm may use w or 1 + w), and neither do its attributes in every
+case (OLMo's eps is written in its forward). Therefore eps is measured, and a form is accepted only if it reproduces the
+module's outputs to float32 rounding, on small and large activations and on zero. This comparison is made in float32,
+whatever the model's precision, and again in the model's own precision.
 """
 
 import math
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from scalar_sae.lm.upcast import in_float32
 
 TINY = 2.0**-40
-"""Size of the activation at which eps is measured: its square is far below any eps."""
+"""Scale of the activation with which eps is measured. Its square is far below any eps."""
 SIZES = (1e-6, 1e-3, 1.0, 1e3)
-"""Sizes of the activations on which a norm is compared, beside those where its eps matters most."""
+"""Scales of the activations on which a norm is compared, in addition to those where its eps matters most."""
 ROUNDINGS = 16
-"""Rounding errors that a norm's output may have gathered: a dozen operations, and a mean over d_model."""
+"""Tolerance of a norm's output, in rounding errors: a dozen operations, and a mean over d_model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Norm:
     bias: Float[Tensor, " d_model"]
     eps: float
     centred: bool
-    """True: LayerNorm, the mean is subtracted. False: RMSNorm."""
+    """True for LayerNorm, which subtracts the mean. False for RMSNorm."""
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The normalised activation."""
@@ -42,18 +42,18 @@ class Norm:
     def divided(
         self, x: Float[Tensor, "*batch d_model"]
     ) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch d_model"]]:
-        """The divisor, and the activation divided by it: before weight and bias."""
+        """The divisor, and the activation divided by it, before weight and bias are applied."""
         if self.centred:
             x = x - x.mean(-1, keepdim=True)
         sigma = (x.square().mean(-1, keepdim=True) + self.eps).sqrt()
         return sigma, x / sigma
 
     def times(self, factor: float) -> "Norm":
-        """The norm with its output multiplied by a constant."""
+        """The same norm with its output multiplied by a constant."""
         return Norm(self.weight * factor, self.bias * factor, self.eps, self.centred)
 
     def to(self, to: torch.device | torch.dtype) -> "Norm":
-        """The same on a device, or in a precision."""
+        """The same norm on a device or in a precision."""
         return Norm(self.weight.to(to), self.bias.to(to), self.eps, self.centred)
 
 
@@ -64,31 +64,31 @@ class DyT:
     weight: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
     alpha: Float[Tensor, "*"]
-    """One number, or one a dimension."""
+    """A scalar, or one value per dimension."""
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The squashed activation."""
         return (self.alpha * x).tanh() * self.weight + self.bias
 
     def slope(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Its derivative at x."""
+        """The derivative at x."""
         return self.weight * self.alpha * (1 - (self.alpha * x).tanh().square())
 
     def to(self, to: torch.device | torch.dtype) -> "DyT":
-        """The same on a device, or in a precision."""
+        """The same norm on a device or in a precision."""
         return DyT(self.weight.to(to), self.bias.to(to), self.alpha.to(to))
 
 
 @dataclass(frozen=True, eq=False)
 class NoNorm:
-    """The activation as it is: OLMo 2's MLP reads the residual stream."""
+    """The identity, for models such as OLMo 2 whose MLP reads the residual stream directly."""
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The activation."""
         return x
 
     def to(self, to: torch.device | torch.dtype) -> "NoNorm":
-        """The same."""
+        """The identity."""
         return self
 
 
@@ -96,23 +96,23 @@ AnyNorm = Norm | DyT | NoNorm
 
 
 def before_gain(norm: AnyNorm) -> bool:
-    """Whether TransformerLens' `hook_normalized` lies before the norm's gain, and that makes a difference.
+    """Whether TransformerLens' `hook_normalized` lies before the norm's gain, where the gain makes a difference.
 
-    Of an RMSNorm it always does. Of a LayerNorm it lay behind gain and bias before TransformerLens 3, and an SAE's
-    files do not say which version they were made with: it is taken to lie behind them.
+    For an RMSNorm it always lies before the gain. For a LayerNorm it lay after gain and bias until TransformerLens 3.
+    An SAE's files do not say which version they were made with, so after gain and bias is assumed.
     """
     return isinstance(norm, Norm) and not norm.centred and bool((norm.weight != 1).any())
 
 
 def vector(module: Any, name: str, size: int, default: float) -> Float[Tensor, " size"]:
-    """A parameter vector of a module, or a constant where it has none."""
+    """A parameter vector of a module, or a constant vector if the module lacks it."""
     value = getattr(module, name, None)
     return torch.full((size,), default, device="cpu") if value is None else value.detach()
 
 
 @torch.no_grad()
 def norm_of(module: nn.Module, d_model: int) -> AnyNorm | None:
-    """What a norm module computes; None if it is none of these, or several of them fit."""
+    """The form of a norm module; None if no form fits, or several do."""
     if isinstance(module, nn.Identity):
         return NoNorm()
     wide = in_float32(module, torch.device("cpu"))
@@ -129,23 +129,23 @@ def norm_of(module: nn.Module, d_model: int) -> AnyNorm | None:
 
 
 def _eps(module: nn.Module, weight: Tensor, centred: bool) -> float:
-    """What a norm adds to the mean square, if it has this weight and is of this form."""
+    """The eps that a norm adds to the mean square, given its weight and form."""
     x = _probe(len(weight), TINY, offset=0.0, outlier=False)
     if centred:
         x = x - x.mean(-1, keepdim=True)
     y, wx = _without_bias(module)(x).double(), (weight * x).double()
     gain = (
         y * wx
-    ).sum() / wx.square().sum()  # 1 / sqrt(power + eps): of all rows alike, since the power is far smaller
+    ).sum() / wx.square().sum()  # 1 / sqrt(power + eps), which is equal for all rows because the power is far smaller
     eps = gain.pow(-2).item() - x.double().square().mean().item()
-    if not TINY**2 < eps < math.inf:  # nothing is added; or the gain is zero, and nothing is known
+    if not TINY**2 < eps < math.inf:  # no eps is added; or the gain is zero, so eps cannot be measured
         return 0.0
     rounded = (float(f"{eps:.{digits}g}") for digits in range(1, 9))
     return next(number for number in rounded if abs(number - eps) <= 1e-6 * eps)
 
 
 def _computes(norm: Norm | DyT, module: nn.Module) -> bool:
-    """Whether a norm is what a module computes, but for the rounding of the module's precision."""
+    """Whether a norm reproduces a module's outputs, up to the rounding of the module's precision."""
     weight = next(module.parameters(), torch.zeros(1, device="cpu"))
     sizes = (*SIZES, 0.3 * norm.eps**0.5, 3 * norm.eps**0.5) if isinstance(norm, Norm) else SIZES
     x = _activations(len(norm.weight), sizes).to(weight)
@@ -167,7 +167,7 @@ def _computes(norm: Norm | DyT, module: nn.Module) -> bool:
 
 
 def _activations(d_model: int, sizes: tuple[float, ...]) -> Float[Tensor, "row d_model"]:
-    """Activations of these sizes, with and without a mean and an outlier dimension; the last one is zero."""
+    """Activations of these scales, with and without a mean and an outlier dimension. The last one is zero."""
     probes = [_probe(d_model, size, offset=m, outlier=o) for size in sizes for m in (0.0, 1.0) for o in (False, True)]
     return torch.cat([*probes, torch.zeros(1, d_model, device="cpu")])
 

@@ -1,13 +1,16 @@
-"""Which architecture a model is of: the one row of the table that fits, in every precision alike.
+"""Recognise a model's architecture: find the one row of the table that fits it. The result is the same in every
+precision.
 
-A row fits where two things hold.
+A row fits if two checks pass.
 
-1. *The wiring.* The model's own forward is run with stand-ins for the row's modules, which do not compute but return
-   made-up whole numbers in float32, small and large, with an outlier dimension. Then everything the model does itself
-   (additions, factors, what is handed to which module) is free of rounding, whatever the model's precision. Every
-   module must be handed exactly what the row says, once, and the logits must be exactly the row's.
-2. *The modules.* Called as the row says, on the model's own activations and in the model's own precision, the modules
-   give the model's own activations: to the bit, but for the order in which three terms are added.
+1. *Wiring.* The model's own forward runs with stand-ins for the modules that the row names. The stand-ins do not
+    compute
+   but return random whole numbers in float32, small and large, with an outlier dimension. Everything that the model
+   itself does (additions, factors, passing activations to modules) is then free of rounding, whatever its precision.
+   Every module must be called exactly once, with exactly the input that the row says, and the logits must equal the
+   row's.
+2. *Modules.* The row calls the modules on the model's own activations, in the model's own precision. They must
+   reproduce the model's own activations to the bit, except for the order in which three terms are added.
 """
 
 from collections import defaultdict
@@ -25,19 +28,19 @@ from scalar_sae.lm.layers import SiteState
 
 DOCS = "docs/models.md"
 SCALES = (2.0**-10, 1.0, 2.0**10)
-"""Sizes of the made-up activations."""
+"""Scales of the random activations."""
 OUTLIER = 64
-"""How much larger one of their dimensions is."""
+"""Factor by which the outlier dimension exceeds the others."""
 PROMPTS = 2
 ORDER = 2
-"""Two sums of three terms in different orders differ by at most 2 eps times the sum of the terms' sizes."""
+"""Sums of three terms in different orders differ by at most 2 eps times the sum of the terms' magnitudes."""
 
 
 def dissect(hf: Any, name: str) -> Anatomy:
-    """Take a causal language model apart along the one architecture that is its own.
+    """Take a causal language model apart along the one architecture that fits it.
 
     Raises:
-        UserError: no row of the table fits, or more than one; the weights or activations are not finite.
+        UserError: no row of the table fits, or several do; or the weights or activations are not finite.
     """
     if not callable(getattr(hf, "get_decoder", None)) or hf.get_output_embeddings() is None:
         raise UserError(f"{name}: {type(hf).__name__} is not a causal language model of transformers")
@@ -50,7 +53,7 @@ def dissect(hf: Any, name: str) -> Anatomy:
         try:
             anatomy = Anatomy(hf, architecture)
             difference = _difference(anatomy)
-        except Exception as error:  # modules of these names, which take or give other things
+        except Exception as error:  # modules of these names with another signature
             difference = f"its modules do not fit together so ({_first_line(error)})"
         else:
             if difference is None:
@@ -65,7 +68,7 @@ def dissect(hf: Any, name: str) -> Anatomy:
 
 
 def _why_not(hf: Any, name: str, tried: list[str]) -> str:
-    """The reason why no row fits."""
+    """The reason why no row fits, for the error message."""
     damaged = next((weight for weight, values in hf.named_parameters() if not values.isfinite().all()), None)
     if damaged is not None:
         return f"{name}: {damaged} holds values that are not finite; the model's weights are damaged"
@@ -85,27 +88,27 @@ def _why_not(hf: Any, name: str, tried: list[str]) -> str:
 
 @torch.no_grad()
 def _overflows(hf: Any) -> bool:
-    """Whether the model runs and its logits are not finite."""
+    """Whether the model runs but its logits are not finite."""
     try:
         logits = hf(dummy(hf, PROMPTS, DUMMY_TOKENS), use_cache=False).logits
-    except Exception:  # its own forward fails: what was tried says how
+    except Exception:  # the model's own forward fails; `tried` says why
         return False
     return not bool(logits.isfinite().all())
 
 
 class _Forward(NamedTuple):
-    """The model's own forward on made-up prompts."""
+    """The model's own forward on random prompts."""
 
     into: list[Tensor]
-    """What each layer was handed."""
+    """The input of each layer."""
     outputs: list[Tensor]
-    """What each layer put out."""
+    """The output of each layer."""
     logits: Tensor
 
 
 @torch.no_grad()
 def _own_forward(anatomy: Anatomy, instead: Sequence[Tensor] | None = None) -> _Forward:
-    """Run the model; `instead`: what each layer gets instead of what the model hands it."""
+    """Run the model. `instead` replaces the input of each layer."""
     into: list[Tensor] = []
     outputs: list[Tensor] = []
 
@@ -129,7 +132,7 @@ def _own_forward(anatomy: Anatomy, instead: Sequence[Tensor] | None = None) -> _
 
 @torch.no_grad()
 def _difference(anatomy: Anatomy) -> str | None:
-    """What speaks against a row, the wiring first; None if nothing does."""
+    """A difference between the model and a row, checking the wiring first; None if the row fits."""
     wirings = (_Wiring(anatomy, scale).difference() for scale in SCALES)
     return next((found for found in wirings if found), None) or next(_in_own_precision(anatomy), None)
 
@@ -139,7 +142,7 @@ class _Wiring:
 
     Args:
         anatomy: the model taken apart along the row.
-        scale: size of the stand-ins' outputs.
+        scale: scale of the stand-ins' outputs.
     """
 
     def __init__(self, anatomy: Anatomy, scale: float) -> None:
@@ -159,7 +162,7 @@ class _Wiring:
         self._handed: dict[nn.Module, list[Tensor]] = defaultdict(list)
 
     def difference(self) -> str | None:
-        """Where the model's wiring is not the row's."""
+        """A difference between the model's wiring and the row's; None if they agree."""
         with self._anatomy.stood_in(self._stub):
             return next(self._differences(), None)
 
@@ -180,7 +183,7 @@ class _Wiring:
             yield "the logits are computed in another way"
 
     def _unlike(self, own: dict[nn.Module, list[Tensor]]) -> Iterator[str]:
-        """Which modules the model hands something else than the row, of those that the row has just called."""
+        """Of the modules that the row has just called, those to which the model passes another input."""
         for part, handed in self._handed.items():
             if not own[part]:
                 yield f"{self._names[part]} is not called"
@@ -199,7 +202,7 @@ class _Wiring:
 
 
 def _in_own_precision(anatomy: Anatomy) -> Iterator[str]:
-    """Where the row's modules, called as it says, do not give the model's own activations."""
+    """Yield where the modules, called as the row says, do not reproduce the model's own activations."""
     own = _own_forward(anatomy)
     for number, (layer, x, output) in enumerate(zip(anatomy.layers, own.into, own.outputs, strict=True)):
         at = dict(layer.steps("resid_pre", SiteState(x, None)))
@@ -212,12 +215,12 @@ def _in_own_precision(anatomy: Anatomy) -> Iterator[str]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """One row a token, on the CPU."""
+    """The activations as one row per token, on the CPU."""
     return x.reshape(-1, x.shape[-1]).cpu()
 
 
 def _within(ours: Tensor, theirs: Tensor, sizes: Tensor) -> bool:
-    """Whether two computations of the same differ by rounding at most: elementwise by eps times these sizes."""
+    """Whether two computations of the same tensor differ by rounding only: elementwise by at most eps times `sizes`."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     close = (ours - theirs).abs() <= torch.finfo(theirs.dtype).eps * sizes

@@ -1,17 +1,16 @@
-"""Special tokens: marks of the beginning or the end of a text, of padding, of a speaker's turn.
+"""Special tokens: marks of the beginning or end of a text, of padding, or of a speaker's turn.
 
-A token of this kind is not text, and it often carries an activation hundreds of times the norm of the others, because
-attention heads park on it when they have nothing to do (an attention sink). SAEs are not trained to reconstruct it, and
-a model whose sink is replaced by a reconstruction computes something else at every position. So one rule holds
-everywhere in the package:
+A special token is not text. Its activation often has hundreds of times the norm of the others, because attention heads
+that have nothing to do attend to it (an attention sink). SAEs are not trained to reconstruct it, and replacing it by a
+reconstruction changes the model's computation at every position. One rule therefore applies throughout the package:
 
-    `skip`    positions of special tokens keep the model's own activation wherever something is spliced in, and they
-              are counted nowhere (the default)
+    `skip`    positions of special tokens keep the model's own activation in every splice and are not counted
+              (the default)
     `count`   they are treated like every other position, as in the SCALAR paper
     (0, 2)    the same as `skip`, for these token ids in place of those that the tokenizer names
 
-The tokenizer says which tokens are special. The configuration of a model also names ids (bos, eos, pad), but those may
-be nothing but the defaults of its class, so they are believed only where the tokenizer has no text for them.
+The tokenizer says which tokens are special. The configuration of a model also names ids (bos, eos, pad), but these may
+be mere defaults of its class. They are believed only where the tokenizer has no text for them.
 """
 
 from collections.abc import Collection, Iterable
@@ -27,7 +26,7 @@ from scalar_sae.errors import unknown
 from scalar_sae.tokenizer import Tokenizer
 
 Rule = Literal["skip", "count"] | tuple[Annotated[int, Field(ge=0)], ...]
-"""What happens at the positions of special tokens."""
+"""The treatment of positions with special tokens."""
 
 _NAMED = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -36,9 +35,9 @@ def find_special(tokenizer: Tokenizer | None, configs: Iterable[Any], d_vocab: i
     """The ids of a model's special tokens, in ascending order.
 
     Args:
-        tokenizer: the model's; None: there is none, and the configurations are all that is known.
-        configs: what may name a beginning, an end or padding: the model's configuration, and that of its generation.
-        d_vocab: the size of the model's vocabulary; larger ids never occur.
+        tokenizer: the model's tokenizer; None if there is none, so that only the configurations are known.
+        configs: configurations that may name a beginning, an end or padding: the model's own and its generation config.
+        d_vocab: size of the model's vocabulary; larger ids never occur.
     """
     named: set[int] = set()
     for config in configs:
@@ -51,7 +50,7 @@ def find_special(tokenizer: Tokenizer | None, configs: Iterable[Any], d_vocab: i
 
 
 def parse_rule(text: str) -> Rule:
-    """A rule as it is written on the command line: `skip`, `count`, or ids such as `0,2`.
+    """Parse a rule from the command line: `skip`, `count`, or ids such as `0,2`.
 
     Raises:
         UserError: it is none of these.
@@ -65,18 +64,18 @@ def parse_rule(text: str) -> Rule:
 
 
 def counted(tokens: Int[Tensor, "*prompt token"], special: Collection[int]) -> Bool[Tensor, "*prompt token"]:
-    """Where the tokens of a text are not special."""
+    """A mask of the tokens that are not special."""
     return ~torch.isin(tokens, tokens.new_tensor(sorted(special)))
 
 
 def left_out(tokens: Int[Tensor, "prompt token"], special: Collection[int]) -> dict[str, Any]:
-    """What a record or a log says about the special tokens of a text: their ids, and how many positions hold one."""
+    """The special tokens of a text, for a record or a log: their ids, and the number of positions that hold one."""
     n = tokens.numel() - int(counted(tokens, special).sum())
     return {"ids": sorted(special), "left_out": n, "of": tokens.numel()}
 
 
 def remark(tokens: Int[Tensor, "prompt token"], special: Collection[int], what: str = "positions") -> str | None:
-    """What to tell the user about the special tokens of a text; None if it holds none."""
+    """A sentence on the special tokens of a text for the user; None if there are none."""
     n = left_out(tokens, special)["left_out"]
     if not n:
         return None
@@ -85,12 +84,12 @@ def remark(tokens: Int[Tensor, "prompt token"], special: Collection[int], what: 
 
 
 def say_special(tokens: Int[Tensor, "prompt token"], special: Collection[int], what: str = "positions") -> None:
-    """Tell the user how many positions of a text hold special tokens, if any does."""
+    """Tell the user how many positions of a text hold special tokens, if any do."""
     if said := remark(tokens, special, what):
         say_once(said)
 
 
 def listed(special: Collection[int], most: int = 8) -> str:
-    """The first few ids, in words."""
+    """The first few ids, as text."""
     some = ", ".join(map(str, sorted(special)[:most]))
     return some if len(special) <= most else f"{some} and {len(special) - most} more"

@@ -1,6 +1,6 @@
-"""Stand-ins for modules: a model's forward runs, but chosen modules of it do not compute.
+"""Stand-ins for modules: a model's forward runs while chosen modules of it do not compute.
 
-With them one sees what a model hands its modules and what it makes of their outputs, at no cost and without their
+They show what a model passes to its modules and what it makes of their outputs, at no cost and without the modules'
 rounding.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 from torch import nn
 
 Stub = Callable[[nn.Module, dict[str, Any]], Any]
-"""From a module and its arguments by name to what is returned instead of its output."""
+"""From a module and its arguments by name to a value returned instead of its output."""
 
 
 @contextmanager
 def stood_in(modules: Iterable[nn.Module], stub: Stub) -> Generator[None]:
-    """In the block, calling one of the modules calls `stub` instead."""
+    """Within the block, calling one of the modules calls `stub` instead."""
     with ExitStack() as undo:
         for module in modules:
             undo.callback(_restore, module, vars(module).get("forward"))

@@ -1,6 +1,6 @@
 """The paper's toy GPT as an ordinary `transformers` GPT-2, and the trained weights that ship with the package.
 
-4 layers, 4 heads, d_model 64, context 128, 128 ASCII symbols, GELU-tanh, tied embeddings: 216,448 parameters
+It has 4 layers, 4 heads, d_model 64, context 128, 128 ASCII symbols, GELU-tanh and tied embeddings: 216,448 parameters
 (SCALAR §3).
 """
 
@@ -12,14 +12,14 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def shipped() -> list[str]:
-    """The corpora for which trained weights come with the package."""
+    """The corpora for which the package ships trained weights."""
     return sorted(path.name for path in WEIGHTS.iterdir() if (path / "model.safetensors").is_file())
 
 
 def toy_config(
     d_vocab: int = 128, d_model: int = 64, n_layers: int = 4, n_heads: int = 4, context: int = 128
 ) -> GPT2Config:
-    """The configuration of the paper's toy model, or of the same in another size."""
+    """The configuration of the paper's toy model, or of the same model in another size."""
     return GPT2Config(
         vocab_size=d_vocab,
         n_positions=context,

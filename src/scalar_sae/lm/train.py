@@ -1,9 +1,9 @@
 """Train a small language model: `scalar train-lm`.
 
-The recipe of the authors' code (SCALAR's toy model; their paper prints neither recipe nor loss): AdamW, weight decay on
-matrices only, cosine learning rate with warm-up, gradient clipping, random windows of the training text. Differences:
-float32 throughout where they used bf16 autocast. The batch of a step follows from (seed, step) alone, so a run that was
-killed goes on from its last checkpoint and ends with the same bytes.
+The recipe is that of the SCALAR authors' code for their toy model; their paper prints neither recipe nor loss. It uses
+AdamW, weight decay on matrices only, a cosine learning rate with warm-up, gradient clipping, and random windows of the
+training text. One thing differs: all computation is in float32, where the authors used bf16 autocast. The batch of a
+step depends only on (seed, step). A run that was killed resumes from its last checkpoint and ends with the same bytes.
 """
 
 import math
@@ -35,33 +35,33 @@ from scalar_sae.versions import versions
 
 TOKENIZER, RECORD = "tokenizer", "training.json"
 UNFINISHED = {"checkpoint.pt", "events.jsonl", "model", TOKENIZER}
-"""What a run leaves that was stopped."""
+"""Files that an interrupted run leaves behind."""
 KEEP = "move the folder away and run the same command to train again"
 
 
 class LmRecipe(BaseModel):
-    """What a small GPT-2 is and how it is trained; the defaults are the paper's toy."""
+    """A small GPT-2 and how to train it. The defaults are the paper's toy model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     corpus: Address = "python-stdlib"
-    """A text's name, a path, or hf://owner/name:configuration@split#column; see docs/text.md."""
+    """The text: a shipped name, a path, or hf://owner/name:configuration@split#column; see docs/text.md."""
     steps: Count = 10_000
     """Optimiser steps."""
     batch_size: Size = 128
     """Sequences per step."""
     context: Size = Field(default=128, gt=1)
-    """Tokens per sequence; the model reads as many, but never fewer than 128."""
+    """Tokens per sequence. The model reads prompts of up to this length, or 128 if that is more."""
     d_vocab: Size = Field(default=128, ge=128)
-    """128: ASCII codes. More: so many byte pairs, learned from the training text."""
+    """Vocabulary size. 128 means ASCII codes; more means that many byte pairs, learned from the training text."""
     d_model: Size = 64
     """Width of the residual stream."""
     n_layers: Size = 4
     n_heads: Size = 4
     lr: Rate = 1e-3
-    """Highest learning rate."""
+    """Peak learning rate."""
     min_lr: float = Field(default=1e-5, ge=0, le=1e6)
-    """Learning rate at the end of the cosine."""
+    """Final learning rate of the cosine schedule."""
     warmup_steps: int = Field(default=1_000, ge=0, le=10**12)
     """Steps of linear warm-up."""
     beta2: float = Field(default=0.95, gt=0, lt=1)
@@ -69,7 +69,7 @@ class LmRecipe(BaseModel):
     weight_decay: float = Field(default=0.1, ge=0, le=1e6)
     """Weight decay on tensors of two or more dimensions."""
     clip: Rate = 1.0
-    """Largest gradient norm."""
+    """Maximum gradient norm."""
     seed: Seed = 0
     """Seed of the initial weights and of the batches."""
     eval_every: Count = 250
@@ -83,13 +83,15 @@ class LmRecipe(BaseModel):
 
     @property
     def least_bytes(self) -> int:
-        """Memory that training takes at the least: weights, gradients, moments, logits, and what each layer keeps."""
+        """Minimum memory of training in bytes: weights, gradients, moments, logits, and the activations that each layer
+        keeps.
+        """
         parameters = self.d_model * (self.d_vocab + max(128, self.context) + 12 * self.n_layers * self.d_model)
         return 16 * parameters + 4 * self.batch_size * self.context * (self.d_vocab + 8 * self.n_layers * self.d_model)
 
 
 class LmRecord(BaseModel):
-    """What `training.json` says of a model that was trained."""
+    """The content of `training.json` for a trained model."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -99,7 +101,7 @@ class LmRecord(BaseModel):
     val_loss_nats: float
     val_loss_bits: float
     val_bits_per_byte: float
-    """Nats and bits are per token."""
+    """The two fields above are per token."""
     train_seconds: int
     threads: int
     versions: dict[str, Any]
@@ -116,8 +118,9 @@ RECIPES = {
         warmup_steps=200, eval_every=100,
     ),
 }  # fmt: skip
-"""How the shipped weights were made: a short recipe for the default corpus, the authors' own for theirs. `medium` is
-real language: 5 million parameters, byte pairs, the standard library's documentation and what `--data` adds."""
+"""The recipes of the shipped weights: a short one for the default corpus, and the authors' own for theirs. `medium` is
+real language: 5 million parameters and byte pairs, trained on the standard library's documentation and the files of
+`--data`."""
 
 
 def learning_rate(recipe: LmRecipe, step: int) -> float:
@@ -129,14 +132,14 @@ def learning_rate(recipe: LmRecipe, step: int) -> float:
 
 
 def batch_of(tokens: Integer[Tensor, " n"], recipe: LmRecipe, step: int) -> Int[Tensor, "batch context_and_next"]:
-    """The random windows of a step, one token longer than the context; depends on (seed, step) alone."""
+    """The random windows of a step, one token longer than the context. They depend only on (seed, step)."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     starts = torch.randint(tokens.numel() - recipe.context, (recipe.batch_size, 1), generator=generator)
     return tokens[starts + torch.arange(recipe.context + 1)].long()
 
 
 def next_token_loss(lm: GPT2LMHeadModel, ids: Int[Tensor, "batch context_and_next"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy in nats of each token but the first of every window."""
+    """Mean cross-entropy in nats of all tokens but the first of every window."""
     ids = ids.to(lm.device)
     logits = lm(ids[:, :-1]).logits
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -144,7 +147,9 @@ def next_token_loss(lm: GPT2LMHeadModel, ids: Int[Tensor, "batch context_and_nex
 
 @torch.no_grad()
 def validation_loss(lm: GPT2LMHeadModel, val: Integer[Tensor, " n"], context: int, most: int | None = None) -> float:
-    """Cross-entropy in nats per token over the validation text in windows that do not overlap (the first `most`)."""
+    """Cross-entropy in nats per token over the validation text, in windows that do not overlap (the first `most` of
+    them).
+    """
     ids = windows(val[1:], context, "validation text")[:most]
     inputs = windows(val[:-1], context, "validation text")[:most]
     total = 0.0
@@ -157,15 +162,15 @@ def validation_loss(lm: GPT2LMHeadModel, val: Integer[Tensor, " n"], context: in
 def train_lm(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
     """Train a small GPT-2 and write it to `out` as a Hugging Face folder with `training.json` beside it.
 
-    Continues bit-exactly from `out/checkpoint.pt` where that is left from a run of the same recipe on the same text. A
-    model of that recipe and text that is there already stays, and its record is returned.
+    Resumes bit-exactly from `out/checkpoint.pt` if a run of the same recipe on the same text left one. If `out` already
+    holds the finished model of that recipe and text, it is kept and its record returned.
 
     Returns:
-        What `training.json` holds: recipe, data, loss curve, final validation loss in nats and bits, versions.
+        The content of `training.json`: recipe, data, loss curve, final validation loss in nats and bits, versions.
 
     Raises:
-        UserError: `out` holds another model, another run's checkpoint, or a damaged one; the text is too short; the
-            machine has too little memory; or the loss is no number any more.
+        UserError: `out` holds another model, another run's checkpoint or a damaged one; the text is too short; the
+            machine has too little memory; or the loss is no longer finite.
     """
     _check_memory(recipe)
     with held(out, remedy="wait until it ends, or choose another --out"):
@@ -190,7 +195,8 @@ def _train(recipe: LmRecipe, out: Path, *data: Path) -> dict[str, Any]:
         say(remark)
     state = _start(recipe, out / "checkpoint.pt", corpus)
     if not isinstance(tokenizer, Pretrained):
-        shutil.rmtree(out / TOKENIZER, ignore_errors=True)  # of another recipe, stopped before its first checkpoint
+        # left by another recipe that stopped before its first checkpoint
+        shutil.rmtree(out / TOKENIZER, ignore_errors=True)
     elif not (state.step and (out / TOKENIZER).is_dir()):
         with atomic_write(out / TOKENIZER) as temporary:
             tokenizer.save(temporary)
@@ -229,7 +235,7 @@ def _check_memory(recipe: LmRecipe) -> None:
 
 
 def _finished(out: Path, recipe: LmRecipe) -> LmRecord | None:
-    """The record of the model that is in a folder already, if it is whole and of this recipe.
+    """The record of the finished model in a folder, if it is complete and of this recipe.
 
     Raises:
         UserError: it is damaged, or of another recipe.
@@ -246,14 +252,16 @@ def _finished(out: Path, recipe: LmRecipe) -> LmRecord | None:
 def _check_same(
     path: Path, recipe: dict[str, Any], data: dict[str, Any], asked: LmRecipe, text: dict[str, Any]
 ) -> None:
-    """Raise a UserError if what a file is of differs from what is asked for."""
+    """Raise a UserError if a file belongs to another recipe or text than requested."""
     differing = differences(recipe, asked.model_dump()) or (["--data"] if data != text else [])
     if differing:
         raise UserError(f"{path}: of a run that differs ({'; '.join(differing)}); choose another --out")
 
 
 def _vocabulary(recipe: LmRecipe, texts: Texts, folder: Path, *, known: bool) -> Tokenizer:
-    """ASCII codes, or byte pairs: if they are `known` those in a folder, else learned from the training text."""
+    """ASCII codes, or byte pairs. The byte pairs are read from a folder if `known`, else learned from the training
+    text.
+    """
     if recipe.d_vocab == Ascii().d_vocab:
         return Ascii()
     if known and folder.is_dir():
@@ -263,14 +271,14 @@ def _vocabulary(recipe: LmRecipe, texts: Texts, folder: Path, *, known: bool) ->
 
 
 class State:
-    """Everything that a run needs to go on."""
+    """The state of a run, with everything that resuming needs."""
 
     def __init__(self, recipe: LmRecipe, data: dict[str, Any]) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.data = data
         sizes = recipe.model_dump(include={"d_vocab", "d_model", "n_layers", "n_heads"})
-        # on a CPU eager is the faster one at the toy's context of 128, sdpa at 256
+        # on a CPU, eager is faster at the toy's context of 128, and sdpa at 256
         attention = "eager" if recipe.context <= 128 else "sdpa"
         self.lm = toy_gpt(attention=attention, context=max(128, recipe.context), **sizes)
         torch.nn.Module.to(self.lm, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -284,7 +292,7 @@ class State:
         self.curve: list[dict[str, float]] = []
 
     def advance(self, tokens: Integer[Tensor, " n"]) -> float:
-        """One optimiser step; returns its training loss in nats."""
+        """Take one optimiser step. Returns its training loss in nats."""
         start = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
@@ -299,11 +307,11 @@ class State:
 
     @property
     def speed(self) -> float:
-        """Training tokens per second, over all sittings."""
+        """Training tokens per second, over all sessions."""
         return self.step * self.recipe.batch_size * self.recipe.context / self.seconds
 
     def progress(self) -> str:
-        """One line: how far, how good, how fast."""
+        """One line on progress, loss and speed."""
         now, left = self.curve[-1], (self.recipe.steps - self.step) * self.seconds / self.step / 60
         return (
             f"step {self.step:,}: train {now['train']:.3f}, val {now['val']:.3f} nats; "
@@ -327,7 +335,7 @@ class State:
             )
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Restore the state from a checkpoint.
 
         Raises:
             UserError: it is damaged, or of another recipe or text.
@@ -377,13 +385,15 @@ def _finish(state: State, corpus: Corpus, val_bytes: int, out: Path) -> dict[str
 
 
 def _put_in_place(out: Path) -> None:
-    """Move the files of a finished model to where they are read, its record last: with that the model is finished."""
+    """Move the files of a finished model into place, the record last, since its presence marks the model as
+    finished.
+    """
     for path in sorted((out / "model").iterdir(), key=lambda path: path.name == RECORD):
         path.replace(out / path.name)
 
 
 def _clear(out: Path) -> None:
-    """Remove what a finished model does not need."""
+    """Remove the files that a finished model does not need."""
     (out / "checkpoint.pt").unlink(missing_ok=True)
     shutil.rmtree(out / "model", ignore_errors=True)
     shutil.rmtree(out / TOKENIZER, ignore_errors=True)

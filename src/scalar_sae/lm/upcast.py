@@ -1,4 +1,4 @@
-"""Modules of a half-precision model in float32."""
+"""Float32 copies of the modules of a half-precision model."""
 
 from copy import deepcopy
 
@@ -12,7 +12,7 @@ def is_float32(module: nn.Module) -> bool:
 
 
 def in_float32(module: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """A module in float32 or wider, on a device if one is given: itself if it is so already, else a copy."""
+    """The module in float32 or wider, on a device if one is given. It is copied only if necessary."""
     there = device is None or all(t.device == device for t in _floats(module))
     if there and is_float32(module):
         return module
