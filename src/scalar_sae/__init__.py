@@ -4,6 +4,8 @@ What users call is listed here; the modules say how it works. Start with docs/ar
 they are first used, so that `scalar --help` need not wait for torch.
 """
 
+import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +93,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'scalar_sae' has no attribute {name!r}")
+    if "ipykernel" in sys.modules:  # in a notebook without ipywidgets: the bars of libraries are text, and that is fine
+        warnings.filterwarnings("ignore", message="IProgress not found")
     return getattr(import_module(f"scalar_sae.{_HOME[name]}"), name)
 
 

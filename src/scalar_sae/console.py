@@ -1,7 +1,8 @@
 """What the user sees while a command works: progress and messages, on the error stream.
 
-At a terminal progress is a bar. In a log it is a line about every half minute, which says how far the innermost stage
-is. A thread of its own writes it, so a log is not silent while a step takes long or while a stage shows no steps.
+At a terminal progress is a bar. In a notebook it is a line under the cell. In a log it is a line about every half
+minute, which says how far the innermost stage is. A thread of its own writes it, so a log is not silent while a step
+takes long or while a stage shows no steps.
 """
 
 import os
@@ -24,6 +25,8 @@ from scalar_sae.io import leads
 
 INTERVAL = 30.0
 """Seconds between two lines of progress in a log."""
+CELL_INTERVAL = 1.0
+"""The same under the cell of a notebook."""
 _WINDOW = 10
 """Lines over which the rate is taken: a stage may become faster or slower."""
 
@@ -59,7 +62,8 @@ class Bar:
         shown = leads() and not _quiet
         self._progress: _Drawn | _Log | None = None
         if shown:
-            self._progress = (_Drawn if _at_terminal() else _Log)(one_line(what), total, done)
+            kind = _Drawn if _at_terminal() else _Cell if _in_notebook() else _Log
+            self._progress = kind(one_line(what), total, done)
 
     def __enter__(self) -> "Bar":
         """Begin to show it. At a terminal, a stage within a stage is not shown."""
@@ -96,6 +100,11 @@ def waiting_for_user() -> Generator[None]:
         yield
     finally:
         _beat.leave(None)
+
+
+def _in_notebook() -> bool:
+    """Whether this is the kernel of a notebook, which can rewrite what stands under a cell."""
+    return "ipykernel" in sys.modules and "IPython" in sys.modules
 
 
 def _at_terminal() -> bool:
@@ -181,6 +190,33 @@ class _Log:
         left = duration((self._total - self._done) / rate) if rate > 0 else "unknown time"
         per_minute = 60 * rate / self._total
         return f"{self._what}: {percent(share)}, {percent(per_minute)} a minute, {left} left{after}"
+
+
+class _Cell(_Log):
+    """A line under the cell of a notebook that is rewritten in place. Short stages leave no line."""
+
+    def start(self) -> None:
+        self._next, self._shown = self._began + CELL_INTERVAL, None
+
+    def stop(self, *, finished: bool) -> None:
+        if self._shown is not None:
+            taken = duration(time.monotonic() - self._began)
+            self._show(f"{self._what}: {'done in' if finished else 'stopped after'} {taken}")
+
+    def step(self, n: int | float, note: str | None) -> None:
+        super().step(n, note)
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + CELL_INTERVAL
+            self._show(self._line(now))
+
+    def _show(self, line: str) -> None:
+        from IPython.display import display
+
+        data = {"text/plain": line}
+        if self._shown is None:
+            self._shown: Any = display(data, raw=True, display_id=True)
+        else:
+            self._shown.update(data, raw=True)
 
 
 class Beat:

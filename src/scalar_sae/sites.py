@@ -149,6 +149,9 @@ class Site:
         """Whether both names mean one place: `resid_post.0` and `resid_pre.1`."""
         return self.depth == other.depth
 
+    def __repr__(self) -> str:
+        return f"Site({self.words!r})"
+
     def __lt__(self, other: "Site") -> bool:
         return self.depth < other.depth
 
@@ -210,6 +213,9 @@ class Block:
             self.up.depth <= layer * per_layer + attention < self.down.depth
             for layer in range(self.up.layer, self.down.layer + 1)
         )
+
+    def __repr__(self) -> str:
+        return f"Block({str(self)!r})"
 
     def __str__(self) -> str:
         return f"{self.up}->{self.down}" if self.kind == "span" else f"{self.kind}.{self.up.layer}"

@@ -161,7 +161,7 @@ class Circuit:
             for token, text in zip(shown, lm.tokenizer.pieces(shown), strict=True)
         )
 
-    def measure(self, tokens: Integer[Tensor, "prompt token"]) -> dict[str, float]:
+    def measure(self, tokens: Integer[Tensor, "prompt token"]) -> dict[str, int | float]:
         """How much of the full circuit these edges carry, as the curve of a record measures it.
 
         Args:
@@ -190,7 +190,7 @@ class Circuit:
         }
         recovered = recovery(counts, mean["kl_circuit"])
         return {
-            "edges": float(self.n_edges),
+            "edges": self.n_edges,
             "kl_model": float(mean["kl_model"][1]),
             "kl_circuit": float(mean["kl_circuit"][1]),
             "recovery": float(recovered[1]),

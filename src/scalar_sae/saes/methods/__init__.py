@@ -1,1 +1,1 @@
-"""SAE methods, one file per method. `registry.py` lists them."""
+"""One file a method; `registry` lists them."""

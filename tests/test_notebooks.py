@@ -1,0 +1,102 @@
+"""The notebooks of the documentation: stored executed, small, and true when they are executed again."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
+TRUE_AT_THE_END = {
+    "first_score": [
+        "record.edges_at['90'] < record.n_edges / 20 < control.edges_at['90']",
+        "[row['edges'] for row in record.curve()] == record.edges",
+        "curve['recovery'].iloc[0] == 0 and abs(curve['recovery'].iloc[-1] - 1) < 1e-3",
+    ],
+    "others_saes": [
+        "record.curve() == own.curve()",
+        "len(saes) == 2",
+    ],
+    "circuit_by_hand": [
+        "full.n_edges - full.without(edges=[edge]).n_edges == 1",
+        "best['10000 edges'].shape == best['model'].shape",
+        "lm.logits(tokens).equal(best['model'])",
+        "[row['p_other'] > row['p'] for row in full.logit_changes(full.without(up=[edge[0]]), prompt, n=128)"
+        " if row['text'] == up.tokens(edge[0])[0]] == [True]",
+    ],
+}
+"""What holds behind the last cell."""
+LONG = """
+import time
+from scalar_sae.console import Bar
+with Bar("count", 25) as bar:
+    for n in range(25):
+        time.sleep(0.1)
+        bar.step()
+with Bar("count quickly", 2) as bar:
+    bar.step()
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the notebooks run, one behind the other: the first of them trains the SAEs."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
+def execute(notebook: Any, place: Path) -> None:
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(place)}}, kernel_name="python3")
+    source = str(Path(__file__).parents[1] / "src")
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    client.execute(env={**os.environ, "PYTHONPATH": source, "PATH": programs})
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def test_every_notebook_is_tested():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(TRUE_AT_THE_END)
+
+
+@pytest.mark.parametrize("name", TRUE_AT_THE_END)
+def test_a_notebook_is_stored_executed_and_small(name: str):
+    path = FOLDER / f"{name}.ipynb"
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 150_000
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    said = "".join(output.get("text", "") for output in outputs(notebook))
+    assert "Warning" not in said
+    assert "/work" not in path.read_text()
+
+
+@pytest.mark.parametrize("name", TRUE_AT_THE_END)
+def test_a_notebook_runs_and_shows_what_it_says(name: str, place: Path):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
+    stored = outputs(notebook)
+    notebook.cells += [nbformat.v4.new_code_cell(f"assert {claim}") for claim in TRUE_AT_THE_END[name]]
+    execute(notebook, place)
+    assert len(outputs(notebook)) >= len(stored) - 3  # a quick cell leaves no line of progress
+
+
+def test_progress_in_a_notebook_is_one_line_that_is_rewritten(place: Path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LONG)])
+    execute(notebook, place)
+    [shown] = outputs(notebook)
+    assert shown.output_type == "display_data"
+    assert shown.data["text/plain"].startswith("count: done in")
+
+
+@pytest.mark.parametrize("name", ["matplotlib.pyplot", "matplotlib"])
+def test_without_matplotlib_a_plot_is_refused_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch):
+    from scalar_sae import Table, UserError
+    from scalar_sae.records.curve import draw
+
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"pip install 'scalar-sae\[notebook\]'"):
+        draw(Table([{"edges": 1, "recovery": 0.5}]), "recovery", "mine")
