@@ -1,8 +1,8 @@
-"""Features between layers: which directions come again at a later site? What Staircase SAEs claim to remove.
+"""Cross-layer duplicates: decoder directions that recur at a later site, which Staircase SAEs claim to avoid.
 
-A decoder direction at one site whose nearest direction at an earlier site has a cosine of `NEAR` or more is a
-near-duplicate. In a staircase the later SAE holds the earlier one's rows, so its duplicates are by design and stand in
-one shared parameter; compare it by the share among those that the later site added, its last chunk.
+A decoder direction at one site is a near-duplicate if its nearest direction at an earlier site has a cosine of `NEAR`
+or more. In a staircase the later SAE contains the earlier one's rows, so these duplicates are by design and share one
+parameter. Compare a staircase by the share of duplicates in the last chunk, which the later site added.
 """
 
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ NEAR = 0.9
 
 
 def duplicates(method: str, saes: Mapping[Site, SAE], threshold: float = NEAR) -> list[Duplicates]:
-    """For every two sites, the share of the later SAE's decoder directions that the earlier one has too.
+    """For every pair of sites, the share of the later SAE's decoder directions that the earlier SAE has too.
 
     Args:
         method: name of the SAEs, for the records.
-        saes: by site.
-        threshold: cosine from which two directions are the same.
+        saes: SAEs by site.
+        threshold: cosine from which two directions count as the same.
 
     Raises:
-        UserError: a threshold that is no cosine.
+        UserError: the threshold is not a cosine.
     """
     if not -1 <= threshold <= 1:
         raise UserError(f"threshold {threshold}: cosines lie between -1 and 1")

@@ -1,4 +1,4 @@
-"""What `scalar measure`, `scalar features` and `scalar blind` do with the SAEs of a run."""
+"""The work of `scalar measure`, `scalar features` and `scalar blind` on the SAEs of a run."""
 
 import hashlib
 import math
@@ -45,17 +45,17 @@ from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Ascii
 
 RESULTS = "results.json"
-"""Where records are kept, in a run or in a folder named for them."""
+"""Name of the file of records, in a run or in a folder of its own."""
 LABELS = ("characters", "first-letters")
-"""What `scalar measure --labels` accepts."""
+"""The values that `scalar measure --labels` accepts."""
 RARE = 1e-4
-"""Firing rate of the latents that a measurement should see."""
+"""Firing rate down to which a measurement should see latents."""
 
 
 def records_folder(saes: str | Path, out: Path | None = None) -> Path:
-    """Where records of SAEs belong: in `out`, in the run that they are, or else in `scalar-NAME` of the current folder.
+    """The folder for records of SAEs: `out`, else the run itself, else `scalar-NAME` in the current folder.
 
-    Nothing is written into a folder that is no run of this package and was not named for it.
+    Nothing is written into a folder that is neither a run of this package nor made for these records.
     """
     path = Path(Source.parse(saes).path)
     if out is not None or any(path.glob(f"saes/*/*/{SAE_CARD}")):
@@ -65,7 +65,7 @@ def records_folder(saes: str | Path, out: Path | None = None) -> Path:
 
 
 def check_records(saes: str | Path, folder: Path) -> Path:
-    """The `results.json` of a folder; nothing is written.
+    """The path of a folder's `results.json`. Nothing is written.
 
     Raises:
         UserError: it is damaged or cannot be written, or the folder holds records of other SAEs.
@@ -78,7 +78,7 @@ def check_records(saes: str | Path, folder: Path) -> Path:
 
 
 def open_records(saes: str | Path, folder: Path) -> Path:
-    """The `results.json` of a folder, which is claimed for these SAEs unless it is their run.
+    """The path of a folder's `results.json`. The folder is marked as belonging to these SAEs unless it is their run.
 
     Raises:
         UserError: as `check_records`.
@@ -91,7 +91,7 @@ def open_records(saes: str | Path, folder: Path) -> Path:
 
 
 def _owner(saes: str | Path, folder: Path) -> dict[str, Any]:
-    """What a folder says of the SAEs whose records it holds; nothing if it is their run."""
+    """The mark that names the SAEs whose records a folder holds; empty if the folder is their run."""
     path = Path(Source.parse(saes).path)
     return {} if folder == path else {"saes": str(path.resolve() if path.exists() else path)}
 
@@ -111,35 +111,35 @@ def measure_run(
     special: Rule = "skip",
     out: Path | None = None,
 ) -> Results:
-    """Measure fidelity of the SAEs in a folder, and compare them with those of other seeds.
-
-    Args:
-        run: a run, or whatever `load_saes` accepts.
-        against: runs of other seeds.
-        lm: the model the SAEs read; by default the run's own.
-        text: an address (docs/text.md); by default the held-out part of the text that the SAEs were trained on.
-        prompts: prompts to measure on, evenly spread over the text.
-        context: tokens per prompt; by default 128, or all that the model reads, or all that a row of the text has.
-        threshold: of the overlap between seeds.
-        require_same_partner: of the overlap between seeds.
-        labels: one of LABELS, to measure absorption and probes on; by default neither is measured.
-        words: of `first-letters`.
-        dtype: precision in which the model computes.
-        special: what happens at special tokens (lm/special.py).
-        out: the folder for `results.json`; by default that of `records_folder`.
+    """Measure the fidelity of the SAEs in a folder, and compare them with those of other seeds.
 
     Results are written after each of fidelity, seeds and labels.
 
+    Args:
+        run: a run, or anything that `load_saes` accepts.
+        against: runs of other seeds.
+        lm: the model that the SAEs read; None takes the run's own.
+        text: an address (docs/text.md); None takes the held-out part of the text that the SAEs were trained on.
+        prompts: number of prompts, spread evenly over the text.
+        context: tokens per prompt; None takes 128, or fewer if the model or the rows of the text have fewer.
+        threshold: cosine threshold of the overlap between seeds.
+        require_same_partner: whether overlap requires the same partner in both matchings.
+        labels: one of LABELS, to measure absorption and probes; None measures neither.
+        words: number of words for `first-letters`.
+        dtype: precision in which the model computes.
+        special: the rule for special tokens (lm/special.py).
+        out: folder for `results.json`; None takes that of `records_folder`.
+
     Raises:
-        UserError: no SAEs or no model there, too little text, labels that do not fit the model, or other seeds with
-            nothing in common.
+        UserError: there are no SAEs or no model, the text is too short, the labels do not fit the model, or the other
+            seeds have no SAEs in common.
     """
     if labels not in (None, *LABELS):
         raise unknown("labels", labels, LABELS)
     source = _source(run, lm)
     loaded = {str(folder): load_saes(folder) for folder in (run, *against)}
     if against:
-        in_common(loaded, threshold)  # what cannot be compared is said before anything is measured
+        in_common(loaded, threshold)  # report what cannot be compared before anything is measured
     model = LanguageModel.load(source, dtype=dtype)
     saes = {folder: _fitted(model, groups) for folder, groups in loaded.items()}
     every_group = [group for of_run in saes.values() for group in of_run.values()]
@@ -171,13 +171,13 @@ def measure_run(
 
 
 def _put(measured: dict[str, Any], results: Results) -> None:
-    """Put lists of records in the place of those that were there; other lists stay."""
+    """Replace the lists of records that were measured. Other lists are kept."""
     for name, records in measured.items():
         setattr(results, name, records)
 
 
 def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
-    """Say how many prompts it takes to see latents that fire on RARE of the tokens, if these are too few."""
+    """If the prompts are too few to see latents that fire on RARE of the tokens, say how many are needed."""
     wanted = 3 / RARE
     if 0 < n_tokens < wanted:
         say(
@@ -187,7 +187,7 @@ def _warn_of_rare(n_tokens: int, n_prompts: int) -> None:
 
 
 def _source(run: str | Path, lm: str | None) -> str | Path:
-    """The language model that SAEs read: the one that is named, or the one that lies with them."""
+    """The language model that SAEs read: the named one, or the one in their folder."""
     folder = hub.local(Source.parse(run).path)
     if not folder.exists():
         raise UserError(f"{folder}: no such file or folder")
@@ -202,7 +202,7 @@ def _fitted(model: LanguageModel, groups: dict[str, Group]) -> dict[str, Group]:
 
 
 def _task(model: LanguageModel, labels: str, tokens: Int[Tensor, "prompt token"], words: int) -> Task:
-    """Rows with labels that the model's tokens can have."""
+    """The labelled rows of a task, for labels that the model's tokens can have."""
     if labels == "first-letters":
         return first_letters(model, words)
     if not isinstance(model.tokenizer, Ascii):
@@ -219,12 +219,13 @@ def spread_prompts(
     method: str | None = None,
     groups: Iterable[Mapping[Site, SAE]] = (),
 ) -> tuple[Int[Tensor, "prompt token"], TextRead]:
-    """N prompts evenly spread over a text that SAEs are evaluated on, and what a record says of it.
+    """N prompts spread evenly over the evaluation text of SAEs, and the description of the text for a record.
 
-    What differs from the prompts that the SAEs in `groups`, read from the paths `saes`, were trained on is said.
+    The user is told how the prompts differ from those that the SAEs in `groups`, loaded from the paths `saes`, were
+    trained on.
 
     Raises:
-        UserError: the text has fewer, or it cannot be read (own_text.py).
+        UserError: the text has fewer prompts, or it cannot be read (own_text.py).
     """
     corpus = evaluation_text(model, saes, text, n * (context or min(model.context, 128)), method)
     context = context or corpus.context(model.context)
@@ -255,30 +256,30 @@ def read_run(
     dtype: str = "auto",
     special: Rule = "skip",
 ) -> list[Path]:
-    """Write feature tables of SAEs into `out/METHOD/SITE`, and the edges between neighbouring ones.
+    """Write feature tables of SAEs to `out/METHOD/SITE`, with the edges between neighbouring SAEs.
 
-    Tables that are there already stay as they are; `out/METHOD/settings.json` says how they were made.
+    Existing tables are kept. `out/METHOD/settings.json` records how they were made.
 
     Args:
-        run: a run, or whatever `load_saes` accepts.
-        out: folder for the tables; by default `features` in that of `records_folder`.
-        lm: the model the SAEs read; by default the run's own.
-        method: the one group to read.
-        text: an address (docs/text.md); by default the held-out part of the text that the SAEs were trained on.
-        prompts: prompts to read.
+        run: a run, or anything that `load_saes` accepts.
+        out: folder for the tables; None takes `features` in that of `records_folder`.
+        lm: the model that the SAEs read; None takes the run's own.
+        method: the group of SAEs to read; None takes all.
+        text: an address (docs/text.md); None takes the held-out part of the text that the SAEs were trained on.
+        prompts: number of prompts to read.
         context: tokens per prompt.
-        ranking: of the edges; None: no edges.
-        rank_prompts: of them, prompts to rank edges on.
-        memory: gigabytes that ranking edges may take.
+        ranking: ranking of the edges; None writes no edges.
+        rank_prompts: number of these prompts on which edges are ranked.
+        memory: gigabytes that ranking edges may use.
         dtype: precision in which the model computes.
-        special: what happens at special tokens (lm/special.py).
+        special: the rule for special tokens (lm/special.py).
 
     Returns:
         The folders of the SAEs.
 
     Raises:
-        UserError: no SAEs or no model there, too little text, an unknown method or ranking, SAEs of another width, too
-            little memory, tables that were made otherwise.
+        UserError: there are no SAEs or no model, the text is too short, the method or ranking is unknown, an SAE has
+            another width than the model, the memory is too small, or the existing tables were made with other settings.
     """
     if ranking is not None and ranking not in RULES:
         raise unknown("ranking", ranking, RULES)
@@ -334,11 +335,11 @@ def prepare_blind(
     dtype: str = "auto",
     special: Rule = "skip",
 ) -> None:
-    """Draw the pairs of a blind comparison of two SAEs at one site, unless that was done before.
+    """Draw the pairs of a blind comparison of two SAEs at one site, unless they were drawn before.
 
     Raises:
-        UserError: not SAEs, different sites, no model in a folder above them, SAEs of another width, too few latents
-            that fire, or a comparison made otherwise.
+        UserError: these are not SAEs, their sites differ, no folder above them holds a model, an SAE has another width
+            than the model, too few latents fire, or the folder holds a comparison with other settings.
     """
     (first, first_card), (second, second_card) = load_sae(a), load_sae(b)
     site = Site.parse(first_card.site)

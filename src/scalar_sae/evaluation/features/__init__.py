@@ -1,1 +1,1 @@
-"""Features: examples, logits, judged explanations."""
+"""Features: examples of latents, their effects on the logits, and judged explanations."""

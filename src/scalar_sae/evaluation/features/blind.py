@@ -1,11 +1,11 @@
-"""Blind comparison of two SAEs' features (SCALAR §4.5): which of two features is easier to make sense of?
+"""Blind comparison of two SAEs' features (SCALAR §4.5): raters say which of two features is easier to interpret.
 
     prepare(out, lm, site, {"a": sae, "b": sae}, tokens)     pairs matched by density, sides drawn at random
-    answers = Answers(out, "rater", len(pairs.pairs))        answers are on disk one by one
+    answers = Answers(out, "rater", len(pairs.pairs))        every answer is saved at once
     summary(out)                                             preference with an interval, agreement of raters
 
-In `out`: settings.json, a/ and b/ (feature tables), pairs.json (which latents, which side is which: not shown to
-raters) and answers/<rater>.jsonl, a line an answer.
+The folder `out` holds settings.json, a/ and b/ (feature tables), pairs.json (which latents, and which side is which;
+not shown to raters) and answers/<rater>.jsonl, one line per answer.
 """
 
 import hashlib
@@ -41,14 +41,14 @@ from scalar_sae.sites import Site
 
 Choice = Literal["left", "right", "neither"]
 LONGEST_NAME = 64
-"""Of a rater."""
+"""Maximum length of a rater's name."""
 CHOICES: tuple[Choice, ...] = ("left", "right", "neither")
 EXAMPLES = 10
-"""Of each kind, strongest and random, shown of each feature."""
+"""Number of examples of each kind (strongest and random) shown for each feature."""
 
 
 class FeaturePair(BaseModel):
-    """Two latents of about the same density, and which is shown on the left."""
+    """Two latents of similar density, and which of them is shown on the left."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -58,14 +58,14 @@ class FeaturePair(BaseModel):
 
 
 class Pairs(BaseModel):
-    """What `pairs.json` holds."""
+    """The content of `pairs.json`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     names: dict[Literal["a", "b"], str]
-    """Where the two SAEs come from."""
+    """Paths of the two SAEs."""
     text: TextRead | None = None
-    """What the features are shown on."""
+    """The text from which the features' examples are taken."""
     pairs: list[FeaturePair] = Field(min_length=1)
 
     @classmethod
@@ -90,10 +90,10 @@ def prepare(
     special: Rule = "skip",
     text: TextRead | None = None,
 ) -> Pairs:
-    """Read both SAEs' features and draw pairs; does nothing if that was done before with the same settings.
+    """Read both SAEs' features and draw pairs. Returns the existing pairs if they were drawn with the same settings.
 
     Raises:
-        UserError: another comparison is in the folder, or too few latents fire often enough.
+        UserError: the folder holds another comparison, or too few latents fire often enough.
     """
     settings: dict[str, Any] = {side: [digest(sae), *rules(sae)] for side, sae in saes.items()}
     settings |= {"lm": fingerprint(lm), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
@@ -111,14 +111,15 @@ def prepare(
 
 
 def _density(folder: Path) -> Float[np.ndarray, " n"]:
-    """Firing rates; 0 for latents with fewer than EXAMPLES tokens to show."""
+    """Firing rates; 0 for latents with fewer than EXAMPLES examples."""
     latents = read_table(folder, "latents")
     times = np.stack(latents["octaves"].to_pylist()).sum(1)
     return np.where(times >= EXAMPLES, latents["density"].to_numpy(), 0)
 
 
 def draw(a: Float[np.ndarray, " n_a"], b: Float[np.ndarray, " n_b"], n_pairs: int, seed: int) -> list[FeaturePair]:
-    """Pairs of latents of about equal density: a random sample of a's, each with its partner of b, no latent twice.
+    """Pairs of latents of similar density: a random sample of a's latents, each with a partner from b. No latent is
+    used twice.
 
     Raises:
         UserError: fewer than n_pairs latents fire.
@@ -142,24 +143,24 @@ def draw(a: Float[np.ndarray, " n_a"], b: Float[np.ndarray, " n_b"], n_pairs: in
 
 
 def check_rater(name: str) -> None:
-    """Raise a UserError if a rater cannot be called so."""
+    """Raise a UserError if a rater's name is not valid."""
     if not 0 < len(name) <= LONGEST_NAME or not all(c.isalnum() or c in "-_" for c in name):
         raise UserError(f"--rater {name!r}: up to {LONGEST_NAME} letters, digits, - and _ only")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What raters see of the latents of one SAE."""
+    """The examples of one SAE's latents that raters see."""
 
     rows: dict[int, list[dict[str, Any]]]
     vocabulary: dict[int, str]
 
     @classmethod
     def read(cls, folder: Path, latents: Iterable[int]) -> "Examples":
-        """Those of some latents, from an SAE's tables.
+        """Read the examples of some latents from an SAE's tables.
 
         Raises:
-            UserError: the tables are damaged, or have no examples of one of the latents.
+            UserError: the tables are damaged, or lack examples of one of the latents.
         """
         contexts, vocabulary = read_examples(folder)
         rows: dict[int, list[dict[str, Any]]] = {latent: [] for latent in latents}
@@ -175,7 +176,7 @@ class Examples:
         return cls(rows, vocabulary)
 
     def of(self, latent: int) -> list[dict[str, Any]]:
-        """Of each example its kind, and each token's text with its activation as a share of the largest shown."""
+        """Each example with its kind, and its tokens with their activation as a share of the largest one shown."""
         mine = self.rows[latent]
         most = max(max(row["acts"]) for row in mine)
         return [{"kind": row["kind"], "tokens": self._shown(row, most)} for row in mine]
@@ -186,24 +187,24 @@ class Examples:
 
 
 class Answer(BaseModel):
-    """A line of `answers/<rater>.jsonl`."""
+    """One line of `answers/<rater>.jsonl`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     pair: NonNegativeInt
     choice: Choice
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Between question and answer."""
+    """Seconds between question and answer."""
 
 
 class Answers:
-    """One rater's answers, each on disk before the next question."""
+    """One rater's answers. Each is saved before the next question."""
 
     def __init__(self, out: Path, rater: str, n_pairs: int) -> None:
-        """Those that were given before.
+        """Load the answers given before.
 
         Raises:
-            UserError: not a name, the file is damaged, or it cannot be written.
+            UserError: the rater's name is not valid, or the file is damaged or cannot be written.
         """
         check_rater(rater)
         self._path = out / "answers" / f"{rater}.jsonl"
@@ -212,19 +213,19 @@ class Answers:
 
     @property
     def choices(self) -> dict[int, Choice]:
-        """What is on disk: other windows, and other processes, write there too."""
+        """The saved answers, read afresh because other windows and processes may have added some."""
         return read_answers(self._path, self._n_pairs)
 
     def add(self, pair: int, choice: Choice, seconds: float) -> None:
-        """Keep an answer; a second one to the same pair replaces the first."""
+        """Save an answer. A second answer to the same pair replaces the first."""
         jsonl.append(self._path, Answer(pair=pair, choice=choice, seconds=round(seconds, 2)))
 
 
 def read_answers(path: Path, n_pairs: int) -> dict[int, Choice]:
-    """Answers by pair, of each the last.
+    """The last answer to each pair.
 
     Raises:
-        UserError: the file is damaged, or of another comparison.
+        UserError: the file is damaged, or belongs to another comparison.
     """
     answers = jsonl.read(path, Answer)
     for answer in answers:
@@ -236,20 +237,23 @@ def read_answers(path: Path, n_pairs: int) -> dict[int, Choice]:
 
 
 class Summary(BaseModel):
-    """What raters preferred."""
+    """The raters' preferences."""
 
     names: dict[Literal["a", "b"], str]
     text: TextRead | None
-    """What the features were shown on."""
+    """The text from which the features' examples were taken."""
     counts: dict[str, dict[str, int]]
-    """Rater -> answers for a, b and neither."""
+    """By rater: number of answers for a, for b and for neither."""
     share_b: float | None
-    """Of the decided answers, those for b, all raters together; 0.5 is no preference."""
+    """Share of decided answers that are for b, over all raters; 0.5 means no preference."""
     interval: tuple[float, float] | None
-    """95 % bootstrap over pairs, so that several raters of one pair count as one draw; Wilson's over the decided pairs
-    where all their answers are the same, since a bootstrap sees no others; null without any."""
+    """95 % bootstrap interval over pairs, so that several raters of one pair count as one draw. If all decided answers
+    agree, Wilson's interval over the decided pairs, because a bootstrap would have no width. Null without decided
+    answers."""
     agreement: dict[str, tuple[int, float, float | None]]
-    """Two raters -> pairs both saw, share answered alike, Cohen's kappa (None where chance agreement is certain)."""
+    """By two raters: pairs that both rated, share of equal answers, and Cohen's kappa (None if chance agreement is
+    certain).
+    """
 
 
 def summary(out: Path, seed: int = 0) -> Summary:
@@ -284,19 +288,19 @@ def summary(out: Path, seed: int = 0) -> Summary:
 
 
 def _interval(votes: Float[np.ndarray, "pair 2"], seed: int) -> tuple[float, float]:
-    """Of the share of b among the votes for a and b of some pairs, not all without any."""
+    """Interval of b's share of the votes for a and b. At least one pair must have votes."""
     for_a, for_b = (votes > 0).sum(0)
     if not for_a or not for_b:
         wilson = binomtest(int(for_b), int(for_a + for_b)).proportion_ci(method="wilson")
         return float(wilson.low), float(wilson.high)
     draws = votes[np.random.default_rng(seed).integers(len(votes), size=(1000, len(votes)))].sum(1)
-    draws = draws[draws.sum(1) > 0]  # without a decided answer there is no share
+    draws = draws[draws.sum(1) > 0]  # the share is undefined without a decided answer
     low, high = np.quantile(draws[:, 1] / draws.sum(1), [0.025, 0.975])
     return float(low), float(high)
 
 
 def _by_sae(answers: dict[int, Choice], pairs: list[FeaturePair]) -> dict[int, str]:
-    """Answers as `a`, `b` or `neither` instead of sides."""
+    """Convert answers from sides to `a`, `b` or `neither`."""
     other = {"a": "b", "b": "a"}
     found: dict[int, str] = {}
     for pair, choice in answers.items():
@@ -306,7 +310,7 @@ def _by_sae(answers: dict[int, Choice], pairs: list[FeaturePair]) -> dict[int, s
 
 
 def _agreement(one: dict[int, str], two: dict[int, str]) -> tuple[int, float, float | None]:
-    """Pairs in common, share answered alike, Cohen's kappa."""
+    """Number of common pairs, share of equal answers, and Cohen's kappa."""
     common = sorted(one.keys() & two.keys())
     if not common:
         return 0, float("nan"), None

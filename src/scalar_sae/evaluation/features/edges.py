@@ -1,10 +1,10 @@
-"""The strongest edges of each latent to the SAEs before and after it, under one of the benchmark's rankings.
+"""The strongest edges of each latent to the SAEs before and after it, under one of the edge rankings.
 
-    tables = strongest_edges(lm, {site: sae, ...}, tokens)    # one a site: latent, side, site, other, score
+    tables = strongest_edges(lm, {site: sae, ...}, tokens)    # one per site: latent, side, site, other, score
 
-Sites are taken in the order of the forward pass, and each SAE is paired with the next that it leads to: where attention
-and MLP run side by side, both lead to what comes after them. The matrix of all edges is never
-there: as many downstream latents are ranked at a time as a memory budget leaves room for.
+Sites are taken in the order of the forward pass, and each SAE is paired with the next SAE that it influences. If
+attention and MLP run in parallel, both are paired with the SAE after them. The matrix of all edges is never held: as
+many downstream latents are ranked at a time as fit in the memory budget.
 """
 
 from collections.abc import Mapping
@@ -39,20 +39,21 @@ def strongest_edges(
     memory: int | float = 8.0,
     special: Rule = "skip",
 ) -> dict[Site, pa.Table]:
-    """The n strongest edges of every latent on either side (`up`, `down`), strongest first; edges of 0 left out.
+    """The n strongest edges of every latent on each side (`up`, `down`), strongest first. Edges with score 0 are left
+    out.
 
     Args:
-        lm: the model the SAEs read.
-        saes: by site; those that a block cannot begin or end at have no edges.
-        tokens: the ranking text.
-        ranking: one of the benchmark's RULES.
-        n: edges a latent and side.
-        seed: of what a ranking samples.
-        memory: gigabytes that all may take.
-        special: what happens at special tokens (lm/special.py): those skipped hold no edges.
+        lm: the model that the SAEs read.
+        saes: SAEs by site; those that cannot stand at an end of a block have no edges.
+        tokens: the prompts on which edges are ranked.
+        ranking: the name of a ranking.
+        n: number of edges per latent and side.
+        seed: seed of rankings that sample.
+        memory: gigabytes that the computation may use.
+        special: the rule for special tokens (lm/special.py); skipped tokens have no edges.
 
     Raises:
-        UserError: too little memory.
+        UserError: the memory is too small.
     """
     found: dict[Site, list[pa.Table]] = {site: [] for site in saes}
     plain = [site for site in sorted(saes) if saes[site].writes is None and not saes[site].decodes_from_input]
@@ -71,7 +72,7 @@ def strongest_edges(
 
 
 class _Best(NamedTuple):
-    """The strongest edges of some latents so far, strongest first; a score of 0 is none."""
+    """The strongest edges of some latents so far, strongest first. A score of 0 marks an empty entry."""
 
     score: Float[Tensor, "latent n"]
     other: Int[Tensor, "latent n"]
@@ -82,18 +83,18 @@ class _Best(NamedTuple):
 
     @classmethod
     def of(cls, scores: Float[Tensor, "latent other"], first: int, n: int) -> "_Best":
-        """Among these edges, whose others are numbered from `first`."""
+        """The strongest of these edges. The other latents are numbered from `first`."""
         best = scores.topk(min(n, scores.shape[1]), dim=1)
         return cls(best.values, best.indices + first)
 
     def merge(self, more: "_Best") -> "_Best":
-        """As many of both."""
+        """The strongest edges of both."""
         best = torch.cat([self.score, more.score], 1).topk(self.score.shape[1], dim=1)
         return _Best(best.values, torch.cat([self.other, more.other], 1).gather(1, best.indices))
 
 
 def _table(best: _Best, first: int, side: str, site: Site) -> pa.Table:
-    """The edges of latents numbered from `first`."""
+    """The edges as a table. The latents are numbered from `first`."""
     latent, place = (best.score > 0).nonzero(as_tuple=True)
     columns = {
         "latent": (latent + first).numpy().astype(np.int32),

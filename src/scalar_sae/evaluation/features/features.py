@@ -1,13 +1,14 @@
-"""What a reader needs of every latent, in two passes over the text: where it fires, how often, how strongly.
+"""Feature tables of an SAE, from two passes over a text: where each latent fires, how often and how strongly.
 
     tables = feature_tables(lm, site, sae, tokens)    # latents, contexts, vocabulary
     read_features(lm, site, sae, tokens, out)         # the same, written into a folder
 
-tables.py says what is in each of them. Rules are those of rules.py, effects on the logits those of logits.py.
+tables.py defines their columns. Rules are made by rules.py and effects on the logits by logits.py.
 
-Examples are the strongest (`top`), a uniform sample of all tokens where the latent fires (`random`), which shows what
-the strongest hide, one at random of each power of two that its activation reaches (`band`), and stretches of text where
-it does not fire at all (`silent`), for a judge. Memory: a few numbers an example, whatever the length of the text.
+There are four kinds of examples: the strongest (`top`); a uniform sample of all tokens where the latent fires
+(`random`), which shows what the strongest hide; one random example for each power of two that the activation reaches
+(`band`); and stretches of text where the latent does not fire at all (`silent`), for a judge. Memory is a few numbers
+per example, whatever the length of the text.
 """
 
 from collections.abc import Iterator
@@ -33,22 +34,24 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
 BEFORE, AFTER = 24, 8
-"""Tokens of context around an example."""
+"""Tokens of context before and after an example."""
 RULE_TOKENS = 2**17
-"""Most tokens that rules are made from and tried on."""
+"""Maximum number of tokens on which rules are made and tested."""
 
 
 class _Firings(NamedTuple):
-    """Where latents fire: an entry a token and latent, in any order."""
+    """Firings of latents: one entry per token and latent, in any order."""
 
     latent: Int[Tensor, " n"]
     token: Int[Tensor, " n"]
-    """Place in the text, counted over all prompts."""
+    """Index of the token in the text, over all prompts."""
     key: Float[Tensor, " n"]
-    """What they are ranked by."""
+    """Sort key."""
 
     def best(self, n: int, more: "_Firings") -> "_Firings":
-        """Of both, the n entries of each latent with the largest keys: by latent, the largest first."""
+        """The n entries of each latent with the largest keys among both, sorted by latent and then by key, largest
+        first.
+        """
         both = _Firings(*(torch.cat(parts) for parts in zip(self, more, strict=True)))
         order = both.key.argsort(descending=True, stable=True)
         order = order[both.latent[order].argsort(stable=True)]
@@ -69,21 +72,21 @@ def read_features(
     seed: int = 0,
     special: Rule = "skip",
 ) -> None:
-    """Write the three tables of an SAE into a folder, whole or not at all.
+    """Write the three tables of an SAE into a folder, atomically.
 
     Args:
-        lm: the model the SAE reads.
-        site: where.
+        lm: the model that the SAE reads.
+        site: the site that it reads.
         sae: the SAE.
         tokens: prompts.
         out: folder to write.
-        n_examples: as the others, see `feature_tables`.
+        n_examples: examples of each kind per latent; see `feature_tables`.
         batch: prompts per forward pass.
-        seed: of the random examples.
-        special: what happens at special tokens.
+        seed: seed of the random examples.
+        special: the rule for special tokens.
 
     Raises:
-        UserError: there is nothing but special tokens.
+        UserError: all tokens are special.
     """
     tables = feature_tables(lm, site, sae, tokens, n_examples, batch, seed, special)
     with atomic_write(out) as temporary:
@@ -106,18 +109,18 @@ def feature_tables(
     """The tables `latents`, `contexts` and `vocabulary` of an SAE.
 
     Args:
-        lm: the model the SAE reads.
-        site: where.
+        lm: the model that the SAE reads.
+        site: the site that it reads.
         sae: the SAE.
         tokens: prompts.
-        n_examples: examples of each kind a latent; one of each band.
+        n_examples: examples of each kind per latent; of `band`, one per power of two.
         batch: prompts per forward pass.
-        seed: of the random examples.
-        special: what happens at special tokens (lm/special.py): no latent counts as firing at those skipped; they are
-            context of the tokens that follow.
+        seed: seed of the random examples.
+        special: the rule for special tokens (lm/special.py). No latent counts as firing at skipped tokens, but they
+            appear in the context of later tokens.
 
     Raises:
-        UserError: there is nothing but special tokens.
+        UserError: all tokens are special.
     """
     g = torch.Generator().manual_seed(seed)
     none = _Firings(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0))
@@ -185,7 +188,9 @@ def _activations(
     there: Bool[Tensor, " place"],
     batch: int,
 ) -> Iterator[tuple[int, Float[Tensor, "n d_sae"]]]:
-    """Batches of activations over the text in order, each with the number of its first token; 0 where not `there`."""
+    """Yield batches of activations over the text in order, each with the index of its first token. They are 0 where
+    `there` is false.
+    """
     for number, some in enumerate(tokens.split(batch)):
         acts = sae.encode(lm.activations(some, [site])[site]).flatten(0, 1)
         start = number * batch * tokens.shape[1]
@@ -203,7 +208,7 @@ def _contexts(
     examples: dict[str, _Firings],
     bar: Bar,
 ) -> pa.Table:
-    """The examples with the tokens around them: the second pass."""
+    """The second pass: the examples with the tokens around them."""
     length = tokens.shape[1]
     kind = np.repeat(list(examples), [len(some.latent) for some in examples.values()])
     latent, place = (torch.cat([some[part] for some in examples.values()]) for part in (0, 1))

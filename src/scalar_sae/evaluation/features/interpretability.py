@@ -1,8 +1,8 @@
-"""How well can an SAE's latents be read? A record an SAE, from its feature tables and from what judges said of them.
+"""Interpretability of an SAE's latents: one record per SAE, from its feature tables and from judges' answers.
 
     record = reading(folder)      # FEATURES/METHOD/SITE, as `scalar features` writes it
 
-Means over latents, with a bootstrap over latents: they are what another SAE would have others of.
+Scores are means over latents, with a bootstrap over latents, because another SAE would have other latents.
 """
 
 import json
@@ -23,7 +23,7 @@ from scalar_sae.scoring.metrics import interval
 
 
 def reading(folder: Path) -> SaeReading:
-    """The scores of one SAE whose feature tables are in a folder."""
+    """The scores of the SAE whose feature tables are in a folder."""
     f1, counted = np.stack(read_table(folder, "latents")["rule_f1"].to_pylist()), read_counted(folder)
     judges: dict[str, list[Judged]] = {}
     for row in read_judged(folder):
@@ -48,7 +48,7 @@ def reading(folder: Path) -> SaeReading:
 
 
 def _text(settings: Path) -> TextRead | None:
-    """The text that tables were made on, if a file beside them says how they were made."""
+    """The text that tables were made on, if a file beside them records it."""
     if not settings.is_file():
         return None
     text = read_plain(settings).get("text")
@@ -56,7 +56,7 @@ def _text(settings: Path) -> TextRead | None:
 
 
 def keep_reading(path: Path, found: Sequence[SaeReading]) -> None:
-    """Write records into a results file, in place of older ones of the same SAEs."""
+    """Write records into a results file. They replace older records of the same SAEs."""
     new = {(record.method, record.site) for record in found}
 
     def put(results: Results) -> None:
@@ -66,7 +66,7 @@ def keep_reading(path: Path, found: Sequence[SaeReading]) -> None:
 
 
 def _mean(scores: Float[np.ndarray, " latent"], n_resamples: int = 1000) -> MeanScore:
-    """Mean of the scores that are there; NaN: none."""
+    """Mean of the scores that exist. NaN marks a missing score."""
     there = scores[~np.isnan(scores)]
     n = len(there)
     rng = np.random.default_rng(0)

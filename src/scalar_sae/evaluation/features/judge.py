@@ -1,16 +1,17 @@
-"""Can a language model tell where a latent fires, once it has put its examples into words? (arXiv 2410.13928)
+"""Automated interpretability (arXiv 2410.13928): can a language model tell where a latent fires, from its own
+explanation?
 
-    judge = endpoint("http://127.0.0.1:8000/v1", "some-model")    # judges.py says who can be asked
-    judge_features(folder, judge, 100)                            # a line a latent in folder/judged.jsonl
+    judge = endpoint("http://127.0.0.1:8000/v1", "some-model")    # see judges.py for the judges that can be asked
+    judge_features(folder, judge, 100)                            # one line per latent in folder/judged.jsonl
 
-The judge is shown strongest examples, the tokens where the latent fires between << and >>, and says what they have in
-common. Then, with that sentence alone,
+The judge sees the strongest examples, with the tokens where the latent fires between << and >>, and explains what they
+have in common. Then two tests use the explanation alone:
 
     detection   which of these texts does the latent fire in?                in some of them it never does
     fuzzing     in which of these texts are the right tokens marked?         every other one has other tokens marked
 
-Scores are balanced accuracies, so that guessing is 0.5 whatever there is more of. No text is both shown and asked
-about. Every line says who judged, so that another judge is asked anew and its answers lie beside the first one's.
+Scores are balanced accuracies, so guessing scores 0.5 whatever the class sizes. No text is both shown and tested. Every
+line names its judge, so another judge is asked anew and its answers are kept beside the first judge's.
 """
 
 import hashlib
@@ -34,15 +35,15 @@ from scalar_sae.evaluation.features.tables import read_counted, read_examples
 from scalar_sae.locks import held
 
 SHOWN = 5
-"""Examples that the judge explains."""
+"""Number of examples shown to the judge."""
 FEWEST = 4
-"""Texts of either kind that a latent needs to be asked about."""
+"""Minimum number of texts of each kind for a latent to be tested."""
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class Judged(BaseModel):
-    """A line of `judged.jsonl`: what one judge made of one latent."""
+    """One line of `judged.jsonl`: one judge's results for one latent."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -50,14 +51,14 @@ class Judged(BaseModel):
     explanation: str | None = None
     """None if there are too few examples."""
     detection: Share | None
-    """Balanced accuracy; None if the judge did not give one answer a text."""
+    """Balanced accuracy; None if the judge did not give one answer per text."""
     fuzzing: Share | None
     judge: dict[str, str | int | None]
-    """Who: `model`, `url`, a hash of the `questions`, and the `seed` of the sample."""
+    """The judge: `model`, `url`, a hash of the `questions`, and the `seed` of the sample."""
 
 
 class Said(BaseModel):
-    """A line of `.judging.jsonl`: one answer of a latent that is not finished."""
+    """One line of `.judging.jsonl`: one answer about a latent that is not finished."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -88,13 +89,13 @@ separated by commas: 1 for yes, 0 for no, in the order of the texts."""
 
 
 def judge_features(folder: Path, judge: Judge, n_latents: int, seed: int = 0) -> Path:
-    """Judge a random sample of the latents that can be asked about; those this judge has answered for are left out.
+    """Judge a random sample of the testable latents. Latents that this judge has finished are skipped.
 
-    Every answer is on disk before the next question, so that none is paid for twice; nor do two processes ask at once.
+    Every answer is saved before the next question, so none is paid for twice. Two processes never ask at the same time.
 
     Raises:
-        UserError: there are no feature tables, too few examples in them, the folder cannot be written, another process
-            has its latents judged, or the judge does not answer.
+        UserError: there are no feature tables, they have too few examples, the folder cannot be written, another
+            process is judging its latents, or the judge does not answer.
     """
     table, vocabulary = read_examples(folder)
     special = read_counted(folder).special
@@ -139,7 +140,7 @@ def _judge(
 
 
 def _remembering(ask: Ask, said: dict[str, str], path: Path, about: list[Any]) -> Ask:
-    """A judge that keeps what it says in a file, and is not asked what was `said` of the same latent before."""
+    """Wrap a judge so that its answers are saved in a file, and answers in `said` are not asked for again."""
 
     def remembering(question: str) -> str:
         key = hashlib.sha256(json.dumps([about, question]).encode()).hexdigest()
@@ -152,7 +153,7 @@ def _remembering(ask: Ask, said: dict[str, str], path: Path, about: list[Any]) -
 
 
 def _askable(table: pa.Table) -> Int[np.ndarray, " n"]:
-    """The latents with enough texts of either kind, of prompts that are not among the examples shown of them."""
+    """The latents with enough texts of each kind from prompts that are not among the shown examples."""
     latent, prompt = (table[name].to_numpy().astype(np.int64) for name in ("latent", "prompt"))
     kind = np.array(table["kind"].to_pylist())
     place = latent * (prompt.max(initial=0) + 1) + prompt
@@ -166,7 +167,7 @@ def _askable(table: pa.Table) -> Int[np.ndarray, " n"]:
 
 
 def read_judged(folder: Path) -> list[Judged]:
-    """What judges said so far.
+    """All judges' results so far.
 
     Raises:
         UserError: the file is damaged.
@@ -181,7 +182,9 @@ def judged(
     rng: np.random.Generator,
     special: Collection[int] = (),
 ) -> dict[str, Any]:
-    """Explanation and both scores of one latent, from its examples; null where there are too few, or no answer."""
+    """Explanation and both scores of one latent, from its examples. A score is null with too few examples or no valid
+    answer.
+    """
     record: dict[str, Any] = {"explanation": None, "detection": None, "fuzzing": None}
     of_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("top", "random", "silent")}
     shown = of_kind["top"][:SHOWN]
@@ -205,7 +208,7 @@ def judged(
 def _score(
     ask: Ask, question: str, explanation: str, texts: list[tuple[str, bool]], rng: np.random.Generator
 ) -> float | None:
-    """Balanced accuracy of the answers; None if they are not one a text."""
+    """Balanced accuracy of the answers; None if there is not one answer per text."""
     texts = [texts[i] for i in rng.permutation(len(texts))]
     answer = ask(question.format(explanation=explanation, texts=_numbered([text for text, _ in texts]), n=len(texts)))
     said = [found == "1" for found in re.findall(r"\b[01]\b", answer)]
@@ -223,7 +226,7 @@ def _live(row: dict[str, Any]) -> set[int]:
 
 
 def _others(row: dict[str, Any], rng: np.random.Generator, special: Collection[int]) -> set[int]:
-    """As many ordinary tokens where it does not, or as many as there are."""
+    """Ordinary tokens where the latent does not fire, as many as it fires on if there are enough."""
     live = _live(row)
     rest = [i for i, token in enumerate(row["tokens"]) if i not in live and token not in special]
     return set(rng.permutation(rest)[: len(live)].tolist())

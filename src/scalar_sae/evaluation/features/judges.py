@@ -1,4 +1,4 @@
-"""Who can be asked about features: a server that speaks OpenAI's protocol, or a model in this process."""
+"""Judges of features: a server with OpenAI's protocol, or a model in this process."""
 
 import json
 import os
@@ -25,33 +25,33 @@ Ask = Callable[[str], str]
 
 
 class Judge(NamedTuple):
-    """Who is asked."""
+    """A judge that can be asked questions."""
 
     ask: Ask
     model: str
     url: str | None = None
-    """Its server; None for a model in this process."""
+    """The server's address; None for a model in this process."""
 
 
 SECONDS = 120.0
-"""How long an answer may take, and how long a busy server may ask to wait."""
+"""Maximum time for an answer, and maximum wait that a busy server may ask for."""
 BUSY = (429, 503)
 TRIES = 6
 ANSWER_BYTES = 2**20
-"""A longer reply is refused."""
+"""Longer replies are refused."""
 NEW_TOKENS = 100
-"""That a judge in this process may answer with."""
+"""Maximum number of tokens in the answer of a judge in this process."""
 
 
 def endpoint(url: str, model: str) -> Judge:
-    """A judge behind an OpenAI-compatible address (`.../v1`); the key is taken from OPENAI_API_KEY if that is set.
+    """A judge at an OpenAI-compatible address (`.../v1`). The key is taken from OPENAI_API_KEY if that is set.
 
-    A server that is too busy (429, 503) is asked again, TRIES times in all. The key goes to this address alone: a
-    server that redirects is refused.
+    A server that is too busy (429, 503) is asked up to TRIES times. The key is sent to this address only, so redirects
+    are refused.
 
     Raises:
-        UserError: not such an address, one that holds a secret, a key that no header can hold, or a name that is no
-            text.
+        UserError: this is not such an address, the address contains a secret, the key cannot be put in a header, or the
+            model's name is not a text.
     """
     url = _address(url)
     try:
@@ -79,7 +79,7 @@ def endpoint(url: str, model: str) -> Judge:
 
 
 def _address(url: str) -> str:
-    """An address without anything secret, since records keep it."""
+    """Check that an address contains no secret, because records keep it."""
     if set(url) & set("@?#"):
         raise UserError("--url: holds a user name, password or query, which records would keep; use OPENAI_API_KEY")
     try:
@@ -93,12 +93,12 @@ def _address(url: str) -> str:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: urllib would send the key on to whatever host a reply names."""
+    """Refuses redirects, because urllib would send the key to any host that a reply names."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> None:
-        """Refuse, and say where the server wants the request to go."""
+        """Refuse, naming the address to which the server redirects."""
         fp.close()
         there = urlunsplit(urlsplit(newurl)._replace(query="", fragment="")).removesuffix("/chat/completions")
         raise OSError(f"it redirects to {there}; give that as --url if you trust it with the key")
@@ -108,7 +108,7 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _reply(request: urllib.request.Request) -> Any:
-    """The server's JSON, after as many waits as it takes."""
+    """The server's JSON reply, after as many waits as necessary."""
     attempt = 0
     while True:
         try:
@@ -118,7 +118,7 @@ def _reply(request: urllib.request.Request) -> Any:
             attempt += 1
             with error:
                 if error.code not in BUSY or attempt == TRIES:
-                    raise OSError(_status(error)) from None  # its text could repeat what was sent
+                    raise OSError(_status(error)) from None  # the error's text could repeat the request
                 wait = _wait(error.headers["Retry-After"], 2.0 ** (attempt - 1))
             if wait > SECONDS:
                 raise OSError(f"{_status(error)}; it asks to wait {wait:,.0f} s") from None
@@ -130,7 +130,7 @@ def _status(error: HTTPError) -> str:
 
 
 def _body(reply: HTTPResponse) -> bytes:
-    """All of a reply that is neither too long nor too slow."""
+    """The whole reply, unless it is too long or too slow."""
     end = time.monotonic() + SECONDS
     parts: list[bytes] = []
     while part := reply.read1(2**16):
@@ -155,11 +155,11 @@ def _wait(asked: str | None, otherwise: float) -> float:
 
 
 def local(source: str, dtype: str = "auto") -> Judge:
-    """A judge of `transformers`, in this process. It is loaded when it is first asked.
+    """A `transformers` model in this process as judge. It is loaded when first asked.
 
     Raises:
-        UserError: no such name or precision; when it is first asked, no such model, or one without a tokenizer of
-            words; whenever it is asked, more tokens than it reads.
+        UserError: the name or precision is not valid. When first asked: there is no such model, or its tokens are not
+            words. Whenever asked: the question has more tokens than the model reads.
     """
     precision(dtype)
     check_name(source)

@@ -1,9 +1,10 @@
-"""The direct effect of a latent on the logits: which tokens its decoder direction promotes and suppresses.
+"""The direct effect of a latent on the logits: the tokens that its decoder direction promotes and suppresses.
 
-Direct: through the residual stream to the unembedding, past all later layers. The final norm is linearised where the
-model is, J = mean over some tokens of d logits / d x at the last residual stream, so that the effect of latent i is
+The direct effect goes through the residual stream to the unembedding and bypasses all later layers. The final norm is
+linearised at the model's own activations: J is the mean over some tokens of d logits / d x at the last residual stream.
+The effect of latent i is
 
-    W_dec[i] J     less its mean over the vocabulary, which changes no probability
+    W_dec[i] J     minus its mean over the vocabulary, which changes no probability
 
 in logits per unit of activation.
 """
@@ -21,18 +22,18 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
 STREAM = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-"""Places whose activations are, or are added to, the residual stream."""
+"""Sites whose activations are in the residual stream or are added to it."""
 TOKENS = 16
-"""Tokens over which the final norm is linearised."""
+"""Number of tokens over which the final norm is linearised."""
 _CELLS = 2**25
-"""Logits held at once."""
+"""Number of logits held at once."""
 
 
 @torch.no_grad()
 def logit_effects(
     lm: LanguageModel, site: Site, sae: SAE, tokens: Int[Tensor, "prompt token"], special: Rule = "skip", n: int = 10
 ) -> dict[str, list[Any]]:
-    """The tokens that each latent promotes and suppresses most; empty where the SAE writes elsewhere.
+    """The tokens that each latent promotes and suppresses most; empty if the SAE does not write to the residual stream.
 
     Returns:
         Columns: `promoted` and `suppressed` (tokens, strongest first), `promoted_by` and `suppressed_by` (logits).
@@ -55,7 +56,9 @@ def logit_effects(
 def final_jacobian(
     lm: LanguageModel, tokens: Int[Tensor, "prompt token"], special: Rule = "skip"
 ) -> Float[Tensor, "d_model d_vocab"]:
-    """Mean derivative of the logits by the last residual stream, over the last ordinary tokens of the first prompts."""
+    """Mean derivative of the logits with respect to the last residual stream, at the last ordinary tokens of the first
+    prompts.
+    """
     last = Site("resid_post", lm.n_layers - 1)
     there = counted(tokens, lm.special_ids(special))
     place = (there * torch.arange(tokens.shape[1])).argmax(1)

@@ -1,10 +1,10 @@
-"""How well does a small rule over its context say where a latent fires? A score that needs no language model.
+"""Rule scores: how well does a small rule over the context predict where a latent fires? No language model is needed.
 
-The rule of n tokens: the latent fires behind those contexts (the current token and the n - 1 before it) behind which it
-fired at least half of the times in the even prompts; a context that is not there is judged by its last n - 1 tokens.
-Rules are tried on the odd prompts. The rule of one token is a list of tokens, which can be read.
+The rule of n tokens looks at the current token and the n - 1 before it. It predicts firing after those contexts after
+which the latent fired in at least half of the cases in the even prompts. An unseen context is judged by its last n - 1
+tokens. Rules are tested on the odd prompts. The rule of one token is a readable list of tokens.
 
-    scores = rule_scores(tokens, fired)     # fired: sparse booleans, a row a token, a column a latent
+    scores = rule_scores(tokens, fired)     # fired: sparse booleans, one row per token, one column per latent
 """
 
 from collections.abc import Collection
@@ -18,31 +18,31 @@ from torch import Tensor
 from scalar_sae.lm.special import counted
 
 Sparse = Any
-"""A csr_array, of which scipy's stubs know too little."""
+"""A csr_array, whose stubs in scipy are incomplete."""
 LENGTHS = (1, 2, 3)
-"""Tokens that the rules look at."""
+"""Numbers of tokens that the rules look at."""
 LISTED = 10
-"""Tokens listed of a rule of one token."""
+"""Number of tokens listed for a rule of one token."""
 
 
 class RuleScores(NamedTuple):
-    """How well the rules did, on prompts that they were not made from."""
+    """Scores of the rules on prompts that they were not made from."""
 
     f1: Float[np.ndarray, "d_sae n_rules"]
     """NaN for latents that never fired there."""
     accuracy: Float[np.ndarray, "d_sae n_rules"]
-    """Balanced: mean of the shares of both classes that are right; NaN for latents that never fired there."""
+    """Balanced accuracy, the mean of the accuracies within both classes; NaN for latents that never fired there."""
     tokens: list[list[int]]
-    """The rule of one token: those behind which the latent fires, the most frequent first."""
+    """The rule of one token: the tokens after which the latent fires, most frequent first."""
 
 
 def rule_scores(tokens: Int[Tensor, "prompt token"], fired: Sparse, special: Collection[int] = ()) -> RuleScores:
-    """Make a rule for every latent and length from even prompts, and try them on odd ones.
+    """Make a rule for every latent and length from even prompts, and test it on odd ones.
 
     Args:
         tokens: prompts.
         fired: [prompts * tokens, d_sae], where each latent fires.
-        special: ids of tokens at which nothing is learned or tried; they are context of those that follow.
+        special: ids of tokens at which nothing is learned or tested; they remain context of later tokens.
     """
     even = np.repeat(np.arange(len(tokens)) % 2 == 0, tokens.shape[1])
     there = counted(tokens, special).flatten().numpy()
@@ -62,7 +62,9 @@ def rule_scores(tokens: Int[Tensor, "prompt token"], fired: Sparse, special: Col
 
 
 def _contexts(tokens: Int[Tensor, "prompt token"]) -> list[Int[np.ndarray, " n"]]:
-    """For each length, a number for every place: the same where the last tokens are (a prompt's start is one)."""
+    """For each length, an id of the context at every position. Equal contexts have equal ids; a prompt's start counts
+    as a token.
+    """
     ids = tokens.numpy().astype(np.int64)
     found = [ids.ravel()]
     before = ids
@@ -75,7 +77,7 @@ def _contexts(tokens: Int[Tensor, "prompt token"]) -> list[Int[np.ndarray, " n"]
 
 
 def _learned(context: Int[np.ndarray, " n"], n_contexts: int, fired: Sparse) -> tuple[Sparse, Sparse]:
-    """How often each latent fired behind each context, and where that is half of the times or more."""
+    """How often each latent fired in each context, and where that is at least half of the cases."""
     everywhere = np.ones(len(context), dtype=bool)
     counts: Sparse = coo_array(_one_hot(context, everywhere, n_contexts).T @ fired.astype(np.int64))
     times = np.bincount(context, minlength=n_contexts)
@@ -86,7 +88,7 @@ def _learned(context: Int[np.ndarray, " n"], n_contexts: int, fired: Sparse) -> 
 
 
 def _one_hot(context: Int[np.ndarray, " n"], there: Bool[np.ndarray, " n"], n_contexts: int) -> Sparse:
-    """[place, context]; a row of zeros where the context does not count."""
+    """[position, context]; a row of zeros where the position does not count."""
     rows = np.flatnonzero(there)
     ones = np.ones(len(rows), dtype=np.int64)
     return coo_array((ones, (rows, context[rows])), shape=(len(context), n_contexts)).tocsr()
@@ -107,7 +109,7 @@ def _scores(said: Sparse, truth: Sparse) -> tuple[Float[np.ndarray, " d_sae"], F
 
 
 def _listed(counts: Sparse) -> list[list[int]]:
-    """For each column the rows with the largest counts."""
+    """For each column, the rows with the largest counts."""
     columns = counts.tocsc()
     found: list[list[int]] = []
     for start, end in zip(columns.indptr[:-1], columns.indptr[1:], strict=True):

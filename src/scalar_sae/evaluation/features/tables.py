@@ -1,11 +1,11 @@
-"""The feature tables of an SAE on disk: written with a SHA-256, read against a schema, refused in one line.
+"""The feature tables of an SAE on disk: written with a SHA-256, and checked against a schema when they are read.
 
-| table        | a row                                                                        | written by    |
+| table        | one row per                                                                  | written by    |
 |--------------|------------------------------------------------------------------------------|---------------|
-| `latents`    | a latent: how often and how strongly it fires, its rule, its effect on logits | `features.py` |
-| `contexts`   | an example: the tokens around it and the latent's activation at each          | `features.py` |
-| `vocabulary` | a token that occurs in the other two: its text                                | `features.py` |
-| `edges`      | an edge between a latent and one of a neighbouring SAE                        | `edges.py`    |
+| `latents`    | latent: how often and how strongly it fires, its rule, effect on the logits  | `features.py` |
+| `contexts`   | example: the tokens around it and the latent's activation at each            | `features.py` |
+| `vocabulary` | token that occurs in the other two: its text                                 | `features.py` |
+| `edges`      | edge between a latent and one of a neighbouring SAE                          | `edges.py`    |
 """
 
 import hashlib
@@ -27,17 +27,17 @@ from scalar_sae.readers import WRITER, check_version, open_regular
 from scalar_sae.sites import Site
 
 OCTAVES = range(-10, 11)
-"""Activations are counted by powers of two from 2^-10 to 2^10; the ends include everything beyond them."""
+"""Activations are counted by powers of two from 2^-10 to 2^10. The outer bins include everything beyond them."""
 integer, real, text = pa.types.is_integer, pa.types.is_floating, pa.types.is_string
 
 
 def integers(kind: Any) -> bool:
-    """Whether an Arrow type is that of lists of integers."""
+    """Whether an Arrow type is a list of integers."""
     return pa.types.is_list(kind) and (integer(kind.value_type) or pa.types.is_null(kind.value_type))
 
 
 def reals(kind: Any) -> bool:
-    """Whether an Arrow type is that of lists of floating-point numbers."""
+    """Whether an Arrow type is a list of floating-point numbers."""
     return pa.types.is_list(kind) and (real(kind.value_type) or pa.types.is_null(kind.value_type))
 
 
@@ -60,35 +60,35 @@ _FINITE = ("density", "maximum", "mean", "acts", "score")
 _COUNTED = ("latent", "prompt", "position", "start", "other")
 _LENGTHS = {"octaves": len(OCTAVES), "rule_f1": len(LENGTHS), "rule_accuracy": len(LENGTHS)}
 _TOGETHER = (("tokens", "acts"), ("promoted", "promoted_by"), ("suppressed", "suppressed_by"))
-"""Lists with as many entries each."""
+"""Pairs of list columns whose lists must have equal lengths."""
 
 
 class Stamp(BaseModel):
-    """What a table's metadata say of it."""
+    """What a table's metadata say about it."""
 
     model_config = ConfigDict(extra="forbid")
 
     format_version: int = 1
     written_by: str = WRITER
     sha256: str
-    """Of the columns and of the other metadata."""
+    """SHA-256 of the columns and of the other metadata."""
 
 
 _STAMP = b"scalar_sae"
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table in which a changed bit is found."""
+    """Write a table with a checksum, so that any change is detected."""
     stamp = Stamp(sha256=_digest(table)).model_dump_json()
     stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), _STAMP: stamp})
     pq.write_table(stamped, path, write_page_checksum=True)
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
-    """A table of an SAE's folder, by its name in SCHEMAS.
+    """Read a table of an SAE's folder by its name in SCHEMAS.
 
     Raises:
-        UserError: there is none, it is damaged, of a later version, or not what is written under this name.
+        UserError: there is none, it is damaged or of a later version, or its content does not fit its name.
     """
     path = folder / f"{name}.parquet"
     if not os.path.lexists(path):
@@ -100,11 +100,11 @@ def read_table(folder: Path, name: str) -> pa.Table:
         _check_stamp(path, table)
     except UserError:
         raise
-    except Exception as error:  # a damaged file fails in as many ways as it has fields
+    except Exception as error:  # a damaged file can raise any error
         raise _damaged(path, reason(error)) from error
     try:
         problem = _problem(table, name)
-    except UserError as error:  # a name that is no site
+    except UserError as error:  # a name that is not a site
         problem = str(error)
     if problem:
         raise _damaged(path, problem)
@@ -112,10 +112,10 @@ def read_table(folder: Path, name: str) -> pa.Table:
 
 
 def tables_in(folder: Path) -> set[str]:
-    """The names of the tables that are in an SAE's folder already.
+    """The names of the tables that exist in an SAE's folder.
 
     Raises:
-        UserError: one of them is damaged, or not what is written under its name.
+        UserError: one of them is damaged, or its content does not fit its name.
     """
     there = {name for name in SCHEMAS if os.path.lexists(folder / f"{name}.parquet")}
     for name in sorted(there):
@@ -124,7 +124,7 @@ def tables_in(folder: Path) -> set[str]:
 
 
 def _check_stamp(path: Path, table: pa.Table) -> None:
-    """Raise a UserError unless a table is what `write_table` wrote."""
+    """Raise a UserError unless a table is exactly what `write_table` wrote."""
     stamp = (table.schema.metadata or {}).get(_STAMP)
     if stamp is None:
         raise UserError(
@@ -136,7 +136,7 @@ def _check_stamp(path: Path, table: pa.Table) -> None:
 
 
 def _digest(table: pa.Table) -> str:
-    """SHA-256 of a table's columns, and of its metadata but for the stamp."""
+    """SHA-256 of a table's columns, and of its metadata except the stamp."""
     found = hashlib.sha256()
     for key, value in sorted((table.schema.metadata or {}).items()):
         if key != _STAMP:
@@ -157,20 +157,20 @@ def _damaged(path: Path, problem: str) -> UserError:
 
 
 class Counted(BaseModel):
-    """Which positions the latents of a table were counted at: it stands in the metadata of `latents.parquet`."""
+    """The positions at which the latents of a table were counted, stored in the metadata of `latents.parquet`."""
 
     model_config = ConfigDict(extra="forbid")
 
     n_tokens: int = Field(default=0, ge=0)
-    """Positions where latents were counted; 0 where the table does not say."""
+    """Number of positions counted; 0 if the table does not say."""
     n_special: int = Field(default=0, ge=0)
-    """Positions of special tokens, where none was."""
+    """Number of positions with special tokens, which were not counted."""
     special: tuple[int, ...] = ()
     """Ids of the special tokens."""
 
 
 def read_counted(folder: Path) -> Counted:
-    """Which positions the latents of an SAE's tables were counted at.
+    """The positions at which the latents of an SAE's tables were counted.
 
     Raises:
         UserError: as `read_table`.
@@ -205,7 +205,7 @@ def read_examples(folder: Path) -> tuple[pa.Table, dict[int, str]]:
 
 
 def _flat(column: Any) -> Any:
-    """The values of a column, those of lists one behind the other."""
+    """The values of a column, with lists concatenated."""
     flat = pc.call_function("list_flatten", [column]) if pa.types.is_list(column.type) else column
     return flat.combine_chunks()
 
@@ -215,7 +215,7 @@ def _lengths(column: Any) -> Any:
 
 
 def _problem(table: pa.Table, name: str) -> str | None:
-    """What a table does not have that this one must have."""
+    """What a table lacks that its schema requires; None if nothing."""
     for column, is_type in SCHEMAS[name].items():
         if column not in table.column_names:
             return f"no column {column}"

@@ -1,16 +1,17 @@
-"""Feature absorption (Chanin et al., arXiv 2409.14507, in SAEBench's form): does a latent carry another's feature?
+"""Feature absorption (Chanin et al., arXiv 2409.14507, in SAEBench's form): does a latent carry another latent's
+feature?
 
-A latent for "starts with S" that falls silent on "short" has been absorbed by the latent for "short", which writes the
-S direction instead. Given activations, a parent label and a child label:
+Suppose the latent for "starts with S" is silent on "short". It has been absorbed by the latent for "short", which
+writes the S direction instead. Given activations, a parent label and a child label:
 
-    p        direction of the parent: a linear probe's, or given
-    main     the latents that know the parent: best by difference of means, one more as long as F1 rises by SPLIT
-    a_i      projection of latent i's contribution on p, for activations with parent and child that the probe gets right
+    p        direction of the parent: given, or that of a linear probe
+    main     the parent's latents: the best by difference of means, and more while each raises F1 by SPLIT
+    a_i      projection on p of latent i's contribution, where parent and child are present and the probe is right
     fraction A' / (A' + main), with A the largest projections of other latents, A' = min(A, <x, p> - main)
-    full     share of those activations where all main latents are silent and one other latent stands in
+    full     share of those activations where all main latents are silent and one other latent takes over
 
-The paper of SAEBench and its code disagree on the thresholds; results name which were used. SAEBench ranks latents by
-an L1 probe where this ranks by difference of means.
+SAEBench's paper and code use different thresholds; results name the ones used. SAEBench ranks latents by an L1 probe,
+whereas this file ranks them by difference of means.
 """
 
 from dataclasses import dataclass
@@ -25,24 +26,24 @@ from scalar_sae.evaluation.labels.probes import Label, Probe, Rows, check_label,
 from scalar_sae.saes.sae import SAE
 
 SPLIT = 0.03
-"""Rise of F1 from which one more latent counts as the parent's: the feature is split, not absorbed."""
+"""Increase of F1 above which another latent counts as the parent's: the feature is split, not absorbed."""
 WORST_F1 = 0.6
-"""A probe below this does not find the parent, and its direction means nothing."""
+"""Minimum F1 of a parent's probe. The direction of a worse probe is meaningless."""
 MOST_MAIN = 10
-"""Most latents that a parent may be split into."""
+"""Maximum number of latents into which a parent may be split."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What counts as standing in for the parent."""
+    """Criteria for latents that absorb the parent."""
 
     name: str
     share: float
-    """Least share of <x, p> that the absorbing latents supply."""
+    """Minimum share of <x, p> that the absorbing latents contribute."""
     cosine: float
-    """Least cosine of an absorbing latent's decoder with p."""
+    """Minimum cosine of an absorbing latent's decoder direction with p."""
     most: int | None
-    """Most absorbing latents that are summed; None: all."""
+    """Maximum number of absorbing latents that are summed; None for all."""
 
 
 SAEBENCH_PAPER = Thresholds("SAEBench paper", share=0.0, cosine=-1.0, most=None)
@@ -50,15 +51,15 @@ SAEBENCH_CODE = Thresholds("SAEBench code", share=0.4, cosine=0.1, most=3)
 
 
 class Parent(NamedTuple):
-    """Where a parent is, and what a linear probe makes of it."""
+    """Where a parent is present, and its direction from a linear probe."""
 
     label: Label
     direction: Float[Tensor, " d_model"]
-    """Of length 1."""
+    """Direction of length 1."""
     said: Label
-    """Where the probe finds the parent; everywhere, where the direction is given."""
+    """Where the probe detects the parent; true everywhere if the direction is given."""
     f1: float | None
-    """Of the probe on odd rows, on which it was not fitted; None where the direction is given."""
+    """F1 of the probe on the odd rows, on which it was not fitted; None if the direction is given."""
 
     @classmethod
     def given(cls, label: Label, direction: Float[Tensor, " d_model"]) -> "Parent":
@@ -67,24 +68,24 @@ class Parent(NamedTuple):
 
     @classmethod
     def probed(cls, x: Rows, label: Label, probe: Probe) -> "Parent":
-        """A parent whose direction is that of a probe fitted on even rows."""
+        """A parent whose direction is that of a probe fitted on the even rows."""
         said = probe.says(x)
         return cls(label, probe.w / probe.w.norm(), said, f1(said[1::2], label[1::2]))
 
 
 class Absorption(NamedTuple):
-    """How much of a parent its children's latents have absorbed."""
+    """How far other latents have absorbed a parent."""
 
     fraction: float
-    """Mean share of the parent's direction that other latents supply."""
+    """Mean share of the parent's direction that other latents contribute."""
     full: float
-    """Share of activations where the parent's latents are all silent and another stands in."""
+    """Share of activations where the parent's latents are all silent and another latent takes over."""
     main: list[int]
     """The parent's latents."""
     probe_f1: float | None
-    """Of the parent's probe on rows it was not fitted on; None where the direction was given."""
+    """F1 of the parent's probe on rows on which it was not fitted; None if the direction was given."""
     n: int
-    """Activations it was measured on."""
+    """Number of activations measured."""
     thresholds: str
 
 
@@ -101,16 +102,16 @@ def absorption(
     """Measure how much of `parent` is absorbed where `child` is present.
 
     Args:
-        sae: what is measured.
-        x: activations; even rows choose probe and latents, odd rows are measured.
-        parent: which activations have the parent.
-        child: which have the child; all that have the parent by default.
-        direction: of the parent, where it is known; fitted otherwise.
+        sae: the SAE to measure.
+        x: activations. Even rows select the probe and latents; odd rows are measured.
+        parent: mask of the activations with the parent.
+        child: mask of the activations with the child; None takes all that have the parent.
+        direction: direction of the parent, if known; otherwise a probe is fitted.
         thresholds: SAEBENCH_PAPER, SAEBENCH_CODE or others.
-        most_main: most latents that the parent may be split into.
+        most_main: maximum number of latents into which the parent may be split.
 
     Raises:
-        UserError: a label that never occurs, or a parent that no linear probe finds.
+        UserError: a label never occurs, or no linear probe finds the parent.
     """
     check_label(parent[::2])
     known = direction is not None
@@ -127,14 +128,14 @@ def absorption(
 
 
 def measured_rows(parent: Parent, child: Label | None) -> Label:
-    """The rows that absorption is measured on: odd, with parent and child, and the probe right."""
+    """Mask of the rows measured: odd rows with parent and child on which the probe is right."""
     odd = torch.arange(len(parent.label)) % 2 == 1
     there = odd & parent.label & parent.said
     return there if child is None else there & child
 
 
 def main_latents(acts: Float[Tensor, "n d_sae"], parent: Label, most: int = MOST_MAIN) -> list[int]:
-    """The latents that know the parent: one, and another as long as F1 rises by SPLIT."""
+    """The parent's latents: the best one, and more while each raises F1 by SPLIT."""
     order = difference(acts, parent).topk(min(most, acts.shape[1])).indices.tolist()
     best = 0.0
     for k in range(1, len(order) + 1):
@@ -154,7 +155,7 @@ def absorbed(
     main: list[int],
     thresholds: Thresholds,
 ) -> Absorption:
-    """Absorption of a parent with these main latents, over all the rows that are given."""
+    """Absorption of a parent with these main latents, over all rows given."""
     p = parent.direction
     along = x @ p
     projections = acts * (sae.W_dec @ p)

@@ -1,8 +1,8 @@
-"""What labels say of SAEs: absorption, sparse probing, TPP and SCR of every SAE on the same rows.
+"""Evaluate SAEs with labels: absorption, sparse probing, TPP and SCR of every SAE on the same rows.
 
     absorption, probes = labelled(lm, {"topk": {site: sae, ...}, ...}, characters(tokens))
 
-Linear probes of the activations are fitted once a site and label, and serve all SAEs there.
+Linear probes of the activations are fitted once per site and label and used for all SAEs there.
 """
 
 from collections.abc import Mapping
@@ -31,16 +31,16 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Site
 
 KS = (1, 2, 5)
-"""Latents that a sparse probe reads."""
+"""Numbers of latents that a sparse probe reads."""
 NS = (2, 5, 20)
-"""Latents that TPP and SCR cut out."""
+"""Numbers of latents that TPP and SCR ablate."""
 
 
 class Labelled(NamedTuple):
-    """What `labelled` finds."""
+    """The result of `evaluate_labels`."""
 
     absorption: list[SaeAbsorption]
-    """Two records an SAE: the thresholds of SAEBench's paper and those of its code."""
+    """Two records per SAE: with the thresholds of SAEBench's paper and of its code."""
     probes: list[SaeProbes]
 
 
@@ -54,11 +54,11 @@ class _Site(NamedTuple):
 
 @torch.no_grad()
 def evaluate_labels(lm: LanguageModel, saes: Mapping[str, Mapping[Site, SAE]], task: Task, batch: int = 16) -> Labelled:
-    """Measure every SAE on the labels of a task; labels too rare to learn are named and left out.
+    """Measure every SAE on the labels of a task. Labels that are too rare to learn are reported and left out.
 
     Args:
-        lm: the model the SAEs read.
-        saes: by method and site; those that do not decode from their latents alone back to what they read are left out.
+        lm: the model that the SAEs read.
+        saes: SAEs by method and site. SAEs whose decoder needs the input, and transcoders, are left out.
         task: rows with labels.
         batch: prompts per forward pass.
 
@@ -87,7 +87,7 @@ def evaluate_labels(lm: LanguageModel, saes: Mapping[str, Mapping[Site, SAE]], t
 
 
 def _read(lm: LanguageModel, sites: list[Site], task: Task, batch: int) -> dict[Site, Float[Tensor, "n d_model"]]:
-    """The activations of the task's rows at each site, one pass over the prompts for all."""
+    """The activations of the task's rows at each site, from one pass over the prompts."""
     wanted, place = task.rows.sort()
     parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
     length = task.tokens.shape[1]
@@ -106,7 +106,7 @@ def _prepared(x: Rows, task: Task) -> _Site:
 
 
 def _absorption(method: str, site: Site, sae: SAE, acts: Rows, here: _Site, task: Task) -> list[SaeAbsorption]:
-    """A record for each setting of the thresholds."""
+    """One record for each setting of the thresholds."""
     main = {
         name: main_latents(acts[::2], parent.label[::2])
         for name, parent in here.parents.items()
@@ -186,6 +186,6 @@ def _probes(method: str, site: Site, sae: SAE, acts: Rows, here: _Site, task: Ta
 
 
 def _disagree(wanted: Tensor, spurious: Tensor) -> bool:
-    """Whether a probe for `wanted` can be biased: rows of the first half with both labels, and with neither."""
+    """Whether a probe for `wanted` can be biased: the first half has rows with both labels and rows with neither."""
     both, neither = (wanted & spurious)[::2], (~wanted & ~spurious)[::2]
     return bool(both.any() and neither.any() and (wanted != spurious).any())

@@ -1,9 +1,9 @@
-"""Labels of tokens, for absorption and probes: what text carries by itself, on character models.
+"""Labels of tokens for absorption and probes: labels that a text itself provides, for character models.
 
-    task = characters(tokens)       # tokens, the rows to look at, labels of those rows by name
+    task = characters(tokens)       # tokens, the labelled rows, the labels of those rows by name
 
-Most labels have a parent: a vowel is a letter, a letter is not a space, indentation is space, a word is a keyword or
-an identifier. `spelling.py` has the labels of models with a tokenizer of words.
+Most labels have a parent: a vowel is a letter, a letter is not a space, indentation is space, and a word is a keyword
+or an identifier. `spelling.py` has the labels for models whose tokens are words.
 """
 
 import keyword
@@ -31,18 +31,18 @@ CHARACTERS: dict[str, Callable[[str], bool]] = {
     "digit": str.isdigit,
     "bracket": lambda c: c in "()[]{}",
 }
-"""Classes of one character, by name."""
+"""Classes of single characters, by name."""
 PARENTS = {"letter": "not_space", "vowel": "letter", "upper": "letter", "digit": "not_space", "bracket": "not_space",
            "indentation": "space", "keyword": "word", "identifier": "word"}  # fmt: skip
-"""Child -> parent: wherever the child is true, so is the parent."""
+"""From child to parent: wherever the child is true, so is the parent."""
 CLASSES = ("space", "letter", "digit", "bracket")
-"""Labels of which a token has one at most."""
+"""Labels of which a token has at most one."""
 CROSSED = (("vowel", "upper"), ("upper", "vowel"), ("vowel", "keyword"), ("keyword", "vowel"))
-"""Pairs of labels that do not imply each other: one that is wanted, one that is spurious."""
+"""Pairs of a wanted and a spurious label that do not imply each other."""
 ROWS = 8192
-"""Most tokens that are looked at: a probe a label is fitted to them."""
+"""Maximum number of tokens to which the probe of each label is fitted."""
 FEWEST = 10
-"""Fewest rows of either half with a label, and without, for it to be looked at."""
+"""Minimum number of rows with a label, and without it, in each half."""
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _INDENTATION = re.compile(r"(?<=\n)[ \t]+")
@@ -50,25 +50,25 @@ _INDENTATION = re.compile(r"(?<=\n)[ \t]+")
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Places in a text with labels, and which labels to compare with which."""
+    """Labelled tokens of a text, and the pairs of labels to compare."""
 
     name: TaskName
     tokens: Int[Tensor, "prompt token"]
     rows: Int[Tensor, " n"]
-    """Places in `tokens`, counted through; even and odd ones are the two halves of every measure."""
+    """Flat indices into `tokens`. Even and odd rows are the two halves of every measure."""
     labels: dict[str, Bool[Tensor, " n"]]
     parents: tuple[tuple[str, str | None], ...]
-    """Absorption: parent and child; None: wherever the parent is."""
+    """For absorption: pairs of a parent and a child. A child of None means wherever the parent is present."""
     classes: tuple[str, ...]
-    """TPP."""
+    """Labels for TPP."""
     crossed: tuple[tuple[str, str], ...] = ()
-    """SCR: wanted and spurious."""
+    """For SCR: pairs of a wanted and a spurious label."""
 
     def usable(self) -> tuple["Task", list[str]]:
-        """The task without the labels that are too rare, or too common, in either half; and their names.
+        """The task without labels that are too rare or too common in either half, and the names of the labels removed.
 
         Raises:
-            UserError: none is left.
+            UserError: no label is left.
         """
         kept = {name: label for name, label in self.labels.items() if _can_be_learned(label)}
         missing = [name for name in self.labels if name not in kept]
@@ -92,10 +92,10 @@ def _can_be_learned(label: Label) -> bool:
 
 
 def characters(tokens: Int[Tensor, "prompt token"], most: int = ROWS) -> Task:
-    """The labels of ASCII prompts, as many prompts as have `most` tokens; no prompt is in both halves.
+    """The labels of ASCII prompts, for as many prompts as have `most` tokens. No prompt is in both halves.
 
     Raises:
-        UserError: fewer than two prompts.
+        UserError: there are fewer than two prompts.
     """
     half = min(len(tokens), max(2, most // tokens.shape[1])) // 2
     if half == 0:
@@ -108,9 +108,9 @@ def characters(tokens: Int[Tensor, "prompt token"], most: int = ROWS) -> Task:
 
 
 def character_labels(tokens: Int[Tensor, "prompt token"]) -> dict[str, Bool[Tensor, "prompt token"]]:
-    """Labels of ASCII tokens: character classes, words, Python keywords or identifiers (their characters), indentation.
+    """Labels of ASCII tokens: character classes, characters of words, Python keywords or identifiers, and indentation.
 
-    A word that a prompt's end cuts off is labelled as it stands.
+    A word that is cut off at a prompt's end is labelled as if it were complete.
     """
     tables = {name: torch.tensor([test(chr(i)) for i in range(Ascii().d_vocab)]) for name, test in CHARACTERS.items()}
     found = {name: table[tokens] for name, table in tables.items()}

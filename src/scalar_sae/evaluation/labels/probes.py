@@ -1,13 +1,14 @@
-"""Linear probes on labels, and what they say of SAEs: sparse probing, targeted perturbation, spurious correlations.
+"""Linear probes on labels, and SAE evaluations that use them: sparse probing, TPP and SCR.
 
-A label is a boolean a token (or an activation). Probes are logistic regressions, classes weighted alike, fitted to
-convergence; the difference of means that ranks latents is in units of each latent's standard deviation.
+A label is one boolean per token (or activation). Probes are logistic regressions with equal class weights, fitted to
+convergence. Latents are ranked by difference of means, in units of each latent's standard deviation.
 
-    sparse_probe(acts, label)         sparse probing: do a few latents know the label?
-    tpp(sae, x, labels)               targeted probe perturbation: do a label's latents affect that label alone?
-    scr(sae, x, wanted, spurious)     spurious correlation removal: can a bias be cut out by its latents?
+    sparse_probe(acts, label)         sparse probing: do a few latents predict the label?
+    tpp(sae, x, labels)               targeted probe perturbation: do a label's latents affect only that label?
+    scr(sae, x, wanted, spurious)     spurious correlation removal: does ablating its latents remove a bias?
 
-Even and odd rows are the two halves: latents and probes are chosen on the first, everything is scored on the second.
+Even and odd rows are the two halves: latents and probes are chosen on the first, and everything is scored on the
+second.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class Probe(NamedTuple):
 
 
 def fit(x: Rows, label: Label, l2: float = 1e-3) -> Probe:
-    """A logistic regression with both classes weighted alike.
+    """Fit a logistic regression with equal class weights.
 
     Raises:
         UserError: the label is never, or always, true.
@@ -63,7 +64,7 @@ def fit(x: Rows, label: Label, l2: float = 1e-3) -> Probe:
 
 
 def check_label(label: Label) -> None:
-    """Raise a UserError for a label that cannot be learned."""
+    """Raise a UserError if a label is never, or always, true."""
     if not label.any():
         raise UserError("a label never occurs in the text: measure on more tokens, or take another label")
     if label.all():
@@ -77,20 +78,20 @@ def f1(said: Label, label: Label) -> float:
 
 
 def balanced_accuracy(said: Label, label: Label) -> float:
-    """Mean of the shares of both classes that are right."""
+    """Mean of the accuracies within both classes."""
     return 0.5 * (said[label].float().mean() + (~said)[~label].float().mean()).item()
 
 
 def difference(acts: Rows, label: Label) -> Float[Tensor, " width"]:
-    """Mean with the label less mean without, in standard deviations of each column."""
+    """Mean with the label minus mean without it, in standard deviations of each column."""
     return (acts[label].mean(0) - acts[~label].mean(0)) / acts.std(0).clamp_min(1e-8)
 
 
 def sparse_probe(acts: Rows, label: Label, ks: Sequence[int] = (1, 2, 5)) -> dict[int, float]:
-    """Balanced accuracy of a probe on the k latents whose means differ most, by k.
+    """Balanced accuracy of a probe on the k latents with the largest difference of means, by k.
 
     Raises:
-        UserError: the label never occurs, or k exceeds the latents.
+        UserError: the label never occurs, or k exceeds the number of latents.
     """
     if max(ks) > acts.shape[1]:
         raise UserError(f"k = {max(ks)}: there are {acts.shape[1]} latents")
@@ -111,20 +112,21 @@ def tpp(
     ns: Sequence[int] = (2, 5, 20),
     probes: Sequence[Probe] | None = None,
 ) -> dict[int, float]:
-    """Targeted probe perturbation by number of latents: own effect less effect on the others, mean over labels.
+    """Targeted probe perturbation by number of latents: own effect minus effect on the others, averaged over labels.
 
-    For each label, the n latents with the largest difference of means times alignment of decoder and probe are
-    set to zero, the reconstruction error kept; the effect is the fall of a probe's balanced accuracy. Between -1 and 1.
+    For each label, latents are ranked by difference of means times alignment of decoder and probe. The first n are set
+    to zero while the reconstruction error is kept. The effect is the fall of a probe's balanced accuracy. Scores are
+    between -1 and 1.
 
     Args:
-        sae: what is measured.
+        sae: the SAE to measure.
         x: activations.
-        labels: which should not imply each other.
-        ns: latents that are set to zero.
-        probes: of the labels, fitted on even rows; fitted here otherwise.
+        labels: labels that do not imply each other.
+        ns: numbers of latents set to zero.
+        probes: probes of the labels, fitted on even rows; None fits them here.
 
     Raises:
-        UserError: fewer than two labels, or one that never occurs.
+        UserError: there are fewer than two labels, or one never occurs.
     """
     if len(labels) < 2:
         raise UserError("tpp compares labels: it needs two or more")
@@ -145,16 +147,16 @@ def tpp(
 
 
 def scr(sae: SAE, x: Rows, wanted: Label, spurious: Label, ns: Sequence[int] = (2, 5, 20)) -> dict[int, float] | None:
-    """Spurious correlation removal: how much of what a bias costs comes back when its n latents are cut out.
+    """Spurious correlation removal: the share of a bias's cost that is regained by ablating n latents.
 
-    A probe for `wanted` is fitted where both labels agree, so it may as well read `spurious`; the score is
-    (after - before) / (best - before) of its balanced accuracy, `best` being that of a probe fitted on all rows.
+    A probe for `wanted` is fitted where both labels agree, so it may read `spurious` instead. The score is
+    (after - before) / (best - before) in balanced accuracy, where `best` is that of a probe fitted on all rows.
 
     Returns:
-        The share by number of latents; None where the bias costs less than 0.001.
+        The score by number of latents; None if the bias costs less than 0.001.
 
     Raises:
-        UserError: two labels that never disagree.
+        UserError: the two labels never disagree.
     """
     if (wanted == spurious).all():
         raise UserError("scr needs labels that sometimes disagree")
@@ -172,11 +174,11 @@ def scr(sae: SAE, x: Rows, wanted: Label, spurious: Label, ns: Sequence[int] = (
 
 
 def _latents_of(sae: SAE, acts: Rows, label: Label, probe: Probe) -> Int[Tensor, " d_sae"]:
-    """All latents, those that push a probe towards its label first."""
+    """All latents, sorted so that those that push a probe most towards its label come first."""
     push = (acts[label].mean(0) - acts[~label].mean(0)) * (sae.W_dec @ probe.w)
     return push.argsort(descending=True)
 
 
 def _without(sae: SAE, x: Rows, acts: Float[Tensor, "n _"], latents: Int[Tensor, " _"]) -> Rows:
-    """The activation with some latents' contributions taken out."""
+    """The activation without the contributions of some latents."""
     return x - acts[:, latents] @ sae.W_dec[latents]

@@ -1,12 +1,12 @@
 r"""The first-letter task of SAEBench (Chanin et al., arXiv 2409.14507; Karvonen et al., arXiv 2503.09532).
 
-Words are the tokens of a vocabulary that are English letters, with or without a space before them; the label is their
-first letter. A word is read at its own token, behind examples that make the model think of spelling:
+Words are the tokens of a vocabulary that consist of English letters, with or without a leading space. The label is
+their first letter. A word is read at its own token, after examples that direct the model to spelling:
 
     "\n short has the first letter: S\n Apple has the first letter: A ... \n tooth"
 
-SAEBench goes on with " has the first letter:" and reads the word's token at position -6. No activation depends on what
-comes later, so here the prompt ends with the word.
+SAEBench continues with " has the first letter:" and reads the word's token at position -6. No activation depends on
+later tokens, so here the prompt ends with the word.
 """
 
 import re
@@ -21,29 +21,31 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.tokenizer import Pretrained
 
 EXAMPLES = 10
-"""Words spelled before the one that is read."""
+"""Number of spelled words before the word that is read."""
 WORDS = 4096
-"""Words looked at, if the vocabulary has so many."""
+"""Maximum number of words read."""
 
 _WORD = re.compile(r" ?[A-Za-z]+")
 
 
 def words_of(tokenizer: Pretrained) -> dict[int, str]:
-    """The tokens that are words: English letters, maybe after a space, and not special."""
+    """The tokens that are words: English letters, optionally after a space, and not special."""
     pieces = enumerate(tokenizer.pieces(range(tokenizer.d_vocab)))
     return {token: piece for token, piece in pieces if _WORD.fullmatch(piece) and token not in tokenizer.special}
 
 
 def first_letters(lm: LanguageModel, n_words: int = WORDS, seed: int = 0) -> Task:
-    """Prompts that end with a word, a label a letter; words and examples are drawn at random, no word twice.
+    """Prompts that end with a word, with one label per letter. Words and examples are drawn at random without
+    repetition.
 
     Args:
-        lm: a model with a tokenizer of words.
-        n_words: words to read, half of them to fit probes on.
-        seed: of the words and of their examples.
+        lm: a model whose tokens are words.
+        n_words: number of words to read; probes are fitted on half of them.
+        seed: seed of the words and their examples.
 
     Raises:
-        UserError: a model of characters, a vocabulary with hardly a word, or a context too short for the prompt.
+        UserError: the model's tokens are characters, the vocabulary has too few words, or the context is too short for
+            the prompt.
     """
     tokenizer = lm.tokenizer
     if not isinstance(tokenizer, Pretrained):
@@ -72,7 +74,7 @@ def first_letters(lm: LanguageModel, n_words: int = WORDS, seed: int = 0) -> Tas
 
 
 def _examples(words: torch.Tensor, but: int, g: torch.Generator) -> list[int]:
-    """Ten words other than the one that is asked for."""
+    """Ten words other than the one that is read."""
     some = words[torch.randint(len(words), (4 * EXAMPLES,), generator=g)].tolist()
     return [word for word in dict.fromkeys(some) if word != but][:EXAMPLES]
 

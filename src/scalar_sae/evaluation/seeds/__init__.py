@@ -1,1 +1,1 @@
-"""How alike SAEs are that were trained from different seeds."""
+"""Agreement between SAEs that were trained from different seeds."""

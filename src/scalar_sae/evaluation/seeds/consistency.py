@@ -1,11 +1,12 @@
-"""Do two trainings find the same features? PW-MCC and GT-MCC (Song et al., arXiv 2505.20254).
+"""Consistency: do two trainings find the same features? PW-MCC and GT-MCC (Song et al., arXiv 2505.20254).
 
     MCC(A, B) = mean cosine of the decoder directions of A and B under the best one-to-one matching
 
-over min(n_a, n_b) pairs. PW-MCC: A and B from two seeds. GT-MCC: B is the dictionary that made the data. The paper's
-text ignores signs and its code does not; activations are never negative, so a flipped direction is another feature and
-signs count here unless `absolute`. Random directions match too, the better the fewer dimensions there are: the `null`
-is the same number for isotropic random dictionaries of the same shape, and `rescaled` is (mcc - null) / (1 - null).
+The mean is over min(n_a, n_b) pairs. For PW-MCC, A and B come from two seeds. For GT-MCC, B is the dictionary that
+generated the data. The paper's text ignores signs, but its code does not. Activations are never negative, so an
+opposite direction is another feature, and signs count here unless `absolute` is set. Random directions match too, and
+better in fewer dimensions. `null` is therefore the same number for isotropic random dictionaries of the same shape, and
+`rescaled` is (mcc - null) / (1 - null).
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ from scalar_sae.evaluation.seeds.matching import CANDIDATES, EXACT, Dictionary, 
 from scalar_sae.records.sae_results import FrequencyBin, Mcc
 
 NULL_EXACT = 2048
-"""Random dictionaries beyond this are matched on candidates: within 0.001, at a fraction of the time."""
+"""Larger random dictionaries are matched on candidates, which is within 0.001 at a fraction of the time."""
 
 
 def mcc(
@@ -29,19 +30,19 @@ def mcc(
     candidates: int = CANDIDATES,
     found: Matching | None = None,
 ) -> Mcc:
-    """Mean correlation coefficient of two dictionaries, with its null and by firing frequency of a's latents.
+    """Mean correlation coefficient of two dictionaries, with its null, and by firing frequency of a's latents.
 
     Args:
-        a: one dictionary; take `a.alive()` to leave out latents that never fire.
-        b: the other, or the true one.
-        absolute: whether a direction and its opposite are the same.
-        seed: of the random dictionaries.
-        exact: see `matching.match`, as are candidates.
-        candidates: partners a latent competes for when there are more.
-        found: the matching of the decoders, if that was made before.
+        a: one dictionary; pass `a.alive()` to leave out latents that never fire.
+        b: the other dictionary, or the true one.
+        absolute: whether a direction and its opposite count as the same.
+        seed: seed of the random dictionaries.
+        exact: the most rows of either side for which the matching is exact.
+        candidates: number of partners for which a row competes in larger dictionaries.
+        found: the matching of the decoders, if already computed.
 
     Raises:
-        UserError: different widths, no latents, or values that are not finite.
+        UserError: the widths differ, there are no latents, or values are not finite.
     """
     found = found or match(a.W_dec, b.W_dec, absolute, exact, candidates)
     g = torch.Generator().manual_seed(seed)
@@ -65,9 +66,10 @@ def mcc(
 
 
 def by_frequency(found: Matching, density: Float[Tensor, " n"], null: float) -> list[FrequencyBin]:
-    """Mean matched cosine of the latents that fire on 1e-6 to 1e-5 of the tokens, 1e-5 to 1e-4, ... : decades.
+    """Mean matched cosine by decade of firing rate: latents that fire on 1e-7 to 1e-6 of the tokens, 1e-6 to 1e-5, and
+    so on.
 
-    Random directions know nothing of frequencies: the null of all latents is that of any of them.
+    Random directions do not depend on frequency, so the null over all latents applies to every decade.
     """
     rate, paired = density.numpy(), ~np.isnan(found.cosine)
     bins: list[FrequencyBin] = []
@@ -81,7 +83,7 @@ def by_frequency(found: Matching, density: Float[Tensor, " n"], null: float) -> 
 
 
 def _nearest_both_ways(A: Tensor, B: Tensor, absolute: bool) -> float:
-    """Mean over both directions of the mean largest cosine (MMCS)."""
+    """The mean largest cosine (MMCS), averaged over both directions."""
     return float((nearest(A, B, absolute).mean() + nearest(B, A, absolute).mean()) / 2)
 
 

@@ -1,13 +1,13 @@
-"""One-to-one matching of dictionaries: which direction of B is which of A?
+"""One-to-one matching of two dictionaries' directions.
 
     found = match(A, B)            # A [n_a, d], B [n_b, d]
     found.partner, found.cosine    # for each row of A: a row of B (or -1), and the cosine with it
 
-The matching has the largest sum of cosines over min(n_a, n_b) pairs. Up to EXACT rows it is scipy's exact assignment.
-Beyond, a row competes only for its CANDIDATES best partners; a pair outside them is credited with the row's worst
-candidate, more than it can be worth, so the credited sum bounds the best possible one. Rows left without a candidate
-are matched again among themselves, exactly once LEFTOVER or fewer are left. `found.short` is that bound less the sum
-found, a pair: the mean is at most so much too low.
+The matching maximises the sum of cosines over min(n_a, n_b) pairs. Up to EXACT rows it is scipy's exact assignment.
+Beyond, a row competes only for its CANDIDATES best partners. A pair outside them is credited with the row's worst
+candidate, which is at least its true value, so the credited sum is an upper bound. Rows left without a candidate are
+matched again among themselves, and exactly once LEFTOVER or fewer are left. `found.short` is the upper bound minus the
+sum found, per pair. The mean cosine is too low by at most this amount.
 """
 
 from dataclasses import dataclass
@@ -27,20 +27,20 @@ from scalar_sae.saes.sae import SAE
 EXACT = 16_384
 CANDIDATES = 32
 LEFTOVER = 2048
-"""Rows without a candidate that are matched exactly: more would take the memory that pruning saves."""
+"""Maximum number of rows without a candidate that are matched exactly. More would use the memory that pruning saves."""
 _CELLS = 2**25
-"""Cosines held at once when there are too many for one matrix: 128 MB."""
+"""Number of cosines held at once if one matrix would be too large: 128 MB."""
 
 
 class Dictionary(NamedTuple):
-    """What two SAEs are compared by: a row a latent."""
+    """The directions by which two SAEs are compared, one row per latent."""
 
     W_enc: Float[Tensor, "n d_model"]
-    """Encoder directions, W_enc of the SAE transposed."""
+    """Encoder directions: the SAE's W_enc, transposed."""
     W_dec: Float[Tensor, "n d_model"]
     """Decoder directions."""
     density: Float[Tensor, " n"] | None = None
-    """Share of tokens on which each latent fires; None where that was not measured."""
+    """Share of tokens on which each latent fires; None if not measured."""
 
     @classmethod
     def of(cls, sae: SAE, density: Float[Tensor, " n"] | None = None) -> "Dictionary":
@@ -49,12 +49,12 @@ class Dictionary(NamedTuple):
 
     @classmethod
     def random(cls, n: int, d_model: int, generator: torch.Generator) -> "Dictionary":
-        """Isotropic directions, encoder and decoder the same."""
+        """Isotropic random directions, the same for encoder and decoder."""
         W = torch.randn(n, d_model, generator=generator)
         return cls(W, W)
 
     def alive(self) -> "Dictionary":
-        """The latents that fire; all of them where that was not measured."""
+        """The latents that fire; all latents if firing was not measured."""
         if self.density is None:
             return self
         some = self.density > 0
@@ -63,14 +63,14 @@ class Dictionary(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """Partners of the rows of A among those of B."""
+    """The partner of each row of A among the rows of B."""
 
     partner: Int[np.ndarray, " n_a"]
-    """Row of B, or -1 for a row that is left over because B is smaller."""
+    """Row of B, or -1 for a row without a partner because B is smaller."""
     cosine: Float[np.ndarray, " n_a"]
-    """With the partner; NaN without one. The absolute cosine where signs were ignored."""
+    """Cosine with the partner, NaN without one; the absolute cosine if signs are ignored."""
     short: float
-    """How much the mean cosine can be below that of the best matching: 0 if the matching is exact."""
+    """Maximum amount by which the mean cosine is below that of the best matching; 0 for an exact matching."""
 
     @property
     def mean(self) -> float:
@@ -78,7 +78,7 @@ class Matching:
         return float(np.nanmean(self.cosine))
 
     def turned(self, n_b: int) -> "Matching":
-        """The same pairs from B's side, which has n_b rows."""
+        """The same pairs seen from B, which has n_b rows."""
         paired = self.partner >= 0
         partner, cosine = np.full(n_b, -1), np.full(n_b, np.nan)
         partner[self.partner[paired]] = np.flatnonzero(paired)
@@ -97,13 +97,13 @@ def match(
 
     Args:
         A: directions, of any length.
-        B: directions of the same space.
-        absolute: whether a direction and its opposite are the same.
+        B: directions in the same space.
+        absolute: whether a direction and its opposite count as the same.
         exact: the most rows of either side for which the matching is exact.
-        candidates: partners a row competes for beyond that.
+        candidates: number of partners for which a row competes in larger dictionaries.
 
     Raises:
-        UserError: different widths, no rows, or values that are not finite.
+        UserError: the widths differ, there are no rows, or values are not finite.
     """
     a, b = _unit_rows(A, "first"), _unit_rows(B, "second")
     if a.shape[1] != b.shape[1]:
@@ -118,7 +118,7 @@ def match(
 
 
 def nearest(A: Float[Tensor, "n_a d"], B: Float[Tensor, "n_b d"], absolute: bool = False) -> Float[Tensor, " n_a"]:
-    """Each row of A with whichever row of B is nearest: the largest cosine, several rows may share one."""
+    """The largest cosine of each row of A with any row of B. Several rows may share a nearest row."""
     a, b = _unit_rows(A, "first"), _unit_rows(B, "second")
     return torch.cat([_cosines(some, b, absolute).amax(1) for some in a.split(max(1, _CELLS // b.shape[0]))])
 
@@ -136,7 +136,7 @@ def _pruned(a: Tensor, b: Tensor, absolute: bool, exact: int, candidates: int) -
         chosen, value, credited = _compete(a[rows], b[columns], absolute, candidates)
         bound = credited if bound is None else bound
         won = chosen >= 0
-        if not won.any():  # ties throughout: nobody wants a partner more than to stay alone
+        if not won.any():  # only ties: no row prefers a partner to staying single
             partner[rows] = columns[: len(rows)]
             signed = (a[rows] * b[partner[rows]]).sum(1).double().numpy()
             cosine[rows] = np.abs(signed) if absolute else signed
@@ -151,9 +151,9 @@ def _pruned(a: Tensor, b: Tensor, absolute: bool, exact: int, candidates: int) -
 def _compete(
     a: Float[Tensor, "n_a d"], b: Float[Tensor, "n_b d"], absolute: bool, candidates: int
 ) -> tuple[Int[np.ndarray, " n_a"], Float[np.ndarray, " n_a"], float]:
-    """The best matching when every row may also stay alone for the value of its worst candidate.
+    """The best matching when every row may also stay single for the value of its worst candidate.
 
-    Returns the partners (-1: alone), their cosines, and the sum, which no matching of all rows can exceed.
+    Returns the partners (-1 for single rows), their cosines, and the sum, which is an upper bound for all matchings.
     """
     n_a, n_b = a.shape[0], b.shape[0]
     candidates = min(candidates, n_b)
@@ -166,7 +166,8 @@ def _compete(
         np.concatenate([row.repeat(candidates), row]),
         np.concatenate([column.ravel(), n_b + row]),
     )
-    graph = coo_array((2.0 - costs, places), shape=(n_a, n_b + n_a)).tocsr()  # costs above 0: scipy drops zeros
+    # costs must be above 0, because scipy drops zeros
+    graph = coo_array((2.0 - costs, places), shape=(n_a, n_b + n_a)).tocsr()
     _, chosen = min_weight_full_bipartite_matching(graph)
     alone = chosen >= n_b
     place = (column == chosen[:, None]).argmax(1)
@@ -175,7 +176,7 @@ def _compete(
 
 
 def _unit_rows(W: Float[Tensor, "n d"], which: str) -> Float[Tensor, "n d"]:
-    """Rows of length 1 (a row of zeros stays one)."""
+    """Scale rows to length 1; rows of zeros stay zero."""
     if W.shape[0] == 0:
         raise UserError(f"the {which} dictionary has no latents to match: none is alive")
     if not W.isfinite().all():

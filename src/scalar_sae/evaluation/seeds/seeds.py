@@ -1,4 +1,4 @@
-"""SAEs of one method from several seeds: consistency and overlap on the same SAEs, one record a method and site."""
+"""Consistency and overlap of the SAEs of one method from several seeds: one record per method and site."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -37,11 +37,11 @@ def seed_agreement(
 
     Args:
         runs: SAEs by the name of their run, method and site.
-        lm: the model they read, to measure which latents fire; without it all latents are compared.
-        tokens: prompts for that.
-        threshold: of the overlap.
-        require_same_partner: of the overlap.
-        special: what happens at special tokens (lm/special.py): firing is not counted at those skipped.
+        lm: the model that they read, to measure which latents fire; without it all latents are compared.
+        tokens: prompts on which firing is measured.
+        threshold: cosine threshold of the overlap.
+        require_same_partner: whether overlap requires the same partner in both matchings.
+        special: the rule for special tokens (lm/special.py); firing is not counted at skipped tokens.
 
     Raises:
         UserError: as `in_common`, or no latent of an SAE fires.
@@ -71,8 +71,8 @@ def in_common(runs: Runs, threshold: float, lm: LanguageModel | None = None) -> 
     """The methods and sites that all runs have.
 
     Raises:
-        UserError: fewer than two runs, nothing in common, SAEs of another width than the model's or one another's, or
-            a threshold that is no cosine.
+        UserError: there are fewer than two runs, they have nothing in common, SAEs differ in width from the model or
+            from one another, or the threshold is not a cosine.
     """
     check_threshold(threshold)
     if len(runs) < 2:
@@ -96,7 +96,7 @@ def in_common(runs: Runs, threshold: float, lm: LanguageModel | None = None) -> 
 
 
 def _at(runs: Runs, method: str, site: Site) -> dict[str, SAE]:
-    """The SAE of each run at a place that all have."""
+    """The SAE of each run at a place that all runs have."""
     return {name: sae for name, run in runs.items() if (sae := find_sae(run[method], site))}
 
 
@@ -109,7 +109,7 @@ def densities(
     special: Rule = "skip",
     batch: int = 8,
 ) -> list[Float[Tensor, " _"]]:
-    """Share of the tokens, special ones left out, on which each latent fires, for several SAEs of one site."""
+    """For several SAEs of one site, the share of tokens on which each latent fires. Special tokens are left out."""
     counts, kept = [torch.zeros(sae.d_sae) for sae in saes], counted(tokens, lm.special_ids(special))
     for some, there in zip(tokens.split(batch), kept.split(batch), strict=True):
         x = lm.activations(some, [site])[site][there]
@@ -153,7 +153,7 @@ def _compare(
 
 
 def _by_latent(seed: Dictionary, times: Int[np.ndarray, " alive"]) -> list[int | None]:
-    """What is known of the latents that fire, at their places among all."""
+    """Values of the latents that fire, placed among all latents; None for the others."""
     if seed.density is None:
         return times.tolist()
     of_alive = iter(times.tolist())
@@ -161,7 +161,9 @@ def _by_latent(seed: Dictionary, times: Int[np.ndarray, " alive"]) -> list[int |
 
 
 def _shared_null(a: Dictionary, b: Dictionary, threshold: float, require_same_partner: bool) -> float:
-    """Overlap of random dictionaries of the same shapes, encoder and decoder alike: the most that chance gives."""
+    """Overlap of random dictionaries of the same shapes whose encoders equal their decoders: an upper bound for
+    chance.
+    """
     g = torch.Generator().manual_seed(0)
     one, other = (Dictionary.random(*side.W_dec.shape, generator=g) for side in (a, b))
     return float(overlap(one, other, threshold, require_same_partner).shared.mean())
