@@ -1,7 +1,7 @@
-"""What a schema cannot say of a results file: which lists are of one length, which names are there, what is positive.
+"""Consistency checks of a results file that its schema cannot express: lengths of lists, names, signs.
 
-Every report, table and comparison relies on it, so a file that was damaged or put together by hand is refused when it
-is read. Records in memory are not checked: they come from the code that computed them.
+Every report, table and comparison relies on these checks, so a file that was damaged or edited by hand is refused when
+it is read. Records in memory are not checked, since they come from the code that computed them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -18,9 +18,9 @@ SCORES = (
     "absolute", "relative", "pure", "log_area", "floor.kl", "floor.ce_increase",
     *(f"{kind}.{q}" for kind in ("edges_at", "live_edges_at") for q in QUANTILES),
 )  # fmt: skip
-"""Scores that have an interval in `ci`, or null."""
+"""Scores that have an interval, or null, in `ci`."""
 BANDS = ("kl_model", "kl_circuit", "recovery")
-"""Curves that have an interval in `ci` for every edge count."""
+"""Curves that have an interval in `ci` at every edge count."""
 SETTINGS = ("prompts", "context", "edges", "rank_prompts")
 DATA = ("corpus", "fingerprint", "ranked_on", "scored_on")
 ABLATIONS = ("zero", "mean")
@@ -29,7 +29,7 @@ Problems = Iterator[str]
 
 
 def check(results: Any) -> None:
-    """Raise a UserError for the first thing in a results file that does not fit together, with its place."""
+    """Raise a UserError that names the first inconsistency in a results file and its place."""
     checks: dict[str, Callable[[Any], Problems]] = {
         "records": _record, "saes": _sae, "spliced": _spliced, "seeds": _seeds, "duplicates": _duplicates,
         "absorption": _absorption, "probes": _probes, "reading": _reading,
@@ -73,7 +73,7 @@ def _record(record: Any) -> Problems:
 
 
 def _text(context: Any, data: dict[str, Any]) -> Problems:
-    """Of the text that was scored, what tables say of it."""
+    """Check the fields about the scored text that tables show."""
     if type(context) is not int or context < 1:
         yield f"config.context: expected a number of tokens, not {quoted(context)}"
     for name in ("corpus", "source", "fingerprint"):

@@ -1,4 +1,4 @@
-"""The curve of a record as a table and as a picture, and the recovery that both show."""
+"""The curve of a record as a table and as a plot, and the recovery that both show."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _AXES = {
     "live_edges": "kept edges per token whose latents are live",
     "l0_down": "live downstream latents per token",
 }
-"""What a curve shows along its vertical axis, by the name of the column."""
+"""Labels of the vertical axis, by column."""
 
 
 def recovery(
@@ -24,17 +24,18 @@ def recovery(
     """1 - KL(full circuit || n) / KL(full circuit || 0): 0 with no edges, 1 with all."""
     assert counts[0] == 0
     nothing = kl_circuit[..., :1]
-    return 1 - kl_circuit / np.where(nothing > 0, nothing, 1.0)  # a circuit that does nothing is recovered at once
+    # a circuit without any effect counts as fully recovered
+    return 1 - kl_circuit / np.where(nothing > 0, nothing, 1.0)
 
 
 def draw(curve: Table, of: str, label: str, ax: Any = None) -> Any:
-    """Draw a column of a curve over the number of edges, with its 95 % interval where the table has one.
+    """Draw a column of a curve over the number of edges, with its 95 % interval if the table has one.
 
     Args:
-        curve: rows with the column `edges`, from 0 on; no edges at all have no place on the logarithmic axis.
+        curve: rows with the column `edges`. A row with 0 edges is not drawn, since the axis is logarithmic.
         of: the column.
-        label: what the legend calls it.
-        ax: Matplotlib axes to draw on; by default new ones.
+        label: name of the curve in the legend.
+        ax: Matplotlib axes to draw on; None creates new ones.
 
     Returns:
         The axes.

@@ -1,4 +1,4 @@
-"""What `results.json` holds of labels: absorption and probes, a record an SAE. See docs/measures.md."""
+"""Records about labels in `results.json`: absorption and probes, one record per SAE. See docs/measures.md."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,18 +12,18 @@ class ParentAbsorption(BaseModel):
 
     parent: str
     child: str | None
-    """Measured where the child is present too; null: wherever the parent is."""
+    """The child whose presence is required too; null measures wherever the parent is present."""
     probe_f1: float
-    """Of the parent's linear probe, on rows it was not fitted on."""
+    """F1 of the parent's linear probe, on rows on which it was not fitted."""
     fraction: float | None
-    """Mean share of the parent's direction that other latents supply; null where the probe does not find the parent,
-    or nowhere together with the child."""
+    """Mean share of the parent's direction that other latents contribute; null if the probe never detects the parent,
+    or never together with the child."""
     full: float | None
-    """Share of rows where the parent's latents are silent and another stands in."""
+    """Share of rows where the parent's latents are silent and another latent takes over."""
     main: list[int]
     """The parent's latents."""
     n: int
-    """Rows it was measured on."""
+    """Number of rows measured."""
 
 
 class SaeAbsorption(BaseModel):
@@ -34,37 +34,37 @@ class SaeAbsorption(BaseModel):
     method: str
     site: str
     text: TextRead | None = None
-    """What the labelled tokens are from; null: words of the vocabulary in made-up prompts."""
+    """The text of the labelled tokens; null if they are words of the vocabulary in constructed prompts."""
     task: str
-    """Where the labels come from: `characters`, `first letters`."""
+    """Source of the labels: `characters` or `first letters`."""
     thresholds: str
-    """Whose: `SAEBench paper`, `SAEBench code`."""
+    """Source of the thresholds: `SAEBench paper` or `SAEBench code`."""
     share: float
-    """Least share of the projection on the probe that absorbing latents supply."""
+    """Minimum share of the projection on the probe that absorbing latents contribute."""
     cosine: float
-    """Least cosine of an absorbing latent with the probe."""
+    """Minimum cosine of an absorbing latent's decoder direction with the probe."""
     most: int | None
-    """Most absorbing latents that are summed; null: all."""
+    """Maximum number of absorbing latents that are summed; null for all."""
     fraction: float | None
-    """Mean over the parents that have one."""
+    """Mean over the parents that have a fraction."""
     full: float | None
     parents: list[ParentAbsorption]
     n_rows: int
-    """Tokens with labels."""
+    """Number of labelled tokens."""
 
 
 class LabelProbe(BaseModel):
-    """Balanced accuracies of linear probes for one label, on rows they were not fitted on."""
+    """Balanced accuracies of linear probes for one label, on rows on which they were not fitted."""
 
     model_config = ConfigDict(extra="forbid")
 
     label: str
     n: int
-    """Rows with the label."""
+    """Number of rows with the label."""
     dense: float
-    """Of a probe on the activations themselves."""
+    """Balanced accuracy of a probe on the activations themselves."""
     sparse: dict[int, float]
-    """Of probes on the k latents whose means differ most, by k."""
+    """Balanced accuracy of probes on the k latents with the largest difference of means, by k."""
 
 
 class CrossedLabels(BaseModel):
@@ -75,7 +75,7 @@ class CrossedLabels(BaseModel):
     wanted: str
     spurious: str
     scr: dict[int, float] | None
-    """Share of the bias's cost that comes back, by latents cut out; null where the bias costs nothing."""
+    """Share of the bias's cost that is regained, by number of ablated latents; null if the bias costs nothing."""
 
 
 class SaeProbes(BaseModel):
@@ -86,10 +86,12 @@ class SaeProbes(BaseModel):
     method: str
     site: str
     text: TextRead | None = None
-    """What the labelled tokens are from; null: words of the vocabulary in made-up prompts."""
+    """The text of the labelled tokens; null if they are words of the vocabulary in constructed prompts."""
     task: str
     labels: list[LabelProbe]
     tpp: dict[int, float] | None
-    """Targeted probe perturbation between the classes, by latents set to zero; null with fewer than two classes."""
+    """Targeted probe perturbation between the classes, by number of latents set to zero; null with fewer than two
+    classes.
+    """
     scr: list[CrossedLabels]
     n_rows: int

@@ -1,4 +1,4 @@
-"""What `results.json` holds: a self-describing record per block, method and ranking. See docs/results.md."""
+"""The content of `results.json`: one self-describing record per block, method and ranking. See docs/results.md."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -25,11 +25,11 @@ SCHEMA_VERSION = 3
 _NO_RECORDS = ("schema_version", "written_by")
 
 Control = Literal["padded", "shuffled"]
-"""A pair with dead latents added, or on a model with shuffled weights (see scoring/controls.py)."""
+"""A control: the pair with dead latents added, or on a model with shuffled weights (see scoring/controls.py)."""
 
 
 class Floor(BaseModel):
-    """The price in fidelity of splicing the pair in, whatever the edges."""
+    """The loss of fidelity from splicing the pair in, whatever the edges."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,66 +41,70 @@ class Floor(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """What a sweep measures, at each edge count for each prompt (means over its positions)."""
+    """The measurements of a sweep at each edge count for each prompt, as means over the prompt's positions."""
 
     kl_model: Float[np.ndarray, "n_counts prompt"]
     """KL(full model || sub-circuit), nats."""
     kl_circuit: Float[np.ndarray, "n_counts prompt"]
     """KL(full circuit || sub-circuit), nats."""
     live_edges: Float[np.ndarray, "n_counts prompt"]
-    """Kept edges per token whose two latents are live."""
+    """Kept edges per token between two live latents."""
     l0_down: Float[np.ndarray, "n_counts prompt"]
-    """Downstream latents live per token."""
+    """Live downstream latents per token."""
     floor_kl: Float[np.ndarray, " prompt"]
     """KL(full model || full circuit), nats."""
     floor_ce: Float[np.ndarray, " prompt"]
     """Increase of next-token cross-entropy with the full circuit, nats."""
     n_tokens: Float[np.ndarray, " prompt"]
-    """Positions that count: all but those of special tokens. They weigh a prompt in means over prompts."""
+    """Number of counted positions, that is, without special tokens. They are the weights of prompts in means over
+    prompts.
+    """
     n_targets: Float[np.ndarray, " prompt"]
-    """Of those, the ones that are predicted: they weigh a prompt in means of `floor_ce`."""
+    """Number of counted positions that are prediction targets. They are the weights of prompts in means of
+    `floor_ce`.
+    """
 
     @classmethod
     def side_by_side(cls, parts: Sequence["Curves"]) -> "Curves":
-        """The prompts of all parts, in this order."""
+        """Concatenate the prompts of all parts, in this order."""
         return cls(**{name: np.concatenate([getattr(p, name) for p in parts], -1) for name in cls.__annotations__})
 
     def with_text(self) -> "Curves":
-        """The prompts that have tokens which count."""
+        """The prompts with at least one counted token."""
         there = self.n_tokens > 0
         return Curves(**{name: getattr(self, name)[..., there] for name in Curves.__annotations__})
 
 
 def _digits(values: Float[np.ndarray, "*shape"]) -> Any:
-    """Nested lists of numbers to seven digits."""
+    """Nested lists of numbers, rounded to seven digits."""
     return np.array([float(f"{value:.7g}") for value in values.flat]).reshape(values.shape).tolist()
 
 
 class PromptCurves(BaseModel):
-    """`Curves` as they are stored: what a paired comparison with another record resamples."""
+    """The stored form of `Curves`, which a paired comparison with another record resamples."""
 
     model_config = ConfigDict(extra="forbid")
 
     kl_model: list[list[float]]
-    """A row a count, an entry a prompt."""
+    """One row per edge count, one entry per prompt."""
     kl_circuit: list[list[float]]
     live_edges: list[list[float]]
     l0_down: list[list[float]]
     floor_kl: list[float]
-    """An entry a prompt."""
+    """One entry per prompt."""
     floor_ce: list[float]
     n_tokens: list[float]
-    """Positions that count."""
+    """Number of counted positions."""
     n_targets: list[float]
-    """Of those, the ones that are predicted."""
+    """Number of counted positions that are prediction targets."""
 
     @classmethod
     def of(cls, curves: Curves) -> "PromptCurves":
-        """From arrays, to seven digits."""
+        """Convert from arrays, rounding to seven digits."""
         return cls(**{name: _digits(getattr(curves, name)) for name in cls.model_fields})
 
     def arrays(self) -> Curves:
-        """Back to arrays."""
+        """Convert to arrays."""
         return Curves(**{name: np.array(getattr(self, name)) for name in type(self).model_fields})
 
 
@@ -112,14 +116,13 @@ class Record(BaseModel):
     block: str
     """The computation between the two SAEs, such as `ff_block.0`."""
     method: str
-    """Name of the SAEs: their folder in the run."""
+    """Name of the SAEs, which is their folder in the run."""
     ranking: str
     """The order in which edges were kept."""
     control: Control | None = None
-    """Which control of the pair this is; null: the pair itself."""
+    """The control that was scored; null for the pair itself."""
     scope: Literal["global", "local"] = "global"
-    """`global`: one map for all tokens, counts are its edges. `local`: edges chosen at every token, counts are per
-    token."""
+    """`global`: one set of edges for all tokens. `local`: edges chosen at every token, with counts per token."""
     seed: int
     """Seed of the prompts, of ties in the ranking and of the bootstrap."""
     n_up: int
@@ -127,11 +130,13 @@ class Record(BaseModel):
     n_edges: int
     """Possible edges: n_up times n_down."""
     n_live_edges: int
-    """Edges whose two latents are both live somewhere in the ranking text; `local`: edges of the busiest token."""
+    """Number of edges between latents that are both live somewhere in the ranking text. For `local`, edges of the
+    busiest token.
+    """
     n_tokens: int
-    """Positions of the scored text that count, of all prompts together."""
+    """Number of counted positions in the scored text, over all prompts."""
     n_special: int = 0
-    """Positions of special tokens in the scored text: they kept the model's own activation and were counted nowhere."""
+    """Positions of special tokens in the scored text. They kept the model's own activation and were not counted."""
     special: list[int] = []
     """Ids of the special tokens that were left out."""
     edges: list[int]
@@ -141,9 +146,9 @@ class Record(BaseModel):
     kl_circuit: list[float]
     """KL(full circuit || sub-circuit) at each count, nats."""
     live_edges: list[float]
-    """Kept edges per token whose two latents are live, at each count."""
+    """Kept edges per token between two live latents, at each count."""
     l0_down: list[float]
-    """Downstream latents live per token, at each count."""
+    """Live downstream latents per token, at each count."""
     absolute: float
     """Published: area under kl_model over linear edge count, 1 to 2^18, edge nats."""
     relative: float
@@ -151,42 +156,43 @@ class Record(BaseModel):
     pure: float
     """Published: area under kl_circuit."""
     edges_at: dict[Literal["50", "90", "99"], float | None]
-    """Edges needed for 50, 90, 99 % recovery; null where recovery never gets there."""
+    """Edges needed for 50, 90 and 99 % recovery; null if that recovery is not reached."""
     live_edges_at: dict[Literal["50", "90", "99"], float | None]
     """Live kept edges per token at that count."""
     dip: dict[Literal["50", "90", "99"], float]
-    """Deepest fall of recovery below q after first reaching it."""
+    """Largest fall of recovery below q after first reaching it."""
     log_area: float
     """Mean of 1 - recovery over log n, up to n_live_edges."""
     floor: Floor
     ci: dict[str, Interval | list[Interval] | None]
-    """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves. Those of scores
-    that are interpolated between edge counts include the error of the grid."""
+    """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves. Intervals of
+    scores that are interpolated between edge counts include the error of the grid."""
     prompts: PromptCurves
     hashes: dict[str, str] = {}
-    """Digests of the weights: `lm`, `up`, `down`; of a circuit `lm` and each site."""
+    """Digests of the weights: `lm`, `up` and `down`; for a circuit `lm` and each site."""
     trained: dict[str, Trained] = {}
-    """How long the SAEs were trained, by the same names; only of SAEs whose files say."""
+    """How long the SAEs were trained, by the same names; only for SAEs whose files say."""
     config: dict[str, Any]
-    """Prompts, context, edge grid: all that a rerun needs beside the SAEs."""
+    """Prompts, context, edge grid: everything that a rerun needs in addition to the SAEs."""
     versions: dict[str, str | None]
     data: dict[str, Any]
-    """Where ranking and scoring text came from, with fingerprints."""
+    """Source of the ranking and scoring texts, with fingerprints."""
     seconds: float
-    """What it cost: ranking and sweep, wall clock."""
+    """Wall-clock time of ranking and sweep."""
 
     @property
     def key(self) -> tuple[str, str, str, str | None]:
-        """What tells records of a run apart."""
+        """The fields that identify a record within a run."""
         return self.block, self.method, self.ranking, self.control
 
     def curve(self) -> Table:
-        """The curve, a row an edge count.
+        """The curve, one row per edge count.
 
         Returns:
-            `edges` (counts; of local edges, per token), `recovery` (1 - kl_circuit / kl_circuit without any edge),
-            `kl_model`, `kl_circuit`, `live_edges`, `l0_down`, and for the first three the ends of their 95 % intervals
-            over prompts, `recovery_low`, `recovery_high` and so on; None where the record has none.
+            `edges` (counts; for local edges, per token), `recovery` (1 - kl_circuit / kl_circuit without any edge),
+            `kl_model`, `kl_circuit`, `live_edges` and `l0_down`. The first three scores have the ends of their 95 %
+                intervals
+            over prompts as `recovery_low`, `recovery_high` and so on, or None if the record has no intervals.
         """
         recovered = recovery(np.array(self.edges), np.array(self.kl_circuit)).tolist()
         columns: dict[str, list[Any]] = {"edges": self.edges}
@@ -197,11 +203,11 @@ class Record(BaseModel):
         return Table(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
     def plot(self, of: str = "recovery", ax: Any = None) -> Any:
-        """Draw a column of the curve with Matplotlib, with its 95 % interval; returns the axes.
+        """Draw a column of the curve with Matplotlib, with its 95 % interval. Returns the axes.
 
         Args:
             of: `recovery`, `kl_model`, `kl_circuit`, `live_edges` or `l0_down`.
-            ax: axes to draw on, such as those of another record; by default new ones.
+            ax: axes to draw on, such as those of another record; None creates new ones.
 
         Raises:
             UserError: Matplotlib is not installed, or the curve has no such column.
@@ -226,7 +232,7 @@ class Results(BaseModel):
 
     schema_version: Literal[3] = SCHEMA_VERSION
     written_by: str = WRITER
-    """The package and version that wrote the file last."""
+    """The package and version that last wrote the file."""
     records: list[Record] = Field(default_factory=list[Record])
     saes: list[SaeFidelity] = Field(default_factory=list[SaeFidelity])
     spliced: list[SplicedFidelity] = Field(default_factory=list[SplicedFidelity])
@@ -237,16 +243,18 @@ class Results(BaseModel):
     reading: list[SaeReading] = Field(default_factory=list[SaeReading])
 
     def under(self, ranking: str) -> list[Record]:
-        """The pairs' records under one ranking, controls left out."""
+        """The records of pairs under one ranking, without controls."""
         return [record for record in self.records if record.ranking == ranking and record.control is None]
 
     def table(self) -> Table:
-        """The scores, a row a record.
+        """The scores, one row per record.
 
         Returns:
-            What the record is of (`block`, `method`, `ranking`, `control`), `edges_at_50`, `edges_at_90` with the ends
-            of its 95 % interval, and `edges_at_99` (None where that recovery is not reached), `log_area`, `absolute`,
-            `relative`, `pure`, `floor_kl` (nats), `n_edges` and `n_live_edges`. docs/results.md says what they mean.
+            The record's `block`, `method`, `ranking` and `control`; `edges_at_50`, `edges_at_90` with the ends of its
+                95 %
+            interval, and `edges_at_99` (None if that recovery is not reached); `log_area`, `absolute`, `relative`,
+                `pure`,
+            `floor_kl` (nats), `n_edges` and `n_live_edges`. docs/results.md defines them.
         """
         rows = Table()
         for record in self.records:
@@ -265,7 +273,7 @@ class Results(BaseModel):
     __str__ = __repr__
 
     def write(self, path: Path) -> None:
-        """Write the file whole or not at all."""
+        """Write the file atomically."""
         write_json(path, {**self.model_dump(mode="json"), "written_by": WRITER})
 
     @classmethod
@@ -273,7 +281,7 @@ class Results(BaseModel):
         """Read a results file.
 
         Raises:
-            UserError: there is none, it is damaged, of another version, or does not follow the schema.
+            UserError: there is none, it is damaged, it has another version, or it does not follow the schema.
         """
         missing, older = "no results here; score or measure something first", "move it away, score and measure again"
         found = read_json(path, cls, missing, older)
@@ -285,7 +293,7 @@ class Results(BaseModel):
 
     @classmethod
     def read_if_there(cls, path: Path) -> "Results":
-        """What a results file holds; nothing where there is none.
+        """Read a results file; empty results if there is none.
 
         Raises:
             UserError: as `read`.
@@ -294,14 +302,14 @@ class Results(BaseModel):
 
     @classmethod
     def update(cls, path: Path, change: Callable[["Results"], None]) -> "Results":
-        """Change a results file; what other processes wrote into it meanwhile stays.
+        """Change a results file under a lock, so that what other processes wrote is kept.
 
         Args:
-            path: the file, which need not be there.
-            change: called with what the file holds at that moment, which no other process changes until it is written.
+            path: the file, which need not exist.
+            change: called with the file's current content. No other process changes the file until it is written.
 
         Returns:
-            What was written.
+            The content that was written.
 
         Raises:
             UserError: as `read`, another process holds the file for a minute, or it cannot be written.
@@ -313,6 +321,6 @@ class Results(BaseModel):
         return results
 
     def put(self, records: Sequence[Record]) -> None:
-        """Add records, in place of those of the same key."""
+        """Add records. They replace records with the same key."""
         new = {record.key for record in records}
         self.records = [old for old in self.records if old.key not in new] + list(records)

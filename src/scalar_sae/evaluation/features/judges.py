@@ -79,7 +79,7 @@ def endpoint(url: str, model: str) -> Judge:
 
 
 def _address(url: str) -> str:
-    """Check that an address contains no secret, because records keep it."""
+    """Validate an address. One that contains a secret is refused, because records keep the address."""
     if set(url) & set("@?#"):
         raise UserError("--url: holds a user name, password or query, which records would keep; use OPENAI_API_KEY")
     try:
