@@ -1,6 +1,8 @@
 """What the commands wrote, read back from Python: a run, its records as tables and pictures, its features."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,22 @@ def test_a_run_opens_with_all_that_is_in_it(finished_run: Path):
     assert (pair.up.d_sae, pair.down.d_sae) == (128, 128)
     assert run.results.records == ss.Results.read(finished_run / "results.json").records
     assert run.text.fingerprint == ss.evaluation_text(run.lm, [finished_run]).fingerprint
+
+
+def test_the_page_on_notebooks_runs_as_it_stands(finished_run: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("matplotlib.pyplot").switch_backend("Agg")
+    page = (Path(__file__).parents[2] / "docs" / "notebook.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    assert code.count('"runs/quickstart"') == 1
+    code = code.replace('"runs/quickstart"', repr(str(finished_run))).replace("=20", "=2").replace("=64", "=16")
+    found: dict[str, Any] = {}
+    exec(code, found)
+    pair, record = found["pair"], found["record"]
+    assert record.edges[-1] == pair.n_edges
+    assert found["some"].n_edges == 500
+    assert found["mine"].n_edges == 3
+    assert torch.equal(found["own"], pair.lm.hf(found["tokens"]).logits)
+    assert not torch.allclose(found["own"], found["spliced"], atol=1e-3)
 
 
 def test_a_run_knows_the_features_that_were_written_into_it(finished_run: Path):

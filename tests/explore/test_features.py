@@ -1,5 +1,6 @@
 """What is said of single latents against the SAE's own activations, and a run directory in Python."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import scalar_sae as ss
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.features import read_features
+from scalar_sae.evaluation.features.tables import SCHEMAS
 from tests.helpers import random_sae, tiny_lm
 
 TOKENS = torch.randint(32, 127, (6, 12), generator=torch.Generator().manual_seed(0))
@@ -82,3 +84,11 @@ def test_a_latent_that_an_sae_does_not_have_is_refused(lm: ss.LanguageModel):
     for ask in (features.examples, features.tokens, features.promotes, features.suppresses):
         with pytest.raises(UserError, match="latent 20: the SAE has 20"):
             ask(20)
+
+
+def test_every_column_of_the_tables_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "measures.md").read_text()
+    for name, columns in SCHEMAS.items():
+        _, _, behind = page.partition(f"`{name}.parquet` has")
+        table = behind.split("\n\n")[1]
+        assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]*)\|", table, re.MULTILINE)))) == set(columns)
