@@ -42,6 +42,17 @@ def test_the_page_on_notebooks_runs_as_it_stands(finished_run: Path, monkeypatch
     assert not torch.allclose(found["own"], found["spliced"], atol=1e-3)
 
 
+def test_the_lines_of_the_readme_run_as_they_stand(finished_run: Path):
+    pytest.importorskip("matplotlib.pyplot").switch_backend("Agg")
+    page = (Path(__file__).parents[2] / "README.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) <= 6
+    code = code.replace('"runs/quickstart"', repr(str(finished_run))).replace("=50", "=2, rank_prompts=2, context=16")
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["record"].config["prompts"] == 2
+
+
 def test_a_run_knows_the_features_that_were_written_into_it(finished_run: Path):
     run = ss.load_run(finished_run)
     features = run.features("topk", "resid_post.0")
