@@ -1,7 +1,7 @@
 """scalar-sae: how sparsely do the features of neighbouring sparse autoencoders interact?
 
-What users call is listed here; the modules say how it works. Start with docs/architecture.md. Names are imported when
-they are first used, so that `scalar --help` need not wait for torch.
+This file lists the public API; the modules document how it works. Start with docs/architecture.md. Names are imported
+on first use, so that `scalar --help` does not wait for torch.
 """
 
 import sys
@@ -93,7 +93,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'scalar_sae' has no attribute {name!r}")
-    if "ipykernel" in sys.modules:  # in a notebook without ipywidgets: the bars of libraries are text, and that is fine
+    if "ipykernel" in sys.modules:  # in a notebook without ipywidgets, the bars of libraries are text, which is fine
         warnings.filterwarnings("ignore", message="IProgress not found")
     return getattr(import_module(f"scalar_sae.{_HOME[name]}"), name)
 

@@ -1,3 +1,3 @@
-"""The one place where the version is written."""
+"""The single definition of the package's version."""
 
 __version__ = "0.1.0"

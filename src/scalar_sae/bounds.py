@@ -1,4 +1,4 @@
-"""What users may write into a config: names that become folders, seeds, sizes and numbers, checked where they enter."""
+"""Limits for user input in configs: names that become folders, seeds, sizes and numbers, checked where they enter."""
 
 import re
 from typing import Annotated
@@ -6,14 +6,14 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 LONGEST_NAME = 200
-"""Bytes of a name: file systems take 255, and some files have a name with something added to it."""
+"""Maximum length of a name in bytes. File systems allow 255, but suffixes are added to some names."""
 
 
 def folder_name(text: str) -> str:
-    """A name that somebody's files give to SAEs, which becomes that of a folder.
+    """Check a name of SAEs from other people's files, which becomes the name of a folder.
 
     Raises:
-        ValueError: it is no name of one visible folder.
+        ValueError: it is not the name of a single visible folder.
     """
     if not text or not text.isprintable() or set(text) & set("/\\"):
         raise ValueError("expected printable characters without slashes")
@@ -43,8 +43,8 @@ Address = Annotated[str, AfterValidator(_address)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Seed of a random generator."""
 Count = Annotated[int, Field(gt=0, le=10**12)]
-"""How many there are of something that is worked through piece by piece."""
+"""Number of things that are processed piece by piece."""
 Size = Annotated[int, Field(gt=0, le=2**24)]
-"""How many there are of something that lies in memory together."""
+"""Number of things that are held in memory together."""
 Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 """A learning rate, a norm or a factor above 0."""

@@ -1,4 +1,4 @@
-"""When a score means little: sentences that follow from a record. scoring/README.md has the limits and reasons."""
+"""Cautions: sentences on why the scores of a record may be unreliable. scoring/README.md has the limits and reasons."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,21 +8,21 @@ from scalar_sae.saes.methods.unverified import REMARK
 
 FEW_PROMPTS = 20
 LARGE_FLOOR = 1.0
-"""Nats."""
+"""Limit in nats."""
 FEW_STEPS = 1000
 FEW_TOKENS = 100
-"""A latent."""
+"""Limit in tokens per latent."""
 DEEP = 0.01
-"""A fall of recovery below 90 % that is worth a remark."""
+"""Fall of recovery below 90 % from which it is reported."""
 
 
 def cautions(record: Record) -> list[str]:
-    """Why the scores of a record mean little; nothing if nothing is known to speak against them."""
+    """Reasons why the scores of a record may be unreliable; empty if none is known."""
     return [*_of_text(record), *_of_floor(record), *_of_curve(record), *_of_training(record)]
 
 
 def cautions_of(records: Sequence[Record]) -> list[str]:
-    """The cautions of a table's records: each once, with the SAEs and blocks that it applies to."""
+    """The cautions of a table's records, each once, with the SAEs and blocks that it applies to."""
     found: dict[str, list[Record]] = {}
     for record in records:
         for sentence in cautions(record):
@@ -78,7 +78,9 @@ def _of_training(record: Record) -> Iterator[str]:
 
 
 def _which(some: Sequence[Record], records: Sequence[Record]) -> str:
-    """Some rows of a table in words: their SAEs; where only some rows of these are meant, ranking and blocks too."""
+    """Describe some rows of a table by their SAEs, and by ranking and blocks if only some rows of these SAEs are
+    meant.
+    """
     if len(some) == len(records):
         return "all rows"
     words: list[str] = []

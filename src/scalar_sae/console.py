@@ -1,8 +1,8 @@
-"""What the user sees while a command works: progress and messages, on the error stream.
+"""Console output while a command works: progress and messages, on the error stream.
 
-At a terminal progress is a bar. In a notebook it is a line under the cell. In a log it is a line about every half
-minute, which says how far the innermost stage is. A thread of its own writes it, so a log is not silent while a step
-takes long or while a stage shows no steps.
+Progress is a bar at a terminal and a line under the cell in a notebook. In a log it is a line about every half minute
+on the innermost stage. A separate thread writes these lines, so that a log shows progress during long steps and during
+stages without steps.
 """
 
 import os
@@ -24,25 +24,25 @@ from scalar_sae.errors import one_line
 from scalar_sae.io import leads
 
 INTERVAL = 30.0
-"""Seconds between two lines of progress in a log."""
+"""Seconds between two progress lines in a log."""
 CELL_INTERVAL = 1.0
-"""The same under the cell of a notebook."""
+"""Seconds between two updates under a notebook cell."""
 _WINDOW = 10
-"""Lines over which the rate is taken: a stage may become faster or slower."""
+"""Number of lines over which the rate is averaged, since the speed of a stage may change."""
 
 _quiet = False
 
 
 def set_quiet(quiet: bool) -> None:
-    """Whether progress and messages are left out, and only results and errors are said."""
+    """Turn quiet mode on or off. It leaves out progress and messages and shows only results and errors."""
     global _quiet
     _quiet = quiet
 
 
 def silence_libraries() -> None:
-    """Have the bars of other libraries drawn at a terminal only, and not if the user wants quiet.
+    """Let other libraries draw progress bars only at a terminal, and not in quiet mode.
 
-    Call it before they are imported.
+    Call this before they are imported.
     """
     if _quiet or not _at_terminal():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -53,9 +53,9 @@ class Bar:
     """Progress of a stage: its share, its rate and an estimate of the time left.
 
     Args:
-        what: the stage.
-        total: what the steps add up to; None if that is not known, as while something is loaded.
-        done: of it, what was done before and takes no time now.
+        what: name of the stage.
+        total: sum of all steps; None if unknown, for example while something is loaded.
+        done: the part of `total` that was done before and takes no time now.
     """
 
     def __init__(self, what: str, total: int | float | None = None, *, done: int | float = 0) -> None:
@@ -66,13 +66,13 @@ class Bar:
             self._progress = kind(one_line(what), total, done)
 
     def __enter__(self) -> "Bar":
-        """Begin to show it. At a terminal, a stage within a stage is not shown."""
+        """Start showing the progress. At a terminal, a stage within another stage is not shown."""
         if self._progress:
             self._progress.start()
         return self
 
     def __exit__(self, error: object, *_: object) -> None:
-        """Leave it as it stands."""
+        """Stop updating the progress and leave its last state visible."""
         if self._progress:
             self._progress.stop(finished=error is None)
 
@@ -84,7 +84,7 @@ class Bar:
 
 @contextmanager
 def in_log(what: str) -> Generator[None]:
-    """Progress of a stage in a log alone, such as a download, for which its library draws bars at a terminal."""
+    """Progress of a stage in logs only, for work such as a download whose library draws its own bars at a terminal."""
     if _at_terminal():
         yield
     else:
@@ -94,7 +94,7 @@ def in_log(what: str) -> Generator[None]:
 
 @contextmanager
 def waiting_for_user() -> Generator[None]:
-    """No lines in a log while the user is the one at work, as in a browser."""
+    """Write no progress lines to a log within the block, because the user is working, for example in a browser."""
     _beat.enter(None)
     try:
         yield
@@ -103,7 +103,7 @@ def waiting_for_user() -> Generator[None]:
 
 
 def _in_notebook() -> bool:
-    """Whether this is the kernel of a notebook, which can rewrite what stands under a cell."""
+    """Whether this is the kernel of a notebook, which can rewrite the output of a cell."""
     return "ipykernel" in sys.modules and "IPython" in sys.modules
 
 
@@ -112,7 +112,7 @@ def _at_terminal() -> bool:
 
 
 class _Drawn:
-    """A bar at a terminal. In 80 columns the note is cut, not the time."""
+    """A bar at a terminal. In 80 columns the note is shortened, but not the time."""
 
     outermost: "ClassVar[_Drawn | None]" = None
 
@@ -120,7 +120,7 @@ class _Drawn:
         self._progress = Progress(
             *_columns(), console=Console(stderr=True), speed_estimate_period=120, transient=total is None, expand=True
         )
-        before: Any = done  # a whole number to rich's types, any number to rich
+        before: Any = done  # rich's types require an integer, but any number works
         self._task: TaskID = self._progress.add_task(what, total=total, completed=before, note="")
 
     def start(self) -> None:
@@ -156,7 +156,7 @@ def _columns() -> list[ProgressColumn]:
 
 
 class _Log:
-    """What a log says of a stage."""
+    """The progress lines of a stage in a log."""
 
     def __init__(self, what: str, total: int | float | None, done: int | float) -> None:
         self._what, self._total, self._done, self._note = what, total, done, ""
@@ -176,7 +176,7 @@ class _Log:
         self._note = self._note if note is None else note
 
     def speak(self) -> None:
-        """Say how far it is."""
+        """Write a progress line."""
         say(self._line(time.monotonic()))
 
     def _line(self, now: int | float) -> str:
@@ -193,7 +193,7 @@ class _Log:
 
 
 class _Cell(_Log):
-    """A line under the cell of a notebook that is rewritten in place. Short stages leave no line."""
+    """A line under a notebook cell that is rewritten in place. Short stages leave no line."""
 
     def start(self) -> None:
         self._next, self._shown = self._began + CELL_INTERVAL, None
@@ -220,7 +220,7 @@ class _Cell(_Log):
 
 
 class Beat:
-    """Has the innermost of the stages write a line every `INTERVAL` seconds. Its thread runs while there is a stage."""
+    """Writes a line for the innermost stage every `INTERVAL` seconds. Its thread runs while there is a stage."""
 
     def __init__(self) -> None:
         self._stages: list[_Log | None] = []
@@ -228,7 +228,7 @@ class Beat:
         self._thread: threading.Thread | None = None
 
     def enter(self, stage: _Log | None) -> None:
-        """Begin a stage; None has nothing to say."""
+        """Begin a stage. None is a stage that writes nothing."""
         self._stages.append(stage)
         if self._thread is None:
             self._over.clear()
@@ -254,12 +254,12 @@ _beat = Beat()
 
 
 def percent(share: int | float) -> str:
-    """A share, with a digit more where it is small."""
+    """A share as a percentage, with one more digit for small shares."""
     return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 def duration(seconds: int | float) -> str:
-    """A time in one or two units, such as `3 h 20 min`."""
+    """A duration in one or two units, such as `3 h 20 min`."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -271,18 +271,18 @@ def duration(seconds: int | float) -> str:
 
 
 def say(text: str) -> None:
-    """One line for the user, beside the progress."""
+    """Show the user one line, beside the progress."""
     if leads() and not _quiet:
         Console(stderr=True).print(one_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def tell(*lines: str) -> None:
-    """Lines of a command's result, on the output stream."""
+    """Write lines of a command's result to the output stream."""
     for line in lines:
         print(one_line(line))  # noqa: T201
 
 
 @cache
 def say_once(text: str) -> None:
-    """One line for the user, the first time that it is said in this process."""
+    """Show the user one line, only the first time in this process."""
     say(text)

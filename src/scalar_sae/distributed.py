@@ -1,8 +1,9 @@
-"""Several processes on one job, started by `torchrun`. Alone, everything here does nothing.
+"""Several processes working on one job, started by `torchrun`. In a single process everything here does nothing.
 
-Scoring gives each worker a record to make as long as there is one for everybody; those that are left are shared by
-prompts, of which each takes every n-th. Training gives each a part of every batch (docs/training.md): what a method
-takes from the whole batch goes through `mean`, `smallest`, `anywhere` or `gather`, and gradients through `average`.
+In scoring, each worker makes whole records while at least one record per worker is left. The remaining records are made
+by all workers together, which split the prompts. In training, each worker processes a part of every batch
+(docs/training.md). Quantities that a method computes over the whole batch go through `all_mean`, `all_min`, `all_any`
+or `all_gather`, and gradients through `average_gradients`.
 """
 
 import hashlib
@@ -26,20 +27,20 @@ Job = TypeVar("Job")
 
 
 def init() -> None:
-    """Meet the other processes, if `torchrun` started any."""
+    """Join the other processes, if `torchrun` started any."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(device())
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))  # what one does alone, the others wait for
+        dist.init_process_group(backend, timeout=timedelta(days=1))  # others wait while one worker works alone
         watch.start()
 
 
 def device(wanted: str | None = None) -> str:
-    """Where this worker computes: where it is told, else on a GPU of its own, if there is one.
+    """The device of this worker: the wanted one, else a GPU of its own if there is one.
 
     Raises:
-        UserError: nothing can be computed there.
+        UserError: the device cannot be used.
     """
     own = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
     place = wanted if wanted is not None else own if torch.cuda.is_available() else "cpu"
@@ -51,36 +52,38 @@ def device(wanted: str | None = None) -> str:
 
 
 def rank() -> int:
-    """Which worker this is; 0 writes the results."""
+    """Index of this worker. Worker 0 writes the results."""
     return dist.get_rank() if _together() else 0
 
 
 def world_size() -> int:
-    """How many workers there are."""
+    """Number of workers."""
     return dist.get_world_size() if _together() else 1
 
 
 def shard(n: int) -> list[int]:
-    """Which of n pieces of work this worker takes."""
+    """Indices of this worker's share of n pieces of work."""
     return list(range(n))[rank() :: world_size()]
 
 
 def shard_batch(batch: Tensor) -> Tensor:
-    """This worker's rows of a batch, whose size is a multiple of the number of workers: every n-th row, so that the
-    first rows of all are the first of the batch.
+    """This worker's rows of a batch: every n-th row of n workers, so that the first rows of all workers are the first
+    rows of the batch.
+
+    The batch size must be a multiple of n.
     """
     return batch[rank() :: world_size()].contiguous()
 
 
 def all_sum(total: Tensor) -> None:
-    """Replace a tensor by its sum over the workers."""
+    """Replace a tensor by its sum over the workers, in place."""
     if _together():
         with waiting("a sum"):
             dist.all_reduce(total)
 
 
 def average_gradients(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by their means over the workers."""
+    """Replace tensors by their means over the workers, in place."""
     if _together():
         with waiting("a mean"):
             started = [(tensor, dist.all_reduce(tensor, async_op=True)) for tensor in tensors]
@@ -91,7 +94,10 @@ def average_gradients(tensors: Iterable[Tensor]) -> None:
 
 
 def all_mean(x: Tensor) -> Tensor:
-    """The mean over the workers of each entry; its gradient is x's own, which `average` makes that of the mean."""
+    """The mean over the workers of each entry.
+
+    Its gradient is that of the worker's own x, which `average_gradients` turns into the gradient of the mean.
+    """
     if not _together():
         return x
     found = x.detach().clone()
@@ -100,17 +106,19 @@ def all_mean(x: Tensor) -> Tensor:
 
 
 def all_min(x: Tensor) -> Tensor:
-    """The smallest value that any worker has, of each entry."""
+    """The minimum over the workers of each entry."""
     return _reduced(x, dist.ReduceOp.MIN) if _together() else x
 
 
 def all_any(mask: Bool[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-    """Where any worker's mask is true."""
+    """True where the mask of any worker is true."""
     return _reduced(mask.to(torch.uint8), dist.ReduceOp.MAX).bool() if _together() else mask
 
 
 def all_gather(rows: Tensor) -> Tensor:
-    """Everybody's rows, in the order of the workers; as many from each. No gradient."""
+    """The rows of all workers, in the order of the workers, without gradients. Every worker must have the same number
+    of rows.
+    """
     if not _together():
         return rows.detach()
     parts = [torch.empty_like(rows) for _ in range(world_size())]
@@ -120,12 +128,12 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def all_max(values: list[int]) -> list[int]:
-    """The largest of everybody's values, for decisions that all must take alike."""
+    """The maximum over the workers of each value, for decisions that all workers must take together."""
     return _reduced(torch.tensor(values, device="cpu"), dist.ReduceOp.MAX).tolist() if _together() else values
 
 
 def all_gather_dict(found: dict[int, Any]) -> dict[int, Any]:
-    """Everybody's results, each under a number of its own."""
+    """The results of all workers, each under a unique number."""
     if not _together():
         return found
     parts: list[dict[int, Any]] = [{}] * world_size()
@@ -135,7 +143,7 @@ def all_gather_dict(found: dict[int, Any]) -> dict[int, Any]:
 
 
 def broadcast_from_first(make: Callable[[], Job]) -> Job:
-    """What the first worker makes, for everybody: a file that it reads is the same for all."""
+    """Give every worker what the first worker makes, so that a file read by the first is the same for all."""
     if not _together():
         return make()
     found = [make() if rank() == 0 else None]
@@ -145,10 +153,10 @@ def broadcast_from_first(make: Callable[[], Job]) -> Job:
 
 
 def check_agreement(what: str, value: Any) -> None:
-    """Raise a UserError, in every worker, if not all have the same value: they do not see the same files.
+    """Raise a UserError in every worker unless all have the same value, which means that they see the same files.
 
     Args:
-        what: named in the message.
+        what: description of the value, for the message.
         value: plain values, compared by their repr.
     """
     if not _together():
@@ -166,7 +174,7 @@ def check_agreement(what: str, value: Any) -> None:
 
 
 def barrier() -> None:
-    """Wait for the others."""
+    """Wait for the other workers."""
     if _together():
         with waiting("a meeting"):
             dist.barrier()
@@ -174,7 +182,7 @@ def barrier() -> None:
 
 @contextmanager
 def first_rank_first() -> Generator[None]:
-    """The block that writes a file if it is not there: the first worker runs it before the others do."""
+    """Run a block that writes a missing file in the first worker before the others run it."""
     if rank() != 0:
         barrier()
     yield
@@ -183,9 +191,9 @@ def first_rank_first() -> Generator[None]:
 
 
 def run_jobs(jobs: Sequence[Job], do: Callable[[Job], Any]) -> Generator[list[Any]]:
-    """Do all jobs; yields what is finished, in the order of the jobs, to everybody alike.
+    """Do all jobs. Yields the finished results, in the order of the jobs and the same in every worker.
 
-    Each worker does a job by itself as long as there is one for everybody; the others they do together.
+    Each worker does whole jobs while at least one per worker is left. All workers do the remaining jobs together.
     """
     for start in range(0, len(jobs), world_size()):
         turn = jobs[start : start + world_size()]
@@ -199,7 +207,7 @@ def run_jobs(jobs: Sequence[Job], do: Callable[[Job], Any]) -> Generator[list[An
 
 
 def shares(n_jobs: int) -> list[float]:
-    """The share of each job that `deal` gives this worker."""
+    """The share of each job that `run_jobs` gives to this worker."""
     n_whole = n_jobs // world_size() * world_size()
     return [float(job % world_size() == rank()) if job < n_whole else 1 / world_size() for job in range(n_jobs)]
 
@@ -209,7 +217,7 @@ _apart = False
 
 @contextmanager
 def no_sync() -> Generator[None]:
-    """Every worker does the block by itself, as if there were no others: on the same data, with the same result."""
+    """Within the block every worker computes alone, on the same data and with the same result."""
     global _apart
     before, _apart = _apart, True
     try:

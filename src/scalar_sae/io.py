@@ -1,9 +1,9 @@
-"""Where results live on disk: whole files or none, and an event log.
+"""Files on disk: atomic writes, and an event log.
 
-Contract: a file that exists under its final name is complete. Everything is written under a temporary name of its own
-beside it, brought to the disk, and renamed. A process that is killed leaves at most a `.partial` file, which nothing
-reads and which the next process that writes there removes. What is replaced is of the same kind as what replaces it:
-no folder is removed for a file, and no folder for one that lacks some of its files.
+A file that exists under its final name is complete. Everything is written under a unique temporary name beside the
+target, flushed to disk and renamed. A process that is killed leaves at most a `.partial` file. Nothing reads such
+files, and the next process that writes there removes them. A target is only replaced by its own kind: a file never
+replaces a folder, and a folder is only replaced by one that has all of its files.
 """
 
 import json
@@ -27,20 +27,22 @@ from scalar_sae.readers import parse_json, read_text
 
 _HOST = re.sub(r"\W", "-", socket.gethostname())[:64]
 SETTINGS = "settings.json"
-"""How tables in a folder were made (see `claim`)."""
+"""Records how the tables in a folder were made (see `claim`)."""
 _LOCKS = {".lock", ".owner"}
-"""What locks.py puts into a folder that is in use."""
+"""Files that locks.py creates in a folder in use."""
 _TEMPORARY = re.compile(rf"\.{_HOST}\.(\d+)\.[0-9a-f]{{8}}\.partial")
 _PROBE = 65_536
-"""Bytes that are written to see whether a disk has room for a beginning."""
+"""Number of bytes written to test whether a disk has any room."""
 
 
 @contextmanager
 def atomic_write(path: Path, option: str = "place") -> Generator[Path]:
-    """Yield a temporary path (file or folder) that becomes `path` if the block succeeds; `option` names its place.
+    """Yield a temporary path (file or folder) that becomes `path` if the block succeeds.
+
+    `option` is the command-line option that names the path, for messages.
 
     Raises:
-        UserError: the disk is full, the folder cannot be written, or something else is there that would be lost.
+        UserError: the disk is full, the folder cannot be written, or something else at `path` would be lost.
     """
     temporary = _temporary(path)
     try:
@@ -55,7 +57,8 @@ def atomic_write(path: Path, option: str = "place") -> Generator[Path]:
         else:
             temporary.replace(path)
         _to_disk_alone(path.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:  # the last two: how safetensors and torch fail to write
+    # the last two are how safetensors and torch report a failed write
+    except (OSError, SafetensorError, RuntimeError) as error:
         _remove(temporary)
         raise unwritable(path, error, option) from error
     except BaseException:
@@ -64,9 +67,9 @@ def atomic_write(path: Path, option: str = "place") -> Generator[Path]:
 
 
 def check_writable(path: Path, option: str = "--out", *, folder: bool = False) -> None:
-    """Raise a UserError if a file, or a folder, cannot be written, before the work is done that it is to hold.
+    """Raise a UserError if a file, or a folder, cannot be written, before its content is computed.
 
-    It is tried in the nearest folder that is there, with a file that is removed at once. No folder is made.
+    The test writes a file in the nearest existing folder and removes it at once. No folder is created.
     """
     place, missing = (path, list[str]()) if folder else (path.parent, [path.name])
     try:
@@ -76,7 +79,7 @@ def check_writable(path: Path, option: str = "--out", *, folder: bool = False) -
         while not os.path.lexists(place):
             place, missing = place.parent, [place.name, *missing]
         for name in missing:
-            with suppress(FileNotFoundError):  # a name that is too long is another error
+            with suppress(FileNotFoundError):  # a name that is too long raises another error
                 os.lstat(place / f"{name}.partial")
         probe = _temporary(place / "probe")
         try:
@@ -89,12 +92,12 @@ def check_writable(path: Path, option: str = "--out", *, folder: bool = False) -
 
 
 def unwritable(path: Path, error: Exception, option: str = "place") -> UserError:
-    """What to tell the user of a file that could not be written, and which option names its place."""
+    """The error for a file that could not be written, naming the option for its path."""
     return UserError(f"{path}: cannot be written ({_reason(error)}); free space or choose another {option}")
 
 
 def _reason(error: BaseException) -> str:
-    """What the system says is wrong, if it said so: torch raises an error of its own after that."""
+    """The system's error behind an exception, if there is one. torch hides it behind an error of its own."""
     causes = [error]
     while (cause := causes[-1].__context__) is not None:
         causes.append(cause)
@@ -103,12 +106,14 @@ def _reason(error: BaseException) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside a path that no other process and no other call has; it does not grow with the path's name."""
+    """A temporary name beside a path, unique among processes and calls. Its length does not depend on the path's
+    name.
+    """
     return path.with_name(f".{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.partial")
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine left there that do not run any more."""
+    """Remove temporary files of processes that no longer run on this machine."""
     for entry in list(os.scandir(folder)):
         found = _TEMPORARY.fullmatch(entry.name)
         if found and not runs(int(found[1])):
@@ -116,18 +121,18 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # another user's
+    except (OSError, OverflowError):  # another user's process
         return True
     return True
 
 
 def _check_replaced(path: Path, temporary: Path, option: str) -> None:
-    """Raise a UserError if putting something at a path would remove what is not its like."""
+    """Raise a UserError if writing to a path would remove something of another kind."""
     if not os.path.lexists(path):
         return
     if not temporary.is_dir():
@@ -144,7 +149,7 @@ def _check_replaced(path: Path, temporary: Path, option: str) -> None:
 
 
 def _replace_folder(path: Path, temporary: Path) -> None:
-    """Put a folder in the place of one that may be there, which is put back if that fails."""
+    """Replace a folder, if there is one. The old one is restored if that fails."""
     aside = _temporary(path)
     if path.is_dir():
         path.rename(aside)
@@ -158,9 +163,10 @@ def _replace_folder(path: Path, temporary: Path) -> None:
 
 
 def _permit(path: Path) -> None:
-    """Give every file the permissions of an ordinary new one: safetensors makes its files readable by their owner only.
+    """Give every file the permissions of an ordinary new file, because safetensors makes its files readable only by
+    their owner.
 
-    What the user's umask takes away stays away, for an ordinary new file shows what it leaves.
+    The permissions are copied from a new file, so they respect the user's umask.
     """
     files = [entry for entry in path.rglob("*") if entry.is_file()] if path.is_dir() else [path]
     private = [file for file in files if not file.stat().st_mode & 0o077]
@@ -174,7 +180,7 @@ def _permit(path: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Bring a file, or a folder with all in it, to the disk."""
+    """Flush a file, or a folder with all its content, to disk."""
     if path.is_dir():
         for entry in path.iterdir():
             _to_disk(entry)
@@ -199,25 +205,25 @@ def _remove(path: Path) -> None:
 
 
 def leads() -> bool:
-    """Whether this process prints and logs: of several workers (distributed.py) the first one."""
+    """Whether this process prints and logs. With several workers (distributed.py) that is the first one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def write_text(path: Path, text: str, option: str = "place") -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with atomic_write(path, option) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, option: str = "place") -> None:
-    """Write a JSON file whole or not at all; NaN is refused."""
+    """Write a JSON file atomically. NaN is refused."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", option)
 
 
 def cache_folder() -> Path:
-    """Where downloads and conversions are kept: `$SCALAR_SAE_CACHE`, else the user's cache folder.
+    """The folder for downloads and conversions: `$SCALAR_SAE_CACHE`, else the user's cache folder.
 
-    A user without a home directory, as in some containers, has one in the folder for temporary files.
+    A user without a home directory, as in some containers, gets one in the folder for temporary files.
     """
     if chosen := os.environ.get("SCALAR_SAE_CACHE"):
         return Path(chosen)
@@ -226,16 +232,16 @@ def cache_folder() -> Path:
 
 
 def give_libraries_a_cache() -> None:
-    """Have libraries keep their downloads in our cache folder if the user has no home directory.
+    """Let libraries keep their downloads in our cache folder if the user has no home directory.
 
-    They would make a folder called `~` in the current one. Call it before they are imported.
+    They would otherwise create a folder called `~` in the current one. Call this before they are imported.
     """
     if _home() is None:
         os.environ.setdefault("HF_HOME", str(cache_folder() / "huggingface"))
 
 
 def _home() -> Path | None:
-    """The user's home directory; None where nobody knows it, or where it has no cache and none can be made."""
+    """The user's home directory; None if it is unknown, or if it has no cache and none can be created."""
     try:
         home = Path.home()
     except RuntimeError:
@@ -244,10 +250,12 @@ def _home() -> Path | None:
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Claim a folder for tables made in one way, or go on in the one that was claimed so: `settings.json` in it.
+    """Claim a folder for tables with these settings, or continue in one that was claimed with the same settings.
+
+    The settings are kept in `settings.json`.
 
     Raises:
-        UserError: the folder holds tables that were made otherwise.
+        UserError: the folder holds tables that were made with other settings.
     """
     check_claim(folder, settings)
     path = folder / SETTINGS
@@ -256,7 +264,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def check_claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise a UserError if a folder holds tables that were made otherwise; nothing is written."""
+    """Raise a UserError if a folder holds tables that were made with other settings. Nothing is written."""
     path = folder / SETTINGS
     if os.path.lexists(path):
         differing = differences(read_plain(path), settings)
@@ -276,7 +284,7 @@ def read_plain(path: Path) -> Any:
 
 
 def differences(here: Any, asked: Any, where: str = "") -> list[str]:
-    """Where two nested configs differ, in order, such as `train.saes.0.k: 10 here, 11 asked`."""
+    """The differences between two nested configs, in order, such as `train.saes.0.k: 10 here, 11 asked`."""
     if isinstance(here, list) and isinstance(asked, list) and len(here) == len(asked):
         here, asked = dict(enumerate(here)), dict(enumerate(asked))
     if isinstance(here, dict) and isinstance(asked, dict):
@@ -294,10 +302,10 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def appending(path: Path, encoding: str = "utf-8") -> Generator[TextIO]:
-    """Open a file to add lines at its end; one that is not there is made. A pipe or a device does not block.
+    """Open a file for appending lines, creating it if necessary. A pipe or a device does not block.
 
     Raises:
-        UserError: a folder, a pipe or a device is there, or it cannot be written.
+        UserError: the path is a folder, a pipe or a device, or it cannot be written.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -312,7 +320,9 @@ def appending(path: Path, encoding: str = "utf-8") -> Generator[TextIO]:
 
 
 class Events:
-    """Appends one JSON object per line to `events.jsonl`, each with the time and a `kind`; tells `listeners` too."""
+    """An event log: one JSON object per line in `events.jsonl`, with the time and a `kind`. It also informs
+    `listeners`.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

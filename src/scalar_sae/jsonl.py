@@ -1,7 +1,8 @@
-"""Files that grow by one JSON object a line: what was expensive to get is on disk before the next of it is asked for.
+"""Files that grow by one JSON object per line, for results that are expensive: each is on disk before the next is
+computed.
 
-A line is written with a line break on either side. A process that dies while it writes leaves one line without its
-end. Readers leave that line out; the next line is whole. Any other line that is not JSON is damage.
+Every line is written with a line break before and after it. A process that dies while writing leaves one incomplete
+line. Readers skip it, and the next line is intact. Any other line that is not JSON counts as damage.
 """
 
 import json
@@ -19,7 +20,7 @@ Row = TypeVar("Row", bound=BaseModel)
 
 
 def append(path: Path, row: BaseModel) -> None:
-    """Add a line, on disk when this returns; the folder is made if it is missing.
+    """Append a line. It is on disk when this returns. The folder is created if missing.
 
     Raises:
         UserError: the file cannot be written.
@@ -28,7 +29,7 @@ def append(path: Path, row: BaseModel) -> None:
 
 
 def check_appendable(path: Path) -> None:
-    """Raise a UserError if lines cannot be added to a file, before anything is paid for."""
+    """Raise a UserError if lines cannot be appended to a file, before any cost is incurred."""
     missing = not path.exists()
     _write(path, "")
     if missing:
@@ -47,10 +48,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def read(path: Path, schema: type[Row]) -> list[Row]:
-    """The lines of a file in their order, without those that a kill cut short; none where there is no file.
+    """The lines of a file in order, without incomplete ones; empty if there is no file.
 
     Raises:
-        UserError: the file cannot be read, a line is damaged, or it is not what the schema describes.
+        UserError: the file cannot be read, a line is damaged, or a line does not follow the schema.
     """
     if not os.path.lexists(path):
         return []
@@ -73,5 +74,5 @@ def _is_json(line: str) -> bool:
 
 
 def _is_cut_short(line: str) -> bool:
-    """Whether a line that is not JSON is the beginning of an object."""
+    """Whether a line that is not JSON is an incomplete object."""
     return line.startswith("{") and line.count("{") > line.count("}")

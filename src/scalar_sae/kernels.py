@@ -1,8 +1,8 @@
-"""What takes most of a sweep's or a training step's time on a CPU, faster than torch's own way.
+"""Faster CPU versions of the operations that take most of the time of a sweep or a training step.
 
-Linear maps by oneDNN: as fast as torch's own product or faster, and with a GELU in the same kernel. torch has these
-kernels but gives them no public name. Of all this `linear` has gradients, the rest is for outside any graph. Causal
-attention with narrow heads: torch's kernel computes the half of the scores that is masked too.
+Linear maps use oneDNN, which is at least as fast as torch's own product and can apply a GELU in the same kernel. torch
+contains these kernels without a public name. Causal attention with narrow heads avoids the masked half of the scores,
+which torch's kernel computes. Only `linear` supports gradients.
 """
 
 import math
@@ -16,19 +16,19 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 ROWS = 16
-"""Products of fewer rows with a matrix are left to torch."""
+"""Products with fewer rows are left to torch."""
 NARROW = 32
-"""Heads up to this wide; torch's own attention is as fast with wider ones."""
+"""Maximum width of heads. For wider heads, torch's own attention is as fast."""
 TOKENS = 32
-"""Queries of attention that are taken at once."""
+"""Number of queries processed at once in attention."""
 SCORES = 2**19
-"""Attention scores that are held at once."""
+"""Number of attention scores held at once."""
 
 
 def linear(
     x: Float[Tensor, "row d_in"], W: Float[Tensor, "d_in d_out"], b: Float[Tensor, " d_out"] | None = None
 ) -> Float[Tensor, "row d_out"]:
-    """X W + b, with gradients."""
+    """The linear map x W + b, with gradients."""
     if _by_onednn(x):
         return _Linear.apply(x, W, b)
     return x @ W if b is None else torch.addmm(b, x, W)
@@ -45,7 +45,7 @@ class _Linear(torch.autograd.Function):
         (grad,), (x, W), (for_x, for_W, for_b) = grads, ctx.saved_tensors, ctx.needs_input_grad
         to_x = _product(grad, W.T) if for_x else None
         to_W = None
-        if for_W:  # as W lies in memory
+        if for_W:  # in the memory layout of W
             to_W = _product(x.T, grad) if W.is_contiguous() else _product(grad.T, x).T
         return to_x, to_W, grad.sum(0) if for_b else None
 
@@ -64,12 +64,13 @@ def linear_gelu(
 
 
 class FastCPUOps(TorchFunctionMode):
-    """In the block modules and SAEs take these ways too, outside any graph: `Linear`, GPT-2's `Conv1D`, activations
-    times a matrix, attention.
+    """Within the block, modules and SAEs use these operations without gradients.
+
+    They replace `Linear`, GPT-2's `Conv1D`, products of activations with a matrix, and attention.
     """
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What torch is asked for in the block."""
+        """Handle a torch function that is called within the block."""
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():
             if func is functional.linear and not kwargs and _by_onednn(args[0]):
@@ -90,15 +91,16 @@ def causal_attention(
     v: Float[Tensor, "batch head token d_head"],
     scale: float | None = None,
 ) -> Float[Tensor, "batch head token d_head"]:
-    """softmax(scale q k^T) v, where no token sees a later one; the scale is 1 / sqrt(d_head) if none is given.
+    """softmax(scale q k^T) v, where no token sees a later one. The scale is 1 / sqrt(d_head) if none is given.
 
-    Some prompts and some tokens at a time, so that their scores stay in the cache, and those that are masked are left
-    out but for a triangle.
+    Some prompts and tokens are processed at a time, so that their scores fit in the cache. Masked scores are skipped
+    except within a triangle.
     """
     batch, n_heads, n_token, d_head = q.shape
     factor = d_head**-0.5 if scale is None else scale
     mask = q.new_full((n_token, n_token), -math.inf).triu(1)
-    out = q.new_empty(batch, n_token, n_heads, d_head).transpose(1, 2)  # as the heads are read, side by side
+    # in the layout in which heads are read, side by side
+    out = q.new_empty(batch, n_token, n_heads, d_head).transpose(1, 2)
     rows = max(1, SCORES // (n_heads * TOKENS * n_token))
     for some, *three in zip(*(x.split(rows) for x in (out, q, k, v)), strict=True):
         query, key, value = (x.reshape(-1, n_token, d_head) for x in three)
@@ -114,7 +116,7 @@ _MATMUL = (torch.matmul, Tensor.matmul)
 
 
 def _many_rows_times_a_matrix(x: Tensor, W: Tensor) -> bool:
-    """Whether a product is one that oneDNN is faster at: it brings the matrix into another order first."""
+    """Whether oneDNN is faster for this product. It reorders the matrix first, which pays off only for many rows."""
     return W.dim() == 2 and x.dim() >= 2 and x.numel() >= ROWS * x.shape[-1]
 
 
@@ -127,20 +129,20 @@ def _causal_and_narrow(
     is_causal: bool = False,
     **more: Any,
 ) -> bool:
-    """Whether `causal_attention` computes the same, and faster."""
+    """Whether `causal_attention` gives the same result faster."""
     plain = is_causal and attn_mask is None and dropout_p == 0 and not more.keys() - {"scale"}
     return plain and q.dim() == 4 and q.shape == k.shape == v.shape and q.shape[-1] <= NARROW and _plain(q)
 
 
 def gelu_tanh(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """GELU with the tanh formula, GPT-2's, as x sigmoid(2u): on CPUs faster than torch's own kernel."""
+    """GELU with the tanh formula of GPT-2, as x sigmoid(2u), which on CPUs is faster than torch's own kernel."""
     c = 2 * (2 / math.pi) ** 0.5
     linear_term = torch.full((), c, dtype=x.dtype, device=x.device)
     return torch.addcmul(linear_term, x, x, value=0.044715 * c).mul_(x).sigmoid_() * x
 
 
 def _there() -> bool:
-    """Whether this torch has the kernels under the names that we know."""
+    """Whether this version of torch has the kernels under the names used here."""
     one = torch.ones(1, 1, device="cpu")
     try:
         torch.ops.mkldnn._linear_pointwise(one, one, one[0], "gelu", [], "tanh")

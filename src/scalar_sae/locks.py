@@ -1,9 +1,10 @@
-"""One process at a time in a run directory. The lock is the system's, so it ends with its owner, however that ends.
+"""Locks for run directories: one process at a time. They are system locks, so they end with their owner, however it
+ends.
 
-    with held(out):                            # a second process is told who is there, and since when
-    with held(out, "results.json", wait=60):   # for a moment: read, change, write
+    with held(out):                            # a second process is told who holds the lock, and since when
+    with held(out, "results.json", wait=60):   # briefly: read, change, write
 
-Beside the lock file lies another that says who holds it. Of several workers (distributed.py) the first holds the lock.
+A file beside the lock file names the holder. With several workers (distributed.py), the first one holds the lock.
 """
 
 import os
@@ -28,17 +29,18 @@ def held(
     remedy: str = "wait until it ends, or choose another folder",
     option: str = "place",
 ) -> Generator[None]:
-    """Keep other processes from a folder, or from one name in it, while the block runs; a block inside may ask again.
+    """Keep other processes from a folder, or from one name in it, during the block. Nested calls in one process are
+    allowed.
 
     Args:
-        folder: made if it is not there, and removed again if nothing was put into it.
-        name: what is held of it; by default all.
+        folder: the folder. It is created if missing, and removed again if it stays empty.
+        name: the name within the folder to lock; empty locks the whole folder.
         wait: seconds to wait for another process.
-        remedy: what the user can do if that one does not end.
-        option: what named the folder, for messages.
+        remedy: what the user can do if the other process does not end.
+        option: the option that named the folder, for messages.
 
     Raises:
-        UserError: another process holds it, or the lock cannot be made there.
+        UserError: another process holds the lock, or the lock cannot be created there.
     """
     if not leads():
         yield
@@ -60,15 +62,15 @@ def held(
         if lock.lock_counter == 1:
             with suppress(OSError):
                 owner_file.unlink()
-                lock_file.unlink()  # one who waits for it sees that it has gone, and makes another
+                lock_file.unlink()  # a process waiting for it notices and creates a new one
         lock.release()
         for each in made:
-            with suppress(OSError):  # it holds something now
+            with suppress(OSError):  # the folder is not empty any more
                 each.rmdir()
 
 
 def _made(folder: Path, option: str) -> list[Path]:
-    """Make a folder; returns those that were not there, the innermost first."""
+    """Create a folder. Returns the folders that did not exist, innermost first."""
     try:
         missing = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +83,8 @@ def _made(folder: Path, option: str) -> list[Path]:
 
 def _sign(owner_file: Path) -> None:
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    with suppress(OSError):  # a message is poorer then, and nothing else
-        owner_file.unlink(missing_ok=True)  # what somebody put there may be a pipe
+    with suppress(OSError):  # only the message is less informative then
+        owner_file.unlink(missing_ok=True)  # an unrelated file there might be a pipe
         owner_file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}", encoding="utf-8")
 
 

@@ -1,33 +1,37 @@
-"""What glibc does with freed buffers: kept for the next step of a loop, or handed back between stages."""
+"""Control of glibc's freed buffers: keep them for the next step of a loop, or return them between stages."""
 
 import ctypes
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc not to hand freed buffers back to the system: getting them anew, zeroed, costs up to a third of the
-    time of training and scoring on a CPU. Elsewhere nothing happens.
+    """Ask glibc not to return freed buffers to the system. Does nothing on other systems.
+
+    Getting buffers anew, zeroed, takes up to a third of the time of training and scoring on a CPU.
     """
     if libc := _glibc():
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**28)  # larger ones still go back
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**28)  # larger buffers are still returned
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def trim_malloc() -> None:
-    """Between two stages whose buffers have other sizes: those of the second would not fit into what is kept."""
+    """Return freed buffers between two stages whose buffers differ in size, since those of the second would not fit
+    into them.
+    """
     if libc := _glibc():
         libc.malloc_trim(0)
 
 
 @contextmanager
 def freed_memory_handed_back() -> Generator[None]:
-    """In the block buffers go back as soon as they are freed; before it, those that were kept; after it they are kept.
+    """Return kept buffers before the block, return buffers as soon as they are freed within it, and keep them again
+    afterwards.
 
-    For work whose buffers have other sizes than those before it.
+    For work whose buffers differ in size from those before it.
     """
     trim_malloc()
     if libc := _glibc():

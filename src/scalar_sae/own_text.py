@@ -1,9 +1,9 @@
-"""Which text SAEs are evaluated on: what was held out of their own, or another text that the user names.
+"""The evaluation text of SAEs: the held-out part of their training text, or another text that the user names.
 
     corpus = evaluation_text(lm, ["runs/a"])                     # the held-out part of the run's text
     corpus = evaluation_text(lm, ["runs/a"], "stories.jsonl")    # another text, all of it
 
-An SAE's card (`sae.json`) has the address and the fingerprint of the text that it was trained on.
+An SAE's card (`sae.json`) holds the address and the fingerprint of its training text.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,11 +39,11 @@ from scalar_sae.saes.store import CONFIG
 from scalar_sae.sites import Site
 
 Described = dict[str, Any]
-"""What `Corpus.describe` says of a text."""
+"""The description of a text that `Corpus.describe` returns."""
 
 
 class _Text(BaseModel):
-    """What is needed of it to find the text again."""
+    """The fields of the description that are needed to find the text again."""
 
     model_config = ConfigDict(strict=True)
 
@@ -65,15 +65,15 @@ def evaluation_text(
 
     Args:
         lm: the model that reads it.
-        saes: where the SAEs lie, as `load_saes` takes it.
-        spec: the text, as `load_corpus` takes it. Left out, it is the one that the SAEs were trained on. Of that one
-            the held-out part is read, and all of any other.
-        n: tokens that are needed of another text.
-        method: the one group of SAEs that is evaluated.
+        saes: paths of the SAEs, as `load_saes` takes them.
+        spec: the text, as `load_corpus` takes it; None takes the SAEs' training text. Of the training text only the
+            held-out part is read, of any other text all of it.
+        n: number of tokens needed of another text.
+        method: the only group of SAEs that is evaluated; None for all.
 
     Raises:
-        UserError: the SAEs' files do not say which text they were trained on, or name several; it is not there any
-            more, or has changed; the text cannot be read, or is of another tokenizer.
+        UserError: the SAEs' files do not name their training text, or name several; the text no longer exists or has
+            changed; it cannot be read; or it belongs to another tokenizer.
     """
     own = trained_on(saes, method)
     corpus = _own_text(lm, own, saes) if spec is None else _other_text(lm, own, spec, n)
@@ -82,7 +82,7 @@ def evaluation_text(
 
 
 def trained_on(saes: Sequence[str | Path], method: str | None = None) -> list[Described]:
-    """The texts that SAEs were trained on; none if the files of one of the SAEs do not say.
+    """The training texts of SAEs; none if the files of any SAE do not say.
 
     Raises:
         UserError: a card is damaged.
@@ -101,7 +101,7 @@ def trained_on(saes: Sequence[str | Path], method: str | None = None) -> list[De
 
 
 def text_read(corpus: Corpus, tokens: Int[Tensor, "prompt token"]) -> TextRead:
-    """What a record says of the text that something was measured on."""
+    """The description, for a record, of the text of a measurement."""
     return TextRead(
         corpus=corpus.name,
         source=corpus.source,
@@ -113,7 +113,7 @@ def text_read(corpus: Corpus, tokens: Int[Tensor, "prompt token"]) -> TextRead:
 
 
 def say_unlike(groups: Iterable[Mapping[Site, SAE]], corpus: Corpus, context: int) -> None:
-    """Tell the user how prompts of `context` tokens differ from those that SAEs were trained on."""
+    """Tell the user how prompts of `context` tokens differ from those that the SAEs were trained on."""
     found: dict[str, dict[Site, None]] = {}
     for group in groups:
         for site, sae in group.items():
@@ -134,10 +134,10 @@ def _content(card: Path) -> dict[str, Any]:
 
 
 def _text_of(path: Path, card: dict[str, Any]) -> Described:
-    """What a card says of the text; nothing if it does not.
+    """The description of the text on a card; empty if the card has none.
 
     Raises:
-        UserError: what it says is of wrong types.
+        UserError: the description has fields of the wrong type.
     """
     recipe = card.get("recipe")
     data = recipe.get("data") if isinstance(recipe, dict) else None
@@ -151,7 +151,7 @@ def _text_of(path: Path, card: dict[str, Any]) -> Described:
 
 
 def _own_text(lm: LanguageModel, own: list[Described], saes: Sequence[str | Path]) -> Corpus:
-    """The text that SAEs were trained on; where nobody knows it, that of a model that ships with the package."""
+    """The training text of SAEs. If it is unknown, the text of the shipped model that they read."""
     where = ", ".join(map(str, saes))
     if not own and lm.name in shipped():
         return replace(load_held_out(lm.name, lm), seen="unknown")
@@ -179,7 +179,7 @@ def _own_text(lm: LanguageModel, own: list[Described], saes: Sequence[str | Path
 
 
 def _other_text(lm: LanguageModel, own: list[Described], spec: str, n: int) -> Corpus:
-    """A text that the user names: of the one that SAEs were trained on the held-out part, of any other all of it."""
+    """A text that the user names: the held-out part of the SAEs' training text, or all of any other text."""
     source = absolute(spec)
     same = next((data for data in own if data["source"] == source), None)
     corpus = load_corpus(spec, lm, n_train=max(n, HELD_OUT)) if same is None else load_again(same, lm)

@@ -1,10 +1,11 @@
-"""Read what this package wrote: JSON, YAML and lists of settings, each against one schema.
+"""Read files that this package wrote: JSON, YAML and lists of settings, each checked against a schema.
 
     results = read_json(path, Results, "no results here; score something first")
 
-A file is opened once. It is refused in one line, with its name, the place in it and a remedy, if it is no regular file,
-no UTF-8 text, damaged, of a later version of the package, or not what the schema describes. Numbers must be finite,
-integers must fit into 64 bits, keys must be different, and nothing may be nested more deeply than `DEEPEST`.
+A file is opened once. It is refused if it is not a regular file of UTF-8 text, if it is damaged or from a later version
+of the package, or if it does not fit the schema. The error is one line with the file's name, the place in it and a
+remedy. Numbers must be finite, integers must fit into 64 bits, keys must be unique, and nesting is limited to
+`DEEPEST`.
 """
 
 import io
@@ -24,17 +25,19 @@ from scalar_sae.errors import LONGEST_VALUE, UserError, one_line, quoted, reason
 Model = TypeVar("Model", bound=BaseModel)
 
 DEEPEST = 50
-"""Lists and objects inside one another."""
+"""Maximum nesting of lists and objects."""
 MOST_BYTES = 2**31
-"""Of a text file of ours."""
+"""Maximum size of our text files."""
 MOST_VALUES = 100_000
-"""Of a YAML file, aliases followed: a few lines can name one another until they are billions of values."""
+"""Maximum number of values in a YAML file with aliases expanded, since a few aliases can expand to billions of
+values.
+"""
 LARGEST_WITH_HOLES = 2**37
-"""Bytes of a file of which a sixteenth or less is on the disk: a larger one would be read for hours, and is refused."""
+"""Maximum size of a file of which at most a sixteenth is on disk. A larger sparse file would take hours to read."""
 RESTORE = "restore it from a copy, or move it away and run the command again"
 _VERSIONS = ("schema_version", "format_version")
 WRITER = f"scalar-sae {__version__}"
-"""What files of ours say of who wrote them."""
+"""The writer recorded in our files."""
 
 
 def read_bytes(path: Path, missing: str, most: int = MOST_BYTES) -> bytes:
@@ -42,11 +45,11 @@ def read_bytes(path: Path, missing: str, most: int = MOST_BYTES) -> bytes:
 
     Args:
         path: the file.
-        missing: what to say if there is none.
-        most: the largest file that is read.
+        missing: the message if there is none.
+        most: maximum size in bytes.
 
     Raises:
-        UserError: there is none, it cannot be read, is no regular file, or is too large.
+        UserError: there is none, it cannot be read, it is not a regular file, or it is too large.
     """
     try:
         with open_regular(path) as file:
@@ -61,10 +64,10 @@ def read_bytes(path: Path, missing: str, most: int = MOST_BYTES) -> bytes:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file to read its bytes; a pipe or a device does not block.
+    """Open a file for reading bytes. A pipe or a device does not block.
 
     Raises:
-        UserError: it is a folder, a pipe or a device, or a huge file that consists of holes.
+        UserError: it is a folder, a pipe or a device, or a huge sparse file.
         OSError: it cannot be opened.
     """
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -94,16 +97,16 @@ def read_text(path: Path, missing: str, most: int = MOST_BYTES) -> str:
 
 
 def read_json(path: Path, schema: type[Model], missing: str, older: str = RESTORE) -> Model:
-    """A JSON file of ours.
+    """Read one of our JSON files.
 
     Args:
         path: the file.
-        schema: what it must hold.
-        missing: what to say if there is none.
-        older: what to do about one of an earlier version.
+        schema: the schema of its content.
+        missing: the message if there is no file.
+        older: the remedy for a file of an earlier version.
 
     Raises:
-        UserError: as `read_text`, it is not JSON, was written by another version, or does not follow the schema.
+        UserError: as `read_text`, it is not JSON, it was written by another version, or it does not follow the schema.
     """
     text = read_text(path, missing)
     check_version(path, parse_json(text, str(path)), schema, older)
@@ -111,7 +114,7 @@ def read_json(path: Path, schema: type[Model], missing: str, older: str = RESTOR
 
 
 def checked(where: Path | str, text: str, schema: type[Model]) -> Model:
-    """JSON text that `parse_json` accepted, as the schema describes it: no string stands for a number.
+    """Validate JSON text that `parse_json` accepted. Strings are not converted to numbers.
 
     Raises:
         UserError: it does not follow the schema.
@@ -123,16 +126,16 @@ def checked(where: Path | str, text: str, schema: type[Model]) -> Model:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Plain values from JSON text.
+    """Parse JSON text into plain values.
 
     Raises:
-        UserError: it is not JSON, or holds what no file of ours does.
+        UserError: it is not JSON, or breaks the limits at the top of this file.
     """
     try:
         value = json.loads(
             text, object_pairs_hook=_different_keys, parse_constant=_no_number, parse_float=_finite, parse_int=_int64
         )
-    except (ValueError, RecursionError) as error:  # a JSONDecodeError, or one of the hooks
+    except (ValueError, RecursionError) as error:  # a JSONDecodeError, or an error of one of the hooks
         deep = isinstance(error, RecursionError)
         raise UserError(f"{where}: damaged ({'nested too deeply' if deep else reason(error)}); {RESTORE}") from error
     check_plain(value, where)
@@ -140,19 +143,20 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Plain values from YAML text: what JSON could hold too.
+    """Parse YAML text into plain values, restricted to what JSON can represent.
 
     Raises:
-        UserError: it is not one YAML document, or holds dates, tags, keys that are not text or come twice, or numbers
-            that are not finite.
+        UserError: it is not a single YAML document, or contains dates, tags, duplicate keys, keys that are not text, or
+            numbers that are not finite.
     """
     try:
-        value = yaml.load(text, _PlainLoader)  # a SafeLoader
+        value = yaml.load(text, _PlainLoader)  # a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = one_line(error.problem or "", LONGEST_VALUE)
         raise UserError(f"{where}{line}: is not a YAML value ({problem})") from error
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:  # of a date or number that is none
+    # ValueError and TypeError: invalid dates and numbers
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         deep = isinstance(error, RecursionError)
         raise UserError(f"{where}: is not a YAML value ({'nested too deeply' if deep else reason(error)})") from error
     check_plain(value, where, MOST_VALUES)
@@ -160,7 +164,9 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def check_plain(value: Any, where: str, most: int | float = math.inf) -> None:
-    """Raise a UserError unless a value is made of what JSON holds, not too deep, and of no more than `most` values."""
+    """Raise a UserError unless a value is representable in JSON, not nested too deeply, and has at most `most`
+    values.
+    """
     n = 0
     todo: list[tuple[Any, tuple[str | int, ...]]] = [(value, ())]
     while todo:
@@ -196,7 +202,7 @@ def _not_plain(value: Any) -> str | None:
 
 
 def check_version(where: Path | str, content: Any, schema: type[BaseModel], older: str = RESTORE) -> None:
-    """Raise a UserError if a file follows a later or an earlier schema than this version of the package knows."""
+    """Raise a UserError if a file follows a later or earlier schema than this version of the package."""
     for field in _VERSIONS:
         if isinstance(content, dict) and field in schema.model_fields:
             known = schema.model_fields[field].default
@@ -215,7 +221,7 @@ def check_version(where: Path | str, content: Any, schema: type[BaseModel], olde
 
 
 def explained(error: ValidationError) -> str:
-    """The first thing that a schema found wrong, in one line: its place, its value, and what was expected."""
+    """The first schema error in one line: its place, the value, and what was expected."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     said = str(first["msg"]).removeprefix("Value error, ")
@@ -253,10 +259,10 @@ def _int64(text: str) -> int:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A loader that accepts no key twice."""
+    """A loader that refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose own keys are all different."""
+        """Build a mapping, refusing duplicate keys."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":

@@ -1,7 +1,7 @@
-"""Keys, tokens and places on this machine stay out of what is printed, kept and published.
+"""Keep keys, tokens and local paths out of everything that is printed, stored or published.
 
 redacted("Illegal header value b'Bearer hf_...'")       # for messages
-published({"lm": "/home/me/runs/lm"})                   # {"lm": "lm"}: for what leaves this machine
+published({"lm": "/home/me/runs/lm"})                   # {"lm": "lm"}: for files that leave this machine
 """
 
 import os
@@ -17,18 +17,19 @@ _WHOLE = re.compile(r"(?:file://|~?[\\/]|[A-Za-z]:[\\/]).*", re.DOTALL)
 
 
 def redacted(text: str) -> str:
-    """A message without the keys and tokens of this process's environment, and without passwords in addresses."""
+    """A message without the keys and tokens in this process's environment, and without passwords in addresses."""
     for name in _VARIABLES:
         value = os.environ.get(name, "").strip()
-        if len(value) >= 8:  # a shorter one would be found in ordinary words
+        if len(value) >= 8:  # shorter values would match ordinary words
             text = text.replace(value, f"<{name}>")
     return _USER.sub(r"\1", _BEARER.sub(r"\1<key>", text))
 
 
 def published(value: Any) -> Any:
-    """JSON content as strangers may read it: redacted, absolute paths cut to their last name, addresses to their path.
+    """JSON content that is safe to publish: redacted, with absolute paths cut to their last name, and addresses to
+    their path.
 
-    Relative paths stay, since they name nothing outside the project.
+    Relative paths are kept, since they name nothing outside the project.
     """
     if isinstance(value, dict):
         return {published(key): published(inside) for key, inside in value.items()}

@@ -1,8 +1,8 @@
-"""Files with a SHA-256 of what they hold, so that one changed bit is found when they are read.
+"""Files with a SHA-256 of their content, so that any change is detected when they are read.
 
-A `.safetensors` file has the digest of its names, types, shapes and bytes among its metadata. A checkpoint, a file of
-`torch.save`, has that of all bytes before it as the comment which every zip archive may end with; PyTorch reads the
-file as if the comment were not there. Other files have theirs in a `sha256.json` beside them.
+A `.safetensors` file has the digest of its names, types, shapes and bytes in its metadata. A checkpoint is a file of
+`torch.save`. It has the digest of all preceding bytes in the comment with which a zip archive may end; PyTorch ignores
+the comment. The digests of other files are in a `sha256.json` beside them.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ from scalar_sae.readers import WRITER, open_regular, read_json
 
 DIGESTS = "sha256.json"
 _DIGEST = 64
-"""Characters of a SHA-256."""
+"""Number of characters of a SHA-256."""
 _CHUNK = 2**20
 
 
 def digest_of(tensors: Mapping[str, Tensor], of: str = "") -> str:
-    """SHA-256 of the names, types, shapes and bytes of tensors, and of what they belong to."""
+    """SHA-256 of the names, types, shapes and bytes of tensors, and of the name of the work that they belong to."""
     found = hashlib.sha256(of.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -50,28 +50,28 @@ def digest_of_file(path: Path) -> str:
 
 
 class Digests(BaseModel):
-    """What `sha256.json` says of the files beside it."""
+    """The content of `sha256.json`, about the files beside it."""
 
     model_config = ConfigDict(extra="forbid")
 
     format_version: int = 1
     written_by: str = WRITER
     files: dict[str, str]
-    """Name -> SHA-256 of the file's bytes."""
+    """SHA-256 of each file's bytes, by name."""
 
 
 def seal(folder: Path, *names: str) -> None:
-    """Write down the digests of some files of a folder, beside those that are written down there.
+    """Record the digests of some files of a folder, in addition to those already recorded there.
 
     Raises:
-        UserError: what is there is damaged, or cannot be written.
+        UserError: the existing digests are damaged, or cannot be written.
     """
     found = sealed(folder) | {name: digest_of_file(folder / name) for name in names}
     write_json(folder / DIGESTS, Digests(files=dict(sorted(found.items()))).model_dump())
 
 
 def sealed(folder: Path) -> dict[str, str]:
-    """The digests of a folder's files by their names; none where nothing is finished.
+    """The digests of a folder's files, by name; empty if no file is finished.
 
     Raises:
         UserError: they are damaged.
@@ -81,7 +81,7 @@ def sealed(folder: Path) -> dict[str, str]:
 
 
 def check_sealed(folder: Path, remedy: str) -> None:
-    """Raise a UserError unless all files of a folder that have a digest are what was written."""
+    """Raise a UserError if any file of a folder with a recorded digest has changed."""
     files = sealed(folder)
     if not files:
         raise UserError(f"{folder}: has no {DIGESTS}, so it was not finished, or not by this version; {remedy}")
@@ -90,7 +90,7 @@ def check_sealed(folder: Path, remedy: str) -> None:
 
 
 def check_digest(path: Path, digest: str, remedy: str) -> None:
-    """Raise a UserError unless a file's bytes are what was written."""
+    """Raise a UserError if a file's bytes do not have the digest."""
     try:
         found = digest_of_file(path)
     except OSError as error:
@@ -100,13 +100,13 @@ def check_digest(path: Path, digest: str, remedy: str) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], of: str = "") -> None:
-    """Write a `.safetensors` file with its digest; `of` names the work that the tensors belong to."""
+    """Write a `.safetensors` file with its digest. `of` names the work that the tensors belong to."""
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(plain, path, {"sha256": digest_of(plain, of)})
 
 
 def load_tensors(path: Path, remedy: str, of: str = "") -> dict[str, Tensor]:
-    """Read a file of `save_tensors`, onto the CPU.
+    """Read a file of `save_tensors` to the CPU.
 
     Args:
         path: the file.
@@ -114,7 +114,7 @@ def load_tensors(path: Path, remedy: str, of: str = "") -> dict[str, Tensor]:
         of: the work that the tensors must belong to.
 
     Raises:
-        UserError: it is not what was written.
+        UserError: it is not what was written, or belongs to other work.
     """
     try:
         open_regular(path).close()
@@ -123,7 +123,7 @@ def load_tensors(path: Path, remedy: str, of: str = "") -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except UserError:
         raise
-    except Exception as error:  # a damaged header fails in as many ways as it has fields
+    except Exception as error:  # a damaged header can raise any error
         raise UserError(f"{path}: damaged ({reason(error)}); {remedy}") from error
     if metadata.get("sha256") != digest_of(tensors, of):
         raise UserError(f"{path}: damaged (its SHA-256 is not that of what was written); {remedy}")
@@ -134,11 +134,12 @@ def load_unfinished(path: Path, of: str) -> dict[str, Tensor]:
     """Read a file of `save_tensors` that holds a part of unfinished work.
 
     Returns:
-        The tensors. None where there is no file, or where the file is damaged or belongs to other work: that is said,
-        and the caller computes the tensors again.
+        The tensors. None if there is no file, or if the file is damaged or belongs to other work. In the latter case
+            the
+        user is told, and the caller computes the tensors again.
 
     Raises:
-        UserError: a folder or a pipe is there, which the new file could not replace.
+        UserError: the path is a folder or a pipe, which the new file could not replace.
     """
     if not os.path.lexists(path):
         return {}
@@ -151,10 +152,10 @@ def load_unfinished(path: Path, of: str) -> dict[str, Tensor]:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write plain values and tensors with their digest."""
+    """Write plain values and tensors, with their digest."""
     with path.open("w+b") as file:
         torch.save(content, file)
-        file.seek(-2, os.SEEK_END)  # an archive's last field: the length of the comment that follows
+        file.seek(-2, os.SEEK_END)  # the last field of an archive is the length of the comment after it
         file.write(_DIGEST.to_bytes(2, "little"))
         file.seek(0)
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -163,16 +164,16 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: str | torch.device, what: str, remedy: str) -> dict[str, Any]:
-    """Read a file of `save_checkpoint`. Nothing in it is executed, and it is not parsed unless it is what was written.
+    """Read a file of `save_checkpoint`. Nothing in it is executed, and it is only parsed after its digest was checked.
 
     Args:
         path: the file.
-        device: where its tensors go.
-        what: named in the message: `a checkpoint of these SAEs`.
-        remedy: what to do if it is not that.
+        device: device for its tensors.
+        what: what the file should be, for the message: `a checkpoint of these SAEs`.
+        remedy: what to do otherwise.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not what was written.
     """
     try:
         with open_regular(path) as file:
@@ -185,7 +186,7 @@ def load_checkpoint(path: Path, device: str | torch.device, what: str, remedy: s
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except UserError:
         raise
-    except Exception as error:  # of another version of PyTorch, or no room on the device
+    except Exception as error:  # another version of PyTorch, or no room on the device
         raise UserError(f"{path}: not {what} ({reason(error)}); {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not {what}; {remedy}")
@@ -193,7 +194,7 @@ def load_checkpoint(path: Path, device: str | torch.device, what: str, remedy: s
 
 
 def _is_whole(file: io.BufferedReader) -> bool:
-    """Whether a file ends with the digest of all that is before it."""
+    """Whether a file ends with the digest of everything before it."""
     left = os.fstat(file.fileno()).st_size - _DIGEST
     found = hashlib.sha256()
     while left > 0 and (chunk := file.read(min(_CHUNK, left))):

@@ -1,14 +1,14 @@
 """Names of places in a transformer (`Site`) and of computations between two places (`Block`).
 
-A decoder layer is a line of places, each reached from the one before by a norm, a sub-layer or an addition:
+A decoder layer is a sequence of places. A norm, a sub-layer or an addition leads from each to the next:
 
     resid_pre ─norm─▶ attn_in ─attention─▶ (attn_raw ─norm─▶) attn_out ─(+ resid_pre)─▶ resid_mid
     resid_mid ─norm─▶ mlp_in  ─MLP───────▶ (mlp_raw  ─norm─▶) mlp_out  ─(+ resid_mid)─▶ resid_post
 
-`attn_out` and `mlp_out` are what is added to the residual stream. Only models with a norm or a factor before that
-addition (Gemma 2 and 3, OLMo 2, GLM-4, Granite) have `attn_raw` and `mlp_raw`, its inputs. Models that run attention
-and MLP side by side (Pythia, GPT-J, Phi, Cohere, Falcon) have no `resid_mid`. `resid_post` of one layer is `resid_pre`
-of the next: two names, one place.
+`attn_out` and `mlp_out` are what is added to the residual stream. `attn_raw` and `mlp_raw` exist only in models with a
+norm or a factor before that addition (Gemma 2 and 3, OLMo 2, GLM-4, Granite), and are its input. Models that run
+attention and MLP in parallel (Pythia, GPT-J, Phi, Cohere, Falcon) have no `resid_mid`. `resid_post` of one layer and
+`resid_pre` of the next are two names of one place.
 """
 
 import re
@@ -20,7 +20,7 @@ from scalar_sae.errors import UserError, quoted, unknown
 KINDS = (
     "resid_pre", "attn_in", "attn_raw", "attn_out", "resid_mid", "mlp_in", "mlp_raw", "mlp_out", "resid_post",
 )  # fmt: skip
-"""The places that a layer can have, in the order in which a forward pass meets them."""
+"""The places that a layer can have, in the order of a forward pass."""
 
 _TRANSFORMER_LENS = {
     "hook_resid_pre": "resid_pre",
@@ -36,7 +36,7 @@ _TRANSFORMER_LENS = {
     "ln1.hook_normalized": "attn_in",
     "ln2.hook_normalized": "mlp_in",
 }
-"""The first hook of a place is what it is called in files for others."""
+"""The first hook listed for a place is its name in exported files."""
 
 _LAYER = re.compile(r"[0-9]{1,5}")
 _HUGGING_FACE = re.compile(
@@ -54,9 +54,9 @@ _MODULES = {
     "pre_feedforward_layernorm": ("resid_mid", "mlp_in"),
     "post_feedforward_layernorm": ("mlp_raw", "mlp_out"),
 }
-"""What a Hugging Face module reads and writes."""
+"""The sites that a Hugging Face module reads and writes."""
 _BEFORE_A_NORM = ("attn", "self_attn", "attention", "mlp", "attn.hook_out", "mlp.hook_out")
-"""Modules whose output some models normalise before they add it to the residual stream."""
+"""Modules whose output some models normalise before adding it to the residual stream."""
 
 _BLOCKS = {
     "ff_layer": ("mlp_in", "mlp_out"),
@@ -74,19 +74,19 @@ class Site:
     kind: str
     layer: int
     of_module: bool = field(default=False, compare=False)
-    """Whether it was named as the output of a module, which on some models is another place (`LanguageModel.check`)."""
+    """Whether it was named as the output of a module, which in some models is another place (`LanguageModel.check`)."""
     normalized: bool = field(default=False, compare=False)
-    """Whether it was named as TransformerLens' `ln2.hook_normalized`, which on some models lies before the norm's gain
+    """Whether it was named as TransformerLens' `ln2.hook_normalized`, which in some models lies before the norm's gain
     (saes/fitted.py)."""
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """Read `resid_mid.2`, TransformerLens' `blocks.2.hook_resid_mid` or Hugging Face's `model.layers.2.mlp`.
+        """Parse `resid_mid.2`, TransformerLens' `blocks.2.hook_resid_mid` or Hugging Face's `model.layers.2.mlp`.
 
-        A module's name means its output; `.input` and `.output` may follow it.
+        A module's name means its output, and may be followed by `.input` or `.output`.
 
         Raises:
-            UserError: not the name of a site.
+            UserError: the text is not the name of a site.
         """
         lens = re.fullmatch(r"blocks\.([0-9]{1,5})\.(.+)", text)
         if lens and lens[2] in _TRANSFORMER_LENS:
@@ -106,19 +106,19 @@ class Site:
 
     @classmethod
     def of(cls, site: "Site | str") -> "Site":
-        """A site, or the one that has this name.
+        """A site, given itself or its name.
 
         Raises:
-            UserError: not the name of a site.
+            UserError: the text is not the name of a site.
         """
         return site if isinstance(site, Site) else cls.parse(site)
 
     @property
     def transformer_lens(self) -> str:
-        """TransformerLens' name of the place: `blocks.2.hook_resid_mid`.
+        """TransformerLens' name of the place, such as `blocks.2.hook_resid_mid`.
 
         Raises:
-            UserError: it has none.
+            UserError: TransformerLens has no name for it.
         """
         hooks = [hook for hook, kind in _TRANSFORMER_LENS.items() if kind == self.kind]
         if self.normalized:
@@ -132,21 +132,21 @@ class Site:
 
     @property
     def words(self) -> str:
-        """A name that `parse` reads back whole: where a hook or module was named, one of those."""
+        """A name that `parse` reads back without loss. If a hook or module was named, it is the name of one."""
         return self.transformer_lens if self.normalized or self.of_module else str(self)
 
     @property
     def depth(self) -> int:
-        """How far along the forward pass the place lies; equal for two names of one place."""
+        """Position along the forward pass. Two names of one place have the same depth."""
         return (len(KINDS) - 1) * self.layer + KINDS.index(self.kind)
 
     @property
     def on_residual_stream(self) -> bool:
-        """Whether the whole residual stream passes through here (else the place is on a side branch)."""
+        """Whether the whole residual stream passes through here. Otherwise the place is on a side branch."""
         return self.kind.startswith("resid_")
 
     def same_place(self, other: "Site") -> bool:
-        """Whether both names mean one place: `resid_post.0` and `resid_pre.1`."""
+        """Whether both names mean one place, as `resid_post.0` and `resid_pre.1` do."""
         return self.depth == other.depth
 
     def __repr__(self) -> str:
@@ -172,10 +172,10 @@ class Block:
 
     @classmethod
     def parse(cls, text: str) -> "Block":
-        """Read `ff_layer.N`, `ff_block.N`, `attn_block.N`, `transformer_block.N` or `SITE->SITE`.
+        """Parse `ff_layer.N`, `ff_block.N`, `attn_block.N`, `transformer_block.N` or `SITE->SITE`.
 
         Raises:
-            UserError: not the name of a block.
+            UserError: the text is not the name of a block.
         """
         up, arrow, down = text.partition("->")
         if arrow:
@@ -189,10 +189,10 @@ class Block:
 
     @classmethod
     def of(cls, block: "Block | str") -> "Block":
-        """A block, or the one that has this name.
+        """A block, given itself or its name.
 
         Raises:
-            UserError: not the name of a block.
+            UserError: the text is not the name of a block.
         """
         return block if isinstance(block, Block) else cls.parse(block)
 

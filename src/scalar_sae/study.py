@@ -1,13 +1,13 @@
 """A whole study in one run directory: train SAEs, measure them, score every pair, write the report.
 
     out/config.yaml   the resolved config; a directory with another one is refused
-    out/events.jsonl  what happened when
+    out/events.jsonl  the event log
     out/lm/           the language model
     out/saes/         <name>/<site>/sae.safetensors, sae.json
     out/results.json  see records/results.py
     out/report.html
 
-Every stage looks at what is there and does the rest, so a study that was stopped is continued by the same command.
+Every stage does only what is not done yet, so the same command continues a study that was stopped.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ KEEP = "move the folder away and run the same command to write it again"
 
 
 class StudyConfig(BaseModel):
-    """How SAEs are trained and scored."""
+    """The config of a study: how SAEs are trained and scored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,10 +74,10 @@ class StudyConfig(BaseModel):
     def from_preset(
         cls, name: str, changes: dict[str, Any] | None = None, special: Rule | None = None
     ) -> "StudyConfig":
-        """A preset with some of its `train` fields changed, and another rule for special tokens everywhere, if given.
+        """A preset with some of its `train` fields changed and, if given, another rule for special tokens everywhere.
 
         Raises:
-            UserError: no such preset, or a field is unknown or out of range.
+            UserError: there is no such preset, or a field is unknown or out of range.
         """
         content = read_preset(name)
         known = {"train", "score"}
@@ -94,10 +94,10 @@ class StudyConfig(BaseModel):
 
     @classmethod
     def of_run(cls, out: Path) -> "StudyConfig":
-        """What a run directory's `config.yaml` holds.
+        """Read the config from a run directory's `config.yaml`.
 
         Raises:
-            UserError: it is not a run directory, or what it holds is not a config.
+            UserError: it is not a run directory, or the file does not hold a config.
         """
         if not os.path.lexists(out / "config.yaml"):
             raise UserError(f"{out}: no run to go on with (it has no config.yaml)")
@@ -107,15 +107,15 @@ class StudyConfig(BaseModel):
     @classmethod
     def _of(cls, train: dict[str, Any], score: dict[str, Any]) -> "StudyConfig":
         config = cls(train=validated(TrainConfig, train, "train"), score=validated(StudyScores, score, "score"))
-        found = absolute(config.train.corpus)  # also from another folder
+        found = absolute(config.train.corpus)  # so that it is also found from another folder
         return config.model_copy(update={"train": config.train.model_copy(update={"corpus": found})})
 
 
 class RunConfig(StudyConfig):
-    """What a run directory's `config.yaml` holds."""
+    """The content of a run directory's `config.yaml`."""
 
     data: dict[str, Any]
-    """What the text was."""
+    """The description of the text."""
     format_version: int = 1
     written_by: str = WRITER
 
@@ -124,7 +124,7 @@ class RunConfig(StudyConfig):
         """Read a run's config.
 
         Raises:
-            UserError: it is damaged, of a later version, or no config.
+            UserError: it is damaged, of a later version, or not a config.
         """
         content = parse_yaml(read_text(path, "no config here"), str(path))
         check_version(path, content, cls)
@@ -132,10 +132,10 @@ class RunConfig(StudyConfig):
 
 
 def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
-    """Claim a run directory for a config and a text, or go on in the one that they left there.
+    """Claim a run directory for a config and a text, or continue the run that it holds with the same ones.
 
     Raises:
-        UserError: the directory holds another run, or files that are not a run's.
+        UserError: the directory holds another run, or files that do not belong to a run.
     """
     resolved = RunConfig(train=config.train, score=config.score, data=data).model_dump(mode="json")
     _check_same_run(out, {name: value for name, value in resolved.items() if name != "written_by"})
@@ -146,16 +146,18 @@ def open_run(out: Path, config: StudyConfig, data: dict[str, Any]) -> Events:
 
 
 def check_run(out: Path, config: StudyConfig) -> None:
-    """See whether a run directory is free for a config, as far as that is known before its text is read.
+    """Check whether a run directory is free for a config, as far as that is possible before the text is read.
 
     Raises:
-        UserError: the directory holds another run, or files that are not a run's.
+        UserError: the directory holds another run, or files that do not belong to a run.
     """
     _check_same_run(out, config.model_dump(mode="json", include={"train", "score"}))
 
 
 def _check_same_run(out: Path, asked: dict[str, Any]) -> None:
-    """Raise a UserError if a directory holds a run with other values in some fields of its config, or is no run's."""
+    """Raise a UserError if a directory holds a run with other values of some config fields, or is not a run
+    directory.
+    """
     path = out / "config.yaml"
     if os.path.lexists(path):
         there = RunConfig.read(path).model_dump(mode="json", include=set(asked))
@@ -174,18 +176,18 @@ def train_run(
     *,
     to_score: bool = False,
 ) -> LanguageModel:
-    """Train the SAEs of a study into its run directory; returns the language model that is kept there.
+    """Train the SAEs of a study into its run directory. Returns the language model that is kept there.
 
     Args:
         config: the study.
         out: its run directory.
         cache: a folder in which activations are kept for later runs.
-        log: who is told of events beside `events.jsonl`: `tensorboard`, `wandb`.
-        device: where to compute; by default a GPU, if there is one.
-        to_score: `score_run` follows, and what it needs is checked beforehand.
+        log: trackers that receive the events in addition to `events.jsonl`: `tensorboard`, `wandb`.
+        device: where to compute; None takes a GPU if there is one.
+        to_score: whether `score_run` follows, so that its requirements are checked beforehand.
 
     Raises:
-        UserError: before anything is written, whatever in the config cannot be trained or scored.
+        UserError: something in the config cannot be trained or scored. It is raised before anything is written.
     """
     for name in log:
         trackers.check(name)
@@ -195,7 +197,7 @@ def train_run(
         for ranking in config.score.rankings:
             check_ranking(ranking)
         check_grid(config.score.edges)
-        Results.read_if_there(out / "results.json")  # what is damaged is said before anything is trained
+        Results.read_if_there(out / "results.json")  # report damage before anything is trained
     with held(out, remedy="wait until it ends, or choose another --out"):
         lm = _source(config, out)
         corpus = text_of(config, lm)
@@ -217,7 +219,7 @@ def train_run(
 
 
 def _source(config: StudyConfig, out: Path) -> LanguageModel:
-    """The language model of a study: the one that its run directory keeps, else the one that the config names."""
+    """The language model of a study: the one in its run directory, else the one that the config names."""
     path, kept = out / "config.yaml", out / "lm"
     if os.path.lexists(path) and os.path.lexists(kept):
         train = RunConfig.read(path).train
@@ -228,7 +230,7 @@ def _source(config: StudyConfig, out: Path) -> LanguageModel:
 
 
 def _keep_model(lm: LanguageModel, folder: Path) -> None:
-    """Write the language model into a run directory. One that is there was checked when it was read (`_source`)."""
+    """Write the language model into a run directory. An existing one was checked when it was read (`_source`)."""
     if os.path.lexists(folder):
         return
     with atomic_write(folder) as temporary:
@@ -237,14 +239,14 @@ def _keep_model(lm: LanguageModel, folder: Path) -> None:
 
 
 def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:
-    """The text of a study; of a data set on the Hub as much as training and scoring need."""
+    """The text of a study. Of a data set on the Hub, only as much is read as training and scoring need."""
     prompts = max(config.score.prompts, config.score.n_rank_prompts)
     to_score = round(2 * prompts * config.score.context / VAL_SHARE)
     return load_corpus(config.train.corpus, lm, n_train=max(config.train.tokens, to_score))
 
 
 def check_training(config: TrainConfig, lm: LanguageModel, corpus: Corpus) -> None:
-    """Raise a UserError for whatever would stop training later: vocabulary, context, text, sites."""
+    """Raise a UserError for anything that would stop training later: vocabulary, context, text, sites."""
     lm.check_tokens(torch.tensor([corpus.extremes]))
     _check_context("train.context", config.context, lm)
     windows(corpus.train, config.context, corpus.name, corpus.start)
@@ -254,7 +256,7 @@ def check_training(config: TrainConfig, lm: LanguageModel, corpus: Corpus) -> No
 
 
 def check_scoring(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
-    """Raise a UserError for whatever would stop scoring later: context, text, rankings, widths, edges, memory."""
+    """Raise a UserError for anything that would stop scoring later: context, text, rankings, widths, edges, memory."""
     _check_context("score.context", config.score.context, lm)
     held_out(corpus, config.score)
     for method in config.train.saes:
@@ -286,10 +288,11 @@ def pairs(config: TrainConfig, lm: LanguageModel, saes: Mapping[str, Mapping[Sit
 
 
 def score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
-    """Measure the SAEs of a run and score every pair; what `results.json` has already is not computed again.
+    """Measure the SAEs of a run and score every pair. Records that are in `results.json` already are not computed
+    again.
 
     Raises:
-        UserError: another process is at work there, or `results.json` or an SAE is damaged.
+        UserError: another process is working there, or `results.json` or an SAE is damaged.
     """
     with held(out, remedy="wait until it ends, or choose another --out"):
         return _score_run(config, lm, out)
@@ -339,7 +342,7 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
 
 
 def _check_weights(path: Path, lm: LanguageModel, made: list[tuple[Record, Pair]]) -> None:
-    """Raise a UserError if a record was made with other weights than those of the pair that it is taken for."""
+    """Raise a UserError if a record was made with other weights than those of its pair."""
     if not made:
         return
     of_lm = hash_of(lm.parameters())
@@ -357,7 +360,7 @@ def _put_fidelity(measured: tuple[list[SaeFidelity], list[SplicedFidelity]], res
 
 
 class _Job(NamedTuple):
-    """A record to be made."""
+    """A record to compute."""
 
     method: str
     pair: Pair
@@ -365,7 +368,7 @@ class _Job(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str, str | None]:
-        """The record's."""
+        """The record's key."""
         return str(self.pair.block), self.method, self.config.ranking, self.config.control
 
 
@@ -378,16 +381,16 @@ def _jobs(config: StudyConfig, lm: LanguageModel, saes: Mapping[str, Mapping[Sit
 
 
 def _record(texts: Texts, out: Path, bar: Bar, job: _Job) -> Record:
-    """Make a record."""
+    """Compute a record."""
     note = f"{job.pair.block} {job.method} {job.config.control or ''} {job.config.ranking}"
     step = partial(_step, bar, _weight(job.pair), note)
     return score(job.pair, texts, job.config, method=job.method, on_progress=step, partial=_partly(out, job.key))
 
 
 def _partly(out: Path, key: tuple[str, str, str, str | None]) -> Path:
-    """Where what is done of an unfinished record is kept."""
+    """The path of the finished parts of an unfinished record."""
     block, method, ranking, control = key
-    number = hashlib.sha256(repr(key).encode()).hexdigest()[:8]  # two files of scores may have one name
+    number = hashlib.sha256(repr(key).encode()).hexdigest()[:8]  # two score files may have the same name
     return out / "partial" / "-".join([block, method, Path(ranking).name[:40], *([control] if control else []), number])
 
 
@@ -396,5 +399,5 @@ def _step(bar: Bar, weight: int, note: str, n: int | float) -> None:
 
 
 def _weight(pair: Pair) -> int:
-    """Roughly what a prompt of a pair costs, for the estimate of the time left."""
+    """The approximate cost of a pair per prompt, for the estimate of the time left."""
     return max(1, pair.down.d_sae // 64) * (2 if pair.block.mixes_tokens else 1)

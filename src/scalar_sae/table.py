@@ -1,4 +1,4 @@
-"""Rows that a notebook shows: a list of dictionaries that knows how to print itself and how to become a data frame."""
+"""Tables for notebooks: lists of dictionaries that print themselves and convert to a data frame."""
 
 from html import escape
 from typing import Any
@@ -7,15 +7,15 @@ from scalar_sae.errors import UserError
 
 _ESCAPES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 SHOWN = 20
-"""Rows that are printed; all of them are in the list."""
+"""Maximum number of rows that are printed. The list always holds all rows."""
 
 
 class Table(list[dict[str, Any]]):
-    """Rows with the same columns. `pandas.DataFrame(table)` takes them, and so does `pyarrow.Table.from_pylist`."""
+    """Rows with the same columns. `pandas.DataFrame(table)` and `pyarrow.Table.from_pylist` accept them."""
 
     @property
     def columns(self) -> list[str]:
-        """The names of the columns; none where there are no rows."""
+        """The names of the columns; empty without rows."""
         return list(self[0]) if self else []
 
     def to_frame(self) -> Any:
@@ -54,12 +54,12 @@ class Table(list[dict[str, Any]]):
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"
 
     def _rest(self) -> list[str]:
-        """What is said of the rows that are not printed."""
+        """The line about the rows that are not printed."""
         return [f"... {len(self) - SHOWN:,} more rows"] if len(self) > SHOWN else []
 
 
 def _shown(value: Any) -> str:
-    """A value as a cell shows it: four digits of a number, the strings of a list with a bar between them."""
+    """A value as a cell shows it: numbers with four digits, lists of strings separated by bars."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Text -> token ids and back: the toy models' ASCII codes, or any tokenizer of `transformers`."""
+"""Tokenizers: text to token ids and back, by the toy models' ASCII codes or any tokenizer of `transformers`."""
 
 import hashlib
 import json
@@ -17,32 +17,32 @@ from torch import Tensor
 REPLACEMENT = ord("?")
 END = "<|endoftext|>"
 SAMPLE = "Hello, world!  naïve ☃ 日本語\r\n\tdef f(x_1):\n        return x_1 ** 2  # 1234567\n"
-"""A text that tokenizers of one vocabulary cut differently if they differ in their rules."""
+"""A text that tokenizers with the same vocabulary split differently if their rules differ."""
 _MARK = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]")
-"""What a token looks like that marks a place, where nothing else says that it does."""
+"""The form of a marker token, where nothing else identifies it as one."""
 
 
 @dataclass(frozen=True)
 class Ascii:
-    """ASCII codes, the paper's toy vocabulary; any other character becomes `?` and is counted."""
+    """ASCII codes, the vocabulary of the paper's toy model. Any other character becomes `?` and is counted."""
 
     name: str = "ascii"
     d_vocab: int = 128
     start: tuple[int, ...] = ()
-    """Tokens that the tokenizer itself puts in front of every text, and which therefore begin every prompt: none."""
+    """Tokens that the tokenizer puts before every text and that therefore begin every prompt: none."""
     eos: int | None = None
     """The token that ends a text."""
     special: tuple[int, ...] = ()
     """Tokens that are not text: none."""
     fingerprint: str = "ascii"
-    """Two tokenizers with the same fingerprint make the same token ids of a text."""
+    """Two tokenizers with the same fingerprint produce the same token ids."""
 
     def has_text(self, token: int) -> bool:
-        """Whether the token is text: every ASCII code is."""
+        """Whether the token is text, which every ASCII code is."""
         return 0 <= token < self.d_vocab
 
     def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
-        """ASCII codes, and how many characters were outside."""
+        """The ASCII codes, and the number of characters outside ASCII."""
         codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         outside = codes >= self.d_vocab
         ids = np.where(outside, REPLACEMENT, codes).astype(np.uint8)
@@ -57,7 +57,7 @@ class Ascii:
         return list(map(chr, ids))
 
     def save(self, folder: Path) -> None:
-        """Nothing to write: it is the tokenizer of a model of 128 symbols that has no other."""
+        """Writes nothing, because models of 128 symbols without a tokenizer use this one by default."""
 
 
 class Pretrained:
@@ -73,7 +73,7 @@ class Pretrained:
         self.special: tuple[int, ...] = tuple(sorted(marked - {None}))
 
     def has_text(self, token: int) -> bool:
-        """Whether the vocabulary holds the token as text, and not as a mark such as `</s>` or `[PAD]`."""
+        """Whether the vocabulary contains the token as text, not as a marker such as `</s>` or `[PAD]`."""
         if token in self.special or not 0 <= token < self.d_vocab:
             return False
         piece: str | None = self.inner.convert_ids_to_tokens(token)
@@ -81,34 +81,34 @@ class Pretrained:
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
-        """Every token, added ones too."""
+        """All tokens, including added ones."""
         return self.inner.get_vocab()
 
     @cached_property
     def d_vocab(self) -> int:
-        """One more than the largest token id, which may lie beyond the model's embedding."""
+        """The largest token id plus one, which may exceed the model's embedding."""
         return max(self._vocabulary.values()) + 1
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the vocabulary, the tokens that were added to it, and the ids of a sample text."""
+        """SHA-256 over the vocabulary, the added tokens, and the ids of a sample text."""
         added = sorted(self.inner.get_added_vocab().items())
         content = [sorted(self._vocabulary.items()), added, self.encode(SAMPLE)[0].tolist()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> tuple[Integer[Tensor, " n"], int]:
-        """Token ids without special ones, in the smallest integers that hold the vocabulary."""
+        """Token ids without special ones, in the smallest integer type that holds the vocabulary."""
         ids = self.inner(text, add_special_tokens=False, verbose=False).input_ids
         return torch.tensor(ids, dtype=smallest_dtype(self.d_vocab)), 0
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text, as it was."""
+        """The original text."""
         return self.inner.decode(list(ids), clean_up_tokenization_spaces=False)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """The text of each token as it stands behind another one: some tokenizers drop the first token's space.
+        """The text of each token as it reads after another token, since some tokenizers drop the first token's space.
 
-        A token that is part of a character only is shown as the replacement character.
+        A token that is only a part of a character is shown as the replacement character.
         """
         before = self.encode("a")[0].tolist()[-1]
         skip = len(self.decode([before]))
@@ -125,24 +125,24 @@ Tokenizer = Ascii | Pretrained
 
 @runtime_checkable
 class HasTokenizer(Protocol):
-    """A language model, as far as texts are concerned."""
+    """The part of a language model's interface that concerns texts."""
 
     name: str
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Its own."""
+        """The model's own tokenizer."""
         ...
 
 
 def _in_front(marked: list[int], plain: list[int]) -> tuple[int, ...]:
-    """What stands in front of a text in a longer list of token ids."""
+    """The tokens before a text in a longer list of token ids."""
     lengths = range(len(marked) - len(plain) + 1)
     return tuple(next((marked[:n] for n in lengths if marked[n : n + len(plain)] == plain), []))
 
 
 def byte_pairs(texts: list[str], d_vocab: int) -> Pretrained:
-    """A byte-level BPE tokenizer as GPT-2's, its merges learned from a text."""
+    """A byte-level BPE tokenizer like GPT-2's, with merges learned from a text."""
     from transformers.models.gpt2.tokenization_gpt2 import GPT2Tokenizer
 
     start = GPT2Tokenizer(vocab={END: 0}, merges=[])
@@ -150,5 +150,5 @@ def byte_pairs(texts: list[str], d_vocab: int) -> Pretrained:
 
 
 def smallest_dtype(d_vocab: int) -> torch.dtype:
-    """The smallest integers that hold every token id."""
+    """The smallest integer type that holds every token id."""
     return next(dtype for dtype in (torch.uint8, torch.int16, torch.int32) if d_vocab - 1 <= torch.iinfo(dtype).max)

@@ -1,11 +1,11 @@
-"""What a result was computed with."""
+"""The versions of the software that a result was computed with."""
 
 import subprocess
 from pathlib import Path
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with `+` when it has changes; None outside one."""
+    """The commit of the checkout that this package runs from, with `+` if it has changes; None outside a checkout."""
     folder = Path(__file__).parent
     if not any((parent / ".git").exists() for parent in folder.parents):
         return None
@@ -19,7 +19,7 @@ def git_commit() -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """What a result was computed with."""
+    """The versions of the software that a result is computed with."""
     import platform
 
     import torch

@@ -1,8 +1,8 @@
-"""Ends a worker that would wait forever: another one has died, has ended, or waits for something else.
+"""End a worker that would otherwise wait forever, because another one has died, has ended or waits for something else.
 
-A collective operation waits for all workers, up to a day, since the first worker may have work of its own to do. So
-every worker tells a store that they share, every few seconds, that it lives and which operation it waits in, and looks
-at what the others say. It runs in a thread of its own; the store is the one that `torchrun` brings.
+A collective operation waits for all workers, up to a day, since the first worker may have work of its own. Therefore
+every worker reports to a shared store every few seconds that it is alive and which operation it waits in, and reads the
+reports of the others. This runs in a separate thread. The store is the one that `torchrun` provides.
 """
 
 import atexit
@@ -23,25 +23,25 @@ from scalar_sae.errors import reason
 from scalar_sae.io import runs
 
 BEAT = 5.0
-"""Seconds between two looks."""
+"""Seconds between two reports."""
 SILENT = 90.0
-"""Seconds after which a worker on another machine that says nothing is dead."""
+"""Seconds of silence after which a worker on another machine counts as dead."""
 APART = 60.0
-"""Seconds after which workers that all wait, in different operations, are waiting for nothing."""
+"""Seconds after which workers that all wait in different operations count as stuck."""
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a worker says of itself."""
+    """The report of a worker."""
 
     host: str
     pid: int
     number: int = 0
-    """Counts what it says."""
+    """Running number of the report."""
     operation: int = 0
-    """Collective operations that it began."""
+    """Number of collective operations begun."""
     waits_in: str = ""
-    """The one that it waits in; empty if it works."""
+    """The operation that the worker waits in; empty while it works."""
     ended: bool = False
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Beat:
 
 
 class Waiting:
-    """Which collective operation this worker is in."""
+    """The collective operation that this worker is in."""
 
     operation = 0
     name = ""
@@ -61,9 +61,10 @@ _now = Waiting()
 
 @contextmanager
 def waiting(name: str) -> Generator[None]:
-    """The block is a collective operation: it ends when all workers have come to it.
+    """Mark the block as a collective operation, which ends when all workers have reached it.
 
-    It fails at once where the connection to a worker that ended breaks. The watch then has the time to say which one.
+    The operation fails at once if the connection to a worker that ended breaks. The watch then gets time to report
+    which.
     """
     _now.operation, _now.name = _now.operation + 1, name
     try:
@@ -77,7 +78,7 @@ def waiting(name: str) -> Generator[None]:
 
 
 def start() -> None:
-    """Watch the other workers until this process ends; only under `torchrun`, whose store this needs."""
+    """Watch the other workers until this process ends. Only works under `torchrun`, whose store it needs."""
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if address and port:
         store = TCPStore(address, int(port), is_master=False)
@@ -87,28 +88,28 @@ def start() -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a worker said last."""
+    """The latest report of a worker."""
 
     beat: Beat
     heard: float
-    """When it was heard last."""
+    """Time of the latest report."""
     since: float
-    """Since when it does what it does."""
+    """Time since which the worker's state has been the same."""
 
     def then(self, beat: Beat, now: float) -> "Seen":
-        """After another look."""
+        """The record after another report."""
         did, does = ((one.operation, one.waits_in, one.ended) for one in (self.beat, beat))
         return Seen(beat, self.heard if beat == self.beat else now, self.since if does == did else now)
 
 
 def verdict(rank: int, seen: Sequence[Seen | None], now: float, here: str) -> str | None:
-    """Why this worker should end, if it should.
+    """The reason why this worker should end, or None.
 
     Args:
-        rank: this worker.
-        seen: what every worker said last; None of one that has not begun.
-        now: the time.
-        here: this machine.
+        rank: index of this worker.
+        seen: the latest report of every worker; None for a worker that has not begun.
+        now: the current time.
+        here: name of this machine.
     """
     everybody = [one for one in seen if one is not None]
     if len(everybody) < len(seen):
@@ -142,13 +143,13 @@ class _Watch(threading.Thread):
         atexit.register(self._end)
 
     def run(self) -> None:
-        """Tell and look, until this process ends or has to."""
+        """Report and read reports until this process ends or must be ended."""
         seen: list[Seen | None] = [None] * self._n
         while not self._ending.wait(BEAT):
             try:
                 self._say()
                 beats = [self._read(rank) for rank in range(self._n)]
-            except RuntimeError as error:  # the store has gone
+            except RuntimeError as error:  # the store no longer exists
                 if self._ending.is_set():
                     return
                 _stop(f"worker {self._rank}: torchrun does not answer ({reason(error)})")
@@ -172,11 +173,11 @@ class _Watch(threading.Thread):
 
     def _end(self) -> None:
         self._ending.set()
-        with suppress(RuntimeError):  # torchrun has gone
+        with suppress(RuntimeError):  # torchrun has ended
             self._say()
 
 
 def _stop(why: str) -> NoReturn:
-    """End this process, whose main thread waits where no exception reaches it."""
+    """End this process, whose main thread waits in a place that no exception reaches."""
     os.write(2, f"scalar: {why}; the same command goes on from the last checkpoint\n".encode())
     os._exit(1)
