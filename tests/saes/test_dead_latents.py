@@ -3,7 +3,6 @@
 import torch
 
 from scalar_sae.saes.components.dead_latents import Firing, auxk_loss, window
-from scalar_sae.saes.components.zipf import Densities, Zipf
 from scalar_sae.saes.methods.topk import TopKConfig
 from tests.saes.dictionaries import HERE, data, prepared
 
@@ -43,11 +42,3 @@ def test_dead_is_counted_in_tokens():
     assert [window(n, 5000) for n in (None, 700)] == [500, 700]
     assert [window(n, 50_000_000) for n in (None, 10_000_000)] == [5_000_000, 10_000_000]
     assert window(None, 10**9) == 10_000_000
-
-
-def test_zipf_dying_latents_are_the_dead_ones_when_tau_is_one():
-    densities = Densities(Zipf(tau=0.999), 4)
-    densities.record(torch.tensor([0, 2, 3, 0, 3]), 2)
-    assert densities.rank.tolist() == [0, 3, 2, 1]
-    assert densities.dying(2).tolist() == [False, True, False, False]
-    torch.testing.assert_close(Zipf().shares(100).sum(), torch.tensor(1.0))

@@ -19,7 +19,7 @@ STAIRS = {"method": "staircase", "along": "ff_blocks", "k": 2, "expansion": 2}
 STATEFUL = [
     {"method": "batch_topk", "sites": ["resid_mid.0"], "k": 2, "expansion": 2, "dead_tokens": 300},
     {"method": "atm", "sites": ["resid_mid.0"], "expansion": 2, "sparsity": {"weight": 1, "target_l0": 4}},
-    {"method": "feature_choice", "sites": ["resid_mid.0"], "k": 2, "expansion": 2, "mutual": 0.5},
+    {"method": "feature_choice", "sites": ["resid_mid.0"], "k": 2, "expansion": 2, "first_phase": 0.5},
     {"method": "g_sae", "sites": ["resid_mid.0"], "k": 2, "expansion": 2},
 ]
 SMALL = {"tokens": 2000, "batch_tokens": 100, "buffer_tokens": 400, "context": 16, "warmup_steps": 3}

@@ -161,7 +161,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path:
     script = tmp_path / "run.py"
     script.write_text(RUN)
     command = [sys.executable, *(TORCHRUN if n_workers == 2 else []), str(script), str(tmp_path), str(text)]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    root = Path(__file__).resolve().parents[2]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
     subprocess.run([*command, "whole", str(tmp_path / "a")], check=True, capture_output=True, env=env)
     killed, steps = [*command, "killed", str(tmp_path / "b")], []
     for wait in (random.uniform(0, 0.3), 0.0)[: 3 - n_workers]:

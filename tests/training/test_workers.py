@@ -28,7 +28,7 @@ METHODS = [
     {"method": "matryoshka", **HERE, "k": 2, "dead_tokens": 200},
     {"method": "llama_scope", **HERE, "k": 2},
     {"method": "mutual_choice", **HERE, "k": 2},
-    {"method": "feature_choice", **HERE, "k": 2, "mutual": 0.5},
+    {"method": "feature_choice", **HERE, "k": 2, "first_phase": 0.5},
     {"method": "g_sae", **HERE, "k": 2},
     {"method": "atm", **HERE, "sparsity": SPARSITY},
 ]

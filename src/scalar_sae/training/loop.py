@@ -243,7 +243,7 @@ class _Run:
         }  # fmt: skip
         for position, site in enumerate(learner.trainee.sites):
             sae, target = learner.trainee.sae(site), learner.trainee.target(site)
-            found = recipe | _l0(learner, position, sae, buffer)
+            found = recipe | learner.trainee.found() | _l0(learner, position, sae, buffer)
             sae = sae.to("cpu") if target == site else replace(sae.to("cpu"), writes=target)
             card = SaeCard.of(sae, learner.method.method, learner.method.name, site, found)
             save_sae(sae, card, _folder(self.out, learner, site))

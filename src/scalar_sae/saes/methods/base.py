@@ -14,7 +14,7 @@ All that a trainee learns or counts is in its `state_dict`, so a checkpoint need
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -105,6 +105,10 @@ class TrainableSAEs(nn.Module, ABC):
 
     def calibrate(self, acts: Acts) -> None:
         """Set what inference takes from data after the last step."""
+
+    def found(self) -> dict[str, Any]:
+        """What training found beside the weights, for the SAE's card."""
+        return {}
 
     @abstractmethod
     def sae(self, site: Site) -> SAE:

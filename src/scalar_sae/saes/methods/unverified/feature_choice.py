@@ -2,28 +2,32 @@
 
 Our reading (see mutual_choice.py). In a batch of B tokens latent i keeps its m_i largest positive activations,
 
-    m_i = clip(c p_rank(i), 1, B)        `mode: zipf`, ranks by density, p from zipf.py
+    m_i = clip(c p_rank(i), 1, B)        `mode: zipf`: ranks by density, p_r from the law that was fitted (zipf.py)
     m_i = clip(c / d_sae, 1, B)          `mode: uniform`
 
-with c such that the m_i add up to k B, in whole tokens by largest remainders. So no latent dies while it is positive
-anywhere in a batch (k B >= d_sae, or the floor of 1 raises the budget), and L0 is k if every latent has positive
-activations enough. Training starts as Mutual Choice, which is where the ranks come from. One token alone has no
-budgets: at inference each latent has a threshold (a JumpReLU), the mean of the smallest activation it kept: while
-training a running one without bias towards its start, after the last step over parts of the last buffer with the final
+with c such that the m_i add up to k B. They are whole numbers, by largest remainders. A budget is at least 1, so a
+latent fires in every batch in which it is positive anywhere. (If k B < d_sae, the least budget of 1 raises the sum.)
+A latent that is positive nowhere in a batch does not fire there, and no gradient reaches it. So latents that are never
+positive stay dead; the paper claims that none does (docs/methods.md has what was measured). L0 is k if every latent has
+enough positive activations.
+
+Training starts as Mutual Choice, from which ranks and law come. A single token has no budgets, so at inference each
+latent has a threshold (a JumpReLU): the mean of the smallest activation it kept. During training that is a running
+mean without bias towards its start. After the last step it is measured on parts of the last buffer with the final
 weights.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor
 
 from scalar_sae import distributed
 from scalar_sae.saes.activation import JumpReLU
 from scalar_sae.saes.components.sparse import Ragged
+from scalar_sae.saes.components.zipf import Law
 from scalar_sae.saes.methods.base import CALIBRATION_TOKENS, Acts, Name, Progress, TrainableSAEs
 from scalar_sae.saes.methods.dictionary import SitePair
 from scalar_sae.saes.methods.unverified.mutual_choice import MutualChoiceTrainee, ZipfSelection
@@ -40,8 +44,6 @@ class FeatureChoiceConfig(ZipfSelection, frozen=True):
     """Folder of these SAEs in a run."""
     mode: Literal["zipf", "uniform"] = "zipf"
     """How the budget is divided over latents."""
-    mutual: float = Field(default=0.2, ge=0, le=1)
-    """Share of training that selects as Mutual Choice, before ranks decide."""
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """A Feature Choice SAE in training."""
@@ -56,31 +58,42 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
 
     def __init__(self, config: FeatureChoiceConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed)
-        self._mutual = config.mutual
-        shares = config.zipf.shares(self.d_sae) if config.mode == "zipf" else torch.full((self.d_sae,), 1 / self.d_sae)
-        self._shares = shares.double().numpy()
-        self._by_rank: dict[int, Tensor] = {}  # of each size of batch
+        self._uniform = Law(0.0, 0.0, config.k / self.d_sae, 1.0)
+        self._mode = config.mode
+        self._by_rank: dict[tuple[int, Law], Tensor] = {}  # budgets for each size of batch
         self.register_buffer("thresholds", torch.zeros(self.d_sae))
         self.register_buffer("choices", torch.zeros(self.d_sae, dtype=torch.int64))
 
+    def settle(self) -> None:
+        """End the first phase, if it has not ended yet: the law is fitted, or is the uniform one."""
+        if self._mode == "zipf":
+            super().settle()
+        else:
+            self.densities.set_law(self._uniform)
+
+    def found(self) -> dict[str, Any]:
+        """The law that was fitted; the uniform one is in the config."""
+        return super().found() if self._mode == "zipf" else {}
+
     def select(self, acts: Float[Tensor, "batch d_sae"], progress: Progress) -> Bool[Tensor, "batch d_sae"]:
         """Budgets by latent; before that, Mutual Choice."""
-        if progress.fraction < self._mutual:
+        if progress.fraction < self._first_phase:
             return super().select(acts, progress)
         return feature_choice(acts, self.budgets(len(acts) * distributed.world_size()))
 
     def follow(self, code: Ragged, progress: Progress) -> None:
         """The thresholds of all latents; before that, Mutual Choice's."""
-        if progress.fraction < self._mutual:
+        if progress.fraction < self._first_phase:
             return super().follow(code, progress)
         self.densities.record(code.latents, code.n_tokens)
         self._follow(_smallest(code.acts, code.latents, self.d_sae))
 
     def budgets(self, batch: int) -> Int[Tensor, " d_sae"]:
-        """m_i: tokens that each latent may keep."""
-        if batch not in self._by_rank:
-            self._by_rank[batch] = torch.from_numpy(divided(self.k * batch, self._shares, batch))
-        return self._by_rank[batch].to(self.thresholds.device)[self.densities.rank]
+        """m_i: tokens that each latent may keep; the same for all where there is no law yet."""
+        key = batch, self.densities.law or self._uniform
+        if key not in self._by_rank:
+            self._by_rank[key] = torch.from_numpy(divided(self.k * batch, key[1].shares(self.d_sae), batch))
+        return self._by_rank[key].to(self.thresholds.device)[self.densities.rank]
 
     @torch.no_grad()
     def _follow(self, smallest: Float[Tensor, " d_sae"]) -> None:
@@ -95,6 +108,7 @@ class FeatureChoiceTrainee(MutualChoiceTrainee):
     def calibrate(self, acts: Acts) -> None:
         """The thresholds of the final weights; latents that keep nothing in the buffer have what they had."""
         super().calibrate(acts)
+        self.settle()  # the best weights may be of the first phase
         x, weights = acts[self.sites[0]], self.weights()
         with distributed.no_sync():  # all hold the same buffer
             smallest = torch.stack([
