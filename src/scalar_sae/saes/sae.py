@@ -1,15 +1,16 @@
-"""A sparse autoencoder as it is used: four tensors and an activation rule. No hooks, no training state.
+"""A sparse autoencoder at inference: four tensors and an activation rule, without hooks or training state.
 
     u = x W_enc + b_enc                  pre-activations
     acts = select(u)                     see activation.py
     x_hat = acts W_dec + b_dec
 
-Every method's trainer ends in this form (a Staircase SAE reads slices of shared matrices while it trains and is an
-ordinary SAE afterwards), and so do other people's files (docs/formats.md): the benchmark and the measures know no
-methods. An encoder that subtracts a bias b from its input is the same map with b_enc - b W_enc in place of b_enc.
+SAEs of every training method and every file format (docs/formats.md) end in this form, so scoring and evaluation need
+not know the method. A Staircase SAE, for example, reads slices of shared matrices during training and is an ordinary
+SAE afterwards. An encoder that subtracts a bias b from its input is the same map with b_enc - b W_enc in place of
+b_enc.
 
-Three things cannot be folded into the four tensors, and most SAEs have none of them: normalisation of the input at run
-time (norm.py), a skip connection past the latents, and, for a transcoder, a site to write that is not the site read.
+Three things cannot be folded into the four tensors. Most SAEs have none of them: run-time normalisation of the input
+(normalization.py), a skip connection past the latents, and, for a transcoder, an output site other than the input site.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,11 @@ from scalar_sae.sites import Site
 
 @dataclass(frozen=True, eq=False)
 class SAE:
-    """A sparse autoencoder, or a transcoder, in row-vector convention."""
+    """A sparse autoencoder, or a transcoder, in row-vector convention.
+
+    Raises:
+        UserError: the activation rule does not fit d_sae.
+    """
 
     W_enc: Float[Tensor, "d_model d_sae"]
     b_enc: Float[Tensor, " d_sae"]
@@ -37,15 +42,15 @@ class SAE:
     b_dec: Float[Tensor, " d_out"]
     activation: Activation
     chunks: tuple[int, ...] = ()
-    """Where d_sae is a staircase: the ends of its chunks, oldest first, the last being d_sae."""
+    """For a Staircase SAE: the ends of its chunks, oldest first. The last end is d_sae."""
     norm: InputNorm | None = None
-    """Normalisation of the input at run time, undone after the decoder."""
+    """Run-time normalisation of the input, undone after the decoder."""
     W_skip: Float[Tensor, "d_model d_out"] | None = None
-    """A skip transcoder's linear map from the input, as it comes, to the output."""
+    """The linear map of a skip transcoder from its raw input to the output."""
     writes: Site | None = None
-    """A transcoder's output site; None: the reconstruction belongs where the input was read."""
+    """The output site of a transcoder. None means that the reconstruction replaces the input."""
     address: str | None = None
-    """On the Hugging Face Hub, with the commit; None for files of this machine."""
+    """Address on the Hugging Face Hub, with the commit; None for local files."""
     trained: Trained | None = None
     """How long it was trained; None if its files do not say."""
     origin: Origin = field(default_factory=Origin)
@@ -63,7 +68,7 @@ class SAE:
 
     @property
     def d_model(self) -> int:
-        """Width of the activations read."""
+        """Width of the activations that it reads."""
         return self.W_enc.shape[0]
 
     @property
@@ -73,20 +78,20 @@ class SAE:
 
     @property
     def d_out(self) -> int:
-        """Width of the activations written: d_model, but for a transcoder."""
+        """Width of the activations that it writes. It differs from d_model only for a transcoder."""
         return self.W_dec.shape[1]
 
     @property
     def decodes_from_input(self) -> bool:
-        """Whether `decode` needs the input beside the latents."""
+        """Whether `decode` needs the input in addition to the latents."""
         return self.norm is not None or self.W_skip is not None
 
     def pre_acts(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
-        """Pre-activations, before the activation rule."""
+        """Pre-activations, the input of the activation rule."""
         return self.normalize_input(x) @ self.W_enc + self.b_enc
 
     def normalize_input(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """The input as the encoder's matrix sees it: normalised, if it is."""
+        """The input as the encoder matrix sees it: normalised where the SAE has a run-time normalisation."""
         return x if self.norm is None else self.norm.apply(x)
 
     def encode(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_sae"]:
@@ -100,7 +105,7 @@ class SAE:
 
         Args:
             acts: latent activations.
-            x: the input they were encoded from; read only where `decodes_from_input`.
+            x: the input that they were encoded from; needed only if `decodes_from_input`.
 
         Raises:
             UserError: `x` is needed and missing.
@@ -113,17 +118,19 @@ class SAE:
     def add_passthrough(
         self, x_hat: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_out"]:
-        """The decoder's output with what passes beside the latents: the normalisation undone, the skip added."""
+        """The decoder's output with the parts that bypass the latents: the normalisation is undone and the skip
+        added.
+        """
         if self.norm is not None:
             x_hat = self.norm.undo(x_hat, x)
         return x_hat if self.W_skip is None else x_hat + x @ self.W_skip
 
     def detach(self) -> "SAE":
-        """A copy of the weights outside any autograd graph."""
+        """A copy of the SAE whose weights are outside any autograd graph."""
         return self._with(lambda weight: weight.detach().clone())
 
     def to(self, device: str | torch.device) -> "SAE":
-        """The same weights on a device."""
+        """The same SAE with its weights on a device."""
         return self._with(lambda weight: weight.to(device))
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "SAE":

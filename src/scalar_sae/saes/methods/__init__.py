@@ -1,1 +1,1 @@
-"""One file a method; `registry` lists them."""
+"""SAE methods, one file per method. `registry.py` lists them."""

@@ -1,15 +1,16 @@
-"""What the training loop asks of SAEs in training (`TrainableSAEs`) and of their configs (`Method`).
+"""The interface between the training loop and a method: trainable SAEs (`TrainableSAEs`) and their configs (`Method`).
 
-A method is one file: a config that makes trainees, and a trainee that knows its loss. The loop calls, in this order:
+Each method is one file. It holds a config that creates trainees, and a trainee that computes its own loss. The loop
+calls a trainee in this order:
 
-    trainee.prepare(acts)                 once, with the first buffer: frozen scales, biases set from data
-    trainee.losses(acts, progress)        per site; their sum is what the optimiser sees
-    trainee.after_backward()              gradients that must not be followed are taken out
-    trainee.after_step()                  constraints on the weights are restored
-    trainee.calibrate(acts)               once, at the end: thresholds that are read off data
-    trainee.sae(site)                     at any time: the deterministic SAE of inference, in the model's own units
+    trainee.prepare(acts)                 once, on the first buffer: freeze scales, set biases from data
+    trainee.losses(acts, progress)        one loss per site; the optimiser sees their sum
+    trainee.after_backward()              remove gradient components that must not be followed
+    trainee.after_step()                  restore the constraints on the weights
+    trainee.calibrate(acts)               once, after the last step: estimate inference thresholds from data
+    trainee.sae(site)                     at any time: the deterministic inference SAE, in the model's own units
 
-All that a trainee learns or counts is in its `state_dict`, so a checkpoint needs to know nothing about methods.
+Everything that a trainee learns or counts is in its `state_dict`. Checkpoints therefore work for every method alike.
 """
 
 from abc import ABC, abstractmethod
@@ -30,13 +31,13 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block, Site
 
 Acts = Mapping[Site | Gradient, Float[Tensor, "_ d_model"]]
-"""What was read at each place, the same tokens in the same order everywhere."""
+"""Activations by site. Row i belongs to the same token at every site."""
 
 CALIBRATION_TOKENS = 4096
-"""Tokens that `calibrate` encodes at once."""
+"""Number of tokens that `calibrate` encodes at a time."""
 
 Scale = Literal["none", "unit", "sqrt_d"]
-"""The one frozen number that activations are multiplied by: none, so that E‖x‖² = 1, or so that E‖x‖ = √d_model."""
+"""The frozen factor that multiplies activations: `none` (1), `unit` (E‖x‖² = 1) or `sqrt_d` (E‖x‖ = √d_model)."""
 
 Schedule = Literal["cosine", "cooldown"]
 """How the learning rate falls from `lr` to `min_lr` after the warm-up.
@@ -46,65 +47,65 @@ Schedule = Literal["cosine", "cooldown"]
 
 
 class Progress(NamedTuple):
-    """Where training stands."""
+    """How far training has progressed."""
 
     step: int
-    """Optimiser steps done."""
+    """Optimiser steps taken so far."""
     steps: int
-    """Optimiser steps in all."""
+    """Total number of optimiser steps."""
 
     @property
     def fraction(self) -> float:
-        """From 0 at the first step to 1 after the last."""
+        """Share of the steps taken: 0 at the first step, 1 after the last."""
         return self.step / self.steps
 
     def ramp(self, share: float) -> float:
-        """From near 0 to 1 over the first `share` of training, then 1."""
+        """A linear warm-up from near 0 to 1 over the first `share` of training; 1 afterwards."""
         return min(1.0, (self.step + 1) / max(1.0, share * self.steps))
 
 
 @runtime_checkable
 class Transformer(Protocol):
-    """What a method may ask about the language model."""
+    """The part of the language model's interface that a method may use."""
 
     d_model: int
     n_layers: int
 
     def feed_forward(self, layer: int) -> FeedForward:
-        """Norm and MLP of a layer."""
+        """The norm and MLP of a layer."""
         ...
 
 
 class TrainableSAEs(nn.Module, ABC):
-    """SAEs that share parameters, and so one optimiser, one gradient clip and one schedule."""
+    """A set of SAEs that share parameters. They also share one optimiser, one gradient clip and one schedule."""
 
     sites: tuple[Site, ...]
-    """Where its SAEs read."""
+    """The sites that its SAEs read."""
 
     @property
     def reads(self) -> tuple[Site | Gradient, ...]:
-        """Everything that `losses` looks up in the activations."""
+        """Every key that `losses` looks up in the activations."""
         return self.sites
 
     def target(self, site: Site) -> Site:
-        """What the SAE at a site reconstructs: another site for a transcoder."""
+        """The site that the SAE at `site` reconstructs. It differs from `site` only for a transcoder."""
         return site
 
     def prepare(self, acts: Acts) -> None:
-        """Set what is estimated from data before the first step."""
+        """Estimate from data what must be known before the first step."""
 
     @abstractmethod
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Float[Tensor, ""]]:
         """The loss of each site on a batch."""
 
     def after_backward(self) -> None:
-        """Change gradients before they are clipped."""
+        """Modify the gradients before they are clipped."""
 
     def after_step(self) -> None:
-        """Restore constraints."""
+        """Restore the constraints on the weights."""
 
     def calibrate(self, acts: Acts) -> None:
-        """Set what inference takes from data after the last step."""
+        """After the last step, estimate from data what inference needs."""
 
     def found(self) -> dict[str, Any]:
         """What training found beside the weights, for the SAE's card."""
@@ -112,22 +113,24 @@ class TrainableSAEs(nn.Module, ABC):
 
     @abstractmethod
     def sae(self, site: Site) -> SAE:
-        """The present SAE of inference at a site, outside any graph, in the model's own units."""
+        """The inference SAE at a site with the current weights, detached from autograd, in the model's own units."""
 
 
 class Method(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """The config of one group of SAEs."""
 
     name: Name
-    """Folder of these SAEs in a run."""
+    """Name of the folder that holds these SAEs in a run."""
     seed: Seed | None = None
-    """Seed of the first weights and of random masks, if not the run's: several seeds of a method train in one pass."""
+    """Seed of the initial weights and of random masks; None uses the run's seed. Several seeds of one method can be
+    trained in one pass.
+    """
     expansion: int = Field(default=8, gt=0, le=4096)
     """Latents per dimension of the activations: d_sae = expansion * d_model."""
     lr_scale: Rate = 1.0
-    """Multiple of the run's learning rate."""
+    """Factor on the run's learning rate."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Adam's first-moment decay (the JumpReLU and Gated papers use 0)."""
+    """Adam's first-moment decay. The JumpReLU and Gated papers use 0."""
     beta2: float | None = Field(default=None, gt=0, lt=1)
     """Adam's second-moment decay, if not the run's."""
     clip: Rate | None = None
@@ -137,7 +140,7 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @abstractmethod
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
-        """The SAEs to train, with initial weights that depend on the seed and the site alone."""
+        """Create the SAEs to train. Their initial weights depend on the seed and the site alone."""
 
     def wanted_l0(self, position: int) -> float | None:
         """Active latents a token that the config asks of the SAE at a trainee's `position`-th site, where training has
@@ -147,21 +150,24 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
 
     @abstractmethod
     def blocks(self, n_layers: int) -> list[Block]:
-        """The computations that these SAEs were trained to stand at both ends of."""
+        """The blocks for which this method trains an SAE at both ends."""
 
 
 class Weights(NamedTuple):
-    """An encoder and a decoder in training, in the trained scale; gradients reach the parameters."""
+    """The encoder and decoder of an SAE in training, in the trained scale. Gradients reach the parameters."""
 
     W_enc: Float[Tensor, "d_in d_sae"]
     b_enc: Float[Tensor, " d_sae"]
     W_dec: Float[Tensor, "d_sae d_out"]
     b_dec: Float[Tensor, " d_out"]
     centre: Float[Tensor, " d_in"] | None = None
-    """What the encoder subtracts from its input (None: nothing)."""
+    """A vector that the encoder subtracts from its input; None for no subtraction."""
 
     def bias(self) -> Float[Tensor, " d_sae"]:
-        """b_enc with the centre's share taken in: its gradient through the large product would cost another one."""
+        """b_enc - centre W_enc, so that `pre_acts` needs no subtraction.
+
+        The centre's gradient then costs a vector-matrix product instead of another product over the whole batch.
+        """
         return self.b_enc if self.centre is None else self.b_enc - self.centre @ self.W_enc
 
     def pre_acts(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
@@ -178,9 +184,10 @@ class Weights(NamedTuple):
 
     @torch.no_grad()
     def sae(self, activation: Activation, scale: tuple[float, float] = (1.0, 1.0), chunks: tuple[int, ...] = ()) -> SAE:
-        """The SAE in the model's own units: what was trained on s_in x and s_out y, folded into the weights.
+        """The SAE in the model's own units: the scales s_in (of x) and s_out (of y) are folded into the weights.
 
-        Latent activations come out in the model's units too (divided by s_in), so thresholds are divided with them.
+        Latent activations are also in the model's units, that is, divided by s_in. JumpReLU thresholds are divided
+        likewise.
         """
         s_in, s_out = scale
         if isinstance(activation, JumpReLU):
@@ -193,15 +200,15 @@ class Weights(NamedTuple):
 def encoder_and_decoder(
     d_sae: int, d_model: int, generator: torch.Generator, norm: float | None = None
 ) -> tuple[nn.Parameter, nn.Parameter]:
-    """W_enc [d_model, d_sae] and W_dec [d_sae, d_model] at the start: Kaiming-uniform and its transpose.
+    """Initial W_enc [d_model, d_sae] and W_dec [d_sae, d_model]: W_dec is Kaiming-uniform and W_enc its transpose.
 
-    W_enc lies in memory as W_dec does, latent by latent: so do sparse gradients arrive.
+    W_enc has the memory layout of W_dec, one latent after another, because sparse gradients arrive in that order.
 
     Args:
         d_sae: number of latents.
         d_model: width of the activations.
-        generator: source of the numbers.
-        norm: what every row of W_dec is scaled to, if given.
+        generator: source of the random numbers.
+        norm: norm to which every row of W_dec is scaled; None leaves the rows as initialised.
     """
     W_dec = torch.empty(d_sae, d_model)
     nn.init.kaiming_uniform_(W_dec, generator=generator)
@@ -211,10 +218,10 @@ def encoder_and_decoder(
 
 
 def squared_error(y: Float[Tensor, "batch d_model"], y_hat: Float[Tensor, "batch d_model"]) -> Float[Tensor, ""]:
-    """Squared error summed over d_model, mean over tokens: the reconstruction term of every method."""
+    """Reconstruction error: squared error summed over d_model and averaged over tokens. Every method uses it."""
     return (y - y_hat).square().sum(-1).mean()
 
 
 def generator_at(seed: int, site: Site) -> torch.Generator:
-    """The generator of a site's first weights."""
+    """The random generator for the initial weights at a site."""
     return torch.Generator().manual_seed(seed * 1_000_003 + site.depth)

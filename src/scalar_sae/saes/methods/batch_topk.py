@@ -1,11 +1,12 @@
-"""BatchTopK SAEs (Bussmann, Leask, Nanda, arXiv 2412.06410): the B k largest activations of a batch stay.
+"""BatchTopK SAEs (Bussmann, Leask, Nanda, arXiv 2412.06410): keep the B k largest activations of a batch of B tokens.
 
-So the mean L0 is k while each token's own varies. At inference one threshold for all latents (a JumpReLU): the expected
-smallest activation that a batch keeps, while training as a running mean without bias towards its start, after the last
-step measured once more on the last buffer with the final weights. Decoder rows have norm 1.
+The mean L0 is k, while the L0 of a single token varies. At inference, one threshold for all latents (a JumpReLU)
+replaces the selection. The threshold is the expected smallest activation that a batch keeps. During training it is a
+bias-corrected running mean. After the last step it is measured again on the last buffer with the final weights.
+Decoder rows have norm 1.
 
-The dead-latent term is Gao et al.'s (see topk.py). The authors' code leaves the residual undetached and undivided;
-their encoder bias is unused for BatchTopK, ours is there.
+The dead-latent loss is that of Gao et al. (see topk.py). In two points the authors' code differs from this file: it
+neither detaches the residual in this loss nor divides by its variance, and it does not use its encoder bias.
 """
 
 from typing import Literal
@@ -35,20 +36,22 @@ from scalar_sae.saes.methods.topk import check_k
 
 
 class BatchSelection(DictionaryMethod, frozen=True):
-    """What methods have in common that select over a batch."""
+    """Config fields shared by the methods that select over a batch."""
 
     scale: Scale = "unit"
-    """Scale of training; the selection does not depend on it."""
+    """Scale of the activations in training. The selection does not depend on it."""
     k: int = Field(default=10, gt=0)
     """Mean number of latents kept per token."""
     auxk: float = Field(default=1 / 32, ge=0)
-    """Weight of the auxiliary loss."""
+    """Weight of the auxiliary loss on dead latents."""
     k_aux: int = Field(default=512, gt=0)
-    """Latents that the auxiliary loss uses per token."""
+    """Number of dead latents that the auxiliary loss uses per token."""
     dead_tokens: int | None = Field(default=None, gt=0)
-    """Tokens without firing after which a latent is dead; None for 10 million, or a tenth of a shorter run."""
+    """A latent is dead after this many tokens without firing. None means 10 million, or a tenth of the run if that is
+    less.
+    """
     threshold_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay, per step, of the running mean that inference's threshold is."""
+    """Decay per step of the running mean that estimates the inference threshold."""
 
     def wanted_l0(self, position: int) -> float | None:
         """K latents a token: at inference a threshold has to keep as many."""
@@ -63,7 +66,7 @@ class BatchTopKConfig(BatchSelection, frozen=True):
     """Folder of these SAEs in a run."""
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
-        """A BatchTopK SAE in training."""
+        """Create a BatchTopK SAE for training."""
         return BatchTopKTrainee(self, place, seed)
 
 
@@ -84,7 +87,7 @@ class BatchTopKTrainee(Dictionary):
     def loss(
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
     ) -> Float[Tensor, ""]:
-        """Squared error and the auxiliary loss, in units of the frozen variance of y."""
+        """Squared error plus the auxiliary loss, which is multiplied by the frozen variance of y."""
         weights = self.weights()
         u = pre_acts(weights, x).relu_()
         code = ragged(weights, x, u, self.select(u, progress))
@@ -97,12 +100,12 @@ class BatchTopKTrainee(Dictionary):
         return loss
 
     def select(self, acts: Float[Tensor, "batch d_sae"], progress: Progress) -> Bool[Tensor, "batch d_sae"]:
-        """What stays: the largest of the batch."""
+        """Mask of the activations to keep: the largest of the batch."""
         return batch_top_k(acts, self.k)
 
     @torch.no_grad()
     def follow(self, code: Ragged, progress: Progress) -> None:
-        """Follow the threshold between kept and not."""
+        """Update the running mean of the smallest activation kept."""
         smallest = distributed.all_min(pad(code.acts, (0, 1), value=torch.inf).amin())
         if bool(smallest < torch.inf):
             self.seen += 1
@@ -112,7 +115,7 @@ class BatchTopKTrainee(Dictionary):
     def reconstruction(
         self, code: Ragged, y: Float[Tensor, "batch d_model"], y_hat: Float[Tensor, "batch d_model"]
     ) -> Float[Tensor, ""]:
-        """The reconstruction term; `y_hat` is what the whole code makes of y."""
+        """The reconstruction loss; `y_hat` is the reconstruction from the whole code."""
         return squared_error(y, y_hat)
 
     def revival(
@@ -123,7 +126,7 @@ class BatchTopKTrainee(Dictionary):
 
     @torch.no_grad()
     def calibrate(self, acts: Acts) -> None:
-        """The threshold of the final weights: the mean, over parts of the buffer, of the smallest activation kept."""
+        """Set the threshold for the final weights: the smallest activation kept, averaged over parts of the buffer."""
         x = acts[self.sites[0]]
         weights = self.weights()
         smallest = [
@@ -134,17 +137,19 @@ class BatchTopKTrainee(Dictionary):
         self.threshold.copy_(torch.stack(smallest).mean())
 
     def activation(self) -> JumpReLU:
-        """One threshold for all latents."""
+        """A JumpReLU with the same threshold for all latents."""
         return JumpReLU(self.threshold.expand(self.d_sae).clone())
 
 
 def batch_top_k(acts: Float[Tensor, "batch d_sae"], k: int) -> Bool[Tensor, "batch d_sae"]:
-    """The `batch` times `k` largest of all workers' entries, and what equals the last of them, if positive."""
+    """Mask of the `batch` × `k` largest positive entries over all workers. Entries tied with the smallest of them are
+    kept.
+    """
     return acts >= last_kept(acts, k).clamp_min(torch.finfo(acts.dtype).tiny)
 
 
 def last_kept(acts: Float[Tensor, "batch d_sae"], k: int) -> Float[Tensor, ""]:
-    """The smallest of the `batch` times `k` largest of all workers' entries."""
+    """The smallest of the `batch` × `k` largest entries over all workers."""
     flat = acts.detach().flatten()
     n = min(k * acts.shape[0], flat.numel()) * distributed.world_size()
     candidates = distributed.all_gather(largest_values(flat, min(n, flat.numel())))

@@ -1,6 +1,6 @@
-"""What methods with one independent dictionary a site have in common: sites, weights, scale, firing counts.
+"""Base of the methods that train one independent dictionary per site: sites, weights, scale and firing counts.
 
-The form is an SAE (it reconstructs what it reads) or a *transcoder* (`targets` names what it reconstructs instead).
+A dictionary is an SAE, which reconstructs what it reads, or a *transcoder*, which reconstructs the site in `targets`.
 """
 
 from abc import abstractmethod
@@ -32,35 +32,35 @@ from scalar_sae.sites import Block, Site
 
 
 class SitePair(NamedTuple):
-    """Where a dictionary stands."""
+    """The sites that a dictionary reads and reconstructs."""
 
     site: Site
-    """What it reads."""
+    """Site that it reads."""
     target: Site
-    """What it reconstructs."""
+    """Site that it reconstructs."""
     d_model: int
 
 
 class DictionaryMethod(Method, frozen=True):
-    """Independent dictionaries, one a site."""
+    """Independent dictionaries, one per site."""
 
     sites: list[str] = Field(min_length=1)
-    """Where to train: site names, `ff_blocks` and `ff_layers` (both ends of each), `residual_stream`."""
+    """Where to train: site names, `ff_blocks` or `ff_layers` (both ends of each), or `residual_stream`."""
     targets: list[str] = Field(default=[])
-    """For transcoders: what to reconstruct in place of each of `sites`, which are then single site names."""
+    """For transcoders: the site to reconstruct for each entry of `sites`, which must then be single site names."""
     scale: Scale = "none"
-    """Activations are multiplied by one frozen number: `unit` (E‖x‖² = 1), `sqrt_d` (E‖x‖ = √d_model) or none."""
+    """One frozen factor multiplies the activations: `unit` (E‖x‖² = 1), `sqrt_d` (E‖x‖ = √d_model) or `none`."""
 
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
-        """One trainee a site."""
+        """One trainee per site."""
         return [self.trainee(SitePair(site, target, lm.d_model), seed) for site, target in self._ends(lm.n_layers)]
 
     @abstractmethod
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
-        """The trainee at one place."""
+        """Create the trainee at one place."""
 
     def blocks(self, n_layers: int) -> list[Block]:
-        """The blocks between two of the sites; none for transcoders."""
+        """The blocks between pairs of the sites; none for transcoders."""
         return [] if self.targets else spanned(site_list(self.sites, n_layers), n_layers)
 
     def _ends(self, n_layers: int) -> list[tuple[Site, Site]]:
@@ -78,15 +78,15 @@ class DictionaryMethod(Method, frozen=True):
 
 
 class Dictionary(TrainableSAEs):
-    """One dictionary in training. A method adds its loss and its activation rule of inference.
+    """One dictionary in training. Each method adds its loss and its activation rule for inference.
 
     Args:
         config: sites, width and scale.
-        place: what is read and what is reconstructed.
-        seed: seed of the first weights.
-        norm: norm of W_dec's rows at the start; None for what Kaiming's rule gives.
-        unit_norm: hold W_dec's rows at norm 1; gradients along them are not followed.
-        pre_bias: the encoder reads x - b_dec (never in a transcoder, whose b_dec stands elsewhere).
+        place: the sites that it reads and reconstructs.
+        seed: seed of the initial weights.
+        norm: initial norm of W_dec's rows; None leaves them as Kaiming initialisation gives them.
+        unit_norm: keep W_dec's rows at norm 1 and remove the gradient components along them.
+        pre_bias: the encoder reads x - b_dec. Ignored for transcoders, whose b_dec belongs to another site.
     """
 
     scale: Tensor
@@ -118,15 +118,15 @@ class Dictionary(TrainableSAEs):
 
     @property
     def reads(self) -> tuple[Site | Gradient, ...]:
-        """The site, and what is reconstructed if that is another."""
+        """The site that it reads, and its target if that is another site."""
         return self.sites if self._target == self.sites[0] else (*self.sites, self._target)
 
     def target(self, site: Site) -> Site:
-        """What is reconstructed."""
+        """The site that it reconstructs."""
         return self._target
 
     def prepare(self, acts: Acts) -> None:
-        """Freeze the scales of input and target, and the target's variance summed over d_model in that scale."""
+        """Freeze the scales of input and target, and the variance of the scaled target, summed over d_model."""
         ends = (acts[self.sites[0]], acts[self._target])
         for i, x in enumerate(ends):
             if self.config_scale == "unit":
@@ -137,7 +137,7 @@ class Dictionary(TrainableSAEs):
         self.variance.copy_(y.sub_(y.mean(0)).square_().sum(-1).mean())
 
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Float[Tensor, ""]]:
-        """The loss, in the trained scale."""
+        """The loss of its site, in the trained scale."""
         x, y = (acts[site] * scale for site, scale in zip((self.sites[0], self._target), self.scale, strict=True))
         return {self.sites[0]: self.loss(x, y, acts, progress)}
 
@@ -145,31 +145,31 @@ class Dictionary(TrainableSAEs):
     def loss(
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
     ) -> Float[Tensor, ""]:
-        """The method's loss: `x` is what is read and `y` what is to be reconstructed, both in the trained scale."""
+        """The method's loss. `x` is the input and `y` the target, both in the trained scale."""
 
     @abstractmethod
     def activation(self) -> Activation:
-        """The present rule of inference, in the trained scale."""
+        """The activation rule for inference with the current parameters, in the trained scale."""
 
     def weights(self) -> Weights:
-        """The present weights; gradients reach the parameters."""
+        """The current weights. Gradients reach the parameters."""
         return Weights(self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.b_dec if self._pre_bias else None)
 
     def sae(self, site: Site) -> SAE:
-        """The present SAE of inference."""
+        """The inference SAE with the current weights."""
         assert site in self.sites
         s_in, s_out = self.scale.tolist()
         return self.weights().sae(self.activation(), (s_in, s_out))
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        """With unit norm: take out the gradient along each decoder row, which the constraint would undo."""
+        """With unit norm: remove the gradient component along each decoder row, which renormalisation would undo."""
         if self._unit_norm and self.W_dec.grad is not None:
             along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
             self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """With unit norm: restore it."""
+        """With unit norm: rescale the decoder rows to norm 1."""
         if self._unit_norm:
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))

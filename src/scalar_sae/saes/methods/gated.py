@@ -1,10 +1,10 @@
-"""Gated SAEs (Rajamanoharan et al., arXiv 2404.16014): one projection decides which latents fire and how much.
+"""Gated SAEs (Rajamanoharan et al., arXiv 2404.16014): one projection sets both which latents fire and how strongly.
 
     gate = (x - b_dec) W_enc + b_gate       mag = e^r ⊙ (x - b_dec) W_enc + b_mag       f = 1[gate > 0] ReLU(mag)
     L = ‖x - x_hat(f)‖² + lambda ‖ReLU(gate)‖₁ + ‖x - x_hat_frozen(ReLU(gate))‖²
 
-where the last term decodes with W_dec and b_dec detached. Decoder rows have norm 1; r and the biases start at 0.
-At inference exactly a JumpReLU SAE: gate > 0 where mag > b_mag - e^r b_gate.
+The last term decodes with W_dec and b_dec detached. Decoder rows have norm 1; r and the biases start at 0.
+At inference this is exactly a JumpReLU SAE, since gate > 0 if and only if mag > b_mag - e^r b_gate.
 """
 
 from typing import Literal
@@ -28,19 +28,19 @@ class GatedConfig(PenaltyMethod, frozen=True):
     name: Name = "gated"
     """Folder of these SAEs in a run."""
     scale: Scale = "sqrt_d"
-    """Scale in which the penalty's weight counts."""
+    """Scale of the activations in which the penalty's weight applies."""
     beta1: float = Field(default=0.0, ge=0, lt=1)
-    """Adam's first-moment decay, as in the paper."""
+    """Adam's first-moment decay, 0 as in the paper."""
     sparsity: Sparsity = Sparsity(weight=1.0)
     """Weight of the L1 penalty on the gates."""
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
-        """A Gated SAE in training."""
+        """Create a Gated SAE for training."""
         return GatedTrainee(self, place, seed)
 
 
 class GatedTrainee(Dictionary):
-    """One Gated SAE in training: `b_enc` is b_mag."""
+    """One Gated SAE in training. Its `b_enc` is b_mag."""
 
     def __init__(self, config: GatedConfig, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, unit_norm=True, pre_bias=True)
@@ -51,7 +51,7 @@ class GatedTrainee(Dictionary):
     def loss(
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
     ) -> Float[Tensor, ""]:
-        """The three terms."""
+        """The sum of the three terms: reconstruction, penalty and auxiliary reconstruction."""
         projected = linear(x, self.W_enc, self._shift())
         gate = projected + self.b_gate
         f = torch.where(gate > 0, projected * self.r_mag.exp() + self.b_enc, 0.0).relu()
@@ -63,14 +63,14 @@ class GatedTrainee(Dictionary):
         return squared_error(y, y_hat) + weight * opened.sum(1).mean() + squared_error(y, frozen)
 
     def weights(self) -> Weights:
-        """The weights of the magnitude path: what inference keeps."""
+        """Encoder and decoder of the magnitude path, which are the weights that inference uses."""
         grown = self.r_mag.exp()
         return Weights(self.W_enc * grown, self._shift() * grown + self.b_enc, self.W_dec, self.b_dec)
 
     def activation(self) -> JumpReLU:
-        """The gate as a threshold on the magnitude's pre-activation."""
+        """The gate, written as a threshold on the magnitude's pre-activation."""
         return JumpReLU((self.b_enc - self.r_mag.exp() * self.b_gate).detach())
 
     def _shift(self) -> Float[Tensor, " d_sae"]:
-        """What the pre-encoder bias adds to the projection."""
+        """What the pre-encoder bias adds to the projection: -b_dec W_enc."""
         return -self.b_dec @ self.W_enc if self._pre_bias else torch.zeros_like(self.b_enc)

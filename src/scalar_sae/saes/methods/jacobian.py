@@ -1,11 +1,11 @@
-"""Jacobian SAEs (arXiv 2502.18147): a pair of TopK SAEs around an MLP whose latents move few of each other.
+"""Jacobian SAEs (arXiv 2502.18147): a pair of TopK SAEs around an MLP, trained so that few latents affect each other.
 
     L = ‖x - x_hat‖² + ‖y - y_hat‖² + lambda (d_model / k²) mean over tokens of sum over active i, j |J_ij|
 
-J from ff_jacobian.py, at the FF layer (mlp_in, mlp_out: the Jacobian SAE paper) or the FF block (resid_mid, resid_post:
-SCALAR, with the norm's exact Jacobian). `weight` counts in the Jacobian SAE paper's units, where 0.5 k² / d_model is
-its authors' rule of thumb; from the SCALAR authors' units multiply by batch_tokens / d_model (theirs sum over the
-batch).
+J is computed by ff_jacobian.py. The pair stands at the FF layer (mlp_in, mlp_out), as in the Jacobian SAE paper, or at
+the FF block (resid_mid, resid_post), as in SCALAR; the block's Jacobian includes that of the norm, exactly. `weight` is
+lambda in the Jacobian SAE paper's units, where its authors' rule of thumb is 0.5 k² / d_model. To convert a weight from
+the SCALAR authors' units, multiply it by batch_tokens / d_model, because their term sums over the batch.
 """
 
 import math
@@ -30,17 +30,17 @@ class JacobianPenalty(Method, frozen=True):
     """The Jacobian term between two SAEs around an MLP."""
 
     along: Literal["ff_layers", "ff_blocks"]
-    """`ff_layers`: mlp_in and mlp_out of each layer; `ff_blocks`: resid_mid and resid_post."""
+    """`ff_layers`: mlp_in and mlp_out of each layer. `ff_blocks`: resid_mid and resid_post of each layer."""
     k: int = Field(default=10, gt=0)
     """Latents kept per token, at both sites."""
     weight: float = Field(default=1.0, ge=0)
     """lambda, in the Jacobian SAE paper's units."""
     warmup: float = Field(default=0.05, ge=0, le=1)
-    """Share of training over which the weight rises from 0."""
+    """Share of training over which the weight rises linearly from 0."""
     share: float = Field(default=0.25, gt=0, le=1)
-    """Share of a batch's tokens, of each worker and rounded up, at which the Jacobian is computed in training: rows are
-    in random order, so the mean over the first of them has the same expectation, at that share of its cost (both papers
-    take all: 1; what it changes: docs/methods.md). Validation takes all."""
+    """Share of each worker's tokens, rounded up, on which training computes the Jacobian. Rows are in random order, so
+    the mean over the first of them has the same expectation at that share of the cost. Both papers use all tokens (1);
+    docs/methods.md says what the share changes. Validation always uses all tokens."""
 
     def penalty(
         self,
@@ -52,8 +52,10 @@ class JacobianPenalty(Method, frozen=True):
         *,
         training: bool,
     ) -> Float[Tensor, ""]:
-        """The weighted term on a batch, or out of training on all of its tokens; `x` is the model's activation at the
-        first site.
+        """The weighted Jacobian term on a batch.
+
+        In training it is computed on the first `share` of the tokens, otherwise on all of them. `x` is the model's
+        activation at the first site.
         """
         if self.weight == 0:
             return x.new_zeros(())
@@ -62,7 +64,7 @@ class JacobianPenalty(Method, frozen=True):
         return self.weight * progress.ramp(self.warmup) * jacobian_penalty(J, x.shape[1])
 
     def ends(self, n_layers: int) -> list[tuple[Site, Site]]:
-        """Both sites of every pair."""
+        """The two sites of every pair."""
         return (ff_layers if self.along == "ff_layers" else ff_blocks)(n_layers)
 
     def blocks(self, n_layers: int) -> list[Block]:
@@ -71,19 +73,20 @@ class JacobianPenalty(Method, frozen=True):
 
 
 class JacobianConfig(JacobianPenalty, frozen=True):
-    """Pairs of independent TopK SAEs around every MLP."""
+    """Pairs of independent TopK SAEs, one pair around every MLP."""
 
     method: Literal["jacobian"] = "jacobian"
     name: Name = "jacobian"
     """Folder of these SAEs in a run."""
     along: Literal["ff_layers", "ff_blocks"] = "ff_layers"
-    """`ff_layers`: mlp_in and mlp_out of each layer; `ff_blocks`: resid_mid and resid_post."""
+    """`ff_layers`: mlp_in and mlp_out of each layer. `ff_blocks`: resid_mid and resid_post of each layer."""
     unit_norm: bool = False
-    """Hold decoder rows at norm 1, as the Jacobian SAE paper does and SCALAR does not. Otherwise an encoder can shrink
-    and its decoder grow: the reconstruction stays, the Jacobian becomes smaller and no sparser."""
+    """Keep decoder rows at norm 1, as the Jacobian SAE paper does and SCALAR does not. Without it, an encoder can
+    shrink while its decoder grows. The reconstruction is then unchanged, and the Jacobian becomes smaller without
+    becoming sparser."""
 
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
-        """One pair a layer."""
+        """One pair per layer."""
         return [
             JacobianTrainee(self, ends, lm.d_model, lm.feed_forward(layer), seed)
             for layer, ends in enumerate(self.ends(lm.n_layers))
@@ -104,7 +107,7 @@ class JacobianTrainee(TrainableSAEs):
         self.up, self.down = (TopKTrainee(topk, SitePair(site, site, d_model), seed) for site in ends)
 
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Float[Tensor, ""]]:
-        """Each site's squared error; the second one's with the Jacobian term."""
+        """The squared error at each site; the second site's loss includes the Jacobian term."""
         up, down = self.up.coded(acts[self.sites[0]]), self.down.coded(acts[self.sites[1]])
         penalty = self._config.penalty(self._ff, acts[self.sites[0]], up, down, progress, training=self.training)
         return {
@@ -113,15 +116,15 @@ class JacobianTrainee(TrainableSAEs):
         }
 
     def after_backward(self) -> None:
-        """As each SAE does."""
+        """Apply the gradient constraints of both SAEs."""
         self.up.after_backward()
         self.down.after_backward()
 
     def after_step(self) -> None:
-        """As each SAE does."""
+        """Restore the weight constraints of both SAEs."""
         self.up.after_step()
         self.down.after_step()
 
     def sae(self, site: Site) -> SAE:
-        """The present SAE at one end."""
+        """The inference SAE at one of the two sites, with the current weights."""
         return (self.up if site == self.sites[0] else self.down).sae(site)

@@ -1,6 +1,6 @@
 """JumpReLU SAEs (Rajamanoharan et al., arXiv 2407.14435) with three sparsity losses.
 
-    f = u 1[u > theta]        u = x W_enc + b_enc        theta = exp(t), one a latent
+    f = u 1[u > theta]        u = x W_enc + b_enc        theta = exp(t), one per latent
 
 | loss        | added to ‖y - y_hat‖²                                                                         |
 |-------------|-----------------------------------------------------------------------------------------------|
@@ -13,14 +13,14 @@ Thresholds learn through straight-through gradients of the two jumps, with a rec
     d JumpReLU / d theta = -(theta / eps) K((u - theta) / eps)
     d 1[u > theta] / d theta = -(1 / eps) K((u - theta) / eps)
 
-and nothing through the jump to u. `tanh` leaves decoder norms free; the other two hold them at 1. eps = 0.001 belongs
-to the scale E‖x‖² = 1, eps = 2 to E‖x‖ = √d_model: a config that mixes them is refused. The defaults are
-the paper's. Anthropic's recipe is
+The jumps pass no gradient to u. The `tanh` loss leaves decoder norms free; the other two hold them at 1. The bandwidth
+eps depends on the scale: 0.001 for E‖x‖² = 1, and 2 for E‖x‖ = √d_model. A config that mixes them is refused. The
+defaults are the paper's. Anthropic's recipe is
 
     {method: jumprelu, loss: tanh, scale: sqrt_d, bandwidth: 2, threshold: 0.1, sparsity: {weight: 10, warmup: 1}}
 
-beside c = 4 and lambda_P = 3e-6; lambda is 10 to 20, and others begin with a threshold of e^0.1. Its biases are set
-from data so that 10,000 latents fire (`first_l0`), which presumes a large dictionary.
+with c = 4, lambda_P = 3e-6 and lambda from 10 to 20. Other implementations start from a threshold of e^0.1. Anthropic
+sets the encoder biases from data so that 10,000 latents fire (`first_l0`), which presumes a large dictionary.
 """
 
 import math
@@ -43,7 +43,7 @@ SPARSITY = {
     "target_l0": Sparsity(weight=1.0, warmup=0.1),
     "tanh": Sparsity(weight=10.0, warmup=1.0),
 }
-"""The weight of each loss, where a config does not say otherwise."""
+"""Default weight of each loss."""
 
 
 class JumpReluConfig(PenaltyMethod, frozen=True):
@@ -51,24 +51,26 @@ class JumpReluConfig(PenaltyMethod, frozen=True):
 
     method: Literal["jumprelu"] = "jumprelu"
     name: Name = "jumprelu"
-    """Folder of these SAEs in a run."""
+    """Scale of the activations in which bandwidth, thresholds and weights apply."""
     scale: Scale = "unit"
-    """Scale in which bandwidth, thresholds and weights count."""
+    """Adam's first-moment decay, 0 as in the paper."""
     beta1: float = Field(default=0.0, ge=0, lt=1)
     """Adam's first-moment decay, as in the paper."""
     loss: Literal["step", "target_l0", "tanh"] = "step"
-    """The sparsity loss."""
+    """The sparsity loss; see the table at the top of this file."""
     sparsity: Sparsity = SPARSITY["step"]
-    """Weight of the sparsity loss; for `target_l0`, `target_l0` is in its loss and the weight is not corrected."""
+    """Weight of the sparsity loss. With loss `target_l0`, the field `target_l0` enters the loss and the weight is not
+    steered.
+    """
     bandwidth: float = Field(default=0.001, gt=0)
     """eps: the width of the kernel."""
     threshold: float = Field(default=0.001, gt=0)
-    """First threshold of every latent."""
+    """Initial threshold of every latent."""
     first_l0: float | None = Field(default=None, gt=0)
-    """L0 that b_enc starts with: every latent's is set from the first activations to fire on this many of d_sae tokens.
-    None leaves b_enc at 0."""
+    """Initial L0. Each latent's b_enc is set on the first activations so that the latent fires on a share first_l0 /
+    d_sae of the tokens. None leaves b_enc at 0."""
     pre_bias: bool = False
-    """The encoder reads x - b_dec (the paper: little difference)."""
+    """The encoder reads x - b_dec. The paper reports little difference."""
     tanh_scale: float = Field(default=4.0, gt=0)
     """c of the tanh loss."""
     pre_act_weight: float = Field(default=3e-6, ge=0)
@@ -95,7 +97,7 @@ class JumpReluConfig(PenaltyMethod, frozen=True):
         return self
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
-        """A JumpReLU SAE in training."""
+        """Create a JumpReLU SAE for training."""
         return JumpReluTrainee(self, place, seed)
 
 
@@ -120,7 +122,7 @@ class JumpReluTrainee(Dictionary):
 
     @torch.no_grad()
     def prepare(self, acts: Acts) -> None:
-        """Scales, and the encoder's biases if asked for."""
+        """Freeze the scales and, if `first_l0` is set, initialise the encoder biases."""
         super().prepare(acts)
         if self._config.first_l0 is not None:
             u = self.weights().pre_acts(acts[self.sites[0]][:CALIBRATION_TOKENS] * self.scale[0])
@@ -130,7 +132,7 @@ class JumpReluTrainee(Dictionary):
     def loss(
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
     ) -> Float[Tensor, ""]:
-        """Squared error and the sparsity loss."""
+        """Squared error plus the sparsity loss."""
         config, weights = self._config, self.weights()
         u, threshold = weights.pre_acts(x), self.log_threshold.exp()
         f = jump_relu(u, threshold, config.bandwidth)
@@ -184,7 +186,7 @@ class _Step(torch.autograd.Function):
 def jump_relu(
     u: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
 ) -> Float[Tensor, "batch d_sae"]:
-    """Keep u where it is above the threshold, with the straight-through gradient to the threshold."""
+    """Keep u where it exceeds the threshold. The gradient with respect to the threshold is straight-through."""
     result: Any = _JumpReLU.apply(u, threshold, bandwidth)
     return result
 
@@ -192,6 +194,6 @@ def jump_relu(
 def step(
     u: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
 ) -> Float[Tensor, "batch d_sae"]:
-    """1 where u is above the threshold, with the straight-through gradient to the threshold."""
+    """1 where u exceeds the threshold, else 0. The gradient with respect to the threshold is straight-through."""
     result: Any = _Step.apply(u, threshold, bandwidth)
     return result

@@ -1,8 +1,11 @@
-"""Matryoshka SAEs (Bussmann et al., arXiv 2503.17547): nested dictionaries, each of which must reconstruct alone.
+"""Matryoshka SAEs (Bussmann et al., arXiv 2503.17547): nested dictionaries, each of which must reconstruct on its own.
 
-One BatchTopK code over the whole dictionary is cut at F_1 < ... < F_M = d_sae;
-L = sum over m of w_m ‖y - f[:F_m] W_dec[:F_m] - b_dec‖² + AuxK on the full residual. Otherwise as batch_topk.py.
-The published code weighs the levels by 1/M twice or not at all; here they are explicit and default to the mean.
+One BatchTopK code over the whole dictionary is truncated at F_1 < ... < F_M = d_sae. The loss is
+
+    L = sum over m of w_m ‖y - f[:F_m] W_dec[:F_m] - b_dec‖² + AuxK on the full residual
+
+Everything else is as in batch_topk.py. The published code applies the factor 1/M to the levels twice or not at all.
+Here the level weights w_m are explicit and default to 1/M.
 """
 
 from typing import Literal
@@ -26,9 +29,9 @@ class MatryoshkaConfig(BatchSelection, frozen=True):
     name: Name = "matryoshka"
     """Folder of these SAEs in a run."""
     fractions: list[PositiveFloat] = Field(default=[1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32], min_length=1)
-    """Share of the latents in each group, the first group being the innermost dictionary (SAEBench's by default)."""
+    """Share of the latents in each group. The first group is the innermost dictionary. The defaults are SAEBench's."""
     level_weights: list[NonNegativeFloat] = Field(default=[])
-    """Weight of each level's reconstruction; by default all 1/M."""
+    """Weight of each level's reconstruction error; all 1/M by default."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "MatryoshkaConfig":
@@ -41,7 +44,7 @@ class MatryoshkaConfig(BatchSelection, frozen=True):
         return self
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
-        """A Matryoshka SAE in training."""
+        """Create a Matryoshka SAE for training."""
         return MatryoshkaTrainee(self, place, seed)
 
 
@@ -62,7 +65,7 @@ class MatryoshkaTrainee(BatchTopKTrainee):
     def reconstruction(
         self, code: Ragged, y: Float[Tensor, "batch d_model"], y_hat: Float[Tensor, "batch d_model"]
     ) -> Float[Tensor, ""]:
-        """Every level's squared error, each group decoded once."""
+        """The weighted squared errors of all levels. Each group is decoded once."""
         levels = code.weights.b_dec + code.shares(self.ends).cumsum(1)
         errors = (y.unsqueeze(1) - levels).square().sum(-1).mean(0)
         return errors @ errors.new_tensor(self.level_weights)

@@ -1,4 +1,4 @@
-"""The table of SAE methods: a new one adds its file and a line here."""
+"""The table of SAE methods. A new method adds its file and one line here."""
 
 from typing import Annotated, get_args
 

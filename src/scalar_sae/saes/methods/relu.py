@@ -2,8 +2,8 @@
 
     f = ReLU(x W_enc + b_enc)        x_hat = f W_dec + b_dec        L = ‖x - x_hat‖² + lambda sum_i f_i ‖W_dec_i‖
 
-The decoder's norms are free. Rows of W_dec start at norm 0.1, W_enc is its transpose, biases zero; activations are
-scaled to E‖x‖ = √d_model, where lambda = 5 is the update's choice. No pre-encoder bias, no resampling.
+Decoder norms are free. Rows of W_dec start at norm 0.1, W_enc is its transpose, and biases start at zero. Activations
+are scaled to E‖x‖ = √d_model, for which the update chooses lambda = 5. There is no pre-encoder bias and no resampling.
 """
 
 from typing import Literal
@@ -24,12 +24,12 @@ class ReluConfig(PenaltyMethod, frozen=True):
     name: Name = "relu"
     """Folder of these SAEs in a run."""
     scale: Scale = "sqrt_d"
-    """Scale in which the penalty's weight counts."""
+    """Scale of the activations in which the penalty's weight applies."""
     sparsity: Sparsity = Sparsity(weight=5.0)
     """Weight of the L1 penalty."""
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
-        """A ReLU SAE in training."""
+        """Create a ReLU SAE for training."""
         return ReluTrainee(self, place, seed)
 
 
@@ -43,7 +43,7 @@ class ReluTrainee(Dictionary):
     def loss(
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
     ) -> Float[Tensor, ""]:
-        """Squared error and the L1 norm weighted by decoder norms."""
+        """Squared error plus the L1 norm weighted by decoder norms."""
         weights = self.weights()
         f = weights.pre_acts(x).relu()
         self.firing.record((f > 0).any(0), len(f))

@@ -1,10 +1,11 @@
 """Staircase SAEs (SCALAR §3.3): SAEs at consecutive sites read growing slices of one shared dictionary.
 
-With n latents a chunk, the SAE at the i-th site (i = 1, 2, ...) uses the first n i columns of W_enc and rows of W_dec,
-and has its own b_enc (which lets it switch features off) and b_dec. Every site's loss updates all the weights it reads,
-so a feature found at one site serves the later ones. k is the same at every site.
+With n latents per chunk, the SAE at the i-th site (i = 1, 2, ...) uses the first n i columns of W_enc and rows of
+W_dec. It has its own b_enc, with which it can switch features off, and its own b_dec. The loss of each site updates all
+the weights that the site reads, so later sites can reuse a feature found at an earlier one. k is the same at every
+site.
 
-The paper's controls share otherwise (App. B, E): see `Sharing`.
+The paper's control experiments share weights differently (App. B, E); see `Sharing`.
 """
 
 from typing import Literal
@@ -35,19 +36,21 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.sites import Block, Site
 
 Sharing = Literal["shared", "detached", "untied", "tied"]
-"""`shared`: a Staircase. `detached`: each site's loss trains its own chunk alone, older chunks are read. `untied`: the
-same widths, matrices of their own. `tied`: every site reads the whole dictionary."""
+"""`shared`: a Staircase. `detached`: each site reads the older chunks but its loss trains only its own chunk. `untied`:
+the same widths, with separate matrices. `tied`: every site reads the whole dictionary."""
 
 
 class StaircaseMethod(Method, frozen=True):
     """Staircases: one per FF block, or one along the whole residual stream."""
 
     along: Literal["ff_blocks", "residual_stream"]
-    """`ff_blocks`: resid_mid and resid_post of each layer share; `residual_stream`: all layers share."""
+    """`ff_blocks`: resid_mid and resid_post of each layer share a dictionary. `residual_stream`: all layers share
+    one.
+    """
     expansion: int = Field(default=8, gt=0)
-    """Latents per dimension in each chunk: the i-th site has expansion * d_model * i."""
+    """Latents per dimension in each chunk: the SAE at the i-th site has expansion * d_model * i latents."""
     sharing: Sharing = "shared"
-    """What the sites share."""
+    """How the sites share weights."""
 
     def flights(self, n_layers: int) -> list[tuple[Site, ...]]:
         """The sites of each staircase."""
@@ -70,7 +73,7 @@ class StaircaseConfig(StaircaseMethod, frozen=True):
     """Latents kept per token, at every site."""
 
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
-        """One trainee a staircase."""
+        """One trainee per staircase."""
         return [StaircaseTrainee(self, sites, lm.d_model, seed) for sites in self.flights(lm.n_layers)]
 
 
@@ -79,10 +82,11 @@ class Stairs(nn.Module):
 
     Args:
         config: width and sharing.
-        n_sites: number of steps.
+        n_sites: number of sites.
         d_model: width of the activations.
-        generator: source of the first weights.
-        threshold: the first of every latent, where the rule of activation has thresholds; shared like the matrices.
+        generator: source of the initial weights.
+        threshold: initial threshold of every latent, or None for activation rules without thresholds. Thresholds are
+            shared in the same way as the matrices.
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class Stairs(nn.Module):
         return () if self._sharing == "tied" else self.ends[: i + 1]
 
     def weights(self, i: int) -> Weights:
-        """What the i-th site reads, its b_dec taken in as a pre-encoder bias."""
+        """The weights that the i-th site reads. Its b_dec is also the pre-encoder bias."""
         end, matrix = self.ends[i], i if self._own else 0
         W_enc, b_dec = self.W_enc[matrix].T[:end].T, self.b_dec[i]
         if self._sharing == "detached" and i > 0:
@@ -126,7 +130,7 @@ class Stairs(nn.Module):
         return self._rows(self.log_threshold, i).exp()
 
     def _rows(self, kept: nn.ParameterList, i: int) -> Tensor:
-        """The rows, a latent each, that the i-th site reads."""
+        """The rows, one per latent, that the i-th site reads."""
         rows = kept[i if self._own else 0][: self.ends[i]]
         if self._sharing == "detached" and i > 0:
             old = self.ends[i - 1]
@@ -151,7 +155,7 @@ class StaircaseTrainee(TrainableSAEs):
         return {site: squared_error(acts[site], self.coded(site, acts).decoded()) for site in self.sites}
 
     def coded(self, site: Site, acts: Acts) -> Coded:
-        """The sparse code at a site; what fired is counted."""
+        """The sparse code at a site. The latents that fired are counted."""
         i = self.sites.index(site)
         coded = top_k(self.stairs.weights(i), acts[site], self.k)
         firing = self.firing[i]
@@ -160,6 +164,6 @@ class StaircaseTrainee(TrainableSAEs):
         return coded
 
     def sae(self, site: Site) -> SAE:
-        """The present SAE of one step."""
+        """The inference SAE at one site, with the current weights."""
         i = self.sites.index(site)
         return self.stairs.weights(i).sae(TopK(self.k), chunks=self.stairs.chunks(i))

@@ -1,8 +1,8 @@
-"""Staircase and Jacobian together: the two sites of each FF block share a dictionary, and the Jacobian between them is
-kept sparse. Nobody has published this; each half is as in its own file.
+"""Staircase and Jacobian combined: the two sites of each FF block share a dictionary and a Jacobian penalty.
 
-The Jacobian is dense in the shared directions (the skip connection carries them), so the term works against the sharing
-exactly where a latent serves both sites: what wins is an experiment.
+No published work combines the two. Each half is as in its own file. The skip connection carries the shared directions,
+so their Jacobian is dense. The penalty therefore opposes sharing where one latent serves both sites, and which of the
+two prevails is an empirical question.
 """
 
 from typing import Literal
@@ -27,7 +27,7 @@ class StaircaseJacobianConfig(JacobianPenalty, frozen=True):
     """resid_mid and resid_post of each layer."""
 
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
-        """One staircase a layer."""
+        """One staircase per layer."""
         return [
             StaircaseJacobianTrainee(self, ends, lm.d_model, lm.feed_forward(layer), seed)
             for layer, ends in enumerate(self.ends(lm.n_layers))
@@ -35,7 +35,7 @@ class StaircaseJacobianConfig(JacobianPenalty, frozen=True):
 
 
 class StaircaseJacobianTrainee(StaircaseTrainee):
-    """A staircase of two steps with a Jacobian term."""
+    """A staircase of two sites with a Jacobian term."""
 
     def __init__(
         self, config: StaircaseJacobianConfig, ends: tuple[Site, Site], d_model: int, ff: FeedForward, seed: int
@@ -45,7 +45,7 @@ class StaircaseJacobianTrainee(StaircaseTrainee):
         self._config, self._ff = config, ff
 
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Float[Tensor, ""]]:
-        """Each site's squared error; the second one's with the Jacobian term."""
+        """The squared error at each site; the second site's loss includes the Jacobian term."""
         up, down = (self.coded(site, acts) for site in self.sites)
         errors = [
             squared_error(acts[site], coded.decoded()) for site, coded in zip(self.sites, (up, down), strict=True)

@@ -1,8 +1,9 @@
-"""Staircase SAEs with JumpReLU, as in the SCALAR authors' code (the paper has no results for them).
+"""Staircase SAEs with JumpReLU, as in the SCALAR authors' code. The paper reports no results for them.
 
-Weights and private biases as in staircase.py; the logarithms of the thresholds are shared as the matrices are.
-L = sum over sites of ‖x - x_hat‖² + lambda_i sum_j 1[u_j > theta_j]; straight-through gradients as in jumprelu.py.
-Defaults are the authors' for their toy model, in its own scale: bandwidth 0.1, lambda 0.01 (later sites up to 0.08).
+Weights and private biases are as in staircase.py. The logarithms of the thresholds are shared as the matrices are.
+L = sum over sites of ‖x - x_hat‖² + lambda_i sum_j 1[u_j > theta_j], with straight-through gradients as in jumprelu.py.
+The defaults are the authors' for their toy model, in its own scale: bandwidth 0.1 and lambda 0.01 (they go up to 0.08
+at later sites).
 """
 
 from typing import Literal
@@ -30,16 +31,16 @@ class StaircaseJumpReluConfig(StaircaseMethod, frozen=True):
     bandwidth: float = Field(default=0.1, gt=0)
     """eps: the width of the kernel."""
     threshold: float = Field(default=0.1, gt=0)
-    """First threshold of every latent."""
+    """Initial threshold of every latent."""
     sparsity: list[Sparsity] = Field(default=[Sparsity(weight=0.01)], min_length=1)
-    """The L0 penalty's weight at each site; one for all, or as many as a staircase has sites."""
+    """The L0 penalty's weight at each site: one for all sites, or one per site of a staircase."""
 
     def wanted_l0(self, position: int) -> float | None:
         """The target of a site's penalty."""
         return self.sparsity[position if len(self.sparsity) > 1 else 0].target_l0
 
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
-        """One trainee a staircase."""
+        """One trainee per staircase."""
         return [StaircaseJumpReluTrainee(self, sites, lm.d_model, seed) for sites in self.flights(lm.n_layers)]
 
 
@@ -73,6 +74,6 @@ class StaircaseJumpReluTrainee(TrainableSAEs):
         return found
 
     def sae(self, site: Site) -> SAE:
-        """The present SAE of one step."""
+        """The inference SAE at one site, with the current weights."""
         i = self.sites.index(site)
         return self.stairs.weights(i).sae(JumpReLU(self.stairs.threshold(i).detach()), chunks=self.stairs.chunks(i))

@@ -1,8 +1,9 @@
 """TopK SAEs (Gao et al., arXiv 2406.04093).
 
-By default in the form the SCALAR authors train, the baseline of every comparison: squared error only, W_dec
-Kaiming-uniform, W_enc its transpose, biases zero, no decoder normalisation and no auxiliary loss (SCALAR App. B and its
-code). Gao et al.'s own recipe is `unit_norm: true, auxk: 0.03125, median_bias: true`; their Multi-TopK is `multi: 4`.
+The default is the form that the SCALAR authors train, which is the baseline of every comparison: squared error only,
+W_dec Kaiming-uniform, W_enc its transpose, biases zero, no decoder normalisation and no auxiliary loss (SCALAR App. B
+and its code). Gao et al.'s own recipe is `unit_norm: true, auxk: 0.03125, median_bias: true`. Their Multi-TopK is
+`multi: 4`.
 """
 
 from typing import Literal
@@ -21,7 +22,7 @@ from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, Sit
 
 
 class TopKConfig(DictionaryMethod, frozen=True):
-    """Independent TopK SAEs, one a site."""
+    """Independent TopK SAEs, one per site."""
 
     method: Literal["topk"] = "topk"
     name: Name = "topk"
@@ -29,20 +30,22 @@ class TopKConfig(DictionaryMethod, frozen=True):
     k: int = Field(default=10, gt=0)
     """Latents kept per token."""
     unit_norm: bool = False
-    """Hold decoder rows at norm 1, without following gradients along them."""
+    """Keep decoder rows at norm 1 and remove the gradient components along them."""
     median_bias: bool = False
-    """b_dec starts at the geometric median of the first activations (zero otherwise)."""
+    """Initialise b_dec to the geometric median of the first activations; zero otherwise."""
     auxk: float = Field(default=0.0, ge=0)
     """Weight of the auxiliary loss on dead latents; 1/32 in Gao et al."""
     k_aux: int = Field(default=512, gt=0)
-    """Dead latents that the auxiliary loss uses per token."""
+    """Number of dead latents that the auxiliary loss uses per token."""
     dead_tokens: int | None = Field(default=None, gt=0)
-    """Tokens without firing after which a latent is dead; None for 10 million, or a tenth of a shorter run."""
+    """A latent is dead after this many tokens without firing. None means 10 million, or a tenth of the run if that is
+    less.
+    """
     multi: int = Field(default=1, gt=0)
-    """Multi-TopK: an eighth of the loss at `multi` times k is added (4 in Gao et al.; 1 for none)."""
+    """Multi-TopK: add an eighth of the squared error at `multi` times k latents (4 in Gao et al.). 1 adds nothing."""
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
-        """A TopK SAE in training."""
+        """Create a TopK SAE for training."""
         return TopKTrainee(self, place, seed)
 
 
@@ -55,7 +58,7 @@ class TopKTrainee(Dictionary):
         check_k(config.k * config.multi, self.d_sae, place)
 
     def prepare(self, acts: Acts) -> None:
-        """Scales, and the geometric median if asked for."""
+        """Freeze the scales and, with `median_bias`, initialise b_dec."""
         super().prepare(acts)
         if self._config.median_bias:
             with torch.no_grad():
@@ -64,9 +67,10 @@ class TopKTrainee(Dictionary):
     def loss(
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
     ) -> Float[Tensor, ""]:
-        """Squared error, with the auxiliary terms that are switched on.
+        """Squared error plus the auxiliary terms that are switched on.
 
-        The auxiliary loss counts in units of the frozen variance of y: the sum is Gao et al.'s times that variance.
+        The auxiliary loss is multiplied by the frozen variance of y. The total is Gao et al.'s loss times that
+        variance.
         """
         config = self._config
         wide = self.coded(x)
@@ -80,7 +84,7 @@ class TopKTrainee(Dictionary):
         return loss
 
     def coded(self, x: Float[Tensor, "batch d_model"]) -> Coded:
-        """The code of the widest loss, whose first k are the SAE's; what fired is counted."""
+        """The code with `multi` times k latents; its first k are the SAE's. The latents that fired are counted."""
         k, multi = self._config.k, self._config.multi
         wide = top_k(self.weights(), x, k * multi, ordered=multi > 1)
         self.firing.record(wide.first(k).fired(), len(x))
@@ -92,13 +96,13 @@ class TopKTrainee(Dictionary):
 
 
 def check_k(k: int, d_sae: int, place: SitePair) -> None:
-    """Raise a UserError if more latents are asked for than there are."""
+    """Raise a UserError if k exceeds the number of latents."""
     if k > d_sae:
         raise UserError(f"{place.site}: k = {k} is above d_sae = {d_sae}")
 
 
 def geometric_median(x: Float[Tensor, "batch d_model"], rounds: int = 50) -> Float[Tensor, " d_model"]:
-    """The point with the least sum of distances to at most 32,768 of the rows of `x` (Weiszfeld's iteration)."""
+    """The point with the least total distance to the first 32,768 rows of `x`, by Weiszfeld's iteration."""
     x = x[:32_768]
     centre = x.mean(0)
     for _ in range(rounds):
