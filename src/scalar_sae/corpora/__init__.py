@@ -1,10 +1,10 @@
-"""Text to token ids in a training and a validation part that share nothing, with a fingerprint; see docs/text.md.
+"""Text to token ids, in a training and a validation part without overlap, with a fingerprint; see docs/text.md.
 
     corpus = load_corpus("stories.jsonl#body", lm)
     corpus.train, corpus.val                          # token ids of lm's own tokenizer
     windows(corpus.val, 128, start=corpus.start)      # [n, 128] prompts that do not overlap
 
-Each file here is one step on the way: address, files, rows or ids or texts, join, corpus; `load` takes them in turn.
+Each file here is one step: address, files, then rows, ids or texts, join, corpus. `load` runs the steps in order.
 """
 
 from scalar_sae.corpora.address import NAMES, Address, absolute

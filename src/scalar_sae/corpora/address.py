@@ -1,13 +1,13 @@
-"""How a text is named: `python-stdlib`, a path, or a data set on the Hub, with what to take from it.
+"""Addresses of texts: a name such as `python-stdlib`, a path, or a data set on the Hub, and the part of it to read.
 
     PLACE[:WHAT][@SPLIT][#COLUMN][?revision=REVISION]
 
     stories.jsonl#body                      the field `body` of each row
     pile.bin:uint16                         token ids, two bytes each
     hf://owner/name:english@test#doc.text   configuration, split, and the field `text` of the column `doc`
-    hf://owner/name?revision=v1.0           the data set as it was at a tag, a branch or a commit
+    hf://owner/name?revision=v1.0           the data set at a tag, a branch or a commit
 
-The parts in brackets may be left out. A path that contains one of the marks is still found if it exists as it is.
+The parts in brackets are optional. A path that contains one of the marks is still found if it exists as written.
 """
 
 import os
@@ -18,7 +18,7 @@ from scalar_sae.errors import UserError, unknown
 
 HUB = "hf://"
 NAMES = ("python-stdlib", "python-docs", "tiny-shakespeare")
-"""Texts that have a name of their own."""
+"""Texts that have names of their own."""
 _PARTS = {"#": "column", "@": "split", ":": "what"}
 _REVISION = "?revision="
 _EXPECTED = "hf://owner/name[:config][@split][#column][?revision=...]"
@@ -26,43 +26,43 @@ _EXPECTED = "hf://owner/name[:config][@split][#column][?revision=...]"
 
 @dataclass(frozen=True)
 class Address:
-    """A place and what to take from it."""
+    """A place and the part of it to read."""
 
     place: str
     """A path, or the name of a data set on the Hub."""
     on_hub: bool = False
     what: str | None = None
-    """After the colon: a configuration of a data set, or the type of the integers in a raw file."""
+    """The part after the colon: a configuration of a data set, or the integer type of a raw file."""
     split: str | None = None
     column: str | None = None
     revision: str | None = None
-    """Of a data set on the Hub: a tag, a branch or a commit."""
+    """For a data set on the Hub: a tag, a branch or a commit."""
 
     @classmethod
     def parse(cls, spec: str) -> "Address":
-        """Read an address; a mark that is part of an existing path stays there.
+        """Parse an address. A mark that belongs to an existing path is not split off.
 
         Raises:
-            UserError: nothing lies at a local path.
+            UserError: a local path does not exist.
         """
         place = spec.removeprefix(HUB)
         if spec.startswith(HUB) and not place.startswith(("/", "./", "../", "~")):
             return _hub(spec, place)
-        # os.path's leaves the name of a user who is not there as it is
+        # os.path's version leaves the name of an unknown user unchanged
         found = _local(cls(str(Path(os.path.expanduser(place)))), list(_PARTS))  # noqa: PTH111
         if found is None:
             raise unknown("corpus", spec, [*NAMES, "a path that exists", "hf://owner/name:config@split#column"])
         return found
 
     def __str__(self) -> str:
-        """The address, from whatever folder it is read."""
+        """The address in a form that works from any folder."""
         place = f"{HUB}{self.place}" if self.on_hub else str(Path(self.place).absolute())
         parts = {":": self.what, "@": self.split, "#": self.column}
         revision = f"{_REVISION}{self.revision}" if self.revision else ""
         return place + "".join(f"{mark}{part}" for mark, part in parts.items() if part) + revision
 
     def refuse(self, what: str, *parts: str) -> None:
-        """Raise a UserError if the address has a part that this kind of place does not."""
+        """Raise a UserError if the address has a part that this kind of place does not have."""
         for mark, name in _PARTS.items():
             part = getattr(self, name)
             if part and name in parts:
@@ -73,7 +73,7 @@ def absolute(spec: str) -> str:
     """The same text, named so that it is found from any folder.
 
     Raises:
-        UserError: nothing lies at a local path.
+        UserError: a local path does not exist.
     """
     return spec if spec in NAMES else str(Address.parse(spec))
 
@@ -95,7 +95,7 @@ def _hub(spec: str, place: str) -> Address:
 
 
 def _local(address: Address, marks: list[str]) -> Address | None:
-    """The address whose place exists, with as few parts as possible split off from its end."""
+    """The address whose place exists, with as few parts as possible split off at its end."""
     if Path(address.place).exists():
         return address
     for number, mark in enumerate(marks):

@@ -1,4 +1,4 @@
-"""Token ids in a training and a validation part that share nothing, and the prompts that are cut from them."""
+"""Token ids in a training and a validation part without overlap, and the prompts that are cut from them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from scalar_sae.errors import UserError
 from scalar_sae.tokenizer import HasTokenizer
 
 Tokens = Integer[Tensor, "..."]
-"""[n] is running text, [n, length] are prompts that were cut before."""
+"""Running text [n], or prompts that were cut before [n, length]."""
 
 Seen = Literal["held out", "another text", "unknown"]
-"""Whether SAEs were trained on a text: it was held out, it is not the text they were trained on, or nobody says."""
+"""Whether SAEs were trained on a text: it was held out, it is another text than theirs, or it is not known."""
 SEEN: dict[Seen, str] = {
     "held out": "held out when the SAEs were trained",
     "another text": "not the text that the SAEs were trained on",
@@ -25,31 +25,31 @@ SEEN: dict[Seen, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Token ids of a text, in two parts without overlap."""
+    """The token ids of a text, in two parts without overlap."""
 
     name: str
     train: Tokens
     val: Tokens
     tokenizer: str
-    """Fingerprint of the tokenizer that made the ids."""
+    """Fingerprint of the tokenizer that produced the ids."""
     start: tuple[int, ...] = ()
     """Tokens that begin every prompt, such as a BOS."""
     source: str = ""
-    """The address under which the text is found from any folder."""
+    """The address at which the text is found from any folder."""
     joined_by: str | None = None
-    """What stands between two documents; None where the text is one document or consists of prompts."""
+    """What separates two documents; None if the text is one document or consists of prompts."""
     replaced: int = 0
-    """Characters that the tokenizer does not have, each turned into `?`."""
+    """Number of characters that are not in the tokenizer's vocabulary and became `?`."""
     skipped: int = 0
-    """Rows without text, which were left out."""
+    """Number of rows without text, which were left out."""
     notes: tuple[str, ...] = ()
-    """What else the user should know about the text."""
+    """Further notes on the text for the user."""
     seen: Seen | None = None
-    """Of a text that SAEs are evaluated on: whether they were trained on it."""
+    """For a text on which SAEs are evaluated: whether they were trained on it."""
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over both parts: two runs with the same fingerprint saw the same text."""
+        """SHA-256 over both parts. Two runs with the same fingerprint read the same text."""
         digest = hashlib.sha256(self.train.numpy().tobytes())
         digest.update(b"|val|")
         digest.update(self.val.numpy().tobytes())
@@ -58,28 +58,28 @@ class Corpus:
         return digest.hexdigest()[:16]
 
     def check_tokenizer(self, lm: HasTokenizer) -> None:
-        """Raise a UserError if the ids are not those of a model's tokenizer."""
+        """Raise a UserError unless the ids belong to the model's tokenizer."""
         check_tokenizer(self.tokenizer, lm, self.name)
 
     @property
     def extremes(self) -> tuple[int, int]:
-        """The smallest and the largest token id in the text, or in front of its prompts."""
+        """The smallest and the largest token id in the text and in the start of its prompts."""
         ends = [int(end) for part in (self.train, self.val) if part.numel() for end in part.aminmax()]
         return min([0, *self.start, *ends]), max([0, *self.start, *ends])
 
     @property
     def length(self) -> int | None:
-        """Tokens of a prompt that was cut before, those that begin it counted; None for running text."""
+        """Tokens of each prompt that was cut before, including its start; None for running text."""
         if self.val.dim() == 1:
             return None
         return self.val.shape[1] + (0 if _start_with(self.val, self.start) else len(self.start))
 
     def context(self, most: int) -> int:
-        """The usual number of tokens of a prompt: 128, or as many as a model reads, or as there are in a row."""
+        """The default number of tokens of a prompt: 128, or fewer if the model or the rows have fewer."""
         return min(most, 128, self.length or 128)
 
     def remarks(self, context: int) -> list[str]:
-        """What the user should know when prompts of `context` tokens are read."""
+        """Notes for the user when prompts of `context` tokens are read."""
         found = list(self.notes)
         if self.skipped:
             found.append(f"{self.skipped:,} rows without text were left out")
@@ -94,7 +94,7 @@ class Corpus:
         return (self.length - len(self.start)) % max(1, context - len(self.start))
 
     def describe(self) -> dict[str, Any]:
-        """What a result file records about its data."""
+        """The description of the text in a result file."""
         return {
             "corpus": self.name,
             "source": self.source,
@@ -109,14 +109,14 @@ class Corpus:
 
 
 def windows(tokens: Tokens, context: int, name: str = "text", start: tuple[int, ...] = ()) -> Int[Tensor, "n context"]:
-    """Cut tokens into consecutive prompts that do not overlap; a remainder is left out.
+    """Cut tokens into consecutive prompts that do not overlap. A remainder is left out.
 
-    Every prompt begins with the tokens in `start`; as many of the text follow as are needed for `context` tokens.
-    Prompts that were cut before are cut further, each by itself; what they begin with already is not put there twice.
+    Every prompt begins with the tokens in `start`, followed by text up to `context` tokens. Prompts that were cut
+    before are cut further, each on its own. If they already begin with `start`, it is not added again.
 
     Raises:
-        UserError: the text, or a prompt that was cut before, is shorter than one context; or the context has no room
-            for text.
+        UserError: the text, or a prompt that was cut before, is shorter than one context; or `start` leaves no room for
+            text in the context.
     """
     own = context - len(start)
     if own < 1:
@@ -142,7 +142,9 @@ def windows(tokens: Tokens, context: int, name: str = "text", start: tuple[int, 
 
 
 def check_tokenizer(fingerprint: str, lm: HasTokenizer, name: str) -> None:
-    """Raise a UserError if the tokenizer with this fingerprint, which made the ids of a text, is not the model's."""
+    """Raise a UserError unless this fingerprint, of the tokenizer that produced a text's ids, is that of the model's
+    tokenizer.
+    """
     if fingerprint != lm.tokenizer.fingerprint:
         raise UserError(
             f"{name}: its token ids were made by another tokenizer than that of {lm.name}; "
@@ -151,7 +153,7 @@ def check_tokenizer(fingerprint: str, lm: HasTokenizer, name: str) -> None:
 
 
 def prompts_fingerprint(prompts: Int[Tensor, "n context"]) -> str:
-    """SHA-256 over prompts: two measurements with the same one were made on the same tokens."""
+    """SHA-256 over prompts. Two measurements with the same value used the same tokens."""
     return hashlib.sha256(prompts.long().cpu().numpy().tobytes()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""What the `datasets` library does: the splits of a folder, data sets that it saved, data sets on the Hub."""
+"""Data that the `datasets` library reads: the splits of a folder, data sets that it saved, and data sets on the Hub."""
 
 import logging
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 SPLIT = "train"
-"""What is read where no split is named."""
+"""The split that is read if none is named."""
 _SAVED = ("dataset_dict.json", "state.json")
 _ABOUT_DATA = ("dataset_infos.json", "dataset_info.json")
 _OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False}, "text": {"sample_by": "document"}}
@@ -29,10 +29,10 @@ def is_saved(folder: Path) -> bool:
 
 
 def saved(address: Address) -> Table:
-    """A data set that `save_to_disk` wrote.
+    """Read a data set that `save_to_disk` wrote.
 
     Raises:
-        UserError: damaged, or no such split.
+        UserError: it is damaged, or has no such split.
     """
     address.refuse("a data set that was saved to disk", "what")
     with _explained(address) as datasets:
@@ -45,17 +45,17 @@ def saved(address: Address) -> Table:
 
 
 def files_of(address: Address) -> tuple[list[Path], list[Path]]:
-    """The files of a folder's split, in the order of their names; then those that are in none of its splits.
+    """The files of a folder's split, sorted by name, and the files that belong to none of its splits.
 
     Raises:
-        UserError: no such configuration or split, or none of the files is of a kind that holds data.
+        UserError: there is no such configuration or split, or no file is of a kind that holds data.
     """
     with _explained(address) as datasets:
         builder = datasets.load_dataset_builder(address.place, address.what)
         splits = {str(name): list(map(Path, files)) for name, files in builder.config.data_files.items()}
     folder, found = Path(address.place), set(chain(*splits.values()))
     card, left = folder / "README.md", list[Path]()
-    if not (card.is_file() and "configs:" in card.read_text(encoding="utf-8")):  # which says what is read
+    if not (card.is_file() and "configs:" in card.read_text(encoding="utf-8")):  # the card says which files are read
         left = [path for path in sorted(folder.rglob("*")) if _holds_data(path, folder) and path not in found]
     return splits[_split(address, list(splits))], left
 
@@ -66,10 +66,10 @@ def _holds_data(path: Path, folder: Path) -> bool:
 
 
 def streamed(address: Address) -> Table:
-    """A data set on the Hub, read as far as it is asked for.
+    """A data set on the Hub, read lazily.
 
     Raises:
-        UserError: no such data set, revision, configuration or split, no access to it, or no connection.
+        UserError: there is no such data set, revision, configuration or split, no access to it, or no connection.
     """
     with _explained(address) as datasets:
         which = {"name": address.what, "revision": address.revision}
@@ -81,7 +81,7 @@ def streamed(address: Address) -> Table:
 
 
 def _table(address: Address, found: Any) -> Table:
-    """A data set as a table: its columns are those of its first rows where it does not say."""
+    """A data set as a table. If it does not name its columns, they are taken from its first rows."""
 
     def rows(columns: list[str]) -> Iterator[Row]:
         with _explained(address):
@@ -100,7 +100,7 @@ def _split(address: Address, there: list[str]) -> str:
 
 @contextmanager
 def _explained(address: Address) -> "Generator[Any]":
-    """The library; what it raises becomes one line."""
+    """The library. Its errors become one line."""
     try:
         import datasets
         from datasets.exceptions import DatasetsError

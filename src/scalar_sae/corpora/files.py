@@ -1,4 +1,4 @@
-"""What a file holds, by its name and by its first bytes; the two must agree."""
+"""The kind of a file, from its name and its first bytes, which must agree."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ SUFFIXES: dict[str, Kind] = {
     ".txt": "text", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "csv",
     ".parquet": "parquet", ".arrow": "arrow", ".npy": "ids", ".bin": "ids", ".safetensors": "ids",
 }  # fmt: skip
-"""A file with any other suffix is text, if its content is."""
+"""Kinds by suffix. A file with any other suffix is text if its content is."""
 PACKED = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 _REFUSED = {
     **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle"), "could run code when it is read; save the ids as .npy"),
@@ -32,29 +32,29 @@ _MAGIC = {
     b"PAR1": ".parquet", b"ARROW1": ".arrow", b"\x93NUMPY": ".npy", b"PK\x03\x04": ".zip", b"\xfd7zXZ": ".xz",
     b"%PDF": ".pdf", b"\x89HDF": ".h5", **{magic: suffix for suffix, magic in PACKED.items()},
 }  # fmt: skip
-"""Three bytes or more each: raw token ids begin with one of them about once in ten million files."""
+"""First bytes by kind, three or more. Raw token ids begin with one of these about once in ten million files."""
 _MOST_PACKED = 100
-"""Times that a file may be larger when it is unpacked; text shrinks to a third or a tenth."""
+"""Maximum expansion of a compressed file. Text compresses to a third or a tenth."""
 _ALWAYS = {".parquet", ".npy"}
-"""Kinds that can be told by their first bytes; an Arrow stream may begin otherwise."""
+"""Kinds that can always be recognised by their first bytes. An Arrow stream may begin in other ways."""
 
 
 class File(NamedTuple):
-    """A file and what is in it."""
+    """A file and its kind."""
 
     path: Path
     kind: Kind
     suffix: str
-    """Without that of the compression."""
+    """Suffix without that of the compression."""
     packed: str
     """`.gz`, `.zst`, or empty."""
 
     @contextmanager
     def open(self) -> Generator[io.BufferedIOBase]:
-        """Its content, unpacked; what goes wrong while it is read becomes a UserError.
+        """The uncompressed content as a stream. Errors while reading become UserErrors.
 
         Raises:
-            UserError: the file cannot be read, or what is in it is damaged.
+            UserError: the file cannot be read, or its content is damaged.
         """
         try:
             with _unpacked(self.path, self.packed) as stream:
@@ -66,15 +66,15 @@ class File(NamedTuple):
 
     @contextmanager
     def whole(self) -> Generator[Any]:
-        """The same, where any place in it can be reached: the path itself, or what is unpacked into memory."""
+        """The content with random access: the path itself, or the content uncompressed in memory."""
         with self.open() as stream:
             yield io.BytesIO(self._all(stream)) if self.packed else self.path
 
     def content(self) -> bytes:
-        """All of it, unpacked.
+        """The whole uncompressed content.
 
         Raises:
-            UserError: as `open`, or a packed file would fill the memory.
+            UserError: as `open`, or a compressed file would fill the memory.
         """
         with self.open() as stream:
             return self._all(stream)
@@ -92,16 +92,16 @@ class File(NamedTuple):
 
 
 def named_kind(path: Path) -> Kind | None:
-    """What the name of a file says that it is: text, a table or token ids; None if it does not say."""
+    """The kind that a file's name implies: text, a table or token ids; None if it implies none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return SUFFIXES.get(suffixes[-1 - (suffixes[-1] in PACKED and len(suffixes) > 1)]) if suffixes else None
 
 
 def recognised(path: Path) -> File:
-    """What a file holds.
+    """The kind of a file.
 
     Raises:
-        UserError: its name and its content contradict each other, or it is of a kind that is not read.
+        UserError: its name and its content contradict each other, or its kind is not supported.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes.pop() if suffixes and suffixes[-1] in PACKED else ""
@@ -129,7 +129,7 @@ def _remedy(inside: str) -> str:
 
 
 def _magic(start: bytes) -> str:
-    """The suffix that the first bytes of a file stand for; empty if none."""
+    """The suffix that the first bytes of a file imply; empty if none."""
     return next((suffix for magic, suffix in _MAGIC.items() if start.startswith(magic)), "")
 
 

@@ -1,6 +1,7 @@
-"""Token ids that exist already: `.npy`, raw `.bin`, one tensor of a `.safetensors`; running text or prompts cut before.
+"""Existing token ids: `.npy`, raw `.bin`, or one tensor of a `.safetensors`; running text or prompts that were cut
+before.
 
-Files are mapped into memory: only what is needed of them is read.
+Files are mapped into memory, so only the part that is needed is read.
 """
 
 import json
@@ -22,18 +23,18 @@ from scalar_sae.readers import read_text
 Array = Integer[np.ndarray, "..."]
 
 _LLM_C = {20240520: ("<u2", 1), 20240801: ("<u4", 7)}
-"""Magic numbers of llm.c's files: the type of their ids, and their version. 256 integers of 4 bytes, then the ids."""
+"""Magic numbers of llm.c's files, with the type of the ids and the version. The header has 256 integers of 4 bytes."""
 _HEADER = 256
 _SPLIT = re.compile(r"(?<![a-z])(train|val|valid|validation|dev|test|eval)(?![a-z])", re.IGNORECASE)
 _LOOKED_AT = 2**20
-"""Ids that are looked at to see whether they are halves of larger integers."""
+"""Number of ids that are examined to see whether they are halves of larger integers."""
 
 
 def array_of(file: File, address: Address) -> Array:
-    """The token ids in a file: [n], or [n, length] where rows are prompts.
+    """The token ids in a file: [n], or [n, length] if rows are prompts.
 
     Raises:
-        UserError: not integers, of another shape, or a raw file of which nobody says what integers it holds.
+        UserError: they are not integers or have another shape, or the integer type of a raw file is not known.
     """
     if file.suffix != ".bin":
         address.refuse(f"a {file.suffix} file", "what")
@@ -56,7 +57,7 @@ def array_of(file: File, address: Address) -> Array:
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The files of a folder that holds token ids and no text, in the order of their names; none for any other folder.
+    """The files of a folder that holds token ids and no text, sorted by name; none for any other folder.
 
     Raises:
         UserError: the names are those of several splits.
@@ -75,7 +76,7 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def first_of(arrays: Sequence[Array], wanted: int, where: str) -> Array:
-    """The first token ids of arrays that follow each other, or the rows that have them; no more are read.
+    """The first token ids of consecutive arrays, or the rows that contain them. No more are read.
 
     Raises:
         UserError: the arrays do not fit together.
@@ -94,7 +95,7 @@ def first_of(arrays: Sequence[Array], wanted: int, where: str) -> Array:
 
 
 def checked(ids: Array, d_vocab: int, where: str) -> None:
-    """Raise a UserError if an id is none of the tokenizer's."""
+    """Raise a UserError if an id is outside the tokenizer's vocabulary."""
     least, most = int(ids.min()), int(ids.max())
     if least < 0 or most >= d_vocab:
         raise UserError(
@@ -104,17 +105,17 @@ def checked(ids: Array, d_vocab: int, where: str) -> None:
 
 
 def _saved(source: Any, path: Path) -> Any:
-    """An array of numpy's; one of Python objects could run code and is not read."""
+    """Read a numpy array. An array of Python objects could run code and is refused."""
     try:
         return np.load(source, "r" if isinstance(source, Path) else None, allow_pickle=False)
-    except Exception as error:  # a damaged header fails in as many ways as it has fields
+    except Exception as error:  # a damaged header can raise any error
         if isinstance(error, ValueError) and "object" in str(error).lower():
             raise UserError(f"{path}: holds Python objects, which are not read; save an array of integers") from error
         raise UserError(f"{path}: damaged, or not what its name says ({reason(error)})") from error
 
 
 def _raw(source: Any, path: Path, said: str | None) -> Array:
-    """The integers of a raw file: their type is said in the address, in a JSON file beside it, or in llm.c's header."""
+    """The integers of a raw file. Their type is in the address, in a JSON file beside it, or in llm.c's header."""
     content = np.memmap(source, np.uint8, "r") if isinstance(source, Path) else np.frombuffer(source.read(), np.uint8)
     start, types = 0, {name: kind for name, kind in (("address", said), ("JSON file", _beside(path))) if kind}
     if content.size >= 4 * _HEADER:
@@ -144,7 +145,7 @@ def _raw(source: Any, path: Path, said: str | None) -> Array:
 
 
 def _beside(path: Path) -> str | None:
-    """What a JSON file beside a raw one says."""
+    """The integer type that a JSON file beside a raw file states."""
     for sidecar in _sidecars(path):
         if sidecar.is_file():
             try:
@@ -155,7 +156,7 @@ def _beside(path: Path) -> str | None:
 
 
 def _sidecars(path: Path) -> tuple[Path, Path]:
-    """Files that may say which integers a raw one holds: `ids.bin.json` and `ids.json`."""
+    """Files that may state the integer type of a raw file: `ids.bin.json` and `ids.json`."""
     return path.with_name(f"{path.name}.json"), path.with_suffix(".json")
 
 

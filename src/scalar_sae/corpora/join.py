@@ -1,4 +1,4 @@
-"""Documents one after the other: with the tokenizer's end-of-text token between them, or a line break."""
+"""Join documents, separated by the tokenizer's end-of-text token or a line break."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,21 +14,22 @@ from scalar_sae.tokenizer import Tokenizer
 
 
 class Joined(NamedTuple):
-    """Token ids: [n] running text, or [n, length] prompts that were cut before."""
+    """Token ids of joined documents: [n] running text, or [n, length] prompts that were cut before."""
 
     ids: Integer[np.ndarray, "..."]
     are_ids: bool
-    """Whether the documents were token ids already."""
+    """Whether the documents were given as token ids."""
     by: str | None = None
-    """What stands between two of them; None if nothing does."""
+    """What separates two documents; None if nothing does."""
     replaced: int = 0
 
 
 def join(documents: Iterator[Document], tokenizer: Tokenizer, wanted: int, name: str) -> Joined:
-    """The first `wanted` tokens of documents. Several lists of token ids of one length are prompts, and not joined.
+    """The first `wanted` tokens of documents. Several lists of token ids of equal length are prompts and are not
+    joined.
 
     Raises:
-        UserError: there are none, or some are text and others token ids.
+        UserError: there are no documents, or some are text and others token ids.
     """
     between = [] if tokenizer.eos is None else [tokenizer.eos]
     pieces: list[Integer[np.ndarray, " _"]] = []
@@ -62,7 +63,7 @@ def join(documents: Iterator[Document], tokenizer: Tokenizer, wanted: int, name:
 def _joined(
     pieces: list[Integer[np.ndarray, " _"]], between: list[int], tokenizer: Tokenizer
 ) -> Integer[np.ndarray, " n"]:
-    """All pieces in a row; nothing is put where a piece ends with a special token, or the next begins with one."""
+    """Concatenate the pieces. No separator is added where a piece ends, or the next begins, with a special token."""
     separator = np.array(between, dtype=pieces[0].dtype)
     found = [pieces[0]]
     for before, piece in pairwise(pieces):

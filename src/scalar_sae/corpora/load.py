@@ -1,4 +1,4 @@
-"""From an address to a corpus: find out what lies there, read as much as is needed, make token ids of it."""
+"""From an address to a corpus: find out what is there, read as much as is needed, and convert it to token ids."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +23,13 @@ from scalar_sae.errors import UserError
 from scalar_sae.tokenizer import Ascii, HasTokenizer, Pretrained, Tokenizer, smallest_dtype
 
 ENOUGH = 10_000_000
-"""Training tokens that are read of a table or of token ids where nobody says how many are needed."""
+"""Default number of training tokens to read from a table or from token ids."""
 HELD_OUT = 1_000_000
-"""Tokens that are read of them to evaluate on, where no more are needed."""
+"""Default number of tokens to read from them for evaluation."""
 
 
 class _Opened(NamedTuple):
-    """What lies at an address: a text, documents, or token ids."""
+    """The data at an address: a text, documents, or token ids."""
 
     content: str | Iterator[Document] | list[Array]
     tally: Tally
@@ -37,14 +37,15 @@ class _Opened(NamedTuple):
 
 
 def load_texts(spec: str, *data: Path) -> Texts:
-    """Read a text by name or address, all of it; documents are joined by line breaks.
+    """Read a whole text by name or address. Documents are joined by line breaks.
 
     Args:
-        spec: `python-stdlib`, `python-docs`, `tiny-shakespeare`, a path, or `hf://owner/name[:config][@split][#column]`.
+        spec: `python-stdlib`, `python-docs`, `tiny-shakespeare`, a path, or
+            `hf://owner/name[:config][@split][#column]`.
         data: for `tiny-shakespeare` a local copy, instead of the download; for `python-docs` text files to add.
 
     Raises:
-        UserError: no such text, it cannot be read, or it consists of token ids.
+        UserError: there is no such text, it cannot be read, or it consists of token ids.
     """
     if spec in NAMES:
         return named(spec, *data)
@@ -61,22 +62,22 @@ def load_texts(spec: str, *data: Path) -> Texts:
 
 
 def load_corpus(spec: str, of: Tokenizer | HasTokenizer, *, data: Sequence[Path] = (), n_train: int = ENOUGH) -> Corpus:
-    """Read a text and turn it into the token ids of a model.
+    """Read a text and convert it to the token ids of a model.
 
     Args:
-        spec: as for `load_texts`, or token ids that exist already (docs/text.md).
-        of: the model that is to read them, or its tokenizer.
+        spec: as for `load_texts`, or existing token ids (docs/text.md).
+        of: the model that will read them, or its tokenizer.
         data: as for `load_texts`.
-        n_train: training tokens that are needed: of a table, or of token ids, no more is read than has them.
+        n_train: number of training tokens needed. Of a table, or of token ids, no more is read than necessary.
 
     Raises:
-        UserError: no such text, it cannot be read, or its ids are not the tokenizer's.
+        UserError: there is no such text, it cannot be read, or its ids belong to another tokenizer.
     """
     return _load(spec, of, data, math.ceil((n_train + BLOCK) / (1 - VAL_SHARE)))
 
 
 def load_again(data: Mapping[str, Any], of: Tokenizer | HasTokenizer) -> Corpus:
-    """The corpus that a record describes (`Corpus.describe`), if its text is still there and the same.
+    """Load the corpus that a record describes (`Corpus.describe`), provided that its text still exists unchanged.
 
     Raises:
         UserError: as for `load_corpus`.
@@ -85,12 +86,12 @@ def load_again(data: Mapping[str, Any], of: Tokenizer | HasTokenizer) -> Corpus:
 
 
 def load_held_out(spec: str, of: Tokenizer | HasTokenizer, n: int = HELD_OUT) -> Corpus:
-    """A text to evaluate on: the validation part of a named corpus, otherwise all that is read.
+    """Load a text for evaluation: the validation part of a named corpus, or all of any other text.
 
     Args:
         spec: as for `load_corpus`.
         of: as for `load_corpus`.
-        n: tokens that are needed: of a table, or of token ids, no more is read than has them.
+        n: number of tokens needed. Of a table, or of token ids, no more is read than necessary.
 
     Raises:
         UserError: as for `load_corpus`.
@@ -99,7 +100,9 @@ def load_held_out(spec: str, of: Tokenizer | HasTokenizer, n: int = HELD_OUT) ->
 
 
 def to_evaluate_on(corpus: Corpus) -> Corpus:
-    """The validation part of a named corpus; of any other text, all of it becomes the validation part."""
+    """The corpus with its evaluation text as validation part: unchanged for a named corpus, otherwise all of its
+    text.
+    """
     if corpus.source in NAMES:
         return corpus
     return replace(corpus, train=corpus.train[:0], val=torch.cat([corpus.train, corpus.val]))
@@ -126,7 +129,7 @@ def tokenized(texts: Texts, tokenizer: Tokenizer) -> Corpus:
 
 
 def _load(spec: str, of: Tokenizer | HasTokenizer, data: Sequence[Path], wanted: int) -> Corpus:
-    """A text as token ids; of a table, or of token ids, the first `wanted`."""
+    """Load a text as token ids. Of a table, or of token ids, only the first `wanted` are read."""
     tokenizer = of if isinstance(of, Ascii | Pretrained) else of.tokenizer
     if spec in NAMES:
         return replace(tokenized(named(spec, *data), tokenizer), source=spec)
@@ -146,7 +149,7 @@ def _no_data(data: Sequence[Path]) -> None:
 
 
 def _open(address: Address) -> _Opened:
-    """What lies at an address; documents are read when they are asked for."""
+    """Open what is at an address. Documents are read lazily."""
     tally, place = Tally(), Path(address.place)
     name = str(address) if address.on_hub else place.name
     if address.on_hub:
@@ -189,7 +192,7 @@ def _in_folder(address: Address, tally: Tally) -> Iterator[Document]:
 
 
 def _gathered(opened: _Opened, tokenizer: Tokenizer, wanted: int) -> Corpus:
-    """A corpus of the first tokens of documents, or of token ids."""
+    """A corpus of the first tokens of documents, or of existing token ids."""
     if isinstance(opened.content, list):
         joined = Joined(_first(opened.content, tokenizer, wanted, opened.name), are_ids=True)
     else:
@@ -223,7 +226,7 @@ def _numpy_name(tokenizer: Tokenizer) -> str:
 
 
 def _first(arrays: list[Array], tokenizer: Tokenizer, wanted: int, name: str) -> Array:
-    """The first token ids, or the rows that have them; without a beginning that every prompt is given anyway."""
+    """The first token ids, or the rows that contain them. A start that every prompt gets anyway is removed."""
     n = len(tokenizer.start)
     ids = first_of(arrays, wanted + n, name)
     if ids.ndim == 2:
@@ -232,7 +235,7 @@ def _first(arrays: list[Array], tokenizer: Tokenizer, wanted: int, name: str) ->
 
 
 def _row_start(rows: Tokens, tokenizer: Tokenizer, name: str) -> tuple[int, ...]:
-    """The tokens that begin every prompt: the special ones that all rows have there, or else the tokenizer's."""
+    """The tokens that begin every prompt: the special ones with which all rows begin, or else the tokenizer's."""
     first = rows[:, 0].long()
     special = torch.isin(first, torch.tensor(tokenizer.special, dtype=torch.long))
     if bool((special & (first == rows[:, 1])).any()):

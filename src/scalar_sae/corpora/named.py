@@ -1,4 +1,4 @@
-"""Texts with names of their own: the standard library's source and documentation, the paper's Shakespeare."""
+"""Texts with names of their own: the standard library's source and documentation, and the paper's Shakespeare."""
 
 import ast
 import hashlib
@@ -19,9 +19,9 @@ SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 LOCAL = "name the path of a local copy instead (`corpus:` in a preset, --tokens; for train-lm --data PATH)"
-"""What to do where the text cannot be downloaded."""
+"""The remedy if the text cannot be downloaded."""
 
-# Not library source: tests (absent from many installations), vendored or generated trees, other people's packages.
+# Not library source: tests (absent from many installations), vendored or generated trees, third-party packages.
 _SKIPPED_FOLDERS = {
     "test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3", "ensurepip", "turtledemo",
     "lib-dynload",
@@ -31,10 +31,10 @@ _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def named(name: str, *data: Path) -> Texts:
-    """One of NAMES.
+    """Load one of NAMES.
 
     Args:
-        name: which.
+        name: its name.
         data: for `tiny-shakespeare` a local copy, instead of the download; for `python-docs` text files to add.
 
     Raises:
@@ -57,8 +57,8 @@ def named(name: str, *data: Path) -> Texts:
 def _library(name: str, text_of: Callable[[str], str]) -> Texts:
     """The running interpreter's own standard library, split by file.
 
-    A file's side follows from its name alone, so a language model trained on one Python version's training files
-    never meets them among another version's validation files.
+    A file's part depends on its name alone. The training files of one Python version are therefore never among the
+    validation files of another.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(
@@ -79,7 +79,7 @@ def _library(name: str, text_of: Callable[[str], str]) -> Texts:
 
 
 def _docstrings(source: str) -> str:
-    """The documentation in a module: its docstrings, in the order of the source."""
+    """The docstrings of a module, in the order of the source."""
 
     def below(node: _Documented) -> Iterator[str]:
         yield ast.get_docstring(node) or ""
@@ -91,12 +91,12 @@ def _docstrings(source: str) -> str:
 
 
 def is_validation_file(name: str) -> bool:
-    """Whether the file of this relative name belongs to the validation part: about one in ten, by its hash."""
+    """Whether the file of this relative name belongs to the validation part: about one in ten, chosen by hash."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < VAL_SHARE * 2**64
 
 
 def _download(url: str, sha256: str) -> Path:
-    """Fetch a file once into the cache and check what came."""
+    """Download a file once into the cache and check its digest."""
     path = cache_folder() / url.rsplit("/", 1)[-1]
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
         return path

@@ -1,4 +1,4 @@
-"""Tables of documents: JSON lines, CSV, Parquet, Arrow and whatever `datasets` reads, one row after the other."""
+"""Tables of documents, read row by row: JSON lines, CSV, Parquet, Arrow and everything that `datasets` reads."""
 
 import csv
 import io
@@ -24,37 +24,37 @@ Document = str | Integer[np.ndarray, " n"]
 """A text, or its token ids."""
 
 COLUMNS = ("text", "input_ids", "tokens")
-"""What is read where no column is named: the first of these that is there."""
+"""Default columns; the first one that exists is read."""
 MASK = "attention_mask"
 ANOTHER = "name another #COLUMN"
 PEEKED = 1000
-"""Rows of a file without a schema that are looked at before the rest."""
+"""Number of rows that are examined first in a file without a schema."""
 BATCH = 256
-"""Rows of a file with a schema that are in memory at once."""
+"""Number of rows in memory at a time for a file with a schema."""
 
 
 class Table(NamedTuple):
-    """Rows that are read when they are asked for."""
+    """A table whose rows are read lazily."""
 
     place: str
     columns: list[str]
     rows: Callable[[list[str]], Iterator[Row]]
-    """The rows with some of the columns."""
+    """Returns the rows with some of the columns."""
 
 
 @dataclass
 class Tally:
-    """What was left out or changed while documents were read."""
+    """Counts of what was left out or changed while documents were read."""
 
     skipped: int = 0
-    """Rows without text."""
+    """Number of rows without text."""
     broken: int = 0
-    """Halves of surrogate pairs, which no encoding of Unicode holds."""
+    """Number of lone surrogates, which no Unicode encoding can represent."""
     unread: list[str] = field(default_factory=list[str])
-    """Files of a folder that are in none of its splits."""
+    """Files of a folder that belong to none of its splits."""
 
     def notes(self) -> list[str]:
-        """What the user should know of it, beside the number of rows without text."""
+        """Notes for the user, apart from the number of rows without text."""
         found: list[str] = []
         if self.broken:
             found.append(f"{self.broken:,} broken characters became U+FFFD")
@@ -65,13 +65,13 @@ class Tally:
 
 
 def documents(table: Table, column: str | None, tally: Tally) -> Iterator[Document]:
-    """The documents in one column of a table.
+    """Yield the documents in one column of a table.
 
-    A column may lie inside another one: `doc.text`. A list of texts is one document, its parts joined by line breaks.
-    Token ids where the table's attention mask is 0 are padding and left out.
+    A column may be nested in another one: `doc.text`. A list of texts is one document whose parts are joined by line
+    breaks. Token ids at which the table's attention mask is 0 are padding and are left out.
 
     Raises:
-        UserError: no such column, or one that holds neither text nor token ids.
+        UserError: there is no such column, or it holds neither text nor token ids.
     """
     path, some = _path(table, column), False
     masked = [MASK] if MASK in table.columns and path[-1] in COLUMNS[1:] else []
@@ -101,7 +101,7 @@ def documents(table: Table, column: str | None, tally: Tally) -> Iterator[Docume
 
 
 def _path(table: Table, column: str | None) -> list[str]:
-    """The names that lead to a column, the outermost first."""
+    """The names that lead to a column, outermost first."""
     if column is None:
         column = next((name for name in COLUMNS if name in table.columns), None)
         if column is None:
@@ -116,7 +116,7 @@ def _path(table: Table, column: str | None) -> list[str]:
 
 
 def _inside(value: Any, path: Sequence[str]) -> Any:
-    """What lies at a path; of a list, what lies there in each entry."""
+    """The value at a path. For a list, the values at that path in each entry."""
     for number, name in enumerate(path):
         if isinstance(value, list):
             found = [_inside(entry, path[number:]) for entry in value]
@@ -144,14 +144,14 @@ def _document(value: Any, where: str) -> Document:
 
 
 def _unmasked(ids: Integer[np.ndarray, " n"], mask: Any, where: str) -> Integer[np.ndarray, " kept"]:
-    """The token ids that an attention mask shows."""
+    """The token ids where an attention mask is 1."""
     if not isinstance(mask, list) or len(mask) != len(ids) or any(part not in (0, 1) for part in mask):
         raise UserError(f"{where}: the {MASK} is no list of 0 and 1, one for each token id")
     return ids[np.array(mask, dtype=bool)]
 
 
 def _mended(text: str) -> tuple[str, int]:
-    """A text with halves of surrogate pairs joined or replaced by U+FFFD, and how many were replaced."""
+    """A text with surrogate pairs joined and lone surrogates replaced by U+FFFD, and the number of replacements."""
     try:
         text.encode()
         return text, 0
@@ -166,7 +166,7 @@ def table_of(file: File) -> Generator[Table]:
     """The table in a file.
 
     Raises:
-        UserError: the file is damaged, or not what its name says.
+        UserError: the file is damaged, or its content does not fit its name.
     """
     if file.kind == "json":
         with file.open() as stream:
@@ -183,7 +183,7 @@ def table_of(file: File) -> Generator[Table]:
 
 
 def peeked(place: str, rows: Iterable[Row]) -> Table:
-    """A table whose columns are those of its first rows."""
+    """A table whose columns are taken from its first rows."""
     rows = iter(rows)
     first = list(islice(rows, PEEKED))
     columns = list(dict.fromkeys(name for row in first for name in row))
@@ -195,7 +195,7 @@ def peeked(place: str, rows: Iterable[Row]) -> Table:
 
 
 def _json(stream: io.BufferedIOBase, place: str) -> Iterator[Row]:
-    """The objects of a JSON list, or of a file with one object a line."""
+    """Yield the objects of a JSON list, or of a file with one object per line."""
     is_first = True
     for number, line in enumerate(stream, start=1):
         text = _utf8(line, f"{place}, line {number}").removeprefix("\ufeff").strip()
@@ -283,7 +283,7 @@ def _parquet(parquet: pq.ParquetFile, place: str) -> Table:
 
 
 def _arrow(source: Any, place: str) -> Table:
-    """A file or a stream in Arrow's format."""
+    """Read a file or a stream in Arrow's format."""
     try:
         table = pa.ipc.open_file(source).read_all()
     except pa.ArrowInvalid:

@@ -1,4 +1,4 @@
-"""Plain text: a file's characters, and the paper's split of them."""
+"""Plain text: the characters of a file, and the paper's split into training and validation parts."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from scalar_sae.errors import UserError
 
 VAL_SHARE = 0.1
 BLOCK = 256
-"""The training part is a multiple of so many characters, or tokens."""
+"""The size of the training part is a multiple of this number of characters or tokens."""
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -22,21 +22,23 @@ class Texts(NamedTuple):
 
 
 def split(name: str, text: str) -> Texts:
-    """The paper's split: the first 90 % of the text, rounded down to a multiple of 256 characters, trains."""
+    """The paper's split: the first 90 % of the text, rounded down to a multiple of 256 characters, is the training
+    part.
+    """
     n_train = first_part(len(text))
     return Texts(name, [text[:n_train]], [text[n_train:]])
 
 
 def first_part(n: int) -> int:
-    """How many of n characters or tokens train."""
+    """Number of training characters or tokens out of n."""
     return int((1 - VAL_SHARE) * n) // BLOCK * BLOCK
 
 
 def read_text(file: File) -> str:
-    """The characters of a text file, line breaks as in Unix, without a byte order mark.
+    """Read a text file, with Unix line breaks and without a byte order mark.
 
     Raises:
-        UserError: it is not a text in UTF-8, or it is JSON.
+        UserError: it is not UTF-8 text, or it is JSON.
     """
     if file.kind != "text":
         raise UserError(f"{file.path}: a {file.suffix} file is no plain text")
@@ -65,7 +67,7 @@ def _iconv(encoding: str, path: Path) -> str:
 
 
 def _is_json(text: str) -> bool:
-    """Whether the first line is an object, or all of the text a list or an object."""
+    """Whether the first line is a JSON object, or the whole text a JSON list or object."""
     start = text.lstrip()
     if not start.startswith(("{", "[")):
         return False

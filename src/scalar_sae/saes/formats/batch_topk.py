@@ -1,8 +1,8 @@
 """The BatchTopK repository (Bussmann, Leask, Nanda): `<name>_<step>/{sae.pt, config.json}`.
 
-It saves no threshold, so a BatchTopK SAE is read as the TopK SAE that it is on one token at a time. All kinds
-but JumpReLU subtract b_dec from the input. Its `main.py` loads the language model by TransformerLens'
-`from_pretrained`, which takes the mean out of what a model with LayerNorm writes to its stream.
+It saves no threshold, so a BatchTopK SAE is read as a TopK SAE, which it is on a single token. All kinds except
+JumpReLU subtract b_dec from the input. Its `main.py` loads the language model with TransformerLens' `from_pretrained`,
+which removes the mean of everything that a model with LayerNorm writes to its residual stream.
 """
 
 import re
@@ -48,7 +48,7 @@ def _read(folder: Folder) -> Iterator[Found]:
     b_enc, k = t["b_enc"], config.get("top_k", INTEGER)
     if "topk" in kind:
         rule = TopK(config.need("top_k", INTEGER) if k is None else k)
-        b_enc = b_enc.new_zeros(b_enc.shape)  # their forward pass does not read it
+        b_enc = b_enc.new_zeros(b_enc.shape)  # their forward pass does not use it
     else:
         rule = ReLU() if kind == "vanilla" else JumpReLU(t["jumprelu.log_threshold"].exp())
     norm = InputNorm("layer_norm", 1e-5) if config.get("input_unit_norm", FLAG) else None
@@ -58,7 +58,7 @@ def _read(folder: Folder) -> Iterator[Found]:
     site, model, text = _site(config), config.get("model_name", TEXT), config.get("dataset_path", TEXT)
     origin = Origin(model=model, text=text, context=config.get("seq_len", INTEGER))
     remarks = (_PER_TOKEN,) if kind == "batchtopk" else ()
-    centred = False if norm is not None else loses_its_mean(model, site)  # a norm takes the mean out itself
+    centred = False if norm is not None else loses_its_mean(model, site)  # the norm itself subtracts the mean
     if centred:
         sae = with_input_centred(sae)
     if centred is not False:

@@ -1,4 +1,6 @@
-"""circuit-tracer's sets of transcoders: `config.yaml` + `layer_<i>.safetensors`, encoders stored latent by latent."""
+"""circuit-tracer's sets of transcoders: `config.yaml` and `layer_<i>.safetensors`, with encoders stored latent by
+latent.
+"""
 
 import re
 from collections.abc import Iterator
@@ -53,7 +55,7 @@ def _sae(t: Tensors, activation: str | None, k: int | None) -> SAE:
 
 
 def _rule(t: Tensors, activation: str | None, k: int | None, d_sae: int) -> Activation:
-    """The rule that the tensors say, which must be the one that the config names."""
+    """The activation rule that the tensors imply, which must agree with the config."""
     threshold, own_k = t.get("activation_function.threshold"), t.scalar("k", INTEGER)
     found: Activation = ReLU()
     if threshold is not None:

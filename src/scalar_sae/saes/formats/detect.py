@@ -1,4 +1,4 @@
-"""Which format a folder is of, by looking at its files, and every SAE below a path."""
+"""Find every SAE below a path, and recognise each folder's format by its files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ FORMATS: tuple[Format, ...] = tuple(
 
 
 class Located(NamedTuple):
-    """An SAE, where it was, and in what format."""
+    """An SAE, with its location and format."""
 
     found: Found
     format: str
@@ -37,13 +37,13 @@ class Located(NamedTuple):
 
 
 def walk(path: Path, formats: tuple[Format, ...], seen: set[tuple[int, int]] | None = None) -> Iterator[Located]:
-    """Every SAE in a folder and below it, or in a file; nothing below a folder that is of some format is read again.
+    """Yield every SAE in a folder and below it, or in a file. Nothing below a folder of a known format is read again.
 
-    A folder that several links lead to is looked at once, so that links in a circle end. `seen` holds the device and
-    inode numbers of the folders so far.
+    A folder that is reached by several links is read once, so circular links end. `seen` holds the device and inode
+    numbers of the folders visited so far.
 
     Raises:
-        UserError: a folder is of some format and its files are damaged or contradict each other.
+        UserError: the files of a folder of some format are damaged or contradict each other.
     """
     seen = set() if seen is None else seen
     about_path = path.stat()
@@ -71,11 +71,11 @@ def walk(path: Path, formats: tuple[Format, ...], seen: set[tuple[int, int]] | N
 
 
 class NothingFoundError(UserError):
-    """There are no SAEs where somebody looked for them."""
+    """There are no SAEs at the given path."""
 
 
 def nothing(path: Path, formats: tuple[Format, ...]) -> NothingFoundError:
-    """The error for a path without SAEs: what was found, what is understood."""
+    """The error for a path without SAEs. It names what was found and the formats that are understood."""
     folder = Folder.of(path)
     there = ", ".join(sorted(folder.names)[:8]) or "nothing"
     return NothingFoundError(f"{path}: holds no SAEs: found {there}; understood are {understood(formats)}")

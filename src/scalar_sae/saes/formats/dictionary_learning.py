@@ -35,7 +35,7 @@ STATE_HARMLESS = {
 }
 _SITE = r"(resid_post|mlp_out|attn_out)_layer_?(\d+)"
 _OUTPUTS = {"resid_post": "resid_post.{}", "mlp_out": "layers.{}.mlp", "attn_out": "layers.{}.attention"}
-"""What is read at a site of this name: modules are hooked, whose output some models normalise before it is added."""
+"""Site by name in the config. Modules are hooked, whose output some models normalise before adding it."""
 _NO_THRESHOLD = "its BatchTopK threshold was not learned yet: read as TopK, which keeps k latents on every token"
 
 
@@ -49,8 +49,8 @@ def _read(folder: Folder) -> Iterator[Found]:
     config.harmless(HARMLESS)
     buffer.harmless(BUFFER_HARMLESS)
     file_tensors = folder.tensors(WEIGHTS)
-    backup = "ae" in file_tensors  # a run that was killed leaves its training state, in units of its normalised input
-    kind, _ = config.need("dict_class", TEXT), config.get("k", INTEGER)  # which those without TopK do not read
+    backup = "ae" in file_tensors  # an interrupted run leaves its training state, in units of its normalised input
+    kind, _ = config.need("dict_class", TEXT), config.get("k", INTEGER)  # k is not read by kinds without TopK
     sae = _sae(kind, config, file_tensors.inside("ae") if backup else file_tensors)
     if backup:
         file_tensors.harmless(STATE_HARMLESS)
@@ -97,7 +97,7 @@ def _sae(kind: str, config: Fields, t: Tensors) -> SAE:
 
 
 def _selection(kind: str, config: Fields, t: Tensors, d_sae: int) -> Activation:
-    """TopK; or, where it was learned, the one threshold that a BatchTopK SAE has at inference."""
+    """TopK, or the single inference threshold of a BatchTopK SAE if it was learned."""
     k, threshold = t.scalar("k", INTEGER), t.scalar("threshold", NUMBER)
     if k is None:
         k = config.need("k", INTEGER)
@@ -110,14 +110,14 @@ def _selection(kind: str, config: Fields, t: Tensors, d_sae: int) -> Activation:
 
 
 def _check_groups(config: Fields, t: Tensors, d_sae: int) -> None:
-    """Raise a UserError if the groups of a Matryoshka SAE, all of which are active, are not the whole dictionary."""
+    """Raise a UserError unless the groups of a Matryoshka SAE, which must all be active, cover the whole dictionary."""
     for sizes in (t.integers("group_sizes"), config.get("group_sizes", INTEGERS)):
         if sizes is not None and sum(sizes) != d_sae:
             raise UserError(f"group_sizes = {sizes}: they should add up to {d_sae}, the number of latents")
 
 
 def _in_units_of_the_model(sae: SAE, state: Tensors) -> SAE:
-    """The SAE that reads activations, from one that reads them divided by the state's `norm_factor`."""
+    """An SAE that reads activations, given one that reads them divided by the state's `norm_factor`."""
     factor = state.scalar("norm_factor", NUMBER)
     if factor is None:
         return sae
@@ -127,7 +127,7 @@ def _in_units_of_the_model(sae: SAE, state: Tensors) -> SAE:
 
 
 def _site(folder: Folder, config: Fields, buffer: Fields) -> tuple[str, tuple[str, ...]]:
-    """Where it reads, and what to say of that. The format has no field for it, only names that people give."""
+    """The site that it reads, and remarks on it. The format has no field for the site, only free names."""
     layer, named = config.get("layer", INTEGER), config.get("submodule_name", TEXT)
     side = buffer.get("io", choice("in", "out", "in_and_out"))
     if side == "in_and_out":
@@ -136,7 +136,7 @@ def _site(folder: Folder, config: Fields, buffer: Fields) -> tuple[str, tuple[st
     if match and layer not in (None, int(match[2])):
         raise UserError(f"layer = {layer} contradicts the name {match[0].rpartition('/')[0] or match[0]}")
     if side == "in" or (named and not match):
-        return "", ()  # the input of a module, or a module of which no site is known: whoever uses it has to say
+        return "", ()  # a module's input, or a module without a known site: the user has to name the site
     if match:
         return _OUTPUTS[match[1]].format(match[2]), ()
     if layer is None:

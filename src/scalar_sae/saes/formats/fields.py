@@ -1,8 +1,8 @@
 """Configs of other people's SAEs, read by allow-list.
 
-A format asks a config for the fields that it understands, each with its type, and names the fields that cannot change
-what the SAE computes, each with the reason (`Harmless`). `check_read` then refuses whatever nobody asked for: a field
-that this package does not know may change the SAE, and nobody could tell.
+A format requests the fields that it understands, each with its type. It also lists the fields that cannot change what
+the SAE computes, each with the reason (`Harmless`). `check_read` then refuses every other field, because a field that
+this package does not know may change the SAE silently.
 """
 
 import math
@@ -15,17 +15,17 @@ from scalar_sae.errors import UserError
 T = TypeVar("T")
 
 Harmless = Mapping[str, str]
-"""Reason -> names, separated by spaces, of fields or tensors that cannot change what an SAE computes."""
+"""From a reason to the names, separated by spaces, of fields or tensors that cannot change what an SAE computes."""
 
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """A type that a field can have."""
+    """A type of a field."""
 
     name: str
-    """For messages."""
+    """Name of the type, for messages."""
     read: Callable[[Any], T | None]
-    """The value of a field, or None if it has another type."""
+    """Returns the value of a field, or None if it has another type."""
 
 
 def _integer(value: Any) -> int | None:
@@ -63,7 +63,7 @@ POSITIONS = Kind["list[int | None]"]("a slice: a list of at most three whole num
 
 
 def choice(*words: str) -> Kind[str]:
-    """The type of a field that holds one of a few words."""
+    """The type of a field whose value is one of a few words."""
     name = f"one of {', '.join(words)}" if words[1:] else ", ".join(words)
     return Kind(name, lambda value: value if isinstance(value, str) and value in words else None)
 
@@ -72,7 +72,7 @@ DTYPE = choice(*(prefix + name for name in ("float32", "float64", "float16", "bf
 
 
 class Fields:
-    """An object of a config file. Fields that are null count as missing."""
+    """An object in a config file. Fields that are null count as missing."""
 
     def __init__(self, values: Mapping[str, Any], source: str) -> None:
         self._values = values
@@ -84,14 +84,14 @@ class Fields:
         return self._values.get(key) is not None
 
     def mentions(self, key: str) -> bool:
-        """Whether the field is there, be it null."""
+        """Whether the field is present, even as null."""
         return key in self._values
 
     def get(self, key: str, kind: Kind[T]) -> T | None:
         """A field, or None if it is missing.
 
         Raises:
-            UserError: it is of another type.
+            UserError: it has another type.
         """
         self._asked.add(key)
         if key not in self:
@@ -102,10 +102,10 @@ class Fields:
         return found
 
     def need(self, key: str, kind: Kind[T]) -> T:
-        """A field that must be there.
+        """A required field.
 
         Raises:
-            UserError: it is missing, or of another type.
+            UserError: it is missing or has another type.
         """
         found = self.get(key, kind)
         if found is None:
@@ -116,7 +116,7 @@ class Fields:
         """A field that has had several names.
 
         Raises:
-            UserError: two of them are there and differ.
+            UserError: two of the names are present with different values.
         """
         found = {key: value for key in keys if (value := self.get(key, kind)) is not None}
         if any(value != next(iter(found.values())) for value in found.values()):
@@ -125,30 +125,30 @@ class Fields:
         return next(iter(found.values()), None)
 
     def same(self, key: str, kind: Kind[T], actual: T, where: str = "the tensors have") -> None:
-        """Check a field that must agree with what is known otherwise.
+        """Check that a field, if present, agrees with what is known from elsewhere.
 
         Raises:
-            UserError: it does not.
+            UserError: it does not agree.
         """
         found = self.get(key, kind)
         if found is not None and found != actual:
             raise UserError(f"{self._source}: the config says {key} = {shown(found)}, {where} {shown(actual)}")
 
     def absent(self, key: str, why: str) -> None:
-        """Refuse a field that is there and neither false nor zero nor empty, for the reason given.
+        """Refuse a field that is present and not false, zero or empty, for the given reason.
 
         Raises:
-            UserError: it is.
+            UserError: there is such a field.
         """
         self._asked.add(key)
         if self._values.get(key):
             raise UserError(f"{self._source}: {key} = {shown(self._values[key])}: {why}")
 
     def inside(self, key: str) -> "Fields":
-        """The object that a field holds; without fields if the field is missing.
+        """The object in a field. It has no fields if the field is missing.
 
         Raises:
-            UserError: the field is something else.
+            UserError: the field holds something else.
         """
         self._asked.add(key)
         value = self._values.get(key)
@@ -157,12 +157,12 @@ class Fields:
         return self._inner.setdefault(key, Fields(value or {}, f"{self._source}: {key}"))
 
     def harmless(self, table: Harmless) -> None:
-        """Fields that may have any value."""
+        """Mark fields that may have any value."""
         for names in table.values():
             self._asked.update(names.split())
 
     def check_read(self) -> None:
-        """Raise a UserError if there is a field that nobody asked for."""
+        """Raise a UserError if a field was not requested."""
         for key, value in self._values.items():
             if key not in self._asked and value is not None:
                 raise UserError(
@@ -174,6 +174,6 @@ class Fields:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: short, on one line."""
+    """A value for a message, short and on one line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,6 +1,6 @@
-"""What every format needs: a folder's files as configs and tensors, and an SAE from tensors that fit together.
+"""Helpers for every format: the files of a folder as configs and tensors, and an SAE built from tensors.
 
-Everything raises UserError with the reason alone; `about` puts the path before it.
+Every function raises a UserError with the reason alone; `about` puts the path before it.
 """
 
 import json
@@ -29,40 +29,40 @@ from scalar_sae.saes.reparam import without_pre_bias
 from scalar_sae.saes.sae import SAE
 
 _LARGEST_CONFIG = 2**24
-"""Bytes."""
+"""Maximum size of a config in bytes."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder, or one file of it."""
+    """A folder, or a single file."""
 
     path: Path
     names: frozenset[str]
     opened: list[Fields | Tensors] = field(default_factory=list["Fields | Tensors"], compare=False)
-    """Configs and tensors that were opened, to be checked once the SAEs are read."""
+    """Configs and tensors that were opened. They are checked once the SAEs are read."""
 
     @classmethod
     def of(cls, path: Path) -> "Folder":
-        """The files of a folder; for a file, itself alone."""
+        """The files of a folder; for a file, the file alone."""
         path = path.resolve() if ".." in path.parts else path.absolute()
         if path.is_file():
             return cls(path.parent, frozenset([path.name]))
         return cls(path, frozenset(entry.name for entry in path.iterdir()))
 
     def has(self, *names: str) -> bool:
-        """Whether all these files are there."""
+        """Whether all these files exist."""
         return self.names.issuperset(names)
 
     def matching(self, pattern: str) -> list[str]:
-        """Names that match a glob pattern, in natural order."""
+        """Names of files that match a glob pattern, in natural order."""
         found = [name for name in self.names if Path(name).match(pattern)]
         return sorted(found, key=lambda name: (len(name), name))
 
     def ending(self, pattern: str) -> re.Match[str] | None:
-        """How the folder's path ends, if it ends in components that match a regular expression.
+        """Match the end of the folder's path against a regular expression.
 
-        Only components next to the files count, and only whole ones: folders above them may be called anything. A
-        snapshot in a cache of the Hub lies in the folder `owner/repository`.
+        Only whole components at the end of the path are matched, because folders further up may have any name. A
+        snapshot in a Hub cache is treated as lying in the folder `owner/repository`.
         """
         for path in (self.path, self.path.resolve()):
             named = re.sub(r"^.*/models--([^/]+)--([^/]+)/snapshots/[^/]+", r"\1/\2", path.as_posix())
@@ -71,10 +71,10 @@ class Folder:
         return None
 
     def json(self, name: str) -> dict[str, Any]:
-        """A .json or .yaml file that holds an object.
+        """Read a .json or .yaml file that holds an object.
 
         Raises:
-            UserError: it does not.
+            UserError: it does not hold an object.
         """
         try:
             with open_regular(self.path / name) as file:
@@ -93,7 +93,7 @@ class Folder:
         return content
 
     def config(self, name: str) -> Fields:
-        """The same as fields, of which each must be asked for.
+        """Read such a file as fields, each of which must be requested.
 
         Raises:
             UserError: the file does not hold an object.
@@ -103,17 +103,18 @@ class Folder:
         return found
 
     def tensors(self, name: str) -> Tensors:
-        """A .safetensors, .npz or PyTorch file, of whose tensors each must be asked for. Nothing in it is executed.
+        """Read a .safetensors, .npz or PyTorch file, each of whose tensors must be requested. Nothing in it is
+        executed.
 
         Raises:
-            UserError: it is damaged, or holds code.
+            UserError: it is damaged, or contains code.
         """
         found = read_tensors(self.path / name)
         self.opened.append(found)
         return found
 
     def check_read(self) -> None:
-        """Raise a UserError if what was opened holds fields or tensors that nobody asked for."""
+        """Raise a UserError if an opened file holds fields or tensors that were not requested."""
         for opened in self.opened:
             opened.check_read()
         self.opened[:] = [opened for opened in self.opened if isinstance(opened, Fields)]
@@ -128,21 +129,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """An SAE in somebody's files."""
+    """An SAE found in other people's files."""
 
     sae: SAE
     group: str
-    """SAEs of one group can stand at both ends of a block."""
+    """Name of its group. SAEs of one group can stand at both ends of a block."""
     reads: str
-    """Where it reads, in the words of its files; empty if they do not say."""
+    """The site that it reads, as named in its files; empty if they do not say."""
     writes: str = ""
-    """Where a transcoder writes; empty for an SAE."""
+    """The site that a transcoder writes; empty for an SAE."""
     recipe: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Its config, as it was found."""
+    """Its config, unchanged."""
     origin: Origin = field(default_factory=Origin)
     """What it was trained on."""
     remarks: tuple[str, ...] = ()
-    """What whoever uses it should know: one sentence each."""
+    """Remarks for the user of the SAE, one sentence each."""
 
     def __post_init__(self) -> None:
         try:
@@ -154,22 +155,24 @@ class Found:
 
 
 class Format(NamedTuple):
-    """One way of keeping SAEs in files."""
+    """A format for SAEs in files."""
 
     name: str
     files: str
-    """What a folder of this format holds, for messages."""
+    """Description of the files in a folder of this format, for messages."""
     here: Callable[[Folder], bool]
-    """Whether a folder is of this format, from names and configs."""
+    """Whether a folder has this format, judged by file names and configs."""
     weights: tuple[str, ...]
-    """Files that no folder holds that is not of this format, or a damaged one of it."""
+    """Names of files that identify a folder as this format, possibly a damaged one."""
     read: Callable[[Folder], Iterable[Found]]
-    """Its SAEs. Configs must be read whole before the first one, each file of tensors before the first of its SAEs."""
+    """Reads its SAEs. It must read all configs before the first SAE, and each file of tensors before the first of its
+    SAEs.
+    """
 
 
 @contextmanager
 def about(path: Path | str) -> Generator[None]:
-    """Put a path before the message of a UserError; what a reader trips over in somebody's files becomes one too."""
+    """Put a path before the message of a UserError, and turn errors of a reader on invalid files into UserErrors."""
     try:
         yield
     except UserError as error:
@@ -190,10 +193,10 @@ def build(
     norm: InputNorm | None = None,
     W_skip: Float[Tensor, "..."] | None = None,
 ) -> SAE:
-    """An SAE from tensors in row-vector convention, the bias that is subtracted before the encoder folded.
+    """Build an SAE from tensors in row-vector convention. A bias subtracted before the encoder is folded into b_enc.
 
     Raises:
-        UserError: the tensors do not fit together, or hold NaN or infinity.
+        UserError: the tensors do not fit together, or contain NaN or infinity.
     """
     if W_enc.dim() != 2 or W_dec.dim() != 2:
         shapes = f"W_enc {tuple(W_enc.shape)}, W_dec {tuple(W_dec.shape)}"
@@ -221,7 +224,7 @@ def build(
 
 
 def check_numbers(found: Found) -> None:
-    """Raise a UserError if an SAE cannot be computed with: too large numbers, or an output that fits nowhere."""
+    """Raise a UserError if an SAE cannot be used: its numbers are too large, or its output has an impossible width."""
     sae = found.sae
     if not found.writes and sae.d_model != sae.d_out:
         raise UserError(
@@ -234,7 +237,7 @@ def check_numbers(found: Found) -> None:
 
 
 def save_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], names: tuple[str, str]) -> None:
-    """Write a config and float32 tensors under two names into a folder, whole or not at all."""
+    """Write a config and float32 tensors under two names into a folder, atomically."""
     with atomic_write(folder) as temporary:
         temporary.mkdir()
         plain = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
@@ -243,6 +246,6 @@ def save_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]
 
 
 def check_size(sae: SAE, config: Fields, d_in: str, d_sae: str) -> None:
-    """Raise a UserError if a config's widths are not those of the tensors."""
+    """Raise a UserError if a config's widths differ from those of the tensors."""
     config.same(d_in, INTEGER, sae.d_model)
     config.same(d_sae, INTEGER, sae.d_sae)

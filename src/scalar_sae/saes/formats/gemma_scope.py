@@ -1,6 +1,6 @@
 """Gemma Scope 1 (`params.npz`) and 2 (`params.safetensors`, mostly with `config.json`).
 
-The first has no config: the site stands in the path, as in `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`.
+Gemma Scope 1 has no config. Its site is in the path, as in `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def _read(folder: Folder) -> Iterator[Found]:
 
 def _first(folder: Folder) -> Found:
     sae = _sae(folder.tensors(FIRST))
-    if folder.ending(f"embedding/{_SAE_FOLDER}"):  # made for rows of the embedding, which the model scales by sqrt(d)
+    if folder.ending(f"embedding/{_SAE_FOLDER}"):  # trained on rows of the embedding, which the model scales by sqrt(d)
         sae = with_input_scaled(sae, sae.d_model**-0.5, sae.d_model**-0.5)
         return Found(sae, "gemma-scope", "resid_pre.0")
     place = folder.ending(_SITE)

@@ -1,6 +1,6 @@
 """gpt-circuits, the SCALAR authors' code: `sae.json`, `sae.<id>.safetensors` and, for staircases, shared matrices.
 
-`<id>` is a position in the list of SAEs, or its key: `0_residmid`. Every encoder subtracts b_dec.
+`<id>` is an index in the list of SAEs, or a key such as `0_residmid`. Every encoder subtracts b_dec.
 """
 
 import re
@@ -55,7 +55,7 @@ def _read(folder: Folder) -> Iterator[Found]:
 
 
 def _keys(variant: str, n: int) -> list[str]:
-    """The keys of a list of SAEs that does not give them."""
+    """The keys of a list of SAEs that does not include them."""
     if variant in _PAIRS:
         return [f"{i // 2}_{_PAIRS[variant][i % 2]}" for i in range(n)]
     return [f"{i}_act" for i in range(n)]
@@ -63,7 +63,7 @@ def _keys(variant: str, n: int) -> list[str]:
 
 def _site(key: str) -> str:
     layer, _, point = key.partition("_")
-    if point == "act":  # a block's input; the last one is the final norm's
+    if point == "act":  # a block's input; the last one is the input of the final norm
         return f"resid_post.{int(layer) - 1}" if int(layer) else "resid_pre.0"
     if point not in _POINTS:
         raise UserError(f"{CONFIG}: {key!r} is not one of act, {', '.join(_POINTS)} after a layer's number")
@@ -71,7 +71,7 @@ def _site(key: str) -> str:
 
 
 def _shared(folder: Folder, variant: str, i: int, own: Tensors) -> tuple[Tensors | None, int]:
-    """The matrices that SAE i of a staircase reads a slice of, and the staircase's first SAE."""
+    """The matrices of which SAE i of a staircase reads a slice, and the staircase's first SAE."""
     if variant == "staircase_block":
         return folder.tensors(f"sae.shared.{i // 2}.safetensors"), i - i % 2
     if variant.startswith("topk_staircase"):
@@ -105,7 +105,7 @@ def _sae(variant: str, k: int | None, t: Tensors, weights: Tensors, chunks: tupl
     width = len(b_enc)
     W_dec = weights.matrix("W_dec")
     W_enc = W_dec.T if variant == "standard_v2" else weights.matrix("W_enc")
-    if chunks:  # a slice of what all steps share
+    if chunks:  # a slice of the shared matrices
         W_enc, W_dec = W_enc[:, :width], W_dec[:width]
     return build(W_enc, b_enc, W_dec, b_dec, rule, b_pre=b_dec, chunks=chunks)
 

@@ -1,4 +1,6 @@
-"""jacobian-saes (Farnik et al., arXiv 2502.18147): a pair before and after an MLP in one SAELens-like folder."""
+"""jacobian-saes (Farnik et al., arXiv 2502.18147): a pair before and after an MLP, in one folder similar to
+SAELens'.
+"""
 
 import re
 from collections.abc import Iterator

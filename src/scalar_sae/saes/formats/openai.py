@@ -1,4 +1,4 @@
-"""OpenAI's GPT-2 SAEs (Gao et al., arXiv 2406.04093): `<location>/autoencoders/<layer>.pt`, one state dict a file."""
+"""OpenAI's GPT-2 SAEs (Gao et al., arXiv 2406.04093): `<location>/autoencoders/<layer>.pt`, one state dict per file."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ _LOCATIONS = {
     "resid_post_attn": "resid_mid",
     "resid_delta_mlp": "mlp_out",
     "resid_post_mlp": "resid_post",
-    "mlp_post_act": "mlp_post_act",  # no site here: it is named in the refusal
+    "mlp_post_act": "mlp_post_act",  # there is no such site; it is named in the error
 }
 _FOLDER = rf"({'|'.join(_LOCATIONS)})(?:_v\d[^/]*)?/autoencoders"
 
@@ -41,18 +41,18 @@ def _read(folder: Folder) -> Iterator[Found]:
 def _sae(t: Tensors) -> SAE:
     t.harmless(HARMLESS)
     W_enc, (rule, norm) = t.matrix("encoder.weight").T, _rule(t)
-    tied = t.get("decoder.linear.weight")  # another name of the encoder's
+    tied = t.get("decoder.linear.weight")  # another name of the encoder's weight
     if tied is not None and not torch.equal(tied, W_enc.T):
         raise UserError("decoder.linear.weight is that of a tied decoder, and not encoder.weight")
     if norm is None and "decoder.weight" not in t:
-        tied = W_enc.T  # the ReLU checkpoints may be tied and store one matrix
+        tied = W_enc.T  # the ReLU checkpoints may be tied, with one matrix stored
     W_dec = t.matrix("decoder.weight").T if tied is None else tied
     return build(W_enc, t["latent_bias"], W_dec, t["pre_bias"], rule, b_pre=t["pre_bias"], norm=norm)
 
 
 def _rule(t: Tensors) -> tuple[Activation, InputNorm | None]:
     kind, state = t.text("activation"), t.fields("activation_state_dict")
-    if kind == "TopK":  # the TopK checkpoints, and only they, normalise each token
+    if kind == "TopK":  # only the TopK checkpoints normalise each token
         state.get("postact_fn", choice("ReLU"))
         return TopK(state.need("k", INTEGER)), InputNorm("layer_norm", 1e-5)
     if kind != "ReLU":

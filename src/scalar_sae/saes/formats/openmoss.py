@@ -1,8 +1,9 @@
-"""OpenMOSS Language-Model-SAEs: Llama Scope of 2024, Llama Scope R1, and what Llamascopium writes now.
+"""OpenMOSS Language-Model-SAEs: Llama Scope of 2024, Llama Scope R1, and the current format of Llamascopium.
 
-Weights lie in the space of normalised activations, x sqrt(d_model) / (mean norm over the data). They are folded as the
-authors do it: input scale first, latents then in the units of the activations, decoder rows to unit length, so that an
-activation is what a latent adds. The 2024 release's one threshold was measured after these folds, later ones before.
+Weights act on normalised activations, x sqrt(d_model) / (mean norm over the data). They are folded in the authors'
+order: first the input scale, then latents are put into the units of the activations, then decoder rows are scaled to
+unit length. An activation then equals the norm of what the latent adds. The single threshold of the 2024 release was
+measured after these folds, those of later releases before them.
 """
 
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def _read(folder: Folder) -> Iterator[Found]:
 
 
 def _sae(config: Fields, t: Tensors, reads: str, writes: str, first: bool) -> tuple[SAE, str]:
-    """The SAE, and the name of its activation function in training; `first`: of the 2024 release."""
+    """The SAE, and the name of its activation function in training. `first` says whether it is of the 2024 release."""
     W_enc, b_enc, W_dec, b_dec = _weights(t)
     (config.get if b_dec is not None else config.need)("use_decoder_bias", FLAG)
     config.same("use_decoder_bias", FLAG, b_dec is not None)
@@ -112,7 +113,7 @@ def _weights(t: Tensors) -> tuple[Float[Tensor, "..."], Tensor, Float[Tensor, ".
 def _rule(
     kind: str, config: Fields, t: Tensors, W_dec: Float[Tensor, "..."], by_norm: bool, first: bool
 ) -> tuple[Activation, float | None]:
-    """The activation rule; or, beside any, the one threshold of the 2024 release, which is applied after all folds."""
+    """The activation rule, and the single threshold of the 2024 release, if any, which is applied after all folds."""
     k = config.get("top_k", INTEGER)
     single = (config.need if first and kind != "relu" else config.get)("jump_relu_threshold", NUMBER) or 0.0
     name = next((name for name in _LOG_THRESHOLDS if name in t), None)
@@ -133,7 +134,7 @@ def _rule(
 
 
 def _norms(config: Fields, t: Tensors, reads: str, writes: str) -> tuple[float, float] | None:
-    """Mean norm, over the data, of the activations read and written, from the config or the tensors."""
+    """Mean norms over the data of the activations read and written, from the config or the tensors."""
     stored = t.under("dataset_average_activation_norm.")
     written = config.inside("dataset_average_activation_norm")
     pairs = [

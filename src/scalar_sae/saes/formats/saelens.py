@@ -1,4 +1,4 @@
-"""SAELens, before and after 6.0, and its training checkpoints: `cfg.json` + `sae_weights.safetensors`."""
+"""SAELens, before and after 6.0, and its training checkpoints: `cfg.json` and `sae_weights.safetensors`."""
 
 import re
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def _here(folder: Folder) -> bool:
 
 
 def is_pair(config: dict[str, Any]) -> bool:
-    """Whether a config is that of jacobian-saes' pairs."""
+    """Whether a config describes a pair of jacobian-saes."""
     return bool(config.get("is_pair") or config.get("use_jacobian_loss"))
 
 
@@ -77,7 +77,7 @@ def _read(folder: Folder) -> Iterator[Found]:
     if transcoder:
         fields.same("d_out", INTEGER, sae.d_out)
     sae = _finetuned(sae, config, t)
-    white = config.norm == "covariance_whitening"  # which would change the norms
+    white = config.norm == "covariance_whitening"  # whitening would change the norms
     for fold in (_by_decoder_norm, _input_folded) if white else (_input_folded, _by_decoder_norm):
         sae = fold(sae, config, folder)
     writes = config.writes if transcoder else ""
@@ -94,7 +94,7 @@ def _read(folder: Folder) -> Iterator[Found]:
 
 
 def _check_transcoder(fields: Fields, config: saelens_config.Config) -> None:
-    """Refuse what SAELens' transcoders do not do, or do to the input and never undo."""
+    """Refuse options that SAELens' transcoders ignore, or that change the input without undoing it."""
     fields.absent("apply_b_dec_to_input", "a transcoder's b_dec lies at another site than its input")
     if config.norm != "none":
         raise UserError(f"normalize_activations = {config.norm!r}: a transcoder's output is in other units; refused")
@@ -116,7 +116,8 @@ def _encoder(
     if "jumprelu" in config.architecture:
         log = t.get("log_threshold")
         return W_enc, b_enc, JumpReLU(t["threshold"] if log is None else log.exp())
-    if "batchtopk" in config.architecture:  # a training checkpoint: one threshold, in the units of what is selected
+    # a training checkpoint: one threshold, in the units of the selected quantity
+    if "batchtopk" in config.architecture:
         threshold = W_enc.new_full((W_enc.shape[-1],), t.need("topk_threshold", NUMBER))
         if config.by_decoder_norm:
             threshold = threshold / t.sized("W_dec", *W_enc.T.shape).norm(dim=1).clamp(min=1e-8)
@@ -128,7 +129,7 @@ def whole_k(config: saelens_config.Config) -> int:
     """The k of a TopK SAE.
 
     Raises:
-        UserError: there is none, or it is no whole number.
+        UserError: there is none, or it is not an integer.
     """
     if config.k is None or not config.k.is_integer():
         raise UserError("the config gives no k" if config.k is None else f"k = {config.k:g}: expected a whole number")
@@ -136,7 +137,7 @@ def whole_k(config: saelens_config.Config) -> int:
 
 
 def _finetuned(sae: SAE, config: saelens_config.Config, t: Tensors) -> SAE:
-    """Fold the factor that each latent was fine-tuned by: `scaling_factor` up to 2, where it is always there."""
+    """Fold the factors by which latents were fine-tuned. `scaling_factor` is always present up to version 2."""
     names = [name for name in ("scaling_factor", "finetuning_scaling_factor") if name in t]
     if len(names) > 1:
         raise UserError(f"{WEIGHTS} holds {' and '.join(names)}: which of them is meant?")
@@ -161,12 +162,12 @@ def _finetuned(sae: SAE, config: saelens_config.Config, t: Tensors) -> SAE:
 
 
 def _by_decoder_norm(sae: SAE, config: saelens_config.Config, _: Folder) -> SAE:
-    """Fold decoder norms, where latents are selected by activation times decoder norm."""
+    """Fold decoder norms if latents are selected by activation times decoder norm."""
     return with_latents_scaled(sae, decoder_norms(sae)) if config.by_decoder_norm else sae
 
 
 def _input_folded(sae: SAE, config: saelens_config.Config, folder: Folder) -> SAE:
-    """Fold the scale or whitening that a training checkpoint keeps in files of its own."""
+    """Fold the scale or whitening that a training checkpoint keeps in separate files."""
     if config.norm in _NORMS or config.norm == "none":
         return sae
     if config.norm == "expected_average_only_in" and folder.has(SCALER):
@@ -195,7 +196,7 @@ FORMAT = Format("SAELens", f"{CONFIG}, {WEIGHTS}", _here, (WEIGHTS,), _read)
 
 
 def save(sae: SAE, site: Site, folder: Path, model_name: str) -> None:
-    """Write an SAE as SAELens 6 does, for SAELens, SAEDashboard, Neuronpedia and SAEBench.
+    """Write an SAE in the format of SAELens 6, for SAELens, SAEDashboard, Neuronpedia and SAEBench.
 
     Raises:
         UserError: SAELens has no architecture for it.

@@ -1,7 +1,7 @@
-"""The config of SAELens, `cfg.json`, in all its versions, and of what was forked from it (jacobian.py).
+"""The config of SAELens, `cfg.json`, in all its versions and in forks of it (jacobian.py).
 
-Up to 2 it is the config of the whole training run, from 3 to 5 that of the SAE with the model's facts beside it, from 6
-on the model's facts lie in `metadata`.
+Up to version 2 it is the config of the whole training run. From 3 to 5 it is the config of the SAE, mixed with facts
+about the model. From 6 on these facts are in `metadata`.
 """
 
 import re
@@ -44,7 +44,7 @@ HARMLESS = {
     "training_architecture_details hf_hook_name hf_hook_name_out",
     "measured after training": "l0 num_dead_features",
 }
-"""Fields of the config and of its `metadata`."""
+"""Fields of the config and of its `metadata` that cannot change what the SAE computes."""
 
 _LOADING = {
     "changes no activation at any site known here": "center_unembed fold_value_biases refactor_factored_attn_matrices",
@@ -56,13 +56,13 @@ _LOADING = {
     "how TransformerLens tokenises, which the SAE's own prepend_bos overrides": "default_prepend_bos "
     "default_padding_side tokenizer",
 }
-"""Fields of `model_from_pretrained_kwargs`."""
+"""Fields of `model_from_pretrained_kwargs` that cannot change what the SAE computes."""
 
 _NORMS = (
     "none", "expected_average_only_in", "constant_norm_rescale", "layer_norm", "covariance_whitening",
 )  # fmt: skip
 _STREAM = re.compile(r"hook_resid_(pre|mid|post)|hook_(attn|mlp)_out|hook_mlp_in|mlp\.hook_out")
-"""Sites on the residual stream, or of what is written to it."""
+"""Sites on the residual stream, or whose activation is added to it."""
 _LAYER_NORM = re.compile(
     "gpt2|distilgpt2|gpt-neo|gpt-j|pythia|opt-|bloom|stanford-gpt2|alias-gpt2|battlestar-gpt2|caprica-gpt2|darkmatter-"
     "gpt2|eowyn-gpt2|expanse-gpt2|tinystories|tiny-stories|phi-1|phi-2|gelu-|solu-|attn-only|stablelm|santacoder|othello"
@@ -74,7 +74,7 @@ _OLD = (
     "cfg.json: it is then folded exactly"
 )
 _NORM_OR_FLAG = Kind[str]("a text, true or false", lambda value: _NAMED.get(value, value) if _known(value) else None)
-_NAMED = {True: "expected_average_only_in", False: "none"}  # up to 2 it was a flag
+_NAMED = {True: "expected_average_only_in", False: "none"}  # up to version 2 it was a boolean
 
 
 def _known(value: object) -> bool:
@@ -83,33 +83,36 @@ def _known(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Config:
-    """What `cfg.json` says of the SAE, whatever its version."""
+    """The facts about an SAE in `cfg.json`, for all versions."""
 
     architecture: str
     activation: str
-    """The activation function of versions before 6; `relu` where the architecture says all."""
+    """The activation function of versions before 6; `relu` if the architecture determines it."""
     k: float | None
     b_dec_from_input: bool
     """Whether b_dec is subtracted from the input."""
     norm: str
     finetuned: bool | None
-    """Whether latents are multiplied before the decoder; None: the config does not say."""
+    """Whether latents are scaled before the decoder; None if the config does not say."""
     by_decoder_norm: bool
     """Whether latents are selected by activation times decoder norm."""
     reads: str
     writes: str
     centred: bool
-    """Whether TransformerLens was asked to take the mean out of whatever the model writes to its stream."""
+    """Whether TransformerLens was asked to remove the mean of everything that the model writes to its residual
+    stream.
+    """
     name: str
-    """The architecture it was trained as."""
+    """The architecture that it was trained with."""
     origin: Origin
     remarks: tuple[str, ...]
 
     def centred_at(self, hook: str) -> bool:
-        """Whether an activation there had its mean taken out: only on the stream, and only of a model with LayerNorm.
+        """Whether the mean was removed from the activation at a hook. This requires the residual stream of a model with
+        LayerNorm.
 
         Raises:
-            UserError: which norm the model has is not known.
+            UserError: it is not known which norm the model has.
         """
         centred = loses_its_mean(self.origin.model, hook) if self.centred else False
         if centred is None:
@@ -122,10 +125,11 @@ class Config:
 
 
 def loses_its_mean(model: str | None, hook: str) -> bool | None:
-    """Whether TransformerLens takes the mean out of an activation when it centres what a model writes to its stream.
+    """Whether TransformerLens removes the mean of an activation when it centres what a model writes to its residual
+    stream.
 
-    It does so on the stream of models with LayerNorm, and leaves models with RMSNorm as they are. None: which norm the
-    model has is not known.
+    It does so on the residual stream of models with LayerNorm, and leaves models with RMSNorm unchanged. None means
+    that the model's norm is not known.
     """
     name = _name(model or "")
     if not _on_stream(hook) or _RMS_NORM.match(name):
@@ -134,7 +138,7 @@ def loses_its_mean(model: str | None, hook: str) -> bool | None:
 
 
 def read(config: Fields) -> Config:
-    """Ask a config for everything that SAELens writes.
+    """Request every field that SAELens writes.
 
     Raises:
         UserError: a field has another type, contradicts another one, or says that the SAE cannot be read here.
@@ -147,7 +151,7 @@ def read(config: Fields) -> Config:
     kwargs = config.inside("activation_fn_kwargs") if old else Fields({}, "")
     activation = (config.one(("activation_fn", "activation_fn_str"), TEXT) if old else None) or "relu"
     if activation == "topk" and architecture == "standard":
-        architecture = "topk"  # before 5.0 a TopK SAE calls itself `standard`
+        architecture = "topk"  # before 5.0, TopK SAEs are called `standard`
     selects = "topk" in architecture
     k = config.get("k", NUMBER) if selects else None
     if old and selects:
@@ -156,7 +160,7 @@ def read(config: Fields) -> Config:
             raise UserError(f"k = {k:g} and activation_fn_kwargs: k = {inner:g} contradict each other")
         k = inner if k is None else k
     config.get("dtype", DTYPE)
-    ask = config.need if not old or not _before(_version(config), [1, 5]) else config.get  # written ever since
+    ask = config.need if not old or not _before(_version(config), [1, 5]) else config.get  # written since 1.5
     norm = ask("normalize_activations", _NORM_OR_FLAG) or "none"
     if norm not in _NORMS:
         raise UserError(f"normalize_activations = {norm!r}: expected one of {', '.join(_NORMS)}")
@@ -200,7 +204,7 @@ def _origin(facts: Fields) -> Origin:
 
 
 def _sites(config: Fields, facts: Fields) -> tuple[str, str]:
-    """The hooks that are read and written, once all that is said of them agrees."""
+    """The hooks that are read and written. All fields that name them must agree."""
     reads = facts.one(("hook_name", "hook_point"), TEXT) or ""
     writes = facts.get("hook_name_out", TEXT) or ""
     for head in ("hook_head_index", "hook_point_head_index", "hook_head_index_out"):
@@ -218,7 +222,7 @@ def _sites(config: Fields, facts: Fields) -> tuple[str, str]:
 
 
 def _preparation(config: Fields, facts: Fields, reads: str) -> tuple[bool, tuple[str, ...]]:
-    """Whether the model was asked to be without means on its stream, and what to say of how it was prepared."""
+    """Whether the model was asked to remove means on its residual stream, and remarks on how it was prepared."""
     kwargs = facts.inside("model_from_pretrained_kwargs")
     kwargs.harmless(_LOADING)
     centred, folded = kwargs.get("center_writing_weights", FLAG), kwargs.get("fold_ln", FLAG)
@@ -226,7 +230,8 @@ def _preparation(config: Fields, facts: Fields, reads: str) -> tuple[bool, tuple
     version = _version(facts) or _version(config)
     model = facts.get("model_name", TEXT) or ""
     behind = r"(mlp|attn)\.hook_in" if _RMS_NORM.match(_name(model)) else r"(mlp|attn)\.hook_in|ln[12]\.hook_normalized"
-    if folded and re.fullmatch(behind, _hook(reads)):  # an RMSNorm's hook_normalized comes before its gain anyway
+    # the hook_normalized of an RMSNorm lies before its gain in any case
+    if folded and re.fullmatch(behind, _hook(reads)):
         raise UserError(
             f"model_from_pretrained_kwargs: fold_ln = True: {reads} then comes before the norm's gain, which is not "
             "in these files; fold it into W_enc, and say fold_ln = false"
@@ -255,5 +260,5 @@ def _version(fields: Fields) -> str | None:
 
 
 def _before(version: str | None, release: list[int]) -> bool:
-    """Whether a version is older than a release; one that is not given counts as old."""
+    """Whether a version is older than a release. A missing version counts as old."""
     return version is None or [int(number) for number in re.findall(r"\d+", version)[:3]] < release

@@ -1,4 +1,6 @@
-"""EleutherAI sparsify: `<hookpoint>/{cfg.json, sae.safetensors}`, the folder's name being the module it reads."""
+"""EleutherAI sparsify: `<hookpoint>/{cfg.json, sae.safetensors}`. The folder is named after the module that it
+reads.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +35,7 @@ def _read(folder: Folder) -> Iterator[Found]:
     config.harmless(HARMLESS)
     config.absent("signed", "latents of either sign, selected by size, are not supported")
     k = config.need("k", INTEGER)
-    newer = "activation" in config or "transcode" in config  # both came in February 2025
+    newer = "activation" in config or "transcode" in config  # both were introduced in February 2025
     ask = config.need if newer else config.get
     kind = ask("activation", choice("topk", "groupmax")) or "topk"
     W_skip = t.matrix("W_skip") if "W_skip" in t else None
@@ -48,7 +50,7 @@ def _read(folder: Folder) -> Iterator[Found]:
         b_pre=None if transcoder else t["b_dec"],
         W_skip=None if W_skip is None else W_skip.T,
     )
-    if config.get("num_latents", INTEGER):  # 0: what expansion_factor says
+    if config.get("num_latents", INTEGER):  # 0: use expansion_factor
         config.same("num_latents", INTEGER, sae.d_sae)
     else:
         config.same("expansion_factor", INTEGER, sae.d_sae // sae.d_model, "num_latents nothing else, the tensors")
@@ -71,7 +73,7 @@ _MODULES = {
 
 
 def hookpoint(site: Site, layers: str) -> str:
-    """The module whose output is a site, where a model's layers lie under the name `layers`: `h` or `layers`.
+    """The module whose output is a site. `layers` is the name of the model's list of layers: `h` or `layers`.
 
     Raises:
         UserError: no module's output is this site.
@@ -88,10 +90,10 @@ def hookpoint(site: Site, layers: str) -> str:
 
 
 def save(sae: SAE, folder: Path) -> None:
-    """Write an SAE as sparsify does, for sparsify and delphi; the folder should be named after the hookpoint.
+    """Write an SAE in sparsify's format, for sparsify and delphi. The folder should be named after the hookpoint.
 
     Raises:
-        UserError: sparsify has no such SAE.
+        UserError: sparsify cannot represent the SAE.
     """
     rule = sae.activation
     if not isinstance(rule, TopK | GroupMax):

@@ -1,4 +1,4 @@
-"""Files of tensors of other people's SAEs, read by allow-list: `check_read` refuses what nobody asked for."""
+"""Files of tensors of other people's SAEs, read by allow-list: `check_read` refuses tensors that were not requested."""
 
 import os
 import pickle
@@ -20,12 +20,14 @@ from scalar_sae.readers import open_regular
 from scalar_sae.saes.formats.fields import NUMBER, Fields, Harmless, Kind, T, shown
 
 _MOST_PACKED = 100
-"""Times that an archive of tensors may be larger when it is unpacked; trained weights do not shrink to half."""
+"""Maximum expansion of an archive of tensors. Trained weights do not compress even to half their size."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Tensors:
-    """The tensors of one file, by name: floating-point ones are read in float32, wherever they were saved from."""
+    """The tensors of one file by name. Floating-point tensors are read in float32, whatever device they were saved
+    from.
+    """
 
     def __init__(self, values: Mapping[str, Any], source: str, prefix: str = "") -> None:
         self._values = values
@@ -44,7 +46,7 @@ class Tensors:
         """A tensor in float32.
 
         Raises:
-            UserError: it is missing, or not an ordinary tensor of floating-point numbers.
+            UserError: it is missing, or not an ordinary floating-point tensor.
         """
         value = self._tensor(name)
         if value.dtype not in _FLOATS:
@@ -57,7 +59,7 @@ class Tensors:
         return self[name] if name in self._values else None
 
     def sized(self, name: str, *shape: int) -> Float[Tensor, "..."]:
-        """A tensor in float32 that must have a shape, and numbers to compute with.
+        """A tensor in float32 with the given shape and floating-point numbers.
 
         Raises:
             UserError: it is missing, holds other numbers, or has another shape.
@@ -70,7 +72,7 @@ class Tensors:
         return value
 
     def matrix(self, name: str) -> Float[Tensor, "row column"]:
-        """A tensor in float32 that must have two axes.
+        """A tensor in float32 with two axes.
 
         Raises:
             UserError: it is missing, holds other numbers, or has another shape.
@@ -84,7 +86,7 @@ class Tensors:
         return value
 
     def need(self, name: str, kind: Kind[T]) -> T:
-        """One number that must be there, stored as a tensor or as itself.
+        """A required number, stored as a tensor or as a plain number.
 
         Raises:
             UserError: it is missing, or not a number of that kind.
@@ -97,7 +99,7 @@ class Tensors:
         return found
 
     def scalar(self, name: str, kind: Kind[T]) -> T | None:
-        """One number, stored as a tensor or as itself; None if it is missing.
+        """A number, stored as a tensor or as a plain number; None if it is missing.
 
         Raises:
             UserError: it is not a number of that kind.
@@ -115,7 +117,7 @@ class Tensors:
         return found
 
     def integers(self, name: str) -> list[int] | None:
-        """A tensor of whole numbers as a list; None if it is missing.
+        """An integer tensor as a list; None if it is missing.
 
         Raises:
             UserError: it holds other numbers.
@@ -128,7 +130,7 @@ class Tensors:
         return value.flatten().tolist()
 
     def fields(self, name: str) -> Fields:
-        """An object that is stored beside the tensors; without fields if it is missing.
+        """An object stored beside the tensors. It has no fields if it is missing.
 
         Raises:
             UserError: it is something else.
@@ -139,7 +141,7 @@ class Tensors:
         return found
 
     def text(self, name: str) -> str | None:
-        """A word that is stored beside the tensors, or None if it is missing.
+        """A string stored beside the tensors, or None if it is missing.
 
         Raises:
             UserError: it is something else.
@@ -151,10 +153,10 @@ class Tensors:
         return value
 
     def inside(self, name: str) -> "Tensors":
-        """The tensors that lie one level further in.
+        """The tensors in a nested dictionary.
 
         Raises:
-            UserError: nothing lies there.
+            UserError: there is no such dictionary.
         """
         self._asked.add(name)
         if not isinstance(self._values.get(name), dict):
@@ -162,18 +164,18 @@ class Tensors:
         return self._keep(Tensors(self._values[name], self._source))
 
     def under(self, prefix: str) -> "Tensors":
-        """The tensors whose names begin with a prefix, without it."""
+        """The tensors whose names begin with a prefix, with the prefix removed."""
         chosen = {name[len(prefix) :]: value for name, value in self._values.items() if name.startswith(prefix)}
         self._asked.update(prefix + name for name in chosen)
         return self._keep(Tensors(chosen, self._source, self._prefix + prefix))
 
     def harmless(self, table: Harmless) -> None:
-        """Tensors that may hold anything."""
+        """Mark tensors that may hold anything."""
         for names in table.values():
             self._asked.update(names.split())
 
     def check_read(self) -> None:
-        """Raise a UserError if there is a tensor that nobody asked for."""
+        """Raise a UserError if a tensor was not requested."""
         left = [str(name) for name in self._values if name not in self._asked]
         if left:
             raise UserError(
@@ -205,10 +207,10 @@ class Tensors:
 
 
 def read_tensors(path: Path) -> Tensors:
-    """A .safetensors, .npz or PyTorch file. Nothing in it is executed.
+    """Read a .safetensors, .npz or PyTorch file. Nothing in it is executed.
 
     Raises:
-        UserError: it is damaged, holds code, or would fill the memory.
+        UserError: it is damaged, contains code, or would fill the memory.
     """
     try:
         with open_regular(path) as file:
@@ -237,7 +239,7 @@ def read_tensors(path: Path) -> Tensors:
 
 
 def _check_packing(file: Any, name: str) -> None:
-    """Raise a UserError if an archive is small by its size and would fill the memory once it is unpacked."""
+    """Raise a UserError if a small archive would fill the memory when unpacked."""
     if is_zipfile(file):
         with ZipFile(file) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -253,7 +255,7 @@ def _npz(path: Path) -> dict[str, Tensor]:
 
 def _torch(path: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a pickle that is refused a moment later
+        warnings.simplefilter("ignore")  # warnings about a pickle that is refused a moment later
         content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise ValueError("not a state dict")
