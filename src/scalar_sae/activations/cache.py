@@ -1,11 +1,11 @@
-"""Activations on disk: what a stream yields is kept, one file a buffer, and read instead of computed by later runs.
+"""An on-disk cache of activations: the buffers of a stream are kept, one file per buffer, and read by later runs.
 
-    folder/manifest.json               the recipe that the buffers were made by, and its hash
+    folder/manifest.json               the recipe that determines the buffers, and its hash
     folder/buffer-000000.safetensors   one buffer: "resid_mid.0" -> [n_tokens, d_model], with the SHA-256 of the
                                        recipe, its number and its content
 
-The stream's buffers depend on the recipe and their number alone, so a cached run is the same run, to the bit. In memory
-there is one buffer at a time, where the model lies. A run may use some of the sites of a cache; one of another recipe
+A buffer depends only on the recipe and its number, so a run from the cache equals a run without it, to the bit. Memory
+holds one buffer at a time, on the model's device. A run may use some of the sites of a cache. A cache of another recipe
 is refused.
 """
 
@@ -31,11 +31,11 @@ from scalar_sae.readers import WRITER, open_regular, read_json
 from scalar_sae.sealed import load_tensors, save_tensors
 
 _NO_PART = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
-"""Fields of a model's configuration that do not decide its activations (the weights say of what type they are)."""
+"""Fields of a model's configuration that do not affect its activations. The precision is taken from the weights."""
 
 
 class Manifest(BaseModel):
-    """What `manifest.json` says of the buffers beside it."""
+    """The content of `manifest.json`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -47,7 +47,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def of(cls, recipe: dict[str, Any]) -> "Manifest":
-        """The manifest of buffers that are made by a recipe."""
+        """The manifest of buffers made by a recipe."""
         return cls(hash=_hash(recipe), recipe=recipe)
 
     @model_validator(mode="after")
@@ -65,8 +65,8 @@ class CachedStream:
     """A stream that keeps its buffers in a folder.
 
     Raises:
-        UserError: the folder holds a cache of another recipe, or lacks a site (the differing fields are listed), or
-            something else; or the disk has no room for the `needed` buffers of a run.
+        UserError: the folder holds a cache of another recipe or one that lacks a site (the message lists the
+            differences), or other files, or the disk has no room for the `needed` buffers of a run.
     """
 
     def __init__(self, stream: ActivationStream, folder: Path, needed: int) -> None:
@@ -89,7 +89,7 @@ class CachedStream:
         self._make_room(needed)
 
     def _make_room(self, n: int) -> None:
-        """Say what so many buffers take on the disk, before anything is computed."""
+        """Report the disk space of the buffers before anything is computed, and refuse if it is not available."""
         stream = self._stream
         there = sum(self._there(self._path(index)) for index in range(n))
         bytes_each = 4 * stream.lm.d_model * stream.tokens_per_buffer * len(stream.reads)
@@ -108,7 +108,7 @@ class CachedStream:
             say(f"cache {self._folder}: {size}; {needed / 1e9:.1f} GB more, {free / 1e9:,.0f} GB free")
 
     def buffers(self, start: int = 0) -> Iterator[Buffer]:
-        """Yield buffers without end, from number `start` on; computed and kept where the cache has none."""
+        """Yield buffers endlessly from number `start` on. Missing buffers are computed and kept."""
         index = start
         while True:
             path = self._path(index)
@@ -141,14 +141,14 @@ class CachedStream:
         buffer = next(self._stream.buffers(index))
         if (
             self._all and distributed.rank() == 0
-        ):  # a run that reads fewer sites would leave a buffer that others cannot use
+        ):  # a run that reads fewer sites would leave a buffer without the others
             with atomic_write(path, "--cache") as temporary:
                 save_tensors(temporary, {str(read): acts for read, acts in buffer.items()}, self._of(index))
         return buffer
 
 
 def recipe(stream: ActivationStream) -> dict[str, Any]:
-    """Everything that decides what a stream yields."""
+    """Everything that determines the buffers of a stream."""
     return {
         "lm": fingerprint(stream.lm),
         "tokens": hashlib.sha256(stream.prompts.numpy().tobytes()).hexdigest(),
@@ -162,13 +162,14 @@ def recipe(stream: ActivationStream) -> dict[str, Any]:
 
 
 def fingerprint(lm: LanguageModel) -> str:
-    """SHA-256 over the model's configuration (norm's epsilon, heads, rotary base) and its weights' names and bytes.
+    """SHA-256 over the model's configuration (such as the norm's epsilon, heads, rotary base) and its weights' names
+    and bytes.
 
-    Left out is what says where a model lies and by what it was written: a saved copy has the same fingerprint.
+    The path of the model and the version that wrote it are excluded, so a saved copy has the same fingerprint.
     """
     config = {name: value for name, value in lm.hf.config.to_dict().items() if name not in _NO_PART}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(lm.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)  # numpy knows no bfloat16
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)  # numpy has no bfloat16
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What can be read beside an activation itself."""
+"""What can be read at a site in addition to its activation."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,9 @@ from scalar_sae.sites import Site
 
 @dataclass(frozen=True)
 class Gradient:
-    """The gradient of the language model's next-token loss, summed over tokens, in the activation at a site."""
+    """The gradient of the language model's next-token loss, summed over tokens, with respect to the activation at a
+    site.
+    """
 
     site: Site
 

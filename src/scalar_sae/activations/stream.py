@@ -1,11 +1,11 @@
-"""Activations on the fly: shuffled windows of text through the language model, tokens shuffled across windows.
+"""A stream of activations: windows of text in random order through the language model, then shuffled token by token.
 
     for buffer in stream.buffers(): ...        # site, or gradient at a site -> [n_tokens, d_model]
 
-The text is cut into windows without overlap; every epoch visits them in a new order. One buffer holds many windows
+The text is cut into windows without overlap, and every epoch visits them in a new order. One buffer holds many windows
 and is shuffled token by token, so the tokens of a training batch come from all over the text. Buffer i depends on
-(seed, i) alone: whoever knows i can go on from there. Several workers run the model on a part of the windows each, and
-all have the whole buffer. The text stays on the CPU; a buffer lies where the model does.
+(seed, i) alone, so a run can resume at any buffer. With several workers, each runs the model on a part of the windows
+and receives the whole buffer. The text stays on the CPU; a buffer is on the model's device.
 
 Special tokens are left out by id (lm/special.py).
 """
@@ -26,14 +26,14 @@ from scalar_sae.lm.special import counted
 from scalar_sae.sites import Site
 
 IGNORED = -100
-"""The target of a position that no loss is taken at."""
+"""Target of positions that are excluded from the loss."""
 
 Buffer = dict[Site | Gradient, Float[Tensor, "_ d_model"]]
 
 
 @dataclass(frozen=True)
 class ActivationStream:
-    """A reproducible stream of shuffled activations at several sites, one pass over the model for all of them."""
+    """A reproducible stream of shuffled activations at several sites, read in one pass over the model."""
 
     lm: LanguageModel
     prompts: Int[Tensor, "n_windows context"]
@@ -43,20 +43,20 @@ class ActivationStream:
     lm_batch: int = 32
     """Windows per forward pass."""
     special: tuple[int, ...] = ()
-    """Ids of tokens whose activations are left out, and which no gradient's loss predicts."""
+    """Ids of tokens whose activations are left out and that are no targets of a gradient's loss."""
 
     @property
     def windows_per_buffer(self) -> int:
-        """Windows in one buffer: no more than the text has."""
+        """Windows in one buffer, at most as many as the text has."""
         return max(1, min(self.buffer_tokens // self.prompts.shape[1], self.prompts.shape[0]))
 
     @property
     def tokens_per_buffer(self) -> int:
-        """Tokens in one buffer, special ones included."""
+        """Tokens in one buffer, including special ones."""
         return self.windows_per_buffer * self.prompts.shape[1]
 
     def buffers(self, start: int = 0) -> Iterator[Buffer]:
-        """Yield buffers without end, from number `start` on."""
+        """Yield buffers endlessly, from number `start` on."""
         per_epoch = self.prompts.shape[0] // self.windows_per_buffer
         index = start
         while True:
@@ -90,7 +90,9 @@ def read_all(
     reads: Sequence[Site | Gradient],
     special: tuple[int, ...] = (),
 ) -> dict[Site | Gradient, Float[Tensor, "batch token d_model"]]:
-    """Everything read on a few windows, at every position; special tokens are no targets of a gradient's loss."""
+    """All activations and gradients on a few windows, at every position. Special tokens are no targets of a gradient's
+    loss.
+    """
     sites = {read.site if isinstance(read, Gradient) else read for read in reads}
     with torch.no_grad(), FastCPUOps():
         states = lm.states(tokens, sorted(sites))

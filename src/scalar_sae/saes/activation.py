@@ -1,4 +1,4 @@
-"""From pre-activations to latent activations: the rules that published SAEs use at inference.
+"""Activation rules: from pre-activations to latent activations, as published SAEs compute them at inference.
 
 | rule       | activation of a latent with pre-activation u             | at inference in             |
 |------------|----------------------------------------------------------|-----------------------------|
@@ -7,9 +7,9 @@
 | `JumpReLU` | max(u, 0) if u is above the latent's own threshold       | JumpReLU, Gated, BatchTopK  |
 | `GroupMax` | max(u, 0) if it is the largest of its group              | GroupMax (sparsify)         |
 
-`select` is the rule. The rankings ask which activation each latent would have if only its own pre-activation changed.
-`competing_threshold` gives what a changed pre-activation has to beat, and `activate_independently(changed, threshold)`
-the activation that follows.
+`select` applies the rule. The rankings also need the activation that each latent would have if only its own
+pre-activation changed. `competing_threshold` is the value that a changed pre-activation must reach or exceed, and
+`activate_independently(changed, threshold)` is the resulting activation.
 """
 
 from dataclasses import dataclass
@@ -26,19 +26,19 @@ Kind = Literal["relu", "topk", "jumprelu", "groupmax"]
 
 @dataclass(frozen=True)
 class ReLU:
-    """Every positive pre-activation stays."""
+    """Keep every positive pre-activation."""
 
     kind: ClassVar[Kind] = "relu"
 
     def check(self, d_sae: int) -> None:
-        """Nothing can be wrong."""
+        """Accept any width."""
 
     def select(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """Positive part."""
         return pre_acts.relu()
 
     def competing_threshold(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
-        """Latents do not compete: being positive is enough."""
+        """Zero: latents do not compete."""
         return torch.zeros_like(pre_acts)
 
     def activate_independently(
@@ -53,24 +53,24 @@ class ReLU:
 
 @dataclass(frozen=True)
 class TopK:
-    """The k largest positive pre-activations of a token stay."""
+    """Keep the k largest positive pre-activations of each token."""
 
     k: int
     kind: ClassVar[Kind] = "topk"
 
     def check(self, d_sae: int) -> None:
-        """Raise a UserError if the width leaves no k to choose."""
+        """Raise a UserError if k is not within the width."""
         if not 1 <= self.k <= d_sae:
             raise UserError(f"k = {self.k}: must lie between 1 and d_sae = {d_sae}")
 
     def select(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """ReLU, then keep the k largest (entries equal to the k-th are kept too, as in the authors' code)."""
+        """ReLU, then keep the k largest. Entries tied with the k-th are kept too, as in the SCALAR authors' code."""
         acts = pre_acts.relu()
         kth = acts.detach().topk(self.k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
         return torch.where(acts >= kth, acts, 0.0)
 
     def competing_threshold(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
-        """A selected latent competes with the (k+1)-th largest for its place, another one with the k-th."""
+        """The (k+1)-th largest for a selected latent, the k-th largest for every other latent."""
         acts = pre_acts.relu()
         if self.k == acts.shape[-1]:
             return torch.zeros_like(acts)
@@ -81,7 +81,7 @@ class TopK:
     def activate_independently(
         self, changed: Float[Tensor, "*many token some"], competing_threshold: Float[Tensor, "token some"]
     ) -> Float[Tensor, "*many token some"]:
-        """What reaches the bar, which is not negative."""
+        """Changed pre-activations that reach the threshold, which is not negative; else 0."""
         return torch.where(changed >= competing_threshold, changed, 0.0)
 
     def __str__(self) -> str:
@@ -90,28 +90,28 @@ class TopK:
 
 @dataclass(frozen=True, eq=False)
 class JumpReLU:
-    """A positive pre-activation stays where it is above the latent's threshold."""
+    """Keep a positive pre-activation that exceeds the latent's threshold."""
 
     threshold: Float[Tensor, " d_sae"]
     kind: ClassVar[Kind] = "jumprelu"
 
     def check(self, d_sae: int) -> None:
-        """Raise a UserError if there is not one threshold a latent."""
+        """Raise a UserError unless there is one threshold per latent."""
         if tuple(self.threshold.shape) != (d_sae,):
             raise UserError(f"threshold has shape {tuple(self.threshold.shape)}; expected ({d_sae},)")
 
     def select(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """Positive part of what exceeds its threshold."""
+        """The positive part of the pre-activations that exceed their thresholds."""
         return torch.where(pre_acts > self.threshold, pre_acts, 0.0).relu()
 
     def competing_threshold(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
-        """Latents do not compete: the threshold."""
+        """The thresholds: latents do not compete."""
         return self.threshold.expand_as(pre_acts)
 
     def activate_independently(
         self, changed: Float[Tensor, "*many token some"], competing_threshold: Float[Tensor, "token some"]
     ) -> Float[Tensor, "*many token some"]:
-        """Positive part of what exceeds the bar."""
+        """The positive part of the changed pre-activations that exceed the threshold."""
         return torch.where(changed > competing_threshold, changed, 0.0).relu()
 
     def __str__(self) -> str:
@@ -120,23 +120,23 @@ class JumpReLU:
 
 @dataclass(frozen=True)
 class GroupMax:
-    """The latents are k equal groups of neighbours; the largest of each group stays, if positive."""
+    """The latents form k equal groups of neighbours. The largest of each group is kept if positive."""
 
     k: int
     kind: ClassVar[Kind] = "groupmax"
 
     def check(self, d_sae: int) -> None:
-        """Raise a UserError if the width is not k equal groups."""
+        """Raise a UserError unless the width divides into k equal groups."""
         if self.k < 1 or d_sae % self.k:
             raise UserError(f"k = {self.k}: d_sae = {d_sae} is not a multiple of it")
 
     def select(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """ReLU, then the largest of each group (equal ones are all kept)."""
+        """ReLU, then keep the largest of each group; ties are all kept."""
         acts = pre_acts.relu().unflatten(-1, (self.k, -1))
         return torch.where(acts >= acts.amax(-1, keepdim=True), acts, 0.0).flatten(-2)
 
     def competing_threshold(self, pre_acts: Float[Tensor, "token d_sae"]) -> Float[Tensor, "token d_sae"]:
-        """A latent competes with the largest of the others in its group."""
+        """The largest of the other latents in the group."""
         acts = pre_acts.relu().unflatten(-1, (self.k, -1))
         if acts.shape[-1] == 1:
             return torch.zeros_like(pre_acts)
@@ -146,7 +146,7 @@ class GroupMax:
     def activate_independently(
         self, changed: Float[Tensor, "*many token some"], competing_threshold: Float[Tensor, "token some"]
     ) -> Float[Tensor, "*many token some"]:
-        """What reaches the bar, which is not negative."""
+        """Changed pre-activations that reach the threshold, which is not negative; else 0."""
         return torch.where(changed >= competing_threshold, changed, 0.0)
 
     def __str__(self) -> str:

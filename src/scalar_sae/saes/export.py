@@ -1,4 +1,4 @@
-"""Write SAEs in a format, one folder each: our own, SAELens' or sparsify's."""
+"""Export SAEs in our own format, SAELens' or sparsify's, one folder per SAE."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,18 +19,18 @@ ExportFormat = Literal["scalar", "saelens", "sparsify"]
 def export(
     located: Iterable[Located], format_: str, out: Path, *, model: str = "", layers: str = "h", site: Site | None = None
 ) -> list[Path]:
-    """Write SAEs below a folder, as `<group>/<site>` in the words of the format; returns their folders.
+    """Write SAEs to `<group>/<site>` below a folder, named as the format names them. Returns their folders.
 
     Args:
-        located: what to write.
+        located: the SAEs to write.
         format_: `scalar`, `saelens` or `sparsify`.
-        out: a folder that is not there yet, or is empty.
-        model: the language model's name, which SAELens keeps.
-        layers: for sparsify, what the model calls its list of layers: `h` or `layers`.
+        out: a folder that does not exist yet or is empty.
+        model: the language model's name, which SAELens stores.
+        layers: for sparsify, the name of the model's list of layers: `h` or `layers`.
         site: where the SAE reads, if its files do not say.
 
     Raises:
-        UserError: the format cannot hold one of them; nothing of that one is written.
+        UserError: the format cannot represent one of the SAEs. Nothing of that SAE is written.
     """
     check_format(format_)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -58,7 +58,7 @@ def export(
 
 
 def check_format(name: str) -> None:
-    """Raise a UserError if SAEs are not written in a format of this name."""
+    """Raise a UserError unless SAEs can be written in the format of this name."""
     if name not in get_args(ExportFormat):
         raise unknown("format", name, get_args(ExportFormat))
 
@@ -66,6 +66,6 @@ def check_format(name: str) -> None:
 def _name(format_: str, reads: Site, sae: SAE, layers: str) -> str:
     if format_ == "saelens":
         return reads.transformer_lens
-    if format_ == "sparsify":  # named after the module, which for a transcoder is the one it replaces
+    if format_ == "sparsify":  # folders are named after the module; for a transcoder it is the one that it replaces
         return sparsify.hookpoint(sae.writes or reads, layers)
     return str(reads)

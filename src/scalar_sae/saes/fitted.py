@@ -1,8 +1,8 @@
-"""SAEs fitted to a model: what their files leave to the model is folded into their weights.
+"""Fit SAEs to a model: fold into their weights what their files leave to the model.
 
-TransformerLens' `ln1.hook_normalized` and `ln2.hook_normalized` lie between a norm's division and its gain in models
-with RMSNorm (Llama Scope's and Gemma Scope's transcoders read there). This package reads behind the gain, at what the
-attention or the MLP gets. One is the other times the gain, which only the model has.
+In models with RMSNorm, TransformerLens' `ln1.hook_normalized` and `ln2.hook_normalized` lie between a norm's division
+and its gain. Llama Scope's and Gemma Scope's transcoders read there. This package reads after the gain, at the input of
+attention or MLP. The two activations differ by the factor of the gain, which only the model knows.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _AMBIGUOUS = (
 
 
 def fitted(lm: LanguageModel, saes: Mapping[Site, SAE]) -> Group:
-    """SAEs by the sites of a model that they read, each rewritten to read there.
+    """SAEs by the sites of a model that they read, each rewritten to read the model's own activation there.
 
     Raises:
         UserError: the model has no such site, its norm has a gain of zero, or the SAE normalises its input itself.

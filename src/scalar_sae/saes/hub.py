@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: download what `hf://owner/repository[@revision][/folder]` names, publish a folder.
+"""The Hugging Face Hub: download `hf://owner/repository[@revision][/folder]`, or publish a folder.
 
-Of a repository only files that a format of SAEs can consist of are downloaded.
+Only files that can belong to an SAE format are downloaded from a repository.
 """
 
 import os
@@ -20,7 +20,7 @@ from scalar_sae.console import in_log
 from scalar_sae.errors import UserError
 
 READ = (".json", ".yaml", ".safetensors", ".npz", ".pt")
-"""How the names of files end that SAEs and their language model are read from."""
+"""Name endings of the files from which SAEs and their language model are read."""
 _CACHED = re.compile(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})(?:/(.+))?$")
 _ADDRESS = re.compile(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+?))?/?")
 
@@ -31,12 +31,12 @@ def endpoint() -> str:
 
 
 def local(path: str) -> Path:
-    """A path on this machine: for `hf://`, that of a copy in Hugging Face's cache.
+    """A path on this machine. For `hf://` it is the path of a copy in Hugging Face's cache.
 
-    A download that was cut off goes on where it stopped, and what is in the cache is not loaded again.
+    An interrupted download is resumed, and cached files are not downloaded again.
 
     Raises:
-        UserError: no such repository, revision or folder, no access to it, or no connection.
+        UserError: there is no such repository, revision or folder, no access to it, or no connection.
     """
     if not path.startswith("hf:"):
         return Path(path)
@@ -56,7 +56,7 @@ def local(path: str) -> Path:
 
 
 def address_of(path: Path) -> str | None:
-    """The address of a file or folder in Hugging Face's cache, with the commit that it is of; None for other paths."""
+    """The Hub address, with the commit, of a file or folder in Hugging Face's cache; None for other paths."""
     found = _CACHED.search(path.as_posix())
     if found is None:
         return None
@@ -78,12 +78,12 @@ def _download(path: str, repository: str, revision: str | None, patterns: list[s
         raise UserError(f"{path}: no such repository, or a private one; check the name, or `hf auth login`") from error
     except HFValidationError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # of whatever HTTP client huggingface_hub has, or a listing that leads out of the cache
+    except Exception as error:  # errors of any HTTP client, or a listing that leads out of the cache
         raise UserError(f"{path}: cannot be downloaded ({error}); check the connection and run it again") from error
 
 
 def check_repository(name: str) -> None:
-    """Raise a UserError if a repository on the Hub cannot be called so."""
+    """Raise a UserError if this is not a valid name of a repository on the Hub."""
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -91,10 +91,10 @@ def check_repository(name: str) -> None:
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:
-    """Publish a folder as a model repository, which is made if it is not there; returns its address.
+    """Publish a folder as a model repository, which is created if necessary. Returns its address.
 
     Raises:
-        UserError: not logged in, no right to write there, or no connection.
+        UserError: not logged in, no permission to write there, or no connection.
     """
     check_repository(repository)
     api = HfApi(endpoint=endpoint())
@@ -102,7 +102,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         with in_log(f"upload to {repository}"):
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="SAEs from scalar-sae")
-    except Exception as error:  # of whatever HTTP client huggingface_hub has
+    except Exception as error:  # errors of any HTTP client
         raise UserError(
             f"{repository}: cannot be published ({error}); `hf auth login` with a token that writes"
         ) from error

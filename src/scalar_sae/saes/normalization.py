@@ -1,9 +1,9 @@
-"""Normalisation of a token's activation at run time, which no weight can absorb.
+"""Run-time normalisation of a token's activation, which cannot be folded into weights.
 
     x_n = (x - shift) / (scale + eps)       before the encoder
     x_hat = x_n_hat * scale + shift         after the decoder, with the input's own shift and scale
 
-| kind            | shift   | scale                     | who                                                     |
+| kind            | shift   | scale                     | used by                                                 |
 |-----------------|---------|---------------------------|---------------------------------------------------------|
 | `layer_norm`    | mean(x) | std(x), unbiased          | OpenAI, SAELens `layer_norm`, BatchTopK `input_unit_norm` |
 | `constant_norm` | 0       | |x| / sqrt(d_model)       | SAELens `constant_norm_rescale`, Llama Scope `token-wise` |
@@ -18,11 +18,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InputNorm:
-    """What an SAE does to its input and undoes to its output."""
+    """The normalisation of an SAE's input, undone on its output."""
 
     kind: Literal["layer_norm", "constant_norm"]
     eps: float = 0.0
-    """Added to the scale before dividing; not when undoing."""
+    """Added to the scale in `apply`, but not in `undo`."""
 
     def apply(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         """The input that the encoder sees."""
@@ -37,7 +37,7 @@ class InputNorm:
         return x_hat * scale + shift
 
     def scale(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch 1"]:
-        """What `undo` multiplies the decoder's output by."""
+        """The factor by which `undo` multiplies the decoder's output."""
         return self._of(x)[1]
 
     def _of(self, x: Float[Tensor, "*batch d_model"]) -> tuple[Tensor | float, Float[Tensor, "*batch 1"]]:

@@ -4,7 +4,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Origin(BaseModel):
-    """The model and the text that an SAE saw: not what the SAE computes, but where it fits."""
+    """The model and the text that an SAE was trained on. They do not affect what it computes, only where it is
+    applicable.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
@@ -17,11 +19,13 @@ class Origin(BaseModel):
     bos: bool | None = None
     """Whether every prompt began with a beginning-of-text token."""
     positions: list[int | None] | None = None
-    """The slice of a prompt's positions that it was trained on: start, stop, step; None: all of them."""
+    """The slice of prompt positions that it was trained on, as start, stop and step; None for all positions."""
 
     def unlike(self, context: int, *, bos: bool) -> list[str]:
-        """What differs between the prompts that it saw and prompts of `context` tokens, with or without a BOS in front:
-        one sentence each.
+        """Differences between its training prompts and prompts of `context` tokens, with or without a BOS token at the
+        start.
+
+        Returns one sentence for each difference.
         """
         found: list[str] = []
         if self.context is not None and context > self.context:
@@ -42,7 +46,7 @@ class Origin(BaseModel):
         return found
 
     def __str__(self) -> str:
-        """One line for people; empty if nothing is known."""
+        """A one-line description; empty if nothing is known."""
         prompts = "" if self.context is None else f"prompts of {self.context} tokens"
         begin = {None: "", True: "beginning with BOS", False: "without BOS"}[self.bos]
         bounds = ":".join("" if bound is None else str(bound) for bound in self.positions or [])

@@ -1,16 +1,16 @@
-"""Exact rewritings of an SAE: the reconstruction stays the same function of the input.
+"""Exact reparametrisations of an SAE: its reconstruction stays the same function of the input.
 
-| move                    | what it removes                                                             |
+| function                | what it removes                                                             |
 |-------------------------|-----------------------------------------------------------------------------|
 | `without_pre_bias`      | a bias that is subtracted from the input before the encoder                 |
-| `with_input_scaled`     | a constant that the input is multiplied by, and the output divided by       |
+| `with_input_scaled`     | a constant that multiplies the input and divides the output                 |
 | `with_input_whitened`   | an affine map of the input, undone on the output                            |
-| `with_input_multiplied` | a gain that lies between the SAE and the place that is read                 |
-| `with_input_centred`    | the mean over a token's dimensions, taken out of the input                  |
+| `with_input_multiplied` | a gain between the site and the SAE's input                                 |
+| `with_input_centred`    | the subtraction of the mean over a token's dimensions                       |
 | `with_latents_scaled`   | units of the latents: decoder norms, or the constant of `with_input_scaled` |
 | `gate_as_threshold`     | a gated encoder's second set of biases                                      |
 
-Thresholds are always in the units of the pre-activations they are compared with.
+Thresholds are always in the units of the pre-activations that they are compared with.
 """
 
 from dataclasses import replace
@@ -27,17 +27,17 @@ from scalar_sae.saes.sae import SAE
 def without_pre_bias(
     b_enc: Float[Tensor, " d_sae"], b_pre: Float[Tensor, " d_model"], W_enc: Float[Tensor, "d_model d_sae"]
 ) -> Float[Tensor, " d_sae"]:
-    """The b_enc of an encoder that reads x, from one that reads x - b_pre."""
+    """The b_enc of an encoder that reads x, given one that reads x - b_pre."""
     return b_enc - b_pre @ W_enc
 
 
 def with_input_scaled(sae: SAE, s_in: float, s_out: float) -> SAE:
-    """The SAE that reads x and writes x_hat, from one made for `s_in` x that writes `s_out` x_hat.
+    """An SAE from x to x_hat, given one from `s_in` x to `s_out` x_hat.
 
     Latent activations keep their values.
 
     Raises:
-        UserError: the SAE normalises its input at run time as well.
+        UserError: the SAE also normalises its input at run time.
     """
     if sae.norm is not None:
         raise UserError("a constant input scale together with run-time normalisation is not understood")
@@ -56,7 +56,9 @@ def with_input_whitened(
     whiten: Float[Tensor, "d_model d_model"],
     unwhiten: Float[Tensor, "d_model d_model"],
 ) -> SAE:
-    """The SAE that reads x, from one made for (x - mean) @ whiten, whose output z becomes z @ unwhiten + mean."""
+    """An SAE that reads x, given one that reads (x - mean) @ whiten and whose output z stands for z @ unwhiten +
+    mean.
+    """
     W_enc = whiten @ sae.W_enc
     return replace(
         sae,
@@ -68,7 +70,8 @@ def with_input_whitened(
 
 
 def with_input_multiplied(sae: SAE, gain: Float[Tensor, " d_model"]) -> SAE:
-    """The SAE that reads x, from one made for x / gain; what it writes, if it is the same place, is multiplied by gain.
+    """An SAE that reads x, given one that reads x / gain. If it writes to the same place, its output is multiplied by
+    gain.
 
     Raises:
         UserError: the SAE normalises its input at run time.
@@ -91,16 +94,16 @@ def with_input_multiplied(sae: SAE, gain: Float[Tensor, " d_model"]) -> SAE:
 
 
 def with_input_centred(sae: SAE) -> SAE:
-    """The SAE that reads x, from one made for x - mean(x), the mean being that of the token's own d_model entries.
+    """An SAE that reads x, given one that reads x - mean(x), with the mean over the token's d_model entries.
 
-    (x - mean(x)) W is x times W less the mean of W over d_model. The output of the other SAE reconstructs x - mean(x);
-    what it lacks of x is mean(x) in every entry, a linear function of x that passes beside the latents as `W_skip`.
+    (x - mean(x)) W equals x times W minus the mean of W over d_model. The given SAE reconstructs x - mean(x). The
+    missing part of x is mean(x) in every entry, which is linear in x and is added by `W_skip`.
 
     Raises:
-        UserError: the SAE normalises its input by its length, has a skip connection, or writes another place.
+        UserError: the SAE normalises its input by its length, has a skip connection, or writes to another place.
     """
     if sae.norm is not None and sae.norm.kind == "layer_norm":
-        return sae  # takes the mean out itself, and puts the input's own mean back
+        return sae  # it subtracts the mean itself and adds the input's own mean back
     if sae.norm is not None or sae.W_skip is not None or sae.d_out != sae.d_model:
         raise UserError("a centred input cannot be folded into an SAE that normalises by length or has a skip matrix")
     mean = sae.W_enc.new_full((sae.d_model, sae.d_model), 1 / sae.d_model)
@@ -108,10 +111,11 @@ def with_input_centred(sae: SAE) -> SAE:
 
 
 def with_latents_scaled(sae: SAE, factor: Float[Tensor, " d_sae"]) -> SAE:
-    """Every latent's activation multiplied by a positive factor, its decoder row divided by it.
+    """Multiply every latent's activation by a positive factor and divide its decoder row by it.
 
-    Under TopK and GroupMax the selection is then made between the scaled latents: with `factor=decoder_norms(sae)` this
-    is selection by decoder norm, what some SAEs were trained with. Elsewhere nothing but units changes.
+    Under TopK and GroupMax the selection then compares the scaled latents. With `factor=decoder_norms(sae)` this is
+    selection by activation times decoder norm, which some SAEs were trained with. Under other rules only the units
+    change.
     """
     rule = sae.activation
     if isinstance(rule, JumpReLU):
@@ -126,7 +130,7 @@ def with_latents_scaled(sae: SAE, factor: Float[Tensor, " d_sae"]) -> SAE:
 
 
 def decoder_norms(sae: SAE) -> Float[Tensor, " d_sae"]:
-    """Length of each latent's decoder row, and at least 1e-8."""
+    """Norm of each latent's decoder row, at least 1e-8."""
     return sae.W_dec.norm(dim=1).clamp(min=1e-8)
 
 
@@ -138,7 +142,7 @@ def gate_as_threshold(
 ) -> tuple[Float[Tensor, "d_model d_sae"], Float[Tensor, " d_sae"], JumpReLU]:
     """W_enc, b_enc and thresholds of a gated encoder (Rajamanoharan et al., arXiv 2404.16014, §3.2).
 
-    Gate and magnitude read the same direction, exp(r_mag) apart: x W_gate + b_gate > 0 says the same as
-    u > b_mag - exp(r_mag) b_gate of the magnitude's pre-activation u = exp(r_mag) x W_gate + b_mag.
+    Gate and magnitude read the same direction up to the factor exp(r_mag). The magnitude's pre-activation is
+    u = exp(r_mag) x W_gate + b_mag, so x W_gate + b_gate > 0 if and only if u > b_mag - exp(r_mag) b_gate.
     """
     return W_gate * r_mag.exp(), b_mag, JumpReLU(b_mag - torch.exp(r_mag) * b_gate)

@@ -1,8 +1,9 @@
-"""What users call SAEs by, `[NAME=][SITE=]PATH`, and which of them stand together.
+"""How users name SAEs, `[NAME=][SITE=]PATH`, and which SAEs are used together.
 
-SAEs of one group can stand at the ends of a block. A group's name is NAME, or else the SAEs' own: in a run their
-method, in other people's files what the format or the folder calls them. Several paths may belong to one group. Where
-no group has an SAE at every end, SAEs of several groups are put together, if there is only one way to do so.
+SAEs of one group can stand at the two ends of a block. A group's name is NAME if given. Otherwise it is the SAEs' own:
+their method in a run, or the name that the format or folder gives in other people's files. Several paths may belong to
+one group. If no group has an SAE at every end, SAEs of several groups are combined, provided that there is only one way
+to do so.
 """
 
 import re
@@ -18,13 +19,15 @@ from scalar_sae.sites import Site
 
 
 class Group(dict[Site, SAE]):
-    """SAEs by the site that they read. `group["resid_mid.0"]` works too, under any name of the place."""
+    """SAEs by the site that they read. String keys such as `group["resid_mid.0"]` work too, with any name of the
+    place.
+    """
 
     def __missing__(self, key: Site | str) -> SAE:
-        """The SAE at a place that is stored under another of its names.
+        """The SAE at a place that is stored under another of the place's names.
 
         Raises:
-            UserError: not the name of a site, or there is no SAE there.
+            UserError: the key is not the name of a site, or there is no SAE there.
         """
         site = Site.of(key)
         stored = site_in(self, site)
@@ -38,24 +41,24 @@ class Group(dict[Site, SAE]):
 
 
 Find = Callable[[Group], Site | None]
-"""The key of a group's SAE at one end; None if it has none there."""
+"""Returns the key of a group's SAE at one end, or None if it has none there."""
 
 
 class Source(NamedTuple):
-    """A path of SAEs, with what the user adds to it."""
+    """A path of SAEs, with the name and site that the user gave for it."""
 
     path: str
     name: str | None = None
-    """What the group of its SAEs is to be called."""
+    """Name for the group of its SAEs."""
     site: Site | None = None
-    """Where its one SAE reads."""
+    """Site that its only SAE reads."""
 
     @classmethod
     def parse(cls, text: str | Path) -> "Source":
-        """Read `[NAME=][SITE=]PATH`; what exists as a path is one, whatever it is called.
+        """Parse `[NAME=][SITE=]PATH`. Text that exists as a path is taken as a path, whatever its name.
 
         Raises:
-            UserError: a name that cannot be a folder's.
+            UserError: NAME cannot be the name of a folder.
         """
         name, site, path = None, None, str(text)
         while not Path(path).exists() and (match := re.fullmatch(r"([^=/\\]+)=(.+)", path)):
@@ -72,19 +75,19 @@ class Source(NamedTuple):
 
 
 def site_in(group: Mapping[Site, SAE], site: Site) -> Site | None:
-    """The key of the SAE at a place, under whichever of its names it was stored."""
+    """The key of the SAE at a place, under whichever of the place's names it is stored."""
     return next((other for other in group if other.same_place(site)), None)
 
 
 def together(groups: Mapping[str, Group], ends: Mapping[str, Find]) -> dict[str, Group]:
-    """The groups with an SAE at every end; if there is none, the one that can be put together from several.
+    """The groups with an SAE at every end. If there is none, the one group that can be combined from several.
 
     Args:
         groups: SAEs by name and site.
-        ends: how to find the SAE at each end, by a name of the end for messages.
+        ends: functions that find the SAE at each end, by a name of the end for messages.
 
     Raises:
-        UserError: several groups have an SAE at an end, and none has all ends.
+        UserError: several groups have an SAE at an end, and no group has all ends.
     """
     whole = {name: group for name, group in groups.items() if all(find(group) is not None for find in ends.values())}
     if whole:
@@ -98,7 +101,7 @@ def together(groups: Mapping[str, Group], ends: Mapping[str, Find]) -> dict[str,
                 f"several SAEs at {end} ({names}) and none of these at every end; give those that belong together one "
                 "name: --saes NAME=PATH --saes NAME=PATH"
             )
-        if not there:  # everything at hand, for a message that says what there is
+        if not there:  # include all SAEs, so that the message can list them
             return {"+".join(groups): Group({site: sae for group in groups.values() for site, sae in group.items()})}
         chosen.setdefault(there[0][0], []).append(there[0][1])
     parts = Group({site: groups[name][site] for name, sites in chosen.items() for site in sites})

@@ -1,6 +1,7 @@
 """SAEs on disk: `<folder>/sae.safetensors` (the tensors) and `<folder>/sae.json` (activation, chunks, site, recipe).
 
-`sae.json` is written last: a folder without it is not an SAE. `load_saes` reads other people's files too (formats/).
+`sae.json` is written last, so a folder without it is not an SAE. `load_saes` also reads other people's files
+(formats/).
 """
 
 import json
@@ -37,7 +38,7 @@ TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 class SaeCard(BaseModel):
-    """What `sae.json` says."""
+    """The content of `sae.json`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -45,27 +46,27 @@ class SaeCard(BaseModel):
     method: str
     """The training method."""
     name: str
-    """The group of SAEs it was trained in: the folder's name in a run."""
+    """The group of SAEs that it was trained in, which is the folder's name in a run."""
     site: str
-    """Where it reads."""
+    """Site that it reads."""
     writes: str | None = None
-    """Where a transcoder writes."""
+    """Site that a transcoder writes."""
     d_model: int
     d_sae: int
     activation: Kind
     k: int | None = None
-    """For `topk` and `groupmax`; a `jumprelu` has its thresholds among the tensors."""
+    """k of `topk` and `groupmax`. The thresholds of `jumprelu` are among the tensors."""
     chunks: list[int] = []
     norm: InputNorm | None = None
-    """Normalisation of the input at run time."""
+    """Run-time normalisation of the input."""
     recipe: dict[str, Any] = {}
     """The whole training config, data fingerprint, tokens seen, seed and versions."""
     origin: Origin = Field(default_factory=Origin)
-    """Of other people's SAEs: the model and the text they were trained on."""
+    """For other people's SAEs: the model and the text that they were trained on."""
     remarks: list[str] = []
-    """What whoever uses it should know."""
+    """Remarks for the user of the SAE."""
     sha256: str = ""
-    """Of the bytes of `sae.safetensors`."""
+    """SHA-256 of the bytes of `sae.safetensors`."""
     written_by: str = WRITER
 
     @classmethod
@@ -87,7 +88,7 @@ class SaeCard(BaseModel):
 
 
 def save_sae(sae: SAE, card: SaeCard, folder: Path) -> None:
-    """Write an SAE folder, whole or not at all."""
+    """Write an SAE folder atomically."""
     with atomic_write(folder) as temporary:
         temporary.mkdir()
         tensors = {name: getattr(sae, name) for name in TENSORS}
@@ -104,7 +105,7 @@ def load_sae(folder: Path) -> tuple[SAE, SaeCard]:
     """Read an SAE folder.
 
     Raises:
-        UserError: not an SAE, damaged, or its json contradicts its tensors.
+        UserError: it is not an SAE, it is damaged, or its json contradicts its tensors.
     """
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no SAE here ({CONFIG} and {WEIGHTS})")
@@ -149,7 +150,7 @@ def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
 
 
 def _origin(card: SaeCard) -> Origin:
-    """What an SAE was trained on: of ours, its recipe says."""
+    """What an SAE was trained on. For our own SAEs this is read from the recipe."""
     config = card.recipe.get("config")
     context = config.get("context") if isinstance(config, dict) else None
     return card.origin if str(card.origin) or not isinstance(context, int) else Origin(context=context)
@@ -182,13 +183,13 @@ OWN = Format("scalar-sae", f"{CONFIG}, {WEIGHTS}", _own_here, (WEIGHTS,), _own)
 
 
 def find_saes(path: str | Path) -> Iterator[Located]:
-    """Every SAE below a path, of any format, one after the other.
+    """Yield every SAE below a path, of any format, one after another.
 
     Args:
         path: a folder, a file, or `hf://owner/repository[@revision][/folder]`, which is downloaded.
 
     Raises:
-        UserError: nothing there, no SAE in it, or damaged files.
+        UserError: the path does not exist, contains no SAE, or holds damaged files.
     """
     local = hub.local(str(path))
     if not local.exists():
@@ -202,17 +203,17 @@ def find_saes(path: str | Path) -> Iterator[Located]:
 
 
 def load_saes(*paths: str | Path) -> dict[str, Group]:
-    """Every SAE of a run, or of other people's files: name of the group -> site that is read -> SAE.
+    """Load the SAEs of a run or of other people's files, by the name of their group and the site that they read.
 
-    What other people's files say of the model and text that their SAEs saw, and remarks, are said once.
+    If other people's files state the model and text of training, or contain remarks, the user is told once.
 
     Args:
-        paths: run directories, their `saes/`, single groups, and whatever `find_saes` accepts, as `[NAME=][SITE=]PATH`:
-            `NAME` is what the group of a path's SAEs is to be called, `SITE` where the one SAE of a path reads, when
-            its files do not say.
+        paths: run directories, their `saes/`, single groups, and anything that `find_saes` accepts, as
+            `[NAME=][SITE=]PATH`. `NAME` names the group of the path's SAEs. `SITE` is the site that the only SAE of a
+            path reads, if its files do not say.
 
     Raises:
-        UserError: no SAE found, two at one place, or one at a place that no block can begin or end at.
+        UserError: no SAE was found, two are at the same place, or one is at a place that no block can begin or end at.
     """
     found: dict[str, Group] = {}
     for source in map(Source.parse, paths):
@@ -237,13 +238,13 @@ def load_saes(*paths: str | Path) -> dict[str, Group]:
 
 
 def say_notes(path: str | Path, located: Iterable[Located]) -> None:
-    """Say what the files of SAEs say of where these fit, each sentence once."""
+    """Tell the user what the files of SAEs say about their training, each sentence once."""
     for note in notes(located):
         say(f"{path}: {note}")
 
 
 def notes(located: Iterable[Located]) -> list[str]:
-    """What the files of SAEs say of where these fit, each sentence once: what they were trained on, and remarks."""
+    """What the files of SAEs say about their training, and remarks; each sentence once."""
     found: dict[str, None] = {}
     for one in (one.found for one in located):
         found |= dict.fromkeys([f"trained on {one.origin}"] if str(one.origin) else [])
@@ -252,7 +253,7 @@ def notes(located: Iterable[Located]) -> list[str]:
 
 
 def placed(found: Found, site: Site | None = None) -> tuple[Site, SAE]:
-    """The site where an SAE reads, and the SAE with the site where it writes.
+    """The site that an SAE reads, and the SAE with the site that it writes.
 
     Raises:
         UserError: the files do not say, or name a place that no block can begin or end at.
@@ -268,6 +269,6 @@ def placed(found: Found, site: Site | None = None) -> tuple[Site, SAE]:
 
 
 def find_sae(saes: Mapping[Site, SAE], site: Site) -> SAE | None:
-    """The SAE at a place, under whichever of its names it was stored."""
+    """The SAE at a place, under whichever of the place's names it is stored."""
     there = site_in(saes, site)
     return None if there is None else saes[there]

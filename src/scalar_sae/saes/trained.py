@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from scalar_sae.saes.methods.unverified import UNVERIFIED
 
 L0_TOLERANCE = 0.1
-"""An SAE whose L0 differs from the wanted one by more than this share of it misses it."""
+"""Tolerated relative difference between an SAE's L0 and the requested one."""
 
 
 class Trained(BaseModel):
@@ -16,21 +16,21 @@ class Trained(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     steps: int
-    """Optimiser steps until the weights that were kept: those with the best validation loss, or the last ones."""
+    """Optimiser steps up to the kept weights: those with the best validation loss, or the last ones."""
     tokens: int
-    """Tokens of those steps."""
+    """Tokens in those steps."""
     latents: int
-    """Latents that were trained."""
+    """Number of latents that were trained."""
     wanted_l0: float | None = None
-    """Active latents a token that the config asked for, where training had to find them."""
+    """L0 that the config requested, if training had to reach it."""
     l0: float | None = None
-    """Those that the finished SAE has on training text."""
+    """L0 of the finished SAE on training text."""
     unverified: bool = False
-    """The method is our reading of a paper whose body was not available (saes/methods/unverified)."""
+    """Whether the method is our reading of a paper whose body was not available (saes/methods/unverified)."""
 
     @classmethod
     def of(cls, method: str, recipe: dict[str, Any], latents: int) -> "Trained | None":
-        """From the method and the recipe on an SAE's card; None if the recipe does not say."""
+        """Read from the method and the recipe on an SAE's card; None if the recipe does not say."""
         match recipe:
             case {"kept": {"step": int(kept)}, "seen": {"steps": int(steps), "tokens": int(tokens)}}:
                 plain = not any(isinstance(n, bool) for n in (kept, steps, tokens))
@@ -48,7 +48,7 @@ class Trained(BaseModel):
 
     @property
     def missed(self) -> bool:
-        """Whether the L0 is not the one that was asked for."""
+        """Whether the L0 misses the requested one."""
         if self.wanted_l0 is None or self.l0 is None:
             return False
         return abs(self.l0 - self.wanted_l0) > L0_TOLERANCE * self.wanted_l0

@@ -1,7 +1,7 @@
-"""Which latents fire: tokens since each did, and the auxiliary loss that revives those which do not.
+"""Dead latents: tokens since each latent last fired, and the auxiliary loss that revives dead ones.
 
-A latent is *dead* when it has not fired for a number of tokens, whatever the batch size: 10 million, or a tenth of the
-run where that is less, if a method does not say otherwise.
+A latent is *dead* when it has not fired for a number of tokens, whatever the batch size. If a method does not set the
+number, it is 10 million or a tenth of the run, whichever is less.
 """
 
 import torch

@@ -1,16 +1,15 @@
-"""How the active latents before a feed-forward layer move those after it: closed forms, k x k a token.
+"""The Jacobian of a feed-forward layer between active latents before and after it: closed forms, k x k per token.
 
     J[i, j] = d u_down[j] / d z_up[i] = W_dec[i] · (d out / d in) · W_enc[:, j]
 
-with the slopes taken at the model's own activation (arXiv 2502.18147 App. D; SCALAR App. D, and for LayerNorm the
-SCALAR authors' code). No d_model x d_model object is built. In row vectors, a direction v in front of the norm arrives
-behind it as
+The slopes are taken at the model's own activation (arXiv 2502.18147 App. D; SCALAR App. D; for LayerNorm the SCALAR
+authors' code). No d_model x d_model matrix is formed. In row vectors, the norm maps a direction v to
 
     v_h = (1/sigma) weight ⊙ (v - mean(v) - x_n (v · x_n) / d)       x_n the normalised activation before weight and
     bias
 
-(RMSNorm has no mean; DyT is elementwise: v_h = weight ⊙ alpha (1 - tanh²(alpha x)) ⊙ v), and behind an MLP with slopes
-s as  ((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths. A norm behind the MLP does the same once more.
+RMSNorm has no mean. DyT is elementwise: v_h = weight ⊙ alpha (1 - tanh²(alpha x)) ⊙ v. An MLP with slopes s maps v_h to
+((v_h W_in) ⊙ s) W_out; a gated MLP has two such paths. A norm after the MLP acts in the same way as the first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,9 @@ from scalar_sae.saes.methods.base import Weights
 from scalar_sae.saes.sae import SAE
 
 CACHED = 2**19
-"""Numbers on either side of a sandwich that are gathered at once on a CPU; a GPU takes a whole batch."""
+"""On a CPU, number of gathered entries on either side of a product that are processed at once. A GPU takes a whole
+batch.
+"""
 
 
 def ff_jacobian(
@@ -41,14 +42,14 @@ def ff_jacobian(
     *,
     block: bool,
 ) -> Float[Tensor, "batch k_up k_down"]:
-    """The Jacobian between the selected latents; entries of latents that are not active (0) are 0.
+    """The Jacobian between the selected latents. Entries of inactive latents (activation 0) are 0.
 
     Args:
-        ff: the layer's norm and MLP; frozen.
-        x: the model's activation in front: at resid_mid if `block`, else at mlp_in.
-        up: what the SAE in front selected; its W_dec is read.
-        down: what the SAE behind selected; its W_enc is read.
-        block: through norm, MLP and the skip connection (FF block), or through the MLP alone (FF layer).
+        ff: the layer's norm and MLP, frozen.
+        x: the model's activation before the layer: at resid_mid if `block`, else at mlp_in.
+        up: the code of the SAE before the layer; its W_dec is used.
+        down: the code of the SAE after the layer; its W_enc is used.
+        block: whether to differentiate through norm, MLP and skip connection (FF block) or the MLP alone (FF layer).
     """
     dyt = block and isinstance(ff.norm, DyT)
     J = _through_dyt(ff, x, up, down) if dyt else _through(ff, x, up, down, block=block)
@@ -57,11 +58,13 @@ def ff_jacobian(
 
 
 def _through(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded, *, block: bool) -> Tensor:
-    """Through the MLP, and in a block through the norm before it and beside it; all in one sandwich.
+    """The Jacobian through the MLP and, for a block, through the norm before it and the skip connection, in one
+    product.
 
-    Beside the hidden units stand, in a block, the d_model directions of the skip connection. More rows on either side,
-    the token's own, give what the norms take out: how far each upstream direction lies along x_n and how far each
-    downstream one hears it; and the same of the norm behind the MLP.
+    For a block, the d_model directions of the skip connection are appended to the hidden units. Both sides of the
+    product get additional rows that belong to single tokens. They give the terms that the norms subtract: the component
+    of each upstream direction along x_n and the response of each downstream one to x_n, and the same for the norm after
+    the MLP.
     """
     W_dec, W_enc, d = up.weights.W_dec, down.weights.W_enc, x.shape[1]
     norm, post = ff.norm if block and isinstance(ff.norm, Norm) else None, ff.post
@@ -94,14 +97,14 @@ def _through(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down
 
 
 def _centred(norm: Norm, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
-    """Directions as a norm takes them up: without their mean, if it subtracts that."""
+    """Directions after a norm's centring: without their mean, if the norm subtracts it."""
     return rows - rows.mean(1, keepdim=True) if norm.centred else rows
 
 
 def _with_own(
     rows: Float[Tensor, "d_sae d"], latents: Int[Tensor, "batch k"], own: list[Float[Tensor, "batch d"]]
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, "batch k_and_own"]]:
-    """Rows with each token's own behind them, and where each token finds those of its latents and its own."""
+    """Append each token's own rows, and index the rows of each token's latents followed by its own."""
     if not own:
         return rows, latents
     n_tokens = len(latents)
@@ -111,7 +114,9 @@ def _with_own(
 
 
 def _through_dyt(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, down: Coded) -> Tensor:
-    """Through DyT, which stretches every token's directions otherwise, the MLP and the skip connection."""
+    """The Jacobian through DyT, which scales the directions of every token differently, the MLP and the skip
+    connection.
+    """
     assert isinstance(ff.norm, DyT)
     rows_in, W_enc = embedding(up.latents, up.weights.W_dec), down.weights.W_enc
     stretched = rows_in * ff.norm.slope(x).unsqueeze(1)
@@ -121,8 +126,10 @@ def _through_dyt(ff: FeedForward, x: Float[Tensor, "batch d_model"], up: Coded, 
 
 
 class _Sandwich(torch.autograd.Function):
-    """A[a] diag(s) B[b]^T for every token, there and back, for as many tokens at a time as stay in a CPU's cache: the
-    rows of a whole batch are k times its hidden layers.
+    """A[a] diag(s) B[b]^T for every token, forward and backward.
+
+    On a CPU it takes as many tokens at a time as fit in the cache, since the gathered rows of a whole batch would have
+    k times the size of its hidden layers.
     """
 
     @staticmethod
@@ -145,7 +152,7 @@ class _Sandwich(torch.autograd.Function):
 def _pieces(
     rows: Float[Tensor, "_n d"], slopes: Tensor, latents: Tensor, *more: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
-    """These and more, some tokens at a time."""
+    """Split the slopes, the latents and more tensors into groups of tokens."""
     gathered = latents.numel() * rows.shape[1]
     n = max(1, min(len(slopes), gathered // CACHED)) if rows.device.type == "cpu" else 1
     return zip(*(each.chunk(n) for each in (slopes, latents, *more)), strict=True)
@@ -154,15 +161,16 @@ def _pieces(
 def jacobian_penalty(J: Float[Tensor, "batch k_up k_down"], d_model: int) -> Float[Tensor, ""]:
     """The term that lambda multiplies: (d_model / (k_up k_down)) times the mean over tokens of sum |J|.
 
-    The Jacobian SAE paper's lambda stands beside squared errors averaged over d_model; ours are sums, hence d_model.
-    The SCALAR authors sum |J| over the tokens of a batch instead: lambda = lambda_theirs * batch_tokens / d_model.
+    The Jacobian SAE paper adds lambda's term to squared errors averaged over d_model. Ours are summed, hence the factor
+    d_model. The SCALAR authors sum |J| over the tokens of a batch: lambda = lambda_theirs * batch_tokens / d_model.
     """
     return d_model / (J.shape[1] * J.shape[2]) * J.abs().sum((1, 2)).mean()
 
 
 @torch.no_grad()
 def mean_jacobian(ff: FeedForward, ends: Sequence[tuple[SAE, Float[Tensor, "batch d_model"]]], *, block: bool) -> float:
-    """Mean |J| over tokens and pairs of selected latents: the Jacobian SAE paper's unit, the penalty over d_model.
+    """Mean |J| over tokens and pairs of selected latents. This is the Jacobian SAE paper's unit: the penalty over
+    d_model.
 
     Args:
         ff: the layer's norm and MLP.
@@ -179,7 +187,7 @@ def _coded(sae: SAE, x: Float[Tensor, "batch d_model"]) -> Coded:
 
 
 def _paths(ff: FeedForward, h: Float[Tensor, "batch d_model"]) -> list[tuple[Tensor, Tensor]]:
-    """The input matrices of the MLP, each with the hidden units' slopes along it."""
+    """The MLP's input matrices, each with the slopes of the hidden units along it."""
     hidden = linear(h, ff.W_in, ff.b_in)
     if ff.W_gate is None:
         return [(ff.W_in, _slope(ff, hidden))]
@@ -191,6 +199,6 @@ def _slope(ff: FeedForward, z: Tensor) -> Tensor:
     """Derivative of the elementwise nonlinearity."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        handed = z.view_as(z)  # torch's counter of operations (cost.py) cannot follow a module that is handed a leaf
+        handed = z.view_as(z)  # torch's operation counter (cost.py) cannot follow a module whose input is a leaf
         (slope,) = torch.autograd.grad(ff.act(handed).sum(), z)
     return slope

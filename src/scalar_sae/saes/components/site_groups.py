@@ -1,21 +1,21 @@
-"""Where the SAEs of a method stand: groups of sites, and the blocks that two of them span."""
+"""Groups of sites at which a method trains SAEs, and the blocks between pairs of them."""
 
 from scalar_sae.errors import UserError
 from scalar_sae.sites import Block, Site
 
 
 def ff_blocks(n_layers: int) -> list[tuple[Site, Site]]:
-    """Both ends of every FF block."""
+    """The two sites of every FF block."""
     return [(Site("resid_mid", layer), Site("resid_post", layer)) for layer in range(n_layers)]
 
 
 def ff_layers(n_layers: int) -> list[tuple[Site, Site]]:
-    """Both ends of every FF layer: the MLP's input and output."""
+    """The two sites of every FF layer: the MLP's input and output."""
     return [(Site("mlp_in", layer), Site("mlp_out", layer)) for layer in range(n_layers)]
 
 
 def residual_stream(n_layers: int) -> tuple[Site, ...]:
-    """The residual stream before the first layer and after each."""
+    """The residual stream before the first layer and after every layer."""
     return (Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(n_layers)))
 
 
@@ -23,7 +23,7 @@ def site_list(names: list[str], n_layers: int) -> list[Site]:
     """The sites that a config names, each place once, in the order of the forward pass.
 
     Raises:
-        UserError: not a site, or a layer that the model lacks.
+        UserError: a name is not a site, or the model lacks the layer.
     """
     groups = {
         "ff_blocks": [site for pair in ff_blocks(n_layers) for site in pair],
@@ -38,10 +38,10 @@ def site_list(names: list[str], n_layers: int) -> list[Site]:
 
 
 def parsed(name: str, n_layers: int) -> Site:
-    """A site that the model has.
+    """Parse a site and check that the model has its layer.
 
     Raises:
-        UserError: not a site, or a layer that the model lacks.
+        UserError: the name is not a site, or the model lacks the layer.
     """
     site = Site.parse(name)
     if site.layer >= n_layers:

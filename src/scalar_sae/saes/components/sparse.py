@@ -1,7 +1,8 @@
-"""Sparse codes, k latents a token or another number each: selection, and a decoder and gradients that touch few rows.
+"""Sparse codes with a fixed or a varying number of latents per token: selection, decoding and gradients on few rows.
 
-Only the pre-activations need a product of all tokens with all latents. Everything else goes by the selected latents:
-the reconstruction and W_dec's gradient (`embedding_bag` over W_dec's rows), and W_enc's (the same over tokens).
+Only the pre-activations need a product of all tokens with all latents. Everything else uses the selected latents alone:
+the reconstruction and W_dec's gradient (`embedding_bag` over W_dec's rows), and W_enc's gradient (the same over
+tokens).
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from scalar_sae.saes.methods.base import Weights
 GROUP = 8
 PARTS = 16
 SAMPLE = 61
-"""One in so many, prime: of a [batch, d_sae] matrix all latents are met."""
+"""Sampling stride. It is prime, so that a sample of a [batch, d_sae] matrix covers all latents."""
 
 
 class Coded(NamedTuple):
@@ -25,21 +26,21 @@ class Coded(NamedTuple):
 
     weights: Weights
     acts: Float[Tensor, "batch k"]
-    """Their activations, not negative."""
+    """Activations of the selected latents, not negative."""
     latents: Int[Tensor, "batch k"]
 
     def first(self, k: int) -> "Coded":
-        """The first k of each token: the largest, if they are ordered."""
+        """The first k latents of each token. They are the largest if the code is ordered."""
         if k == self.acts.shape[1]:
             return self
         return self._replace(acts=self.acts[:, :k].contiguous(), latents=self.latents[:, :k].contiguous())
 
     def fired(self) -> Bool[Tensor, " d_sae"]:
-        """Which latents are active on any token."""
+        """Mask of the latents that are active on any token."""
         return _marked(self.latents[self.acts > 0], len(self.weights.W_dec))
 
     def of_tokens(self, n: int) -> "Coded":
-        """Of the first n tokens."""
+        """The code of the first n tokens."""
         return self._replace(acts=self.acts[:n], latents=self.latents[:n])
 
     def decoded(self) -> Float[Tensor, "batch d_out"]:
@@ -49,17 +50,17 @@ class Coded(NamedTuple):
 
 
 class Ragged(NamedTuple):
-    """Selected latents, another number of them for each token, and the weights that selected them."""
+    """A varying number of selected latents per token, and the weights that selected them."""
 
     weights: Weights
     acts: Float[Tensor, " n"]
-    """Their activations, positive, by token and then by latent."""
+    """Activations of the selected latents, positive, ordered by token and then by latent."""
     tokens: Int[Tensor, " n"]
     latents: Int[Tensor, " n"]
     n_tokens: int
 
     def fired(self) -> Bool[Tensor, " d_sae"]:
-        """Which latents are active on any token."""
+        """Mask of the latents that are active on any token."""
         return _marked(self.latents, len(self.weights.W_dec))
 
     def decoded(self) -> Float[Tensor, "batch d_out"]:
@@ -67,7 +68,7 @@ class Ragged(NamedTuple):
         return self.shares([len(self.weights.W_dec)]).squeeze(1) + self.weights.b_dec
 
     def shares(self, ends: Sequence[int]) -> Float[Tensor, "batch group d_out"]:
-        """What groups of latents, the first up to `ends[0]`, add to each token's reconstruction."""
+        """The contribution of each group of latents to each token's reconstruction. `ends` are the groups' ends."""
         group = torch.bucketize(self.latents, torch.tensor(ends, device=self.latents.device), right=True)
         sizes = (self.tokens * len(ends) + group).bincount(minlength=self.n_tokens * len(ends))
         summed = F.embedding_bag(
@@ -80,13 +81,13 @@ class Ragged(NamedTuple):
 def ragged(
     weights: Weights, x: Float[Tensor, "batch d_in"], u: Float[Tensor, "batch d_sae"], kept: Bool[Tensor, "batch d_sae"]
 ) -> Ragged:
-    """The code of the latents that are kept, which must have positive pre-activations.
+    """The code of the kept latents, which must have positive pre-activations.
 
     Args:
         weights: encoder and decoder.
-        x: what the encoder reads.
-        u: all pre-activations, outside the graph.
-        kept: which of them stay.
+        x: the encoder's input.
+        u: all pre-activations, without gradients.
+        kept: mask of the latents to keep.
     """
     tokens, latents = kept.nonzero(as_tuple=True)
     acts = _Chosen.apply(x, weights.centre, weights.W_enc, weights.b_enc, u, tokens, latents)
@@ -94,7 +95,7 @@ def ragged(
 
 
 def top_k(weights: Weights, x: Float[Tensor, "batch d_in"], k: int, ordered: bool = False) -> Coded:
-    """The k largest pre-activations of each token, made non-negative."""
+    """The k largest pre-activations of each token, after ReLU."""
     u = pre_acts(weights, x)
     latents = largest(u, k, ordered)
     return Coded(weights, chosen(weights, x, u, latents).relu(), latents)
@@ -102,15 +103,15 @@ def top_k(weights: Weights, x: Float[Tensor, "batch d_in"], k: int, ordered: boo
 
 @torch.no_grad()
 def pre_acts(weights: Weights, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
-    """All pre-activations, outside the graph: for choosing latents."""
+    """All pre-activations without gradients, for selecting latents."""
     return weights.pre_acts(x)
 
 
 def largest(u: Float[Tensor, "batch d_sae"], k: int, ordered: bool = False) -> Int[Tensor, "batch k"]:
-    """Indices of the k largest of each row; which of equal ones is open.
+    """Indices of the k largest entries of each row. Ties are broken arbitrarily.
 
-    They lie in the k of many small groups whose maxima are largest, which leaves `torch.topk` less to search: at
-    small widths it takes more of a training step than anything else.
+    The k largest entries lie in the k of many small groups with the largest maxima, so `torch.topk` has less to search.
+    At small widths it would otherwise take more of a training step than anything else.
     """
     n_groups = u.shape[1] // GROUP
     if u.shape[1] % GROUP or n_groups < 2 * k:
@@ -124,8 +125,8 @@ def largest(u: Float[Tensor, "batch d_sae"], k: int, ordered: bool = False) -> I
 def largest_values(flat: Float[Tensor, " n"], k: int) -> Float[Tensor, " k"]:
     """The k largest entries in any order.
 
-    `torch.topk` is slow where k is large and fills 16 bytes for every entry: it is given those that a sample says are
-    large enough, in parts.
+    `torch.topk` is slow for large k and allocates 16 bytes per entry. It therefore receives, in parts, only the entries
+    that a sample suggests are large enough.
     """
     sample = flat[::SAMPLE]
     n = k // SAMPLE * 5 // 4 + 8
@@ -142,20 +143,20 @@ def chosen(
     u: Float[Tensor, "batch d_sae"],
     latents: Int[Tensor, "batch k"],
 ) -> Float[Tensor, "batch k"]:
-    """`weights.pre_acts(x)` at the latents chosen for each token; gradients reach the weights, not x.
+    """`weights.pre_acts(x)` at the latents selected for each token. Gradients reach the weights, not x.
 
     Args:
         weights: the encoder.
-        x: what it reads.
-        u: all pre-activations, outside the graph.
-        latents: which are wanted.
+        x: the encoder's input.
+        u: all pre-activations, without gradients.
+        latents: indices of the selected latents.
     """
     tokens = torch.arange(len(x), device=x.device).unsqueeze(1).expand_as(latents)
     return _Chosen.apply(x, weights.centre, weights.W_enc, weights.b_enc, u, tokens, latents)
 
 
 class _Chosen(torch.autograd.Function):
-    """Pre-activations at (token, latent) pairs, and the gradients of the weights that made them."""
+    """Pre-activations at (token, latent) pairs, with the gradients of the weights that produce them."""
 
     @staticmethod
     def forward(
@@ -184,12 +185,12 @@ class _Chosen(torch.autograd.Function):
 
 
 def _by_latent(latent: Int[Tensor, " n"], d_sae: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " ends"]]:
-    """The order that brings equal latents together, and where each latent's part begins and ends."""
+    """The order that sorts by latent, and the boundaries of each latent's part."""
     return latent.argsort(), _starts(latent.bincount(minlength=d_sae))
 
 
 def _starts(sizes: Int[Tensor, " n"]) -> Int[Tensor, " n_and_end"]:
-    """Where parts of these sizes begin, and the end of the last."""
+    """The starts of consecutive parts of these sizes, and the end of the last."""
     return F.pad(sizes.cumsum(0), (1, 0))
 
 

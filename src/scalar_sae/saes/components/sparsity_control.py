@@ -1,9 +1,9 @@
-"""The weight of a sparsity penalty: a linear warm-up, and, if an L0 is asked for, a steady correction towards it.
+"""The weight of a sparsity penalty: a linear warm-up, and optionally a controller that steers L0 to a target.
 
-The papers fix the weight and sweep it to compare methods at equal L0. With `target_l0` the weight is multiplied at
-every step by exp(gain * clip(log(L0 / target), -1, 1)), where L0 is what it would be `lag` steps later if it went on as
-it does: it follows the weight slowly, and a correction by what it is now goes on long after it was enough. So one
-run ends at the L0 asked for. That correction is ours; it counts from the first step, so a long warm-up is cut short.
+The papers fix the weight, and sweep it to compare methods at equal L0. With `target_l0`, a single run ends at the
+requested L0: every step multiplies the weight by exp(gain * clip(log(L0 / target), -1, 1)). L0 in this formula is
+extrapolated `lag` steps ahead. L0 follows the weight slowly, so a controller that used its current value would
+overshoot. This controller is our own. It acts from the first step, so it cuts a long warm-up short.
 """
 
 import math
@@ -17,26 +17,26 @@ from scalar_sae.saes.methods.base import Progress
 from scalar_sae.saes.methods.dictionary import DictionaryMethod
 
 MOST = math.log(1e4)
-"""A correction stays within this, up and down."""
+"""Bound on the absolute logarithm of the correction."""
 
 
 class Sparsity(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """A sparsity penalty's weight."""
+    """The weight of a sparsity penalty."""
 
     weight: float = Field(gt=0)
     """Weight after the warm-up, in the trained scale."""
     warmup: float = Field(default=0.05, ge=0, le=1)
-    """Share of training over which the weight rises from 0."""
+    """Share of training over which the weight rises linearly from 0."""
     target_l0: float | None = Field(default=None, gt=0)
-    """Mean L0 to steer to by changing the weight; None leaves the weight alone."""
+    """Mean L0 to steer to by changing the weight; None keeps the weight as configured."""
     gain: float = Field(default=0.03, gt=0, le=1)
-    """Largest change of the logarithm of the weight in one step."""
+    """Maximum change of the logarithm of the weight in one step."""
     lag: float = Field(default=50.0, ge=1)
-    """Steps that L0 takes to follow the weight."""
+    """Number of steps after which L0 follows a change of the weight."""
 
 
 def filled(given: object, default: Sparsity) -> object:
-    """A config's `sparsity`, where what it leaves out is as in `default`."""
+    """A config's `sparsity`, with missing fields taken from `default`."""
     return default.model_dump() | given if isinstance(given, dict) else given
 
 
@@ -44,10 +44,10 @@ class PenaltyMethod(DictionaryMethod, frozen=True):
     """Independent dictionaries with a sparsity penalty."""
 
     sparsity: Sparsity
-    """Weight of the penalty; what is left out is as in the method's default."""
+    """Weight of the penalty. Missing fields are taken from the method's default."""
 
     def wanted_l0(self, position: int) -> float | None:
-        """The target of the penalty."""
+        """The target L0 of the penalty."""
         return self.sparsity.target_l0
 
     @field_validator("sparsity", mode="before")
@@ -57,11 +57,11 @@ class PenaltyMethod(DictionaryMethod, frozen=True):
 
 
 class SparsityWeight(nn.Module):
-    """The present weight of a penalty."""
+    """The current weight of a penalty."""
 
     log_correction: Tensor
     log_l0: Tensor
-    """Mean of the logarithm of L0 over the last `lag` steps or so."""
+    """Running mean of log L0 over about the last `lag` steps."""
 
     def __init__(self, config: Sparsity) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class SparsityWeight(nn.Module):
 
     @torch.no_grad()
     def at(self, progress: Progress, l0: Tensor) -> Tensor:
-        """The weight for this step; `l0` is the batch's mean number of active latents."""
+        """The weight at this step. `l0` is the batch's mean number of active latents."""
         config = self._config
         if config.target_l0 is not None and self.training:
             now = distributed.all_mean(l0).clamp_min(1e-3).log()

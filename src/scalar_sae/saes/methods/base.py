@@ -40,9 +40,9 @@ Scale = Literal["none", "unit", "sqrt_d"]
 """The frozen factor that multiplies activations: `none` (1), `unit` (E‖x‖² = 1) or `sqrt_d` (E‖x‖ = √d_model)."""
 
 Schedule = Literal["cosine", "cooldown"]
-"""How the learning rate falls from `lr` to `min_lr` after the warm-up.
+"""Decay of the learning rate from `lr` to `min_lr` after the warm-up.
 
-`cosine` falls along a cosine. `cooldown` stays at `lr` and falls linearly over the last steps of the run.
+`cosine` decays along a cosine. `cooldown` stays at `lr` and decays linearly over the last steps of the run.
 """
 
 
@@ -132,19 +132,20 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's first-moment decay. The JumpReLU and Gated papers use 0."""
     beta2: float | None = Field(default=None, gt=0, lt=1)
-    """Adam's second-moment decay, if not the run's."""
+    """Adam's second-moment decay; None uses the run's."""
     clip: Rate | None = None
-    """Largest gradient norm, if not the run's."""
+    """Maximum gradient norm; None uses the run's."""
     schedule: Schedule | None = None
-    """How the learning rate falls, if not as the run's."""
+    """Decay of the learning rate; None uses the run's."""
 
     @abstractmethod
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
         """Create the SAEs to train. Their initial weights depend on the seed and the site alone."""
 
     def wanted_l0(self, position: int) -> float | None:
-        """Active latents a token that the config asks of the SAE at a trainee's `position`-th site, where training has
-        to find them; None where the activation rule gives them or none are asked for.
+        """The L0 that the config requests for the SAE at a trainee's `position`-th site and that training must reach.
+
+        None if no L0 is requested, or if the activation rule guarantees it.
         """
         return None
 

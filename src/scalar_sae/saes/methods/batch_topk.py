@@ -54,7 +54,7 @@ class BatchSelection(DictionaryMethod, frozen=True):
     """Decay per step of the running mean that estimates the inference threshold."""
 
     def wanted_l0(self, position: int) -> float | None:
-        """K latents a token: at inference a threshold has to keep as many."""
+        """An L0 of k, which the inference threshold must reproduce."""
         return float(self.k)
 
 
