@@ -1,13 +1,13 @@
-"""A circuit by hand: a pair with some of its edges, the exact logits that follow, and what removing an edge changes.
+"""Circuits by hand: a pair with some of its edges, its exact logits, and the effect of removing an edge.
 
     full = Circuit.full(pair)                        # every edge
     cut = full.without(edges=[(17, 203)])            # the same without one edge
-    full.logit_changes(cut, "def main():")           # what that changes in the prediction of the next token
+    full.logit_changes(cut, "def main():")           # the effect on the prediction of the next token
     with cut.spliced():                              # the model with the circuit in place of its own computation
         pair.lm.logits(tokens)
 
-A downstream latent is recomputed from its kept edges alone, and is 0 without any (scoring/README.md). What is spliced
-in is the downstream reconstruction; special tokens keep the model's own activation.
+A downstream latent is recomputed from its kept edges alone, and is 0 without any (scoring/README.md). The downstream
+reconstruction is spliced into the model; special tokens keep the model's own activation.
 """
 
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ Edge = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """A pair and the edges of it that are kept, the same at every token."""
+    """A pair with the edges that are kept, the same at every token."""
 
     pair: Pair
     kept: Bool[Tensor, "n_up n_down"]
@@ -52,15 +52,15 @@ class Circuit:
 
     @classmethod
     def full(cls, pair: Pair) -> "Circuit":
-        """Every possible edge."""
+        """A circuit with every possible edge."""
         return cls(pair, _filled(pair, True))
 
     @classmethod
     def of(cls, pair: Pair, edges: Iterable[Edge]) -> "Circuit":
-        """Some edges.
+        """A circuit with some edges.
 
         Raises:
-            UserError: an edge that the pair does not have.
+            UserError: the pair has no such edge.
         """
         kept = _filled(pair, False)
         for up, down in edges:
@@ -73,19 +73,19 @@ class Circuit:
 
     @property
     def n_edges(self) -> int:
-        """Kept edges."""
+        """Number of kept edges."""
         return int(self.kept.sum())
 
     def without(self, *, edges: Iterable[Edge] = (), up: Iterable[int] = (), down: Iterable[int] = ()) -> "Circuit":
         """The circuit without some edges, and without any edge of some latents.
 
         Args:
-            edges: edges to remove. One that is not kept stays so.
+            edges: edges to remove. Edges that are not kept are ignored.
             up: upstream latents whose edges are all removed.
             down: downstream latents whose edges are all removed, so that they are 0.
 
         Raises:
-            UserError: an edge or a latent that the pair does not have.
+            UserError: the pair has no such edge or latent.
         """
         edges, up, down = list(edges), list(up), list(down)
         _check(self.pair, up=[*up, *(i for i, _ in edges)], down=[*down, *(j for _, j in edges)])
@@ -103,13 +103,14 @@ class Circuit:
             prompt: a text, or prompts of token ids.
 
         Raises:
-            UserError: prompts that the model cannot read.
+            UserError: the model cannot read the prompt.
         """
         with self.spliced() as lm:
             return lm.logits(lm.tokens(prompt) if isinstance(prompt, str) else prompt)
 
     def spliced(self) -> AbstractContextManager[LanguageModel]:
-        """Within the block, `pair.lm.logits` and `pair.lm.activations` are those of the model with the circuit in it.
+        """Within the block, `pair.lm.logits` and `pair.lm.activations` are those of the model with the circuit spliced
+        in.
 
         Raises:
             UserError: something is spliced in already.
@@ -119,22 +120,23 @@ class Circuit:
     def logit_changes(
         self, other: "Circuit", prompt: str | Integer[Tensor, "one token"], position: int = -1, n: int = 10
     ) -> Table:
-        """How another circuit predicts the next token of a prompt, seen from this one.
+        """Compare another circuit's prediction of the next token with this circuit's.
 
-        Both are exact: every logit is computed from the recomputed latents, nothing is linearised.
+        Both are exact: every logit is computed from the recomputed latents, and nothing is linearised.
 
         Args:
-            other: what to compare with, such as `self.without(edges=[(17, 203)])`.
+            other: the circuit to compare with, such as `self.without(edges=[(17, 203)])`.
             prompt: a text, or one prompt of token ids.
-            position: at which token; by default the last one.
-            n: how many next tokens are listed.
+            position: the token after which the prediction is made; by default the last one.
+            n: number of next tokens to list.
 
         Returns:
-            The tokens whose probability changes most: `token`, `text`, `logit` and `logit_other` (each less its mean
-            over the vocabulary, which changes no probability), `change` (of the two), `p` and `p_other`.
+            The tokens whose probability changes most: `token`, `text`, `logit` and `logit_other` (each minus its mean
+                over the
+            vocabulary, which changes no probability), `change` (their difference), `p` and `p_other`.
 
         Raises:
-            UserError: another pair's circuit, several prompts, or no such position.
+            UserError: the circuit belongs to another pair, there are several prompts, or there is no such position.
         """
         if other.pair is not self.pair:
             raise UserError("logit_changes compares two circuits of one pair; build both from the same Pair")
@@ -162,18 +164,19 @@ class Circuit:
         )
 
     def measure(self, tokens: Integer[Tensor, "prompt token"]) -> dict[str, int | float]:
-        """How much of the full circuit these edges carry, as the curve of a record measures it.
+        """Measure how much of the full circuit these edges recover, as on the curve of a record.
 
         Args:
             tokens: the text, at least one prompt with an ordinary token.
 
         Returns:
             `edges`, `kl_model` and `kl_circuit` (KL from the model and from the full circuit, nats, mean over tokens),
-            `recovery` (1 - kl_circuit / kl_circuit without any edge), `live_edges` and `l0_down` (a token),
-            `floor_kl` (KL from the model to the full circuit).
+            `recovery` (1 - kl_circuit / kl_circuit without any edge), `live_edges` and `l0_down` (per token), and
+                `floor_kl`
+            (KL from the model to the full circuit).
 
         Raises:
-            UserError: an output that is not finite, or nothing but special tokens.
+            UserError: an output is not finite, or all tokens are special.
         """
         exact, counts = CONVENTIONS["exact"], np.array([0, max(1, self.n_edges)])
         found = [
@@ -207,13 +210,13 @@ class Circuit:
 
     @torch.no_grad()
     def _activation(self, tokens: Integer[Tensor, "batch token"]) -> Float[Tensor, "batch token d_model"]:
-        """What stands at the spliced site."""
+        """The activation at the spliced site."""
         rows = [self.pair.decoded(self.latents(prompt), prompt) for prompt in read(self.pair, tokens)]
         return torch.stack(rows)
 
     @cached_property
     def _edges(self) -> GlobalEdges:
-        """A ranking of two counts: no edge, and the kept ones."""
+        """A ranking with two counts: no edges, and the kept ones."""
         keep_index: UInt8[Tensor, "n_up n_down"] = torch.where(self.kept, 1, NOT_KEPT).byte()
         return GlobalEdges(keep_index)
 
@@ -227,7 +230,7 @@ def _filled(pair: Pair, value: bool) -> Bool[Tensor, "n_up n_down"]:
 
 
 def _check(pair: Pair, **latents: Iterable[Any]) -> None:
-    """Raise a UserError if one end of a pair has no latent of such a number."""
+    """Raise a UserError if one end of a pair has no latent with such an index."""
     for end, numbers in latents.items():
         width = getattr(pair, end).d_sae
         for number in numbers:

@@ -1,8 +1,8 @@
-"""The edges of a pair in the order of a ranking: as a table, and as circuits of the first n edges.
+"""The edges of a pair in the order of a ranking, as a table and as circuits of the first n edges.
 
 edges = rank_edges(pair, texts.ranking)          # exact effect of removing each edge
 edges.top(20)                                    # the strongest twenty
-edges.circuit(500)                               # the circuit that the curve has at 500 edges
+edges.circuit(500)                               # the circuit at 500 edges of the curve
 """
 
 from collections.abc import Callable
@@ -24,33 +24,34 @@ from scalar_sae.table import Table
 
 @dataclass(frozen=True, eq=False)
 class RankedEdges:
-    """The score of every edge of a pair; the larger, the earlier an edge is kept."""
+    """The score of every edge of a pair. Edges with larger scores are kept first."""
 
     pair: Pair
     ranking: str
     """The ranking that scored them."""
     scores: Float[Tensor, "n_up n_down"]
     seed: int = 0
-    """What decides between equal scores."""
+    """Seed that decides the order of equal scores."""
 
     def __repr__(self) -> str:
         n_scored = int((self.scores > 0).sum())
         return f"RankedEdges({self.pair.block} by {self.ranking}: {n_scored:,} of {self.pair.n_edges:,} edges above 0)"
 
     def top(self, n: int = 20, up: Features | None = None, down: Features | None = None) -> Table:
-        """The n strongest edges, strongest first; edges that tie come in the order in which a curve keeps them.
+        """The n strongest edges, strongest first. Ties are in the order in which a curve keeps them.
 
         Args:
-            n: how many.
-            up: what is known of the upstream latents; adds the columns `up_tokens` and `up_promotes`.
-            down: the same of the downstream latents.
+            n: number of edges.
+            up: descriptions of the upstream latents; adds the columns `up_tokens` and `up_promotes`.
+            down: descriptions of the downstream latents, likewise.
 
         Returns:
-            `up` and `down` (the edge's latents), `weight` (its score), and for latents that are described the tokens
-            at which each fires most strongly and those that it promotes most.
+            `up` and `down` (the edge's latents) and `weight` (its score). For latents with descriptions also the tokens
+                at
+            which each fires most strongly and those that it promotes most.
 
         Raises:
-            UserError: what describes the latents is of another SAE.
+            UserError: the descriptions belong to another SAE.
         """
         described = {end: features for end, features in (("up", up), ("down", down)) if features is not None}
         for end, features in described.items():
@@ -90,14 +91,14 @@ def rank_edges(
     """Score every edge of a pair on a text.
 
     Args:
-        pair: whose edges.
+        pair: the pair.
         tokens: the ranking text, such as `held_out(corpus, config).ranking`.
-        ranking: the name of a ranking. By default removing an edge is computed exactly.
-        seed: of what a ranking samples, and of the order of edges that tie.
-        on_progress: called with the share of a prompt's work that is finished.
+        ranking: the name of a ranking. The default computes the removal of each edge exactly.
+        seed: seed of rankings that sample, and of the order of tied edges.
+        on_progress: called with the share of a prompt's work that was finished.
 
     Raises:
-        UserError: an unknown ranking, or tokens that the model cannot read.
+        UserError: the ranking is unknown, or the model cannot read the tokens.
     """
     if ranking not in RANKINGS:
         raise unknown("ranking", ranking, RANKINGS)

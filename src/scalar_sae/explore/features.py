@@ -1,4 +1,4 @@
-"""What the latents of an SAE stand for: where they fire, which tokens they promote, examples of text.
+"""The latents of an SAE: where they fire, which tokens they promote, and examples of text.
 
 features = Features.of(lm, "resid_mid.0", sae, tokens)
 features.examples(17)              # the text around its strongest activations
@@ -24,14 +24,16 @@ from scalar_sae.sites import Site
 from scalar_sae.table import Table
 
 Kind = Literal["top", "random", "band", "silent"]
-"""The strongest examples, a uniform sample, one a power of two of the activation, text where the latent is silent."""
+"""The strongest examples, a uniform sample, one per power of two of the activation, or text where the latent is
+silent.
+"""
 
 
 class Features:
     """The latents of one SAE, described on a text."""
 
     def __init__(self, latents: Any, contexts: Any, vocabulary: Mapping[int, str]) -> None:
-        """From two Arrow tables that evaluation/features/tables.py describes, and the text of each token in them."""
+        """Take two Arrow tables as evaluation/features/tables.py defines them, and the text of each token in them."""
         self._latents: list[dict[str, Any]] = latents.to_pylist()
         self._contexts, self._vocabulary = contexts, vocabulary
 
@@ -50,15 +52,15 @@ class Features:
 
         Args:
             lm: the model that the SAE reads.
-            site: where it reads, or the name of that place.
+            site: the site that it reads, or its name.
             sae: the SAE.
-            tokens: prompts, the more the better: a latent that does not fire in them has no examples.
-            n_examples: examples of each kind a latent.
-            seed: of the random examples.
-            special: what happens at special tokens; by default no latent fires there.
+            tokens: prompts. A latent that does not fire in them has no examples, so more are better.
+            n_examples: examples of each kind per latent.
+            seed: seed of the random examples.
+            special: the rule for special tokens; by default no latent fires there.
 
         Raises:
-            UserError: the model has no such site, or the text is nothing but special tokens.
+            UserError: the model has no such site, or all tokens are special.
         """
         tables = feature_tables(lm, Site.of(site), sae, tokens.long(), n_examples, seed=seed, special=special)
         words = tables["vocabulary"]
@@ -67,7 +69,7 @@ class Features:
 
     @classmethod
     def read(cls, folder: str | Path) -> "Features":
-        """From the tables that `scalar features` wrote into an SAE's folder.
+        """Read the tables that `scalar features` wrote into an SAE's folder.
 
         Raises:
             UserError: there are none, or they are damaged.
@@ -82,11 +84,11 @@ class Features:
 
     @property
     def n_latents(self) -> int:
-        """Latents of the SAE."""
+        """Number of latents of the SAE."""
         return len(self._latents)
 
     def tokens(self, latent: int, n: int = 3) -> list[str]:
-        """The tokens at which a latent fires most strongly, each once; fewer where it fires at few.
+        """The different tokens at which a latent fires most strongly, at most n.
 
         Raises:
             UserError: the SAE has no such latent.
@@ -97,7 +99,7 @@ class Features:
     def promotes(self, latent: int, n: int = 3) -> list[str]:
         """The tokens whose logits a latent raises most, by its direct effect (evaluation/features/logits.py).
 
-        There are none where the SAE writes neither to the residual stream nor to what is added to it.
+        Empty if the SAE does not write to the residual stream, directly or by addition.
 
         Raises:
             UserError: the SAE has no such latent.
@@ -116,14 +118,14 @@ class Features:
         """Text in which a latent fires.
 
         Args:
-            latent: its number.
-            n: how many examples at the most.
-            kind: the strongest (`top`), a uniform sample (`random`), one a power of two of its activation (`band`), or
-                text where it does not fire (`silent`).
+            latent: index of the latent.
+            n: maximum number of examples.
+            kind: the strongest (`top`), a uniform sample (`random`), one per power of two of the activation (`band`),
+                or text where it does not fire (`silent`).
 
         Returns:
-            `activation` at the token in question, `text` around it (the token stands between « and »), and where that
-            is: `prompt` and `position`.
+            `activation` at the example's token, `text` around it (with the token between « and »), and its `prompt` and
+            `position`.
 
         Raises:
             UserError: the SAE has no such latent.
@@ -137,7 +139,7 @@ class Features:
         return rows
 
     def table(self) -> Table:
-        """A row a latent: how often and how strongly it fires, at which tokens, and which it promotes."""
+        """One row per latent: how often and how strongly it fires, at which tokens, and which tokens it promotes."""
         return Table(
             {
                 "latent": number,
@@ -157,7 +159,7 @@ class Features:
         return self._latents[latent]
 
     def _rows(self, latent: int, kind: str) -> list[dict[str, Any]]:
-        """The examples of a latent of a kind, in their order."""
+        """The examples of one kind of a latent, in order."""
         self._latent(latent)
         return self._examples.get((latent, kind), [])
 

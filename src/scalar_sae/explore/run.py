@@ -1,10 +1,10 @@
-"""A run directory as Python sees it: its language model, its SAEs, its text and its results.
+"""A run directory in Python: its language model, its SAEs, its text and its results.
 
     run = load_run("runs/quickstart")
     pair = run.pair("topk", "ff_block.0")
     run.results.table()
 
-Each part is read when it is first asked for.
+Each part is read on first use.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from scalar_sae.sites import Block, Site
 
 @dataclass(frozen=True)
 class Run:
-    """What `scalar quickstart` or `scalar train` left in a folder."""
+    """The content of a folder that `scalar quickstart` or `scalar train` wrote."""
 
     folder: Path
 
     @cached_property
     def lm(self) -> LanguageModel:
-        """The language model that the run keeps.
+        """The language model that is kept in the run.
 
         Raises:
             UserError: its files are damaged.
@@ -50,19 +50,19 @@ class Run:
 
     @cached_property
     def text(self) -> Corpus:
-        """The text that the SAEs were trained on, with the part that was held out from them.
+        """The training text of the SAEs, with the part that was held out from them.
 
         Raises:
-            UserError: it is not there any more, or has changed.
+            UserError: it no longer exists, or has changed.
         """
         return evaluation_text(self.lm, [self.folder])
 
     @cached_property
     def results(self) -> Results:
-        """What was scored and measured.
+        """The run's scores and measurements.
 
         Raises:
-            UserError: nothing was yet, or the file is damaged.
+            UserError: there are none yet, or the file is damaged.
         """
         return Results.read(self.folder / "results.json")
 
@@ -72,7 +72,7 @@ class Run:
         Args:
             method: the name of the SAEs in the run.
             block: the block, or its name, such as `ff_block.0`.
-            special: what happens at special tokens (lm/special.py).
+            special: the rule for special tokens (lm/special.py).
 
         Raises:
             UserError: the run has no such SAEs.
@@ -80,10 +80,10 @@ class Run:
         return Pair.between(self.lm, block, self._group(method), special)
 
     def features(self, method: str, site: Site | str) -> Features:
-        """What `scalar features` wrote of the latents of an SAE into this run.
+        """The feature tables that `scalar features` wrote for an SAE of this run.
 
         Raises:
-            UserError: it has no such SAE, or `scalar features` was not run.
+            UserError: the run has no such SAE, or `scalar features` was not run.
         """
         group, site = self._group(method), Site.of(site)
         stored = site_in(group, site)
@@ -101,7 +101,7 @@ def load_run(folder: str | Path) -> Run:
     """Open a run directory.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a run directory.
     """
     run = Run(Path(folder).expanduser())
     if not (run.folder / "config.yaml").is_file() or not (run.folder / "lm").is_dir():

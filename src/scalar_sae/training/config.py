@@ -50,9 +50,9 @@ class TrainConfig(BaseModel):
     warmup_steps: int = Field(default=750, ge=0, le=10**12)
     """Steps of linear warm-up."""
     schedule: Schedule = "cosine"
-    """How the learning rate falls after the warm-up: along a cosine, or (`cooldown`) not until the end of the run."""
+    """Decay of the learning rate after the warm-up: along a cosine, or only at the end of the run (`cooldown`)."""
     cooldown: float = Field(default=0.2, ge=0, le=1)
-    """Share of the steps, at the end, over which the schedule `cooldown` falls linearly; 0 for a constant rate."""
+    """Share of the steps, at the end of the run, over which `cooldown` decays linearly; 0 keeps the rate constant."""
     beta2: float = Field(default=0.95, gt=0, lt=1)
     """Adam's second-moment decay."""
     clip: Rate = 1.0
@@ -125,7 +125,8 @@ def validated(model: type[Config], values: Any, where: str) -> Config:
         return model.model_validate(values)
     except ValidationError as error:
         found = error.errors()
-        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])  # maybe what is missing
+        # it may be a misspelling of the missing field
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise unknown(f"{where} field", place, _fields_near(model, first["loc"])) from error
@@ -144,7 +145,7 @@ def _fields_near(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str
     if loc[0] != "saes" or len(loc) < 4 or str(loc[2]) not in CONFIGS:
         return [".".join(map(str, (*loc[:-1], field))) for field in model.model_fields]
     method: Any = CONFIGS[str(loc[2])]
-    for part in loc[3:-1]:  # a config inside a method's config
+    for part in loc[3:-1]:  # a config nested in a method's config
         inner = method.model_fields[str(part)].annotation if isinstance(part, str) else method
         method = next((kind for kind in (inner, *get_args(inner)) if hasattr(kind, "model_fields")), method)
     return [".".join(map(str, (*loc[:-1], field))) for field in method.model_fields]

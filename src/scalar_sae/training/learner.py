@@ -16,7 +16,7 @@ from scalar_sae.training.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, schedule: Schedule) -> float:
-    """Linear warm-up, then the schedule's way from `lr` to `min_lr`, where it would arrive one step after the last."""
+    """Linear warm-up, then the schedule's decay from `lr` to `min_lr`, which it would reach one step after the last."""
     warmup = min(config.warmup_steps, config.steps)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)

@@ -40,7 +40,7 @@ from scalar_sae.versions import versions
 CHECKPOINT_SECONDS = 60.0
 VALIDATION_TOKENS = 8192
 L0_TOKENS = 8192
-"""Tokens of training text on which the L0 of a finished SAE is measured."""
+"""Number of tokens of training text on which the L0 of a finished SAE is measured."""
 
 
 def train(
@@ -251,9 +251,9 @@ class _Run:
 
 @torch.no_grad()
 def _l0(learner: OptimizedSAEs, position: int, sae: SAE, buffer: Buffer) -> dict[str, Any]:
-    """The L0 that a config asks for and the one that a finished SAE has on training text, for its card.
+    """The requested L0 and the L0 of the finished SAE on training text, for its card.
 
-    The user is told where they differ by more than L0_TOLERANCE.
+    The user is told if they differ by more than L0_TOLERANCE.
     """
     wanted, site = learner.method.wanted_l0(position), learner.trainee.sites[position]
     if wanted is None:

@@ -108,7 +108,7 @@ class TrainableSAEs(nn.Module, ABC):
         """After the last step, estimate from data what inference needs."""
 
     def found(self) -> dict[str, Any]:
-        """What training found beside the weights, for the SAE's card."""
+        """Results of training in addition to the weights, for the SAE's card."""
         return {}
 
     @abstractmethod

@@ -36,7 +36,7 @@ class StaircaseJumpReluConfig(StaircaseMethod, frozen=True):
     """The L0 penalty's weight at each site: one for all sites, or one per site of a staircase."""
 
     def wanted_l0(self, position: int) -> float | None:
-        """The target of a site's penalty."""
+        """The target L0 of a site's penalty."""
         return self.sparsity[position if len(self.sparsity) > 1 else 0].target_l0
 
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
