@@ -107,6 +107,26 @@ def test_atm_importance_weighs_its_three_statistics():
 
 
 @torch.no_grad()
+def test_atm_masks_the_unimportant_also_where_a_few_latents_have_all_the_importance():
+    """Mean - std / 2 is below 0 then, and without a floor nothing would be masked."""
+    trainee, pruned = (prepared(ATMConfig(sites=HERE, inference=rule), data()) for rule in ("all", "pruned"))
+    assert isinstance(trainee, ATMTrainee)
+    assert isinstance(pruned, ATMTrainee)
+    for each in (trainee, pruned):
+        each.means.fill_(0.05)
+        each.means[:, :4] = 0.0
+        each.means[:, 63] = 10.0
+    importance = trainee.means[0] / trainee.means[0].mean()
+    assert importance.mean() - 0.5 * importance.std() < 0
+    theta = 0.1 * importance.mean()
+    assert importance[4] > theta / 2
+    expected = 1 - (-((theta - importance) / theta).clamp_min(0)).exp()
+    torch.testing.assert_close(trainee.mask_probability(), expected)
+    assert expected[0] == pytest.approx(1 - math.exp(-1))
+    assert torch.equal(pruned.left(), importance >= theta)
+
+
+@torch.no_grad()
 def test_an_atm_energy_is_the_squared_size_of_what_a_latent_adds():
     x = data()
     trainee = prepared(ATMConfig(sites=HERE, decay=0.0, scale="none", contribution="energy"), x)
