@@ -36,6 +36,25 @@ def test_llama_scopes_preset_is_its_authors_recipe():
     assert (method.method, method.beta1, method.beta2, method.clip) == ("llama_scope", 0.9, 0.9999, 0.001)
 
 
+def test_gaos_preset_is_the_papers_recipe_and_the_default_of_topk_is_not():
+    config = validated(TrainConfig, read_preset("topk-gao")["train"], "train")
+    assert {learning_rate(config, step, config.schedule) for step in range(100, config.steps)} == {config.lr}
+    assert config.lr == pytest.approx(2e-4 * (2**14 / 512) ** 0.5, rel=0.01)
+    assert (config.beta2, config.clip) == (0.999, 1.0)
+    fields = {"unit_norm": True, "median_bias": True, "auxk": 1 / 32, "multi": 1}
+    gao = config.saes[0].model_dump()
+    assert {name: gao[name] for name in fields} == fields
+    plain = TrainConfig(saes=[TOPK], **SMALL).saes[0].model_dump()
+    assert (plain["unit_norm"], plain["median_bias"], plain["auxk"]) == (False, False, 0.0)
+
+
+def test_jacobian_saes_stand_at_ff_layers_unless_a_config_says_otherwise():
+    zoo = [method for method in read_preset("zoo")["train"]["saes"] if method["method"] == "jacobian"]
+    assert [method["along"] for method in zoo] == ["ff_layers", "ff_blocks"]
+    config = TrainConfig(saes=[{"method": "jacobian"}], **SMALL).saes[0]
+    assert [str(block.up) for block in config.blocks(2)] == ["mlp_in.0", "mlp_in.1"]
+
+
 @pytest.mark.parametrize("name", presets())
 def test_presets_are_valid(name: str):
     validated(TrainConfig, read_preset(name)["train"], "train")

@@ -2,10 +2,12 @@
 
     L = ‖x - x_hat‖² + ‖y - y_hat‖² + lambda (d_model / k²) mean over tokens of sum over active i, j |J_ij|
 
-J is computed by ff_jacobian.py. The pair stands at the FF layer (mlp_in, mlp_out), as in the Jacobian SAE paper, or at
-the FF block (resid_mid, resid_post), as in SCALAR; the block's Jacobian includes that of the norm, exactly. `weight` is
-lambda in the Jacobian SAE paper's units, where its authors' rule of thumb is 0.5 k² / d_model. To convert a weight from
-the SCALAR authors' units, multiply it by batch_tokens / d_model, because their term sums over the batch.
+J is computed by ff_jacobian.py. By default the pair stands at the FF layer (mlp_in, mlp_out), as in the Jacobian SAE
+paper and in SCALAR's tables. The pair at the FF block (resid_mid, resid_post) is an extension: the SCALAR authors' code
+trains it, and neither paper has results for it. Its Jacobian includes that of the norm, exactly.
+
+`weight` is lambda in the Jacobian SAE paper's units, where its authors' rule of thumb is 0.5 k² / d_model. To convert a
+weight from the SCALAR authors' units, multiply it by batch_tokens / d_model, because their term sums over the batch.
 """
 
 import math

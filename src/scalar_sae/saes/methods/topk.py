@@ -1,9 +1,9 @@
 """TopK SAEs (Gao et al., arXiv 2406.04093).
 
-The default is the form that the SCALAR authors train, which is the baseline of every comparison: squared error only,
-W_dec Kaiming-uniform, W_enc its transpose, biases zero, no decoder normalisation and no auxiliary loss (SCALAR App. B
-and its code). Gao et al.'s own recipe is `unit_norm: true, auxk: 0.03125, median_bias: true`. Their Multi-TopK is
-`multi: 4`.
+The default is not Gao et al.'s recipe. It is SCALAR's form of TopK, which the SCALAR authors train and which is the
+baseline of every comparison: squared error only, W_dec Kaiming-uniform, W_enc its transpose, biases zero, no decoder
+normalisation and no auxiliary loss (SCALAR App. B and its code). Gao et al.'s recipe is the preset `topk-gao`:
+`unit_norm: true, auxk: 0.03125, median_bias: true`, with their optimiser. Their Multi-TopK is `multi: 4`.
 """
 
 from typing import Literal
