@@ -1,5 +1,6 @@
 """Circuits by hand against the model's own forward through hooks, the obvious scorer, and the curve of a record."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import scalar_sae as ss
 from scalar_sae.errors import UserError
 from scalar_sae.scoring.pair import Pair, read
-from tests.helpers import random_sae, tiny_lm, tiny_pair
+from tests.helpers import moved, random_sae, tiny_lm, tiny_pair
 from tests.lm.families import PARALLEL, family_lm
 from tests.reference import hooked, scorer
 
@@ -124,6 +125,40 @@ def test_a_spliced_model_shows_the_activations_behind_the_splice():
             hooked.activation(pair.lm.hf, ss.Site("mlp_out", 1), TOKENS), found["mlp_out.1"], **CLOSE
         )
         torch.testing.assert_close(pair.lm.hf(TOKENS, use_cache=False).logits, logits, **CLOSE)
+
+
+@pytest.mark.parametrize("name", PARALLEL[:2])
+def test_a_branch_beside_the_splice_stays_the_models_own(name: str):
+    lm, tokens = family_lm(name), torch.arange(2, 11).view(1, 9)
+    sites = ["mlp_out.0", "resid_post.0", "mlp_out.1"]
+    own = lm.activations(tokens, ["attn_out.0", *sites])
+    shift = torch.randn(16, generator=torch.Generator().manual_seed(0))
+    x = own["attn_out.0"] + shift
+    with lm.spliced_by("attn_out.0", lambda tokens: x):
+        found = lm.activations(tokens, sites)
+    assert torch.equal(found["mlp_out.0"], own["mlp_out.0"])
+    torch.testing.assert_close(found["resid_post.0"], own["resid_post.0"] + shift, **CLOSE)
+    assert not torch.allclose(found["mlp_out.1"], own["mlp_out.1"], atol=1e-2)
+
+
+def test_a_circuit_of_a_model_in_half_precision_is_that_of_its_float32_block():
+    pair = tiny_pair("ff_block.0")
+    half = replace(pair, lm=ss.LanguageModel(deepcopy(pair.lm.hf).bfloat16(), "half", pair.lm.tokenizer))
+    (prompt,) = read(half, TOKENS[:1])
+    kept = some_edges(pair)
+    acts = half.down.activation.select(scorer.pre_acts(half, prompt, kept))
+    found = ss.Circuit(half, kept).logits(TOKENS[:1])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[0], scorer.splice_site(half, prompt, acts), atol=0.05, rtol=0.05)
+
+
+def test_a_circuit_on_a_device_gives_the_logits_of_the_cpu(device: torch.device):
+    pair = tiny_pair("transformer_block.0")
+    kept = some_edges(pair)
+    there = ss.Circuit(moved(pair, device), kept.to(device))
+    for tokens in (TOKENS, TOKENS.to(device)):
+        torch.testing.assert_close(there.logits(tokens).cpu(), ss.Circuit(pair, kept).logits(TOKENS), **CLOSE)
+    assert there.measure(TOKENS) == pytest.approx(ss.Circuit(pair, kept).measure(TOKENS), rel=1e-3)
 
 
 def test_a_second_splice_and_a_call_past_the_first_are_refused():

@@ -30,6 +30,9 @@ class Run:
 
     folder: Path
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
     @cached_property
     def lm(self) -> LanguageModel:
         """The language model that is kept in the run.

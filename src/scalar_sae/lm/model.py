@@ -310,7 +310,7 @@ class LanguageModel(nn.Module):
     def _spliced_state(self, inserted: Inserted, tokens: Int64[Tensor, "batch token"]) -> SiteState:
         """The state at the site: the replacement, with the model's own residual stream beside it."""
         state = self.states(tokens, [inserted.site])[inserted.site]
-        return state._replace(x=inserted.of(tokens))
+        return state._replace(x=inserted.of(tokens).to(tokens.device))
 
     def _prompts(self, tokens: Tensor) -> Int64[Tensor, "batch token"]:
         """Check token ids of any integer type and convert them to int64."""
