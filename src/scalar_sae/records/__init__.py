@@ -1,1 +1,1 @@
-"""Records: what is written to results.json, and what is checked when it is read."""
+"""Records: the schema of results.json, and the checks made when it is read."""

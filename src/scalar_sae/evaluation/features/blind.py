@@ -257,10 +257,10 @@ class Summary(BaseModel):
 
 
 def summary(out: Path, seed: int = 0) -> Summary:
-    """Preference and agreement of all raters so far.
+    """Preferences and agreement of all raters so far.
 
     Raises:
-        UserError: no comparison, or no answers yet.
+        UserError: there is no comparison, or there are no answers yet.
     """
     pairs = Pairs.read(out)
     files = sorted((out / "answers").glob("*.jsonl"))

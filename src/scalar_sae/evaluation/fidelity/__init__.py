@@ -1,1 +1,1 @@
-"""Fidelity: how well SAEs stand in for the activations they read."""
+"""Fidelity: how well reconstructions by SAEs replace the activations that the SAEs read."""

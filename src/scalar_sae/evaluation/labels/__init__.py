@@ -1,1 +1,1 @@
-"""Measures against labelled text: probes, absorption, spelling."""
+"""Evaluation against labelled text: probes, absorption, spelling."""

@@ -45,7 +45,7 @@ class Labelled(NamedTuple):
 
 
 class _Site(NamedTuple):
-    """What all SAEs of a site share."""
+    """The activations and probes that all SAEs of a site share."""
 
     x: Rows
     probes: dict[str, Probe]

@@ -1,1 +1,1 @@
-"""What the methods share: selection, dead latents, sparsity control, site groups."""
+"""Components shared by several methods: selection, dead latents, sparsity control, site groups."""

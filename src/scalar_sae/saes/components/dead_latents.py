@@ -13,11 +13,14 @@ from scalar_sae.kernels import linear
 from scalar_sae.saes.methods.base import Weights
 
 DEAD_TOKENS = 10_000_000
-"""The window of a long run."""
+"""The default number of tokens without firing after which a latent is dead in a long run."""
 
 
 def window(dead_tokens: int | None, tokens: int) -> int:
-    """Tokens after which a latent is dead in a run of `tokens`, when a method asks for `dead_tokens`."""
+    """The number of tokens without firing after which a latent is dead.
+
+    It is `dead_tokens` if a method sets it, else 10 million or a tenth of the run's `tokens`, whichever is less.
+    """
     return min(DEAD_TOKENS, tokens // 10) if dead_tokens is None else dead_tokens
 
 
@@ -33,11 +36,11 @@ class Firing(nn.Module):
 
     @torch.no_grad()
     def record(self, fired: Bool[Tensor, " d_sae"], tokens: int) -> None:
-        """Count a batch of so many tokens: which latents fired on any of them."""
+        """Record which latents fired on any of a batch of `tokens` tokens, over all workers."""
         self.tokens_since_fired.add_(tokens * distributed.world_size()).masked_fill_(distributed.all_any(fired), 0)
 
     def dead(self) -> Bool[Tensor, " d_sae"]:
-        """Latents that have not fired for the window's tokens."""
+        """Mask of the latents that have not fired during the window."""
         return self.tokens_since_fired >= self.window
 
 
@@ -48,10 +51,11 @@ def auxk_loss(
     chosen: Bool[Tensor, " d_sae"],
     k: int,
 ) -> Float[Tensor, ""]:
-    """AuxK (Gao et al. §A.2): the `k` largest of the chosen latents are asked to explain what is left over.
+    """AuxK loss (Gao et al. §A.2): reconstruct the residual from the `k` largest of the chosen latents.
 
-    ‖sg(e) - ReLU(top-k of the chosen u) W_dec‖² / var(e), no bias: gradients reach the encoder and the decoder of the
-    chosen latents alone, and `centre` where the encoder has one. 0 where nothing is chosen or nothing is left over.
+    The loss is ‖sg(e) - ReLU(top-k of the chosen u) W_dec‖² / var(e), where e is the residual and sg stops gradients.
+    The decoder bias is not used. Gradients reach the encoder and decoder rows of the chosen latents, and `centre` if
+    the encoder has one. The loss is 0 if no latent is chosen or the residual has no variance.
     """
     rows = chosen.nonzero().squeeze(1)
     residual = residual.detach()

@@ -55,7 +55,7 @@ class JumpReluConfig(PenaltyMethod, frozen=True):
     scale: Scale = "unit"
     """Adam's first-moment decay, 0 as in the paper."""
     beta1: float = Field(default=0.0, ge=0, lt=1)
-    """Adam's first-moment decay, as in the paper."""
+    """Adam's first-moment decay, 0 as in the paper."""
     loss: Literal["step", "target_l0", "tanh"] = "step"
     """The sparsity loss; see the table at the top of this file."""
     sparsity: Sparsity = SPARSITY["step"]
