@@ -77,7 +77,7 @@ def test_the_time_left_is_seen_at_a_terminal_of_any_width(monkeypatch: pytest.Mo
     terminal = shown(monkeypatch, columns, Terminal())
     with Bar("read some-long-name-of-a-model-in-a-file.gguf", 7) as bar:
         for _ in range(3):
-            bar.step(1, "ff_block.12 staircase-jumprelu expected, and more that does not fit in here")
+            bar.step(1, "ff_block.12 staircase_jumprelu expected, and more that does not fit in here")
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     last = [line for line in re.split(r"[\r\n]+", text) if line.strip()][-1]
     assert len(last) <= columns

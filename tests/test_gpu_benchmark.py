@@ -60,4 +60,4 @@ def test_smollm2_is_rehearsed_from_preset_to_report_and_done_sections_are_kept(t
     found = sections["smollm2"]["found"]
     assert found["report (s)"] >= found["SAEs measured (s)"] >= found["SAEs trained (s)"] > 0
     assert (tmp_path / "smollm2" / "run" / "report.html").is_file()
-    assert {"ff_block.1, topk, edges@90", "transformer_block.1, batch-topk, edges@90"} <= set(found)
+    assert {"ff_block.1, topk, edges@90", "transformer_block.1, batch_topk, edges@90"} <= set(found)

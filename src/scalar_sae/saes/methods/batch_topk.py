@@ -62,7 +62,7 @@ class BatchTopKConfig(BatchSelection, frozen=True):
     """Independent BatchTopK SAEs."""
 
     method: Literal["batch_topk"] = "batch_topk"
-    name: Name = "batch-topk"
+    name: Name = "batch_topk"
     """Folder of these SAEs in a run."""
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:

@@ -48,7 +48,7 @@ class LlamaScopeConfig(DictionaryMethod, frozen=True):
     """Independent TopK SAEs as in Llama Scope."""
 
     method: Literal["llama_scope"] = "llama_scope"
-    name: Name = "llama-scope"
+    name: Name = "llama_scope"
     """Folder of these SAEs in a run."""
     scale: Scale = "sqrt_d"
     """Scale of training."""

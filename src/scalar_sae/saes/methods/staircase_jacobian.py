@@ -21,7 +21,7 @@ class StaircaseJacobianConfig(JacobianPenalty, frozen=True):
     """Staircase pairs at the FF blocks with a Jacobian term."""
 
     method: Literal["staircase_jacobian"] = "staircase_jacobian"
-    name: Name = "staircase-jacobian"
+    name: Name = "staircase_jacobian"
     """Folder of these SAEs in a run."""
     along: Literal["ff_blocks"] = "ff_blocks"
     """resid_mid and resid_post of each layer."""

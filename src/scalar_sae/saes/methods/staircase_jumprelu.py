@@ -26,7 +26,7 @@ class StaircaseJumpReluConfig(StaircaseMethod, frozen=True):
     """Staircase SAEs with JumpReLU."""
 
     method: Literal["staircase_jumprelu"] = "staircase_jumprelu"
-    name: Name = "staircase-jumprelu"
+    name: Name = "staircase_jumprelu"
     """Folder of these SAEs in a run."""
     bandwidth: float = Field(default=0.1, gt=0)
     """eps: the width of the kernel."""

@@ -40,7 +40,7 @@ class FeatureChoiceConfig(ZipfSelection, frozen=True):
     """Independent Feature Choice SAEs."""
 
     method: Literal["feature_choice"] = "feature_choice"
-    name: Name = "feature-choice"
+    name: Name = "feature_choice"
     """Folder of these SAEs in a run."""
     mode: Literal["zipf", "uniform"] = "zipf"
     """How the budget is divided over latents."""

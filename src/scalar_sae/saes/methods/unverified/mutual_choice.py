@@ -34,7 +34,7 @@ class MutualChoiceConfig(ZipfSelection, frozen=True):
     """Independent Mutual Choice SAEs."""
 
     method: Literal["mutual_choice"] = "mutual_choice"
-    name: Name = "mutual-choice"
+    name: Name = "mutual_choice"
     """Folder of these SAEs in a run."""
 
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
