@@ -286,7 +286,7 @@ def test_ls_says_what_is_there(run: Path):
         (["--lm", "runs/no/lm"], "unknown language model 'runs/no/lm'"),
         (["--saes", "/nowhere"], "/nowhere: no such file or folder"),
         (["--device", "gpu"], "device gpu: "),
-        (["--control", "shuffle"], "controls.*'padded' or 'shuffled'"),
+        (["--control", "shuffle"], "control: .*'padded' or 'shuffled'"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line(run: Path, arguments: list[str], message: str):
@@ -401,3 +401,60 @@ def test_a_kill_while_writing_leaves_no_half_file(tmp_path: Path):
     write_text(path, "whole")
     assert path.read_text() == "whole"
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_study_scores_the_blocks_that_it_names(preset: Path, tmp_path: Path):
+    def scored(*blocks: str) -> set[str]:
+        out = tmp_path / "-".join(blocks)
+        names = f"score.blocks=[{','.join(blocks)}]"
+        found = scalar("quickstart", "--preset", preset, "--out", out, "--set", names, "--json")
+        return {record["block"] for record in json.loads(found.stdout)["records"]}
+
+    assert scored("ff_block.2", "transformer_block.1") == {"ff_block.2", "transformer_block.1"}
+    assert scored("ff_block") == {f"ff_block.{layer}" for layer in range(4)}
+    refused = scalar(
+        "quickstart", "--preset", preset, "--out", tmp_path / "x", "--set", "score.blocks=[a]", check=False
+    )
+    assert (
+        "score.blocks: a is no block between two SAEs of this study; there are ff_block, ff_block.0" in refused.stderr
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_changes_reach_both_sections_of_a_preset():
+    config = StudyConfig.from_preset("quickstart", {"tokens": 1024, "train.batch_tokens": 128, "score.prompts": 3})
+    assert (config.train.tokens, config.train.batch_tokens, config.score.prompts) == (1024, 128, 3)
+    with pytest.raises(UserError, match=r"--set prompts: a field of the scoring; write --set score\.prompts=VALUE"):
+        StudyConfig.from_preset("quickstart", {"prompts": 3})
+    with pytest.raises(UserError, match=r"unknown score field 'promts'.* did you mean 'prompts'"):
+        StudyConfig.from_preset("quickstart", {"score.promts": 3})
+
+
+def test_too_little_memory_is_said_before_the_text_is_read_with_the_way_to_score_less(preset: Path, tmp_path: Path):
+    """The corpus is one that cannot be read."""
+    (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00")
+    some = ["--set", "score.memory=0.0001", "--set", f"corpus={tmp_path / 'text.txt'}", "--out", tmp_path / "run"]
+    said = scalar("quickstart", "--preset", preset, *some, check=False)
+    assert said.returncode == 2
+    assert "topk at ff_block.0:" in said.stderr
+    assert (
+        "this study scores 16 pairs of SAEs in all 4 layers; --set score.blocks=[ff_block.0] scores one" in said.stderr
+    )
+
+
+def test_every_score_is_said_as_it_is_found_and_the_end_names_the_next_command(preset: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    done = scalar("quickstart", "--preset", preset, "--out", out, "--set", "score.blocks=[ff_block.0]")
+    said = [line for line in done.stderr.splitlines() if line.startswith("ff_block.0, ")]
+    assert [line.partition(":")[0] for line in said] == [
+        "ff_block.0, topk, expected", "ff_block.0, topk, published", "ff_block.0, staircase-pair, expected",
+        "ff_block.0, staircase-pair, published", "ff_block.0, staircase-pair, expected, padded",
+        "ff_block.0, topk, expected, padded",
+    ]  # fmt: skip
+    assert f"Report: {out / 'report.html'}" in done.stdout
+    assert f"Next: scalar score --saes {out} --block ff_block.0 --method topk --prompts 20" in done.stdout
+
+
+def test_full_and_another_preset_are_one_too_many(preset: Path, tmp_path: Path):
+    said = scalar("quickstart", "--full", "--preset", preset, "--out", tmp_path / "run", check=False)
+    assert (said.returncode, "give one of them" in said.stderr) == (2, True)

@@ -133,6 +133,11 @@ class _Drawn:
             self._progress.stop()
             _Drawn.outermost = None
 
+    @classmethod
+    def console(cls) -> Console:
+        """The error stream, on which a line stands above the bar that is drawn."""
+        return cls.outermost._progress.console if cls.outermost else Console(stderr=True)
+
     def step(self, n: int | float, note: str | None) -> None:
         if note is None:
             self._progress.update(self._task, advance=n)
@@ -273,7 +278,7 @@ def duration(seconds: int | float) -> str:
 def say(text: str) -> None:
     """Show the user one line, beside the progress."""
     if leads() and not _quiet:
-        Console(stderr=True).print(one_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        _Drawn.console().print(one_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def tell(*lines: str) -> None:

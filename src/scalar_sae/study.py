@@ -19,12 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from scalar_sae import distributed
-from scalar_sae.activations.reading import Gradient
 from scalar_sae.console import Bar, say
 from scalar_sae.corpora import VAL_SHARE, Corpus, absolute, load_corpus, windows
 from scalar_sae.errors import UserError
@@ -34,24 +32,22 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
 from scalar_sae.locks import held
 from scalar_sae.own_text import say_unlike, text_read
+from scalar_sae.preflight import check_pairs, check_texts, check_training
 from scalar_sae.readers import WRITER, check_version, parse_yaml, read_text
 from scalar_sae.records.results import Record, Results
 from scalar_sae.records.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import load_saes
 from scalar_sae.scoring.config import (
-    LOCAL,
     ScoreConfig,
     StudyScores,
     Texts,
     check_grid,
     check_ranking,
-    counts_of,
     held_out,
 )
-from scalar_sae.scoring.controls import CONTROLS
 from scalar_sae.scoring.pair import Pair
-from scalar_sae.scoring.score import digest, hash_of, room, say_left_out, score
+from scalar_sae.scoring.score import digest, hash_of, say_left_out, score
 from scalar_sae.sealed import check_sealed, seal
 from scalar_sae.sites import Site
 from scalar_sae.training import trackers
@@ -74,21 +70,30 @@ class StudyConfig(BaseModel):
     def from_preset(
         cls, name: str, changes: dict[str, Any] | None = None, special: Rule | None = None
     ) -> "StudyConfig":
-        """A preset with some of its `train` fields changed and, if given, another rule for special tokens everywhere.
+        """A preset with some of its fields changed and, if given, another rule for special tokens everywhere.
+
+        Args:
+            name: a shipped preset, or a path to a YAML file.
+            changes: values by field: `tokens` or `train.tokens`, `score.prompts`.
+            special: what happens at special tokens.
 
         Raises:
             UserError: there is no such preset, or a field is unknown or out of range.
         """
         content = read_preset(name)
-        known = {"train", "score"}
-        if set(content) - known:
-            raise UserError(
-                f"{name}: unknown section {', '.join(sorted(set(content) - known))}; expected train and score"
-            )
-        everywhere = {} if special is None else {"special": special}
-        train = {**content["train"], **(changes or {}), **everywhere}
+        sections: dict[str, dict[str, Any]] = {"train": {**content["train"]}, "score": {**(content.get("score") or {})}}
+        if more := sorted(set(content) - set(sections)):
+            raise UserError(f"{name}: unknown section {', '.join(more)}; expected train and score")
+        for key, value in (changes or {}).items():
+            section, dot, field = key.partition(".")
+            if not dot and key in StudyScores.model_fields and key not in TrainConfig.model_fields:
+                raise UserError(f"--set {key}: a field of the scoring; write --set score.{key}=VALUE")
+            found = (section, field) if dot and section in sections else ("train", key)
+            sections[found[0]][found[1]] = value
+        for section in sections.values() if special is not None else ():
+            section["special"] = special
         try:
-            return cls._of(train, {**(content.get("score") or {}), **everywhere})
+            return cls._of(**sections)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
 
@@ -200,11 +205,13 @@ def train_run(
         Results.read_if_there(out / "results.json")  # report damage before anything is trained
     with held(out, remedy="wait until it ends, or choose another --out"):
         lm = _source(config, out)
-        corpus = text_of(config, lm)
         with Bar("check what is to be trained and scored"):
+            if to_score:
+                check_pairs(config.train, config.score, lm)
+            corpus = text_of(config, lm)
             check_training(config.train, lm, corpus)
             if to_score:
-                check_scoring(config, lm, corpus)
+                check_texts(config.score, lm, corpus)
         with distributed.first_rank_first():
             events = open_run(out, config, corpus.describe())
             _keep_model(lm, out / "lm")
@@ -245,44 +252,13 @@ def text_of(config: StudyConfig, lm: LanguageModel) -> Corpus:
     return load_corpus(config.train.corpus, lm, n_train=max(config.train.tokens, to_score))
 
 
-def check_training(config: TrainConfig, lm: LanguageModel, corpus: Corpus) -> None:
-    """Raise a UserError for anything that would stop training later: vocabulary, context, text, sites."""
-    lm.check_tokens(torch.tensor([corpus.extremes]))
-    _check_context("train.context", config.context, lm)
-    windows(corpus.train, config.context, corpus.name, corpus.start)
-    for method in config.saes:
-        for read in (read for trainee in method.trainees(lm, 0) for read in trainee.reads):
-            lm.check(read.site if isinstance(read, Gradient) else read)
-
-
-def check_scoring(config: StudyConfig, lm: LanguageModel, corpus: Corpus) -> None:
-    """Raise a UserError for anything that would stop scoring later: context, text, rankings, widths, edges, memory."""
-    _check_context("score.context", config.score.context, lm)
-    held_out(corpus, config.score)
-    for method in config.train.saes:
-        ends = [(site, trainee) for trainee in method.trainees(lm, 0) for site in trainee.sites]
-        for block in method.blocks(lm.n_layers):
-            here = [end for end in ends if end[0].same_place(block.up) or end[0].same_place(block.down)]
-            pair = Pair.between(lm, block, {site: trainee.sae(site) for site, trainee in here})
-            counts_of(config.score.edges, pair.n_edges)
-            for one in config.score.scores():
-                room(pair, one, one.context)
-            for one in config.score.control_scores():
-                if one.control == "padded" and one.ranking != LOCAL:
-                    room(CONTROLS["padded"](pair, 0), one, one.context)
-
-
-def _check_context(name: str, context: int, lm: LanguageModel) -> None:
-    if context > lm.context:
-        raise UserError(f"{name} = {context}: {lm.name} reads at most {lm.context} tokens")
-
-
-def pairs(config: TrainConfig, lm: LanguageModel, saes: Mapping[str, Mapping[Site, SAE]]) -> list[tuple[str, Pair]]:
-    """The pairs of a study in the order of its blocks, each with the name of its SAEs."""
+def pairs(config: StudyConfig, lm: LanguageModel, saes: Mapping[str, Mapping[Site, SAE]]) -> list[tuple[str, Pair]]:
+    """The pairs that a study scores in the order of its blocks, each with the name of its SAEs."""
     found = [
         (method.name, Pair.between(lm, block, saes[method.name]))
-        for method in config.saes
+        for method in config.train.saes
         for block in method.blocks(lm.n_layers)
+        if config.score.takes(block)
     ]
     return sorted(found, key=lambda named: (named[1].block.mixes_tokens, named[1].block.up.layer))
 
@@ -336,6 +312,7 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
                     shutil.rmtree(_partly(out, record.key), ignore_errors=True)
                     said = record.model_dump(include={"block", "method", "ranking", "control", "seconds"})
                     events("score", **said)
+                    say(str(record))
     if distributed.rank() == 0:
         shutil.rmtree(out / "partial", ignore_errors=True)
     return results
@@ -374,7 +351,7 @@ class _Job(NamedTuple):
 
 def _jobs(config: StudyConfig, lm: LanguageModel, saes: Mapping[str, Mapping[Site, SAE]]) -> list[_Job]:
     """Every pair under every ranking, then the controls of each method's first pair."""
-    found = pairs(config.train, lm, saes)
+    found = pairs(config, lm, saes)
     first = dict(reversed(found))
     jobs = [_Job(name, pair, score) for name, pair in found for score in config.score.scores()]
     return jobs + [_Job(name, pair, score) for name, pair in first.items() for score in config.score.control_scores()]

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from scalar_sae.errors import UserError
-from scalar_sae.training.config import TrainConfig, presets, read_preset, validated
+from scalar_sae.saes.methods.registry import CONFIGS
+from scalar_sae.training import presets
+from scalar_sae.training.config import TrainConfig, read_preset, validated
 from scalar_sae.training.learner import learning_rate
 from tests.training.runs import SMALL, TOPK
 
@@ -55,7 +57,7 @@ def test_jacobian_saes_stand_at_ff_layers_unless_a_config_says_otherwise():
     assert [str(block.up) for block in config.blocks(2)] == ["mlp_in.0", "mlp_in.1"]
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", presets.names())
 def test_presets_are_valid(name: str):
     validated(TrainConfig, read_preset(name)["train"], "train")
 
@@ -107,3 +109,8 @@ def test_presets_that_are_not_there(tmp_path: Path):
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"trian": {}}))
     with pytest.raises(UserError, match="expected the sections train: and score:"):
         read_preset(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_saes_are_named_as_their_method_is(method: str):
+    assert CONFIGS[method].model_fields["name"].default == method

@@ -17,18 +17,23 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.io import check_writable
 from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.readers import parse_yaml
+from scalar_sae.training import presets
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="SCALAR: how sparsely do the features of neighbouring sparse autoencoders interact?",
 )
 
+PRESET = f"A YAML file, or a preset: {', '.join(f'`{name}`' for name in presets.names())}."
 OutRun = Annotated[Path, typer.Option("--out", help="Run directory; the same command goes on where it stopped.")]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a field, e.g. --set tokens=2000000 (repeat for more).")
+    list[str] | None,
+    typer.Option(
+        "--set", help="Change a field, e.g. --set tokens=2000000 or --set score.prompts=20 (repeat for more)."
+    ),
 ]
 TrainDtype = Annotated[
     str | None,
@@ -54,13 +59,17 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @verb(app)
 def quickstart(
     out: OutRun = Path("runs/quickstart"),
-    preset: Annotated[str, typer.Option(help="Preset name or YAML file.")] = "quickstart",
+    preset: Annotated[str | None, typer.Option(help=f"{PRESET} By default `quickstart`.")] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="The preset `quickstart-full`: more SAEs and transformer blocks, in minutes."),
+    ] = False,
     change: Changes = None,
     special: Special = None,
     device: Device = None,
     dtype: TrainDtype = None,
 ) -> Outcome | None:
-    """Train TopK and Staircase SAEs on a small transformer, score them, write a report: a few minutes on a laptop.
+    """Train TopK and Staircase SAEs on a small transformer, score them, write a report: two minutes on a laptop.
 
     Under `torchrun --no-python --nproc-per-node 2 scalar quickstart ...` every batch is shared out, then the
     blocks to score, and the prompts of those that are left over: the same result but for rounding.
@@ -71,13 +80,16 @@ def quickstart(
     from scalar_sae.cautions import cautions_of
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.locks import held
-    from scalar_sae.report.page import write_report
+    from scalar_sae.report.page import headline, headline_sentence, write_report
     from scalar_sae.study import StudyConfig, score_run, train_run
 
+    if full and preset:
+        raise UserError(f"--full is the preset quickstart-full, and --preset says {preset}; give one of them")
     check_run(out)
     rule = None if special is None else parse_rule(special)
     distributed.init()
-    config = StudyConfig.from_preset(preset, _changes(change, dtype), rule)
+    name = preset or ("quickstart-full" if full else "quickstart")
+    config = StudyConfig.from_preset(name, _changes(change, dtype), rule)
     with held(out, remedy="wait until it ends, or choose another --out"):
         lm = train_run(config, out, device=device, to_score=True)
         results = score_run(config, lm, out)
@@ -86,8 +98,13 @@ def quickstart(
         page = write_report(out)
 
     def show() -> None:
-        print_records(results.records)
-        tell("", f"Report: {page}")
+        chosen = results.under(headline(results))
+        print_records(chosen)
+        tell("", headline_sentence(results))
+        tell("", f"Report: {page}", f"Every record, under every ranking: {out / 'results.json'}")
+        if chosen:
+            first = chosen[0]
+            tell(f"Next: scalar score --saes {out} --block {first.block} --method {first.method} --prompts 20")
 
     found = {"report": page, "records": results.records, "cautions": cautions_of(results.records)}
     return Outcome(found, show)
@@ -130,9 +147,7 @@ def train_lm(
 @verb(app)
 def train(
     out: OutRun,
-    preset: Annotated[
-        str | None, typer.Argument(help="Preset name (`quickstart`, `paper-toy`, `zoo`, `paper-gpt2`) or YAML file.")
-    ] = None,
+    preset: Annotated[str | None, typer.Argument(help=PRESET)] = None,
     change: Changes = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out: its config.yaml stands for preset and --set.")

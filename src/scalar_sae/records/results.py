@@ -214,15 +214,16 @@ class Record(BaseModel):
         """
         return draw(self.curve(), of, f"{self.method}, {self.ranking}", ax)
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         control = f", {self.control}" if self.control else ""
         n, interval = self.edges_at["90"], self.ci.get("edges_at.90")
         between = "" if not interval else " [{:,.0f}, {:,.0f}]".format(*interval)
         needed = "90 % recovery not reached" if n is None else f"90 % recovery at {n:,.0f}{between} edges"
         unit = " a token" if self.scope == "local" else f" of {self.n_edges:,}"
-        return f"Record({self.block}, {self.method}, {self.ranking}{control}: {needed}{unit})"
+        return f"{self.block}, {self.method}, {self.ranking}{control}: {needed}{unit}"
 
-    __str__ = __repr__
+    def __repr__(self) -> str:
+        return f"Record({self})"
 
 
 class Results(BaseModel):

@@ -25,6 +25,7 @@ from scalar_sae.scoring.metrics import Counts
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.rankings.order import MOST_COUNTS
 from scalar_sae.scoring.rankings.ranking import RANKINGS
+from scalar_sae.sites import Block
 
 GRIDS = ("published", "full", "coarse")
 _COUNT = re.compile(r"\s*[0-9]{1,18}\s*")
@@ -133,6 +134,8 @@ class StudyScores(ScoreSettings):
     )
     """Rankings by name or path to a saved score matrix, each with the number of prompts that edges are ranked on. The
     first is the study's main one."""
+    blocks: tuple[Address, ...] = ()
+    """Blocks that are scored, by name (`ff_block.0`) or by kind (`ff_block`); of none named, all between two SAEs."""
     controls: tuple[Control, ...] = ("padded",)
     """Controls (controls.py) of each group of SAEs at its first block, under the main ranking."""
 
@@ -140,6 +143,10 @@ class StudyScores(ScoreSettings):
     def n_rank_prompts(self) -> int:
         """Prompts of the ranking text: the most that a ranking uses."""
         return max(self.rankings.values())
+
+    def takes(self, block: Block) -> bool:
+        """Whether a block is scored."""
+        return not self.blocks or str(block) in self.blocks or block.kind in self.blocks
 
     def scores(self) -> list[ScoreConfig]:
         """A score of a pair under each ranking."""

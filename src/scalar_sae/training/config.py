@@ -1,7 +1,6 @@
 """The config of a training run. It is read from a preset (YAML); the resolved config is written beside the results."""
 
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -13,12 +12,12 @@ from scalar_sae.lm.special import Rule
 from scalar_sae.readers import explained, parse_yaml, read_text
 from scalar_sae.saes.methods.base import Schedule
 from scalar_sae.saes.methods.registry import CONFIGS, MethodConfig
+from scalar_sae.training import presets
 
 Config = TypeVar("Config", bound=BaseModel)
 
 LONGEST = 2**20
 """Maximum size of a preset file in bytes."""
-PRESETS = resources.files("scalar_sae.training") / "presets"
 
 
 class TrainConfig(BaseModel):
@@ -89,11 +88,6 @@ class TrainConfig(BaseModel):
         return self.tokens // self.batch_tokens
 
 
-def presets() -> list[str]:
-    """Names of the presets that ship with the package."""
-    return sorted(Path(entry.name).stem for entry in PRESETS.iterdir() if entry.name.endswith(".yaml"))
-
-
 def read_preset(name: str) -> dict[str, Any]:
     """The content of a shipped preset, or of a YAML file at a path.
 
@@ -101,12 +95,12 @@ def read_preset(name: str) -> dict[str, Any]:
         UserError: there is no such preset or file, or it is not YAML with a section `train:` and optionally `score:`.
     """
     path = Path(name)
-    if name in presets():
-        text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    if name in presets.names():
+        text = presets.text(name)
     elif path.suffix in (".yaml", ".yml") and os.path.lexists(path):
         text = read_text(path, "no such file; give a preset's name", LONGEST)
     else:
-        raise unknown("preset", name, [*presets(), "a path to a .yaml file"])
+        raise unknown("preset", name, [*presets.names(), "a path to a .yaml file"])
     content = parse_yaml(text, name)
     if not isinstance(content, dict) or not isinstance(content.get("train"), dict):
         raise UserError(f"{name}: expected the sections train: and score:")
