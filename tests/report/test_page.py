@@ -16,6 +16,9 @@ from scalar_sae.report.page import Links, compare, controls, render, write_repor
 from scalar_sae.report.ratios import Claim, Claims, claims, sentence
 from scalar_sae.report.scores_csv import as_csv
 from scalar_sae.scoring.compare import Ratio
+from tests.scoring.test_compare import FAITHFUL
+
+LEVELS = ("50", "80", "90")
 
 
 def record(
@@ -34,17 +37,20 @@ def record(
         name: interval for name in ("absolute", "relative", "pure", "log_area", "floor.kl", "floor.ce_increase")
     }
     ci |= {f"{kind}.{q}": interval for kind in ("edges_at", "live_edges_at") for q in ("50", "90", "99")}
+    kinds = ("faithful_at", "faithful_from", "faithful_live_at")
+    ci |= {"kl_mean": interval, "unfaithful_area": interval} | {f"{k}.{q}": interval for k in kinds for q in LEVELS}
     ci |= {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit", "recovery")}
     return Record(
         block=block, method=method, ranking=ranking, seed=0, n_up=512, n_down=n_down, n_edges=512 * n_down,
         n_live_edges=1000, n_tokens=16, edges=[0, 1, 100, 262144], kl_model=curve, kl_circuit=curve,
         live_edges=[0, 1, 2, 3], l0_down=[0, 1, 2, 10], absolute=absolute, relative=absolute / (512 * n_down), pure=5.0,
         edges_at={"50": 10, "90": edges_90, "99": None}, live_edges_at={"50": 1, "90": 2, "99": None},
-        dip={"50": 0, "90": 0, "99": 0}, log_area=0.3, floor=Floor(kl=0.1, ce_increase=0.05), ci=ci,
+        dip={"50": 0, "90": 0, "99": 0}, log_area=0.3, floor=Floor(kl=0.1, ce_increase=0.05), ci=ci, kl_mean=2.5,
+        **FAITHFUL,
         config={"prompts": 2, "rank_prompts": 2, "context": 16, "edges": "full"}, versions={"torch": "x"},
         data={"corpus": "c", "fingerprint": "f", "ranked_on": "a", "scored_on": "b"}, seconds=1.0,
         prompts=PromptCurves(kl_model=of_prompt, kl_circuit=of_prompt, live_edges=of_prompt, l0_down=of_prompt,
-                             floor_kl=[0.1], floor_ce=[0.1], n_tokens=[16], n_targets=[15]),
+                             floor_kl=[0.1], floor_ce=[0.1], kl_mean=[2.5], n_tokens=[16], n_targets=[15]),
     )  # fmt: skip
 
 

@@ -15,6 +15,9 @@ from scalar_sae.scoring import metrics
 from scalar_sae.scoring.compare import at_matched_fidelity, ratios
 from tests.test_study import scalar
 
+FAITHFUL: dict[str, Any] = {
+    name: dict.fromkeys(("50", "80", "90"), 1.0) for name in ("faithful_at", "faithful_from", "faithful_live_at")
+} | {"unfaithful_area": 0.5}
 COUNTS = np.unique(np.floor(2.0 ** (np.arange(81) / 8)).astype(int) * (np.arange(81) > 0))
 
 
@@ -31,6 +34,7 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
         kl,
         floor_kl=floor * noise,
         floor_ce=floor * noise,
+        kl_mean=2.5 * noise,
         n_tokens=np.full(8, 4.0),
         n_targets=np.full(8, 3.0),
     )
@@ -46,7 +50,8 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
         l0_down=mean,
         absolute=float(found["absolute"].value[0]), relative=float(found["relative"].value[0]), pure=0.0,
         edges_at=dict.fromkeys(q, 1.0), live_edges_at=dict.fromkeys(q, 1.0), dip=dict.fromkeys(q, 0.0), log_area=0.0,
-        floor=Floor(kl=floor, ce_increase=floor), ci=ci, prompts=PromptCurves.of(curves), versions={}, seconds=1.0,
+        floor=Floor(kl=floor, ce_increase=floor), kl_mean=2.5, **FAITHFUL, ci=ci,
+        prompts=PromptCurves.of(curves), versions={}, seconds=1.0,
         config={"prompts": 8, "context": 4, "edges": "full", "rank_prompts": 2},
         data={"corpus": "c", "fingerprint": "f", "ranked_on": "r", "scored_on": "s"},
     )  # fmt: skip

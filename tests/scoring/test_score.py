@@ -226,7 +226,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     partial = Partial(tmp_path / "partial", {})
     (folder,) = (tmp_path / "partial").iterdir()
     (folder / "prompts.0.jsonl").mkdir()
-    curve = Curves(*(np.zeros((1, 1)) for _ in range(4)), *(np.zeros(1) for _ in range(4)))
+    curve = Curves(*(np.zeros((1, 1)) for _ in range(4)), *(np.zeros(1) for _ in range(5)))
     with pytest.raises(UserError, match=r"prompts.0.jsonl: cannot be written \(Is a directory\)"):
         partial.keep_curve(0, curve)
 

@@ -121,7 +121,7 @@ def decay(counts: np.ndarray) -> np.ndarray:
 def measured(counts: np.ndarray) -> dict[str, metrics.Measured]:
     """Every score of the mean of the three prompts on a grid. Live edges are a tenth of the edges."""
     kl, live, ones = decay(counts), np.repeat(counts[:, None] / 10.0, 3, 1), np.ones(3)
-    curves = Curves(kl, kl, live, live, floor_kl=ones, floor_ce=ones, n_tokens=ones, n_targets=ones)
+    curves = Curves(kl, kl, live, live, floor_kl=ones, floor_ce=ones, kl_mean=ones, n_tokens=ones, n_targets=ones)
     return metrics.every_score(counts, curves, MOST, 2 * MOST, np.arange(3)[None])
 
 
@@ -175,7 +175,7 @@ def test_what_is_never_reached_has_no_ends():
 def test_with_two_prompts_an_interval_is_as_wide_as_the_step_of_the_grid():
     counts, kl = np.array([0, 1, 8, 64, 512]), np.array([[2.0], [1.9], [1.5], [0.1], [0.0]])
     same, ones = np.repeat(kl, 2, 1), np.ones(2)
-    curves = Curves(same, same, same, same, floor_kl=ones, floor_ce=ones, n_tokens=ones, n_targets=ones)
+    curves = Curves(same, same, same, same, floor_kl=ones, floor_ce=ones, kl_mean=ones, n_tokens=ones, n_targets=ones)
     fields: dict[str, Any] = {"block": "ff_block.0", "method": "topk", "ranking": "expected", "n_up": 8, "n_down": 64}
     fields |= {"n_edges": 512, "config": {}, "data": {}, "seconds": 1.0}
     record = record_of(curves, counts, 512, ScoreConfig(), **fields)
@@ -189,3 +189,23 @@ def test_with_two_prompts_an_interval_is_as_wide_as_the_step_of_the_grid():
     assert isinstance(log_area, tuple)
     assert log_area[0] < record.log_area < log_area[1]
     assert record.ci["floor.kl"] == (1, 1)
+
+
+@given(
+    kl=st.lists(st.floats(0, 5), min_size=2, max_size=12),
+    kl_mean=st.floats(0.1, 5),
+    q=st.sampled_from([0.5, 0.8, 0.9]),
+)
+def test_a_curve_settles_where_it_never_falls_again(kl: list[float], kl_mean: float, q: float):
+    counts = np.array([0, *(2**m for m in range(len(kl) - 1))])
+    faithful = metrics.faithfulness(np.array(kl)[None], np.array([kl_mean]))
+    assert faithful[0].tolist() == [pytest.approx(1 - one / kl_mean) for one in kl]
+    settled = [n for at, n in enumerate(counts) if all(one >= q for one in faithful[0, at:])]
+    (found,) = np.asarray(metrics.settled_at(counts, faithful, q))
+    assert found == (settled[0] if settled else np.inf)
+    low, high = (float(end[0]) for end in metrics.settled_between(counts, faithful, q))
+    assert high == found
+    if settled and settled[0] > 0:
+        assert low == counts[counts < settled[0]].max()
+    first = float(np.asarray(metrics.edges_at(counts, faithful, q))[0])
+    assert not settled or first <= max(1, settled[0])

@@ -48,7 +48,7 @@ def print_records(records: "list[Record]") -> None:
     table = PlainTable(title="SCALAR: lower is better, 95 % intervals over prompts and between edge counts")
     for column in ("block", "SAEs", "ranking"):
         table.add_column(column, no_wrap=True)
-    for column in ("edges@90", "live", "log area", "floor", *(PUBLISHED if published else ())):
+    for column in ("edges@90", "live", "log area", "floor", "faithful@80", *(PUBLISHED if published else ())):
         table.add_column(column, justify="right")
     if published:
         table.caption = "do nothing: the ratio of two relative scores, to the block's first SAEs, if curves were equal"
@@ -69,6 +69,7 @@ def print_records(records: "list[Record]") -> None:
             "never" if live is None else f"{live:.1f}",
             f"{record.log_area:.3f}",
             f"{record.floor.kl:.3f}",
+            "never" if (faithful := record.faithful_at["80"]) is None else f"{faithful:,.0f}",
             *(f"{value:.4g}" for value in areas),
         )
     show(table)

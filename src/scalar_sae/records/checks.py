@@ -14,9 +14,12 @@ from scalar_sae.records.sae_results import Duplicates, SaeFidelity, SaeReading, 
 from scalar_sae.sites import Site
 
 QUANTILES = ("50", "90", "99")
+FAITHFULNESS = ("50", "80", "90")
 SCORES = (
     "absolute", "relative", "pure", "log_area", "floor.kl", "floor.ce_increase",
     *(f"{kind}.{q}" for kind in ("edges_at", "live_edges_at") for q in QUANTILES),
+    "kl_mean", "unfaithful_area",
+    *(f"{kind}.{q}" for kind in ("faithful_at", "faithful_from", "faithful_live_at") for q in FAITHFULNESS),
 )  # fmt: skip
 """Scores that have an interval, or null, in `ci`."""
 BANDS = ("kl_model", "kl_circuit", "recovery")
@@ -51,6 +54,8 @@ def _record(record: Any) -> Problems:
         yield from _length(name, getattr(record, name), n)
     for name in ("edges_at", "live_edges_at", "dip"):
         yield from _keys(name, getattr(record, name), QUANTILES)
+    for name in ("faithful_at", "faithful_from", "faithful_live_at"):
+        yield from _keys(name, getattr(record, name), FAITHFULNESS)
     yield from _keys("ci", record.ci, (*SCORES, *BANDS))
     for name in SCORES:
         if isinstance(record.ci.get(name), list):
@@ -58,7 +63,7 @@ def _record(record: Any) -> Problems:
     for name in BANDS:
         yield from _length(f"ci.{name}", record.ci.get(name), n)
     n_prompts = len(record.prompts.floor_kl)
-    for name in ("floor_ce", "n_tokens", "n_targets"):
+    for name in ("floor_ce", "kl_mean", "n_tokens", "n_targets"):
         yield from _length(f"prompts.{name}", getattr(record.prompts, name), max(1, n_prompts))
     if any(n < 1 for n in record.prompts.n_tokens) or any(n < 0 for n in record.prompts.n_targets):
         yield "prompts: expected tokens that count in every prompt"

@@ -21,11 +21,15 @@ from scalar_sae.records.sae_results import Duplicates, Interval, SaeFidelity, Sa
 from scalar_sae.saes.trained import Trained
 from scalar_sae.table import Table
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _NO_RECORDS = ("schema_version", "written_by")
 
 Control = Literal["padded", "shuffled"]
 """A control: the pair with dead latents added, or on a model with shuffled weights (see scoring/controls.py)."""
+
+
+Faithfulness = Literal["50", "80", "90"]
+"""Levels of faithfulness, in percent."""
 
 
 class Floor(BaseModel):
@@ -55,6 +59,8 @@ class Curves:
     """KL(full model || full circuit), nats."""
     floor_ce: Float[np.ndarray, " prompt"]
     """Increase of next-token cross-entropy with the full circuit, nats."""
+    kl_mean: Float[np.ndarray, " prompt"]
+    """KL(full model || downstream site set to its mean), nats: no SAE can move it."""
     n_tokens: Float[np.ndarray, " prompt"]
     """Number of counted positions, that is, without special tokens. They are the weights of prompts in means over
     prompts.
@@ -93,6 +99,7 @@ class PromptCurves(BaseModel):
     floor_kl: list[float]
     """One entry per prompt."""
     floor_ce: list[float]
+    kl_mean: list[float]
     n_tokens: list[float]
     """Number of counted positions."""
     n_targets: list[float]
@@ -164,6 +171,18 @@ class Record(BaseModel):
     log_area: float
     """Mean of 1 - recovery over log n, up to n_live_edges."""
     floor: Floor
+    kl_mean: float
+    """KL(full model || downstream site set to its mean over the ranking text), nats. It depends on the model, the site
+    and the text, and on no SAE: faithfulness at a count is 1 - kl_model / kl_mean."""
+    faithful_at: dict[Faithfulness, float | None]
+    """Edges at which faithfulness first reaches 50, 80, 90 %; null where it never does."""
+    faithful_from: dict[Faithfulness, float | None]
+    """The smallest measured count from which faithfulness never falls below 50, 80, 90 % again."""
+    faithful_live_at: dict[Faithfulness, float | None]
+    """Live kept edges per token at `faithful_at`."""
+    unfaithful_area: float
+    """Mean of 1 - faithfulness over log n, from 1 to 2^18 edges whatever the pair. Above 1 where circuits are worse
+    than the mean."""
     ci: dict[str, Interval | list[Interval] | None]
     """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves. Intervals of
     scores that are interpolated between edge counts include the error of the grid."""
@@ -231,7 +250,7 @@ class Results(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     written_by: str = WRITER
     """The package and version that last wrote the file."""
     records: list[Record] = Field(default_factory=list[Record])

@@ -21,7 +21,7 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.outputs import compare, log_probs
 from scalar_sae.records.results import Curves
 from scalar_sae.saes.sae import SAE
-from scalar_sae.scoring.curve import check_finite, sizes
+from scalar_sae.scoring.curve import check_finite, kl_of_mean, sizes
 from scalar_sae.scoring.metrics import Counts
 from scalar_sae.scoring.pair import ActiveLatents, Pair, Prompt, read
 from scalar_sae.scoring.rankings.order import NOT_KEPT, keep_indices
@@ -125,7 +125,8 @@ def _measure(
     measured = np.array(rows).T[..., None]
     check_finite(prompt, measured, floors)
     kl_model, kl_circuit, live, l0_down = measured
-    return Curves(kl_model, kl_circuit, live, l0_down, *floors, *sizes(prompt))
+    kl_mean = kl_of_mean(pairs[-1], prompts[-1], references[0])
+    return Curves(kl_model, kl_circuit, live, l0_down, floors[0], floors[1], kl_mean, *sizes(prompt))
 
 
 def _run(

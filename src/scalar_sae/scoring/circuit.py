@@ -21,7 +21,7 @@ from scalar_sae.scoring import chain
 from scalar_sae.scoring.config import ScoreConfig, Texts, check_made_for, counts_of
 from scalar_sae.scoring.memory import ranking_bytes, resident
 from scalar_sae.scoring.metrics import Counts
-from scalar_sae.scoring.pair import Pair, mean_ablated
+from scalar_sae.scoring.pair import Pair, mean_ablated, with_site_mean
 from scalar_sae.scoring.rankings.ranking import EDGE_BYTES, RANKINGS, RULES, rank
 from scalar_sae.scoring.resume import Partial
 from scalar_sae.scoring.score import (
@@ -102,6 +102,7 @@ def _score_circuit(
     counts = counts_of(config.edges, sum(sizes) if one_order else max(sizes))
     if config.ablation == "mean":
         pairs = [mean_ablated(pair, texts.ranking) for pair in pairs]
+    pairs = [*pairs[:-1], with_site_mean(pairs[-1], texts.ranking)]
     ends = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
     hashes = {"lm": hash_of(lm.parameters())} | {str(site): digest(sae) for site, sae in ends.items()}
     settings = settings_of(config, texts) | lm.describe() | {"budget": "one order" if one_order else "per pair"}

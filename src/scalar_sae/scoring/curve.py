@@ -1,6 +1,6 @@
 """The curve of one prompt: how far is the model's output with a sub-circuit put in from the output without?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -131,8 +131,34 @@ def measure(
     of_model, of_circuit = (compare(lm, end, references[:1], prompt.tokens, conventions.kl) for end in (own, full))
     floors = torch.cat([prompt.mean(of_circuit.kl[0]), prompt.mean_of_targets(of_circuit.ce - of_model.ce)])
     floor_kl, floor_ce = floors.double().unsqueeze(-1).cpu().numpy()
+    kl_mean = kl_of_mean(pair, prompt, references[0], conventions.kl)
     check_finite(prompt, kl_model, kl_circuit, floors.cpu().numpy())
-    return Curves(kl_model, kl_circuit, live, l0_down, floor_kl, floor_ce, *sizes(prompt))
+    return Curves(kl_model, kl_circuit, live, l0_down, floor_kl, floor_ce, kl_mean, *sizes(prompt))
+
+
+def kl_of_mean(
+    pair: Pair, prompt: Prompt, own: LogProbs, divergence: Callable[[Tensor, Tensor], Tensor] = kl
+) -> Float[np.ndarray, " one"]:
+    """KL(full model || downstream site set to its mean), nats, mean over positions; NaN where the mean is not known.
+
+    It depends on the model, the site and the text, and on no SAE.
+
+    Args:
+        pair: what is scored.
+        prompt: where.
+        own: the model's own log-probabilities on the prompt.
+        divergence: how they are compared.
+
+    Raises:
+        UserError: an output that is not finite.
+    """
+    if pair.site_mean is None:
+        return np.array([np.nan])
+    x = prompt.with_own(pair.site_mean.expand_as(prompt.x_spliced), prompt.x_spliced)
+    found = compare(pair.lm, pair.run_on(x, prompt), [own], prompt.tokens, divergence)
+    mean = prompt.mean(found.kl[0]).double().cpu().numpy()
+    check_finite(prompt, mean)
+    return mean
 
 
 def sizes(prompt: Prompt) -> Float[np.ndarray, "two one"]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scalar_sae.records.curve import recovery
-from scalar_sae.records.results import Curves
+from scalar_sae.records.results import Curves, Faithfulness
 
 Curve = Float[np.ndarray, "*resample n_counts"]
 Score = Float[np.ndarray, "*resample"] | float
@@ -24,6 +24,9 @@ class Measured(NamedTuple):
 
 
 QUANTILES: tuple[tuple[Literal["50", "90", "99"], float], ...] = (("50", 0.5), ("90", 0.9), ("99", 0.99))
+FAITHFULNESS: tuple[tuple[Faithfulness, float], ...] = (("50", 0.5), ("80", 0.8), ("90", 0.9))
+AREA_MOST = 2**18
+"""The area of faithfulness ends here, so that pairs of any width have the same range."""
 PUBLISHED_MOST = 2**18
 """The published area stops here, however many edges a pair has."""
 
@@ -93,6 +96,27 @@ def dip(recovered: Curve, q: float) -> Score:
     return np.where(reached, np.maximum(q - recovered, 0), 0).max(-1)
 
 
+def faithfulness(kl_model: Curve, kl_mean: Score) -> Curve:
+    """1 - KL(full model || sub-circuit) / KL(full model || downstream site set to its mean); 0 where the mean costs
+    nothing.
+    """
+    worst = np.asarray(kl_mean)[..., None]
+    return np.where(worst > 0, 1 - kl_model / np.where(worst > 0, worst, 1.0), 0.0)
+
+
+def settled_at(counts: Counts, curve: Curve, q: float) -> Score:
+    """The smallest measured count from which a curve stays at q or above; infinite if its end is below q."""
+    above = np.flip(np.logical_and.accumulate(np.flip(curve >= q, -1), axis=-1), -1)
+    return np.where(above[..., -1], counts[above.argmax(-1)], np.inf)
+
+
+def settled_between(counts: Counts, curve: Curve, q: float) -> tuple[Score, Score]:
+    """The count before `settled_at`, where the curve is still below q (or 0), and `settled_at` itself."""
+    most = np.asarray(settled_at(counts, curve, q))
+    before = counts[np.maximum(np.searchsorted(counts, most) - 1, 0)]
+    return np.where(np.isfinite(most), before, np.inf), most
+
+
 def log_area(counts: Counts, recovered: Curve, n_live: int) -> Score:
     """Mean of 1 - recovery over log n, from 1 to `n_live`, the edges whose two latents live in the ranking text."""
     end = np.log(max(n_live, 2))
@@ -134,6 +158,17 @@ def every_score(
         "floor.kl": _measured(over_prompts(curves.floor_kl, curves.n_tokens, prompts)),
         "floor.ce_increase": _measured(over_prompts(curves.floor_ce, curves.n_targets, prompts)),
     }
+    kl_mean = over_prompts(curves.kl_mean, curves.n_tokens, prompts)
+    faithful = faithfulness(kl_model, kl_mean)
+    area_of = log_area(counts, faithful, AREA_MOST), log_area_between(counts, faithful, AREA_MOST)
+    found |= {"kl_mean": _measured(kl_mean), "unfaithful_area": _measured(*area_of)}
+    for name, q in FAITHFULNESS:
+        live = value_at(faithful, q, live_edges), values_between(faithful, q, live_edges)
+        found[f"faithful_at.{name}"] = _measured(edges_at(counts, faithful, q), edges_between(counts, faithful, q))
+        found[f"faithful_from.{name}"] = _measured(
+            settled_at(counts, faithful, q), settled_between(counts, faithful, q)
+        )
+        found[f"faithful_live_at.{name}"] = _measured(*live)
     for name, q in QUANTILES:
         live = value_at(recovered, q, live_edges), values_between(recovered, q, live_edges)
         found[f"edges_at.{name}"] = _measured(edges_at(counts, recovered, q), edges_between(counts, recovered, q))

@@ -114,6 +114,9 @@ class Pair:
     """Where an upstream transcoder reads; the block begins where it writes. None: an SAE, at the block's beginning."""
     ablation_value: Float[Tensor, " n_up"] | None = None
     """What an ablated upstream latent is set to; None: zero."""
+    site_mean: Float[Tensor, " d_model"] | None = None
+    """Mean activation at the downstream site over the ranking text. Faithfulness compares a circuit with
+    this mean in place of the site. None: not known."""
     special: tuple[int, ...] = ()
     """Ids of special tokens: they keep the model's own activation at both ends, hold no latents and no edges, and are
     counted nowhere. `score` sets them by its config."""
@@ -333,6 +336,15 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
 
 def _at_text(values: Float[Tensor, "*batch token n"], special: Bool[Tensor, " token"] | None) -> Tensor:
     return values if special is None else values.masked_fill(special.unsqueeze(-1), 0.0)
+
+
+@torch.no_grad()
+def with_site_mean(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Pair:
+    """The pair with the mean activation at the downstream site, over the ordinary tokens of a text."""
+    total = pair.up.W_dec.new_zeros(pair.lm.d_model, dtype=torch.float64)
+    for prompt in read(pair, tokens):
+        total += prompt.x_spliced[0][prompt.text].double().sum(0)
+    return replace(pair, site_mean=(total / max(1, int(counted(tokens, pair.special).sum()))).float())
 
 
 @torch.no_grad()

@@ -40,8 +40,8 @@ from scalar_sae.scoring.config import (
 from scalar_sae.scoring.controls import CONTROLS
 from scalar_sae.scoring.curve import CONVENTIONS, measure
 from scalar_sae.scoring.memory import least_slots, local_bytes, ranking_bytes
-from scalar_sae.scoring.metrics import QUANTILES, Counts
-from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read
+from scalar_sae.scoring.metrics import FAITHFULNESS, QUANTILES, Counts
+from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read, with_site_mean
 from scalar_sae.scoring.rankings import effects
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.ranking import EDGE_BYTES, RANKINGS, EdgeScores, rank
@@ -50,7 +50,7 @@ from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import Edges, GlobalEdges, LocalEdges
 from scalar_sae.versions import versions
 
-DEFINITIONS = 3
+DEFINITIONS = 4
 """Changes when what a ranking or a curve is does: nothing that was begun before is gone on with."""
 
 PROMPTS_A_TRIM = 8
@@ -116,6 +116,7 @@ def _score(
     kept = Partial(partial, identity | config.model_dump(mode="json", exclude={"memory"}))
     if config.ablation == "mean":
         pair = mean_ablated(pair, texts.ranking)
+    pair = with_site_mean(pair, texts.ranking)
     if ranking == LOCAL:
         edges_of, n_live = _local_edges(pair, texts.scoring, counts, config)
         on_progress(len(rank_text) / distributed.world_size())
@@ -188,6 +189,11 @@ def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig
         dip={q: values[f"dip.{q}"] for q, _ in QUANTILES},
         log_area=values["log_area"],
         floor=Floor(kl=values["floor.kl"], ce_increase=values["floor.ce_increase"]),
+        kl_mean=values["kl_mean"],
+        faithful_at={q: _finite(values[f"faithful_at.{q}"]) for q, _ in FAITHFULNESS},
+        faithful_from={q: _finite(values[f"faithful_from.{q}"]) for q, _ in FAITHFULNESS},
+        faithful_live_at={q: _finite(values[f"faithful_live_at.{q}"]) for q, _ in FAITHFULNESS},
+        unfaithful_area=values["unfaithful_area"],
         ci=ci,
         prompts=PromptCurves.of(curves),
         versions=versions(),
