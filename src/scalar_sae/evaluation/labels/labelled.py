@@ -1,6 +1,6 @@
 """Evaluate SAEs with labels: absorption, sparse probing, TPP and SCR of every SAE on the same rows.
 
-    absorption, probes = labelled(lm, {"topk": {site: sae, ...}, ...}, characters(tokens))
+    absorption, probes = evaluate_labels(lm, {"topk": {site: sae, ...}, ...}, characters(tokens))
 
 Linear probes of the activations are fitted once per site and label and used for all SAEs there.
 """
