@@ -51,3 +51,12 @@ def test_ranked_edges_know_how_many_there_are():
         edges.circuit(481)
     with pytest.raises(UserError, match=f"unknown ranking.*{LEAVE_ONE_OUT}"):
         ss.rank_edges(edges.pair, TOKENS, "nothing")
+
+
+def test_a_ranking_that_does_not_fit_is_refused_and_its_progress_is_told():
+    pair, done = tiny_pair("ff_block.0"), []
+    with pytest.raises(UserError, match="memory"):
+        ss.rank_edges(pair, TOKENS, memory=1e-6)
+    assert done == []
+    ss.rank_edges(pair, TOKENS, on_progress=done.append)
+    assert sum(done) == pytest.approx(len(TOKENS))

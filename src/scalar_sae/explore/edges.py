@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from scalar_sae.console import Bar
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.explore.circuit import Circuit
 from scalar_sae.explore.features import Features
+from scalar_sae.scoring.memory import ranking_bytes
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.rankings.order import strongest
-from scalar_sae.scoring.rankings.ranking import RANKINGS, rank
+from scalar_sae.scoring.rankings.ranking import EDGE_BYTES, RANKINGS, rank
 from scalar_sae.table import Table
 
 
@@ -86,7 +88,8 @@ def rank_edges(
     tokens: Integer[Tensor, "prompt token"],
     ranking: str = "ablation",
     seed: int = 0,
-    on_progress: Callable[[float], None] = lambda share: None,
+    memory: int | float = 8.0,
+    on_progress: Callable[[float], object] | None = None,
 ) -> RankedEdges:
     """Score every edge of a pair on a text.
 
@@ -95,11 +98,15 @@ def rank_edges(
         tokens: the ranking text, such as `held_out(corpus, config).ranking`.
         ranking: the name of a ranking. The default computes the removal of each edge exactly.
         seed: seed of rankings that sample, and of the order of tied edges.
-        on_progress: called with the share of a prompt's work that was finished.
+        memory: gigabytes that the process may take.
+        on_progress: called with the share of a prompt's work that was finished. None: a progress bar is shown.
 
     Raises:
-        UserError: the ranking is unknown, or the model cannot read the tokens.
+        UserError: the ranking is unknown or needs more memory, or the model cannot read the tokens.
     """
     if ranking not in RANKINGS:
         raise unknown("ranking", ranking, RANKINGS)
-    return RankedEdges(pair, ranking, rank(pair, tokens.long(), ranking, seed, on_progress), seed)
+    room = ranking_bytes(pair, memory, tokens.shape[1], 2, EDGE_BYTES[ranking])
+    with Bar("rank edges", len(tokens)) as bar:
+        scores = rank(pair, tokens.long(), ranking, seed, on_progress or bar.step, room)
+    return RankedEdges(pair, ranking, scores, seed)
