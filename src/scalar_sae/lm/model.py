@@ -121,8 +121,7 @@ class LanguageModel(nn.Module):
     def special_tokens(self) -> tuple[int, ...]:
         """Ids of the tokens that are not text (special.py), in ascending order.
 
-        The tokenizer names them. Without a tokenizer, the ids in the model's configuration are used, and the user is
-        told so.
+        The tokenizer names them. Without one, the ids in the configuration are used, and the user is told so.
         """
         configs = (self.hf.config, self.hf.config.get_text_config(), getattr(self.hf, "generation_config", None))
         try:
@@ -152,9 +151,7 @@ class LanguageModel(nn.Module):
         return self._anatomy.layers[0].weight.dtype
 
     def describe(self) -> dict[str, Any]:
-        """Describe the model for a record: its name and precision, its commit on the Hub, and the quantised types that
-        its weights were dequantised from.
-        """
+        """For a record: the name, precision and commit on the Hub, and the types that weights were dequantised from."""
         made_of = getattr(self.hf.config, "dequantized_from", None)
         dtype = str(self.dtype).removeprefix("torch.")
         known = {"revision": self._origin.hub.get("revision"), "dequantized_from": made_of}
@@ -191,9 +188,7 @@ class LanguageModel(nn.Module):
         return LanguageModel(hf, f"{self.name}, weights shuffled", self._tokenizer, self._origin)
 
     def check(self, site: Site) -> None:
-        """Raise a UserError if the model has no such site, or if the module that the site is named after lies at
-        another one.
-        """
+        """Raise a UserError if the model lacks the site, or if the site names a module that lies at another one."""
         check_site(site, self._anatomy, self.name)
 
     def leads(self, start: Site, end: Site) -> bool:
@@ -209,9 +204,7 @@ class LanguageModel(nn.Module):
         check_tokens(tokens, self.name, self.context, self.d_vocab, self._tokenizer)
 
     def tokens(self, text: str) -> Int64[Tensor, "one token"]:
-        """Encode a text as a prompt of token ids.
-
-        It starts with the tokens that the tokenizer puts before every text.
+        """Encode a text as a prompt of token ids, including the tokens that the tokenizer puts before every text.
 
         Raises:
             UserError: the text has no tokens, more than the model reads, or characters outside the vocabulary.
@@ -384,8 +377,7 @@ class LanguageModel(nn.Module):
     def spliced(self, first: SiteState, replace: dict[Site, Replacement]) -> SiteState:
         """The state at the last of some sites, with the activation at each of them replaced.
 
-        A replacement is a function of the current activation, so a later site sees the effect of the earlier
-        replacements.
+        A replacement is a function of the current activation, so a later site sees the effect of earlier ones.
 
         Args:
             first: the state at the first of the sites.
