@@ -71,7 +71,12 @@ def export(
     path: Source,
     out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs; must not be there yet.")],
     format_: Annotated[str, typer.Option("--format", help="`saelens`, `sparsify`, or `scalar`, our own.")] = "saelens",
-    model: Annotated[str, typer.Option(help="The language model's name on the Hub, which SAELens keeps.")] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The language model's name, which SAELens keeps; by default the one the SAEs were trained on."
+        ),
+    ] = "",
     layers: Annotated[str, typer.Option(help="For sparsify: the model's name of its layers, `h` or `layers`.")] = "h",
     site: Annotated[str | None, typer.Option(help="Where the one SAE reads, if its files do not say.")] = None,
     method: Annotated[str | None, typer.Option(help="One group of SAEs (all by default).")] = None,

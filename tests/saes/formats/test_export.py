@@ -4,6 +4,7 @@ The libraries themselves open these files in `python -m tests.saes.formats.peer_
 `--basetemp` of a run of this file; see there.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, ReLU, TopK
 from scalar_sae.saes.export import export
 from scalar_sae.saes.normalization import InputNorm
+from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import SaeCard, find_saes, load_saes, save_sae
 from scalar_sae.sites import Site
@@ -121,3 +123,21 @@ def test_the_command(tmp_path: Path):
     listed = scalar("ls", tmp_path / "lens").stdout
     assert "blocks.0.hook_resid_mid" in listed
     assert "SAELens" in listed
+
+
+def test_what_an_sae_was_trained_on_survives_an_export_to_saelens(tmp_path: Path):
+    """Other people's by their origin, our own by their recipe; a path is no name of a model, and --model goes first."""
+    known = Origin(model="gpt2", text="owner/text", context=64, bos=True, positions=[1, None, None])
+    card = SaeCard.of(SAELENS["topk"], "topk", "theirs", READS, {}).model_copy(update={"origin": known})
+    save_sae(SAELENS["topk"], card, tmp_path / "theirs")
+    export(find_saes(tmp_path / "theirs"), "saelens", tmp_path / "a")
+    ((back, _, _),) = find_saes(tmp_path / "a")
+    assert back.origin == known
+    for number, (lm, option, model) in enumerate(
+        [("python-stdlib", "", "python-stdlib"), (str(tmp_path), "", ""), ("owner/name", "gpt2", "gpt2")]
+    ):
+        recipe = {"config": {"lm": lm, "context": 48}}
+        save_sae(SAELENS["topk"], SaeCard.of(SAELENS["topk"], "topk", "ours", READS, recipe), tmp_path / f"{number}")
+        (folder,) = export(find_saes(tmp_path / f"{number}"), "saelens", tmp_path / f"b{number}", model=option)
+        metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+        assert (metadata["model_name"], metadata["context_size"], metadata.get("prepend_bos")) == (model, 48, None)

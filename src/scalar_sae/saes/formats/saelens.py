@@ -16,6 +16,7 @@ from scalar_sae.saes.formats.fields import FLAG, INTEGER, NUMBER, Fields
 from scalar_sae.saes.formats.files import Folder, Format, Found, build, check_size, save_folder
 from scalar_sae.saes.formats.tensors import Tensors
 from scalar_sae.saes.normalization import InputNorm
+from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.reparam import (
     decoder_norms,
     gate_as_threshold,
@@ -195,8 +196,9 @@ def _input_folded(sae: SAE, config: saelens_config.Config, folder: Folder) -> SA
 FORMAT = Format("SAELens", f"{CONFIG}, {WEIGHTS}", _here, (WEIGHTS,), _read)
 
 
-def save(sae: SAE, site: Site, folder: Path, model_name: str) -> None:
-    """Write an SAE in the format of SAELens 6, for SAELens, SAEDashboard, Neuronpedia and SAEBench.
+def save(sae: SAE, site: Site, folder: Path, origin: Origin) -> None:
+    """Write an SAE in the format of SAELens 6, for SAELens, SAEDashboard, Neuronpedia and SAEBench. Its metadata say
+    what the SAE was trained on, as far as that is known.
 
     Raises:
         UserError: SAELens has no architecture for it.
@@ -214,7 +216,12 @@ def save(sae: SAE, site: Site, folder: Path, model_name: str) -> None:
         "apply_b_dec_to_input": False,
         "normalize_activations": "none" if sae.norm is None else norms[sae.norm],
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": "6.0.0", "model_name": model_name, "hook_name": site.transformer_lens},
+        "metadata": {
+            "sae_lens_version": "6.0.0",
+            "model_name": origin.model or "",
+            "hook_name": site.transformer_lens,
+            **_known(origin),
+        },
     }
     tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     if isinstance(sae.activation, TopK):
@@ -227,6 +234,17 @@ def save(sae: SAE, site: Site, folder: Path, model_name: str) -> None:
     if sae.W_skip is not None:
         tensors["W_skip"] = sae.W_skip.T
     save_folder(folder, config, tensors, (CONFIG, WEIGHTS))
+
+
+def _known(origin: Origin) -> dict[str, Any]:
+    """What is known of the training prompts, in SAELens' words."""
+    facts = {
+        "dataset_path": origin.text,
+        "context_size": origin.context,
+        "prepend_bos": origin.bos,
+        "seqpos_slice": origin.positions,
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _architecture(sae: SAE, site: Site, transcoder: bool) -> str:
