@@ -104,6 +104,7 @@ def test_a_curve_is_a_table_of_what_the_record_holds(finished_run: Path):
     nothing = record.kl_circuit[0]
     assert [row["recovery"] for row in rows] == pytest.approx([1 - kl / nothing for kl in record.kl_circuit])
     assert rows[0]["recovery"] == 0
+    assert [row["faithfulness"] for row in rows] == [1 - kl / record.kl_mean for kl in record.kl_model]
     bare = record.model_copy(update={"ci": {}}).curve()
     assert bare.columns == rows.columns
     assert all(row["recovery_low"] is None for row in bare)
@@ -137,11 +138,12 @@ def test_records_are_short_when_they_are_shown_and_tables_when_they_are_compared
     record = results.records[0]
     assert len(repr(record)) < 200
     assert repr(record).startswith(f"Record({record.block}, {record.method}, {record.ranking}: 90 % recovery")
-    assert str(record) == repr(record)
+    assert repr(record) == f"Record({record})"
     assert repr(results).startswith(f"Results({len(results.records)} records")
     assert repr(ss.Results()) == "Results(nothing yet)"
     for row, made in zip(results.table(), results.records, strict=True):
         assert (row["block"], row["method"], row["ranking"]) == (made.block, made.method, made.ranking)
         assert row["edges_at_90"] == made.edges_at["90"]
+        assert row["faithful_at_80"] == made.faithful_at["80"]
         assert (row["edges_at_90_low"], row["edges_at_90_high"]) == (made.ci["edges_at.90"] or (None, None))
         assert row["floor_kl"] == made.floor.kl

@@ -12,6 +12,7 @@ _AXES = {
     "recovery": "recovery: 1 - KL(full circuit || n) / KL(full circuit || 0)",
     "kl_model": "KL(model || sub-circuit), nats",
     "kl_circuit": "KL(full circuit || sub-circuit), nats",
+    "faithfulness": "faithfulness: 1 - KL(model || n) / KL(model || site set to its mean)",
     "live_edges": "kept edges per token whose latents are live",
     "l0_down": "live downstream latents per token",
 }

@@ -209,23 +209,24 @@ class Record(BaseModel):
 
         Returns:
             `edges` (counts; for local edges, per token), `recovery` (1 - kl_circuit / kl_circuit without any edge),
-            `kl_model`, `kl_circuit`, `live_edges` and `l0_down`. The first three scores have the ends of their 95 %
-                intervals
-            over prompts as `recovery_low`, `recovery_high` and so on, or None if the record has no intervals.
+            `kl_model`, `kl_circuit`, `faithfulness` (1 - kl_model / kl_mean), `live_edges` and `l0_down`. The first
+            three scores have the ends of their 95 % intervals over prompts as `recovery_low`, `recovery_high` and so
+            on, or None if the record has no intervals.
         """
         recovered = recovery(np.array(self.edges), np.array(self.kl_circuit)).tolist()
         columns: dict[str, list[Any]] = {"edges": self.edges}
         for name, values in (("recovery", recovered), ("kl_model", self.kl_model), ("kl_circuit", self.kl_circuit)):
             bands: Any = self.ci.get(name) or [(None, None)] * len(values)
             columns |= {name: values, f"{name}_low": [low for low, _ in bands], f"{name}_high": [up for _, up in bands]}
-        columns |= {"live_edges": self.live_edges, "l0_down": self.l0_down}
+        faithful = [1 - kl / self.kl_mean if self.kl_mean > 0 else 0.0 for kl in self.kl_model]
+        columns |= {"faithfulness": faithful, "live_edges": self.live_edges, "l0_down": self.l0_down}
         return Table(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
     def plot(self, of: str = "recovery", ax: Any = None) -> Any:
         """Draw a column of the curve with Matplotlib, with its 95 % interval. Returns the axes.
 
         Args:
-            of: `recovery`, `kl_model`, `kl_circuit`, `live_edges` or `l0_down`.
+            of: `recovery`, `kl_model`, `kl_circuit`, `faithfulness`, `live_edges` or `l0_down`.
             ax: axes to draw on, such as those of another record; None creates new ones.
 
         Raises:
@@ -271,10 +272,9 @@ class Results(BaseModel):
 
         Returns:
             The record's `block`, `method`, `ranking` and `control`; `edges_at_50`, `edges_at_90` with the ends of its
-                95 %
-            interval, and `edges_at_99` (None if that recovery is not reached); `log_area`, `absolute`, `relative`,
-                `pure`,
-            `floor_kl` (nats), `n_edges` and `n_live_edges`. docs/results.md defines them.
+            95 % interval, and `edges_at_99`; `faithful_at_50`, `faithful_at_80` and `faithful_at_90` (None where a
+            level is not reached); `log_area`, `absolute`, `relative`, `pure`, `floor_kl` (nats), `n_edges` and
+            `n_live_edges`. docs/results.md defines them.
         """
         rows = Table()
         for record in self.records:
@@ -282,6 +282,7 @@ class Results(BaseModel):
             of = {name: getattr(record, name) for name in ("block", "method", "ranking", "control")}
             at = {f"edges_at_{q}": n for q, n in record.edges_at.items()}
             at |= {"edges_at_90_low": low, "edges_at_90_high": high}
+            at |= {f"faithful_at_{q}": n for q, n in record.faithful_at.items()}
             names = ("log_area", "absolute", "relative", "pure", "n_edges", "n_live_edges")
             rows.append({**of, **at, **{n: getattr(record, n) for n in names}, "floor_kl": record.floor.kl})
         return rows

@@ -9,6 +9,7 @@ from scalar_sae.records.results import Record
 
 SCORES = (
     "edges_at.50", "edges_at.90", "edges_at.99", "live_edges_at.50", "live_edges_at.90", "live_edges_at.99", "log_area",
+    "faithful_at.50", "faithful_at.80", "faithful_at.90", "kl_mean", "unfaithful_area",
     "floor.kl", "floor.ce_increase", "absolute", "relative", "pure",
 )  # fmt: skip
 """Each gets three columns: its value and both ends of its interval."""
