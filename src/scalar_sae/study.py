@@ -54,7 +54,6 @@ from scalar_sae.training import trackers
 from scalar_sae.training.config import TrainConfig, read_preset, validated
 from scalar_sae.training.loop import train
 
-FIDELITY_PROMPTS = 64
 KEEP = "move the folder away and run the same command to write it again"
 
 
@@ -285,7 +284,8 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     )
     if not results.saes and standing_in(saes) and distributed.rank() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.start)
-        prompts = prompts[:: max(1, len(prompts) // FIDELITY_PROMPTS)][:FIDELITY_PROMPTS]
+        n = config.score.fidelity_prompts
+        prompts = prompts[:: max(1, len(prompts) // n)][:n]
         measured = fidelity(lm, saes, prompts, config.score.special)
         for record in (*measured[0], *measured[1]):
             record.text = text_read(corpus, prompts)

@@ -9,6 +9,7 @@ import pytest
 from scalar_sae import console
 from scalar_sae.evaluation.features.blind import Answers, FeaturePair, Pairs
 from scalar_sae.records.results import Record
+from scalar_sae.training import presets
 from tests.evaluation.test_judge import server
 from tests.test_study import scalar
 
@@ -119,3 +120,10 @@ def test_what_is_not_finite_is_null_in_json(run: Path):
     (run / "results.json").write_text(json.dumps(content))
     ratios = json.loads(scalar("compare", run, "--json").stdout)["ratios"]
     assert [ratio["value"] for ratio in ratios] == [None] * len(ratios)
+
+
+def test_h_is_help_and_the_help_of_train_names_every_preset():
+    said = scalar("train", "-h").stdout
+    assert said == scalar("train", "--help").stdout
+    assert all(f"{name}" in said for name in presets.names())
+    assert "--install-completion" in scalar("-h").stdout

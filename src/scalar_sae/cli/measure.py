@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scalar_sae.cli.outputs import check_folder, check_tables
-from scalar_sae.cli.subjects import Dtype, Special, Text, check_model_and_text
+from scalar_sae.cli.subjects import Device, Dtype, Special, Text, check_model_and_text
 from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell, waiting_for_user
@@ -57,6 +57,7 @@ def measure(
             "`first-letters` of words, for models that spell."
         ),
     ] = None,
+    device: Device = None,
     dtype: Dtype = "auto",
     words: Annotated[int, typer.Option(help="Words that `--labels first-letters` looks at.", min=40)] = 4096,
     special: Special = None,
@@ -74,7 +75,7 @@ def measure(
     check_model_and_text(lm, dtype, tokens)
     partner, rule = not any_partner, parse_rule(special or "skip")
     results = measure_run(
-        run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule, out
+        run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule, out, device
     )
 
     def show() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from jaxtyping import Int
 from torch import Tensor
 
+from scalar_sae import distributed
 from scalar_sae.activations.cache import fingerprint
 from scalar_sae.console import say
 from scalar_sae.corpora import windows
@@ -110,6 +111,7 @@ def measure_run(
     dtype: str = "auto",
     special: Rule = "skip",
     out: Path | None = None,
+    device: str | None = None,
 ) -> Results:
     """Measure the fidelity of the SAEs in a folder, and compare them with those of other seeds.
 
@@ -129,6 +131,7 @@ def measure_run(
         dtype: precision in which the model computes.
         special: the rule for special tokens (lm/special.py).
         out: folder for `results.json`; None takes that of `records_folder`.
+        device: where fidelity is computed; None takes a GPU, if there is one. The rest is computed on the CPU.
 
     Raises:
         UserError: there are no SAEs or no model, the text is too short, the labels do not fit the model, or the other
@@ -136,7 +139,7 @@ def measure_run(
     """
     if labels not in (None, *LABELS):
         raise unknown("labels", labels, LABELS)
-    source = _source(run, lm)
+    place, source = distributed.device(device), _source(run, lm)
     loaded = {str(folder): load_saes(folder) for folder in (run, *against)}
     if against:
         in_common(loaded, threshold)  # report what cannot be compared before anything is measured
@@ -150,9 +153,11 @@ def measure_run(
     say_special(tokens, model.special_ids(special))
     _warn_of_rare(int(counted(tokens, model.special_ids(special)).sum()), len(tokens))
     path = open_records(run, records_folder(run, out))
+    model.hf.to(place)
     measured: dict[str, Any] = dict(
         zip(("saes", "spliced"), fidelity(model, saes[str(run)], tokens, special), strict=True)
     )
+    model.hf.to("cpu")
     for record in (*measured["saes"], *measured["spliced"]):
         record.text = about
     measured["duplicates"] = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]

@@ -136,6 +136,8 @@ class StudyScores(ScoreSettings):
     first is the study's main one."""
     blocks: tuple[Address, ...] = ()
     """Blocks that are scored, by name (`ff_block.0`) or by kind (`ff_block`); of none named, all between two SAEs."""
+    fidelity_prompts: Count = 64
+    """Prompts, of the training's context, on which the fidelity of the SAEs is measured."""
     controls: tuple[Control, ...] = ("padded",)
     """Controls (controls.py) of each group of SAEs at its first block, under the main ranking."""
 
