@@ -100,7 +100,7 @@ class Densities(nn.Module):
     rank: Tensor
     steps: Tensor
     numbers: Tensor
-    """The law's exponent, shift, amplitude and R²; NaN before the fit."""
+    """The law's exponent, shift, amplitude and R²; zeros before the fit."""
 
     def __init__(self, config: Zipf, d_sae: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Densities(nn.Module):
         self.register_buffer("density", torch.zeros(d_sae))
         self.register_buffer("rank", torch.arange(d_sae))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("numbers", torch.full((4,), torch.nan, dtype=torch.float64))
+        self.register_buffer("numbers", torch.zeros(4, dtype=torch.float64))
 
     @torch.no_grad()
     def record(self, fired: Int[Tensor, " n"], tokens: int) -> None:
@@ -135,7 +135,7 @@ class Densities(nn.Module):
     def law(self) -> Law | None:
         """The law that latents are held to; None before the fit."""
         exponent, shift, amplitude, r2 = self.numbers.tolist()
-        return None if np.isnan(exponent) else Law(exponent, shift, amplitude, r2)
+        return None if amplitude == 0 else Law(exponent, shift, amplitude, r2)
 
     def underused(self) -> Bool[Tensor, " d_sae"]:
         """Latents that fire less than (1 - tau) times what the law says for their rank; none before the fit."""
