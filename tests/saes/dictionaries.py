@@ -20,7 +20,7 @@ def data(n: int = 64, seed: int = 0, d_model: int = 8) -> torch.Tensor:
 def prepared(config: DictionaryMethod, x: torch.Tensor) -> Dictionary:
     trainee = config.trainees(Shape(x.shape[1], 1), 0)[0]
     assert isinstance(trainee, Dictionary)
-    trainee.prepare({SITE: x})
+    trainee.prepare(dict.fromkeys(trainee.reads, x))
     return trainee
 
 

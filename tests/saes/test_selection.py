@@ -21,7 +21,7 @@ from scalar_sae.saes.methods.unverified.feature_choice import (
     divided,
     feature_choice,
 )
-from scalar_sae.saes.methods.unverified.g_sae import GSAEConfig
+from scalar_sae.saes.methods.unverified.g_sae import GSAEConfig, GSAETrainee
 from scalar_sae.saes.methods.unverified.mutual_choice import MutualChoiceConfig
 from tests.helpers import Shape
 from tests.saes.dictionaries import HERE, LATE, SITE, assert_same, data, losses_and_grads, prepared
@@ -64,14 +64,79 @@ def test_mutual_choice_selects_as_batch_topk():
     )
 
 
-def test_gradient_sae_with_beta_zero_is_topk_to_the_bit():
-    x, g = data(), data(seed=1)
-    plain = losses_and_grads(TopKConfig(sites=HERE, k=3), x)
-    trainee = prepared(GSAEConfig(sites=HERE, k=3, beta=0.0), x)
+GAO = {"unit_norm": True, "median_bias": True, "auxk": 1 / 32, "k_aux": 4, "multi": 2}
+
+
+def gradient_sae(x: torch.Tensor, g: torch.Tensor, **options) -> tuple[GSAETrainee, list[torch.Tensor]]:
+    """A g-SAE after a step without update, with its loss and gradients."""
+    trainee = prepared(GSAEConfig(sites=HERE, **{"k": 3, **options}), data())
+    assert isinstance(trainee, GSAETrainee)
+    trainee.firing.window = 0
     loss = trainee.losses({SITE: x, Gradient(SITE): g}, LATE)[SITE]
     loss.backward()
-    ours = [loss.detach(), *(getattr(trainee, name).grad for name in ("W_enc", "b_enc", "W_dec", "b_dec"))]
-    assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+    return trainee, [loss.detach(), *(getattr(trainee, name).grad for name in ("W_enc", "b_enc", "W_dec", "b_dec"))]
+
+
+@pytest.mark.parametrize("options", [{}, GAO])
+def test_gradient_sae_with_beta_zero_is_topk_to_the_bit(options: dict):
+    x = data()
+    plain = prepared(TopKConfig(sites=HERE, k=3, **options), x)
+    plain.firing.window = 0
+    loss = plain.losses({SITE: x}, LATE)[SITE]
+    loss.backward()
+    expected = [loss.detach(), *(getattr(plain, name).grad for name in ("W_enc", "b_enc", "W_dec", "b_dec"))]
+    _, ours = gradient_sae(x, data(seed=1), beta=0.0, **options)
+    assert all(torch.equal(a, b) for a, b in zip(expected, ours, strict=True))
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_gradient_sae_does_not_depend_on_the_units_of_the_activations(rescale: bool):
+    """In units of a tenth, activations are ten times as large and gradients a tenth: the chain rule."""
+    x, g = data(), data(seed=1)
+    codes = list[torch.Tensor]()
+    for unit in (1.0, 10.0):
+        trainee = prepared(GSAEConfig(sites=HERE, k=3, scale="sqrt_d", rescale=rescale), unit * x)
+        assert isinstance(trainee, GSAETrainee)
+        found = trainee.as_trained(SITE, {SITE: unit * x, Gradient(SITE): g / unit})
+        assert found is not None
+        codes.append(found[0] / unit)
+    torch.testing.assert_close(codes[0], codes[1])
+
+
+@pytest.mark.parametrize("combine", ["sum", "product"])
+def test_gradient_sae_leaves_out_tokens_without_a_gradient(combine: str):
+    x, g, last = data(), data(seed=1), torch.arange(64) % 16 == 15
+    _, fewer = gradient_sae(x[~last], g[~last], combine=combine, auxk=0.5)
+    trainee, ours = gradient_sae(x, g.masked_fill(last.unsqueeze(1), 0.0), combine=combine, auxk=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(fewer, ours, strict=True))
+    assert trainee.firing.tokens_since_fired.max() in (0, 64), "they count as seen"
+
+
+@pytest.mark.parametrize("combine", ["sum", "product"])
+def test_gradient_sae_is_evaluated_with_gradients_and_without(combine: str):
+    """With them by its equation; tokens without a gradient are selected by activation in both."""
+    x, g, last = data(), data(seed=1), torch.arange(64) % 16 == 15
+    g[last] = 0.0
+    trainee = prepared(GSAEConfig(sites=HERE, k=3, beta=2.0, combine=combine, scale="unit"), x)
+    assert isinstance(trainee, GSAETrainee)
+    found = trainee.as_trained(SITE, {SITE: x, Gradient(SITE): g})
+    assert found is not None
+    sae, norm = trainee.sae(SITE), (g / trainee.scale[1]).norm(dim=1)[~last].mean()
+    z = (x @ sae.W_enc + sae.b_enc).relu()
+    pull = (g / trainee.scale[1] / norm @ trainee.W_dec.detach().T).abs()
+    score = torch.where(last.unsqueeze(1), z, z * (1 + 2 * pull if combine == "sum" else pull))
+    kept = torch.zeros_like(z).scatter(1, score.topk(3).indices, 1.0)
+    torch.testing.assert_close(found[0], sae.decode(z * kept), atol=1e-5, rtol=1e-4)
+    assert torch.equal(found[1], (z * kept > 0).sum(0))
+    plain = sae.decode(sae.encode(x))
+    torch.testing.assert_close(found[0][last], plain[last], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found[0][~last], plain[~last])
+
+
+def test_gradient_sae_refuses_text_without_gradients():
+    trainee = GSAEConfig(sites=HERE, k=3).trainees(Shape(8, 1), 0)[0]
+    with pytest.raises(UserError, match=r"gradient at resid_mid.0 is 0 at every token .* give a context of at least 2"):
+        trainee.prepare({SITE: data(), Gradient(SITE): torch.zeros(64, 8)})
 
 
 def test_gradient_sae_prefers_what_the_loss_depends_on():

@@ -68,6 +68,18 @@ def test_validation_is_logged(tmp_path: Path, text: Path):
     assert found[-1]["kl_all"] == pytest.approx(kl.item(), rel=1e-3, abs=1e-4)
 
 
+def test_validation_measures_a_gradient_sae_with_and_without_gradients(tmp_path: Path, text: Path):
+    saes = [{**TOPK, "method": "g_sae", "name": name, "beta": beta} for name, beta in (("none", 0.0), ("much", 100.0))]
+    trained(tmp_path, text, "run", [*saes, TOPK], Events(tmp_path / "events.jsonl"), validations=1)
+    found = {line["name"]: line["saes"]["resid_mid.0"] for line in logged(tmp_path / "events.jsonl")}
+    assert "as_trained" not in found["topk"]
+    scores = {"l0", "loss", "fvu", "cosine", "ce_increase", "kl", "dead"}
+    assert set(found["much"]["as_trained"]) == scores
+    for name in scores:
+        assert found["none"]["as_trained"][name] == pytest.approx(found["none"][name], rel=1e-3, abs=1e-5)
+    assert found["much"]["as_trained"]["fvu"] != pytest.approx(found["much"]["fvu"], rel=1e-3)
+
+
 def test_saes_beside_the_residual_stream_are_spliced_in_at_once(tmp_path: Path, text: Path):
     """Before the first MLP and behind the second, by hooks of torch."""
     events = Events(tmp_path / "events.jsonl")

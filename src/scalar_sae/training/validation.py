@@ -112,16 +112,24 @@ class Validation:
         ends = sorted(((site, trainee) for trainee in trainees for site in trainee.sites), key=lambda end: end[0])
         in_place = all(trainee.target(site) == site for site, trainee in ends)
         alone, together = {site: _Sums(float) for site, _ in ends}, _Sums(float)
+        as_trained = {site: _Sums(float) for site, _ in ends}
         for part in self._parts:
             splice = Splice(self._lm, part.tokens, part.kept, part.states)
             for site, trainee in ends:
-                _one(part, splice, trainee, site, alone[site])
+                _add(part, splice, trainee.target(site), _through(trainee.sae(site), part.rows(site)), alone[site])
+                with distributed.no_sync():  # every worker holds the same rows
+                    code = trainee.as_trained(site, {read: part.rows(read) for read in trainee.reads})
+                if code is not None:
+                    _add(part, splice, trainee.target(site), code, as_trained[site])
             if in_place:
                 _all(part, splice, ends, together)
         found: dict[str, Any] = {
             "saes": {str(site): self._scores(alone[site], trainee, site) for site, trainee in ends},
             "jacobian": self._jacobians(dict(ends), blocks),
         }
+        for site, trainee in ends:
+            if as_trained[site]:
+                found["saes"][str(site)]["as_trained"] = self._scores(as_trained[site], trainee, site)
         return found | ({"ce_increase_all": _ce(together), "kl_all": _kl(together)} if in_place else {})
 
     def _scores(self, sums: "_Sums", trainee: TrainableSAEs, site: Site) -> dict[str, Any]:
@@ -165,11 +173,13 @@ class Validation:
 _Sums = defaultdict[str, Any]
 
 
-def _one(part: _Part, splice: Splice, trainee: TrainableSAEs, site: Site, sums: _Sums) -> None:
+_Code = tuple[Float[Tensor, "row d_out"], Int[Tensor, " d_sae"]]
+"""A reconstruction, and on how many rows each latent fires."""
+
+
+def _add(part: _Part, splice: Splice, target: Site, code: _Code, sums: _Sums) -> None:
     """Add the scores of one SAE alone: its reconstruction, and the effect of splicing it in."""
-    target = trainee.target(site)
-    y_hat, fired = _through(trainee.sae(site), part.rows(site))
-    y = part.rows(target)
+    (y_hat, fired), y = code, part.rows(target)
     sums["fired"] += fired
     sums["error"] += (y - y_hat).square().sum().item()
     sums["cosine"] += cosine_similarity(y, y_hat).sum().item()
@@ -194,7 +204,7 @@ def _count(part: _Part, splice: Splice, replace: dict[Site, Replacement], sums: 
     sums["tokens"] += int(part.kept.sum())
 
 
-def _through(sae: SAE, x: Float[Tensor, "row d_model"]) -> tuple[Float[Tensor, "row d_out"], Int[Tensor, " d_sae"]]:
+def _through(sae: SAE, x: Float[Tensor, "row d_model"]) -> _Code:
     """An SAE's reconstruction of its input, and the number of rows on which each latent fires."""
     y_hat, fired = [], torch.zeros(sae.d_sae, dtype=torch.long, device=x.device)
     for rows in x.chunk(PIECES):

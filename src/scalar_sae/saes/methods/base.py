@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -106,6 +106,12 @@ class TrainableSAEs(nn.Module, ABC):
 
     def calibrate(self, acts: Acts) -> None:
         """After the last step, estimate from data what inference needs."""
+
+    def as_trained(self, site: Site, acts: Acts) -> tuple[Float[Tensor, "batch d_model"], Int[Tensor, " d_sae"]] | None:
+        """What the selection of training makes of activations in the model's units, where inference selects differently
+        for want of what training reads: the reconstruction, and how often each latent fires. None elsewhere.
+        """
+        return None
 
     def found(self) -> dict[str, Any]:
         """Results of training in addition to the weights, for the SAE's card."""

@@ -21,12 +21,9 @@ from scalar_sae.saes.methods.base import Acts, Name, Progress, TrainableSAEs, sq
 from scalar_sae.saes.methods.dictionary import Dictionary, DictionaryMethod, SitePair
 
 
-class TopKConfig(DictionaryMethod, frozen=True):
-    """Independent TopK SAEs, one per site."""
+class TokenSelection(DictionaryMethod, frozen=True):
+    """The fields shared by methods that select k latents for each token."""
 
-    method: Literal["topk"] = "topk"
-    name: Name = "topk"
-    """Folder of these SAEs in a run."""
     k: int = Field(default=10, gt=0)
     """Latents kept per token."""
     unit_norm: bool = False
@@ -44,6 +41,14 @@ class TopKConfig(DictionaryMethod, frozen=True):
     multi: int = Field(default=1, gt=0)
     """Multi-TopK: add an eighth of the squared error at `multi` times k latents (4 in Gao et al.). 1 adds nothing."""
 
+
+class TopKConfig(TokenSelection, frozen=True):
+    """Independent TopK SAEs, one per site."""
+
+    method: Literal["topk"] = "topk"
+    name: Name = "topk"
+    """Folder of these SAEs in a run."""
+
     def trainee(self, place: SitePair, seed: int) -> TrainableSAEs:
         """Create a TopK SAE for training."""
         return TopKTrainee(self, place, seed)
@@ -52,7 +57,7 @@ class TopKConfig(DictionaryMethod, frozen=True):
 class TopKTrainee(Dictionary):
     """One TopK SAE in training."""
 
-    def __init__(self, config: TopKConfig, place: SitePair, seed: int) -> None:
+    def __init__(self, config: TokenSelection, place: SitePair, seed: int) -> None:
         super().__init__(config, place, seed, unit_norm=config.unit_norm, pre_bias=True)
         self._config = config
         check_k(config.k * config.multi, self.d_sae, place)
@@ -67,13 +72,18 @@ class TopKTrainee(Dictionary):
     def loss(
         self, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"], acts: Acts, progress: Progress
     ) -> Float[Tensor, ""]:
-        """Squared error plus the auxiliary terms that are switched on.
+        """The loss of TopK's code."""
+        return self.objective(self.coded(x), x, y)
 
-        The auxiliary loss is multiplied by the frozen variance of y. The total is Gao et al.'s loss times that
-        variance.
+    def objective(
+        self, wide: Coded, x: Float[Tensor, "batch d_model"], y: Float[Tensor, "batch d_model"]
+    ) -> Float[Tensor, ""]:
+        """Squared error of a code plus the auxiliary terms that are switched on.
+
+        `wide` is the code of the widest loss. The auxiliary loss is multiplied by the frozen variance of y. The total
+        is Gao et al.'s loss times that variance.
         """
         config = self._config
-        wide = self.coded(x)
         y_hat = wide.first(config.k).decoded()
         loss = squared_error(y, y_hat)
         if config.multi > 1:
