@@ -75,7 +75,7 @@ def test_training_with_a_cache_gives_the_same_bytes_and_the_cache_holds_what_hoo
     content = {"tokens": 2 * len(TEXT), "batch_tokens": len(TEXT), "buffer_tokens": len(TEXT), "context": CONTEXT}
     config = validated(TrainConfig, {**content, "warmup_steps": 1, "validations": 0, "saes": saes}, "train")
     corpus, cache = Corpus("text", TEXT, TEXT[:CONTEXT], Ascii().fingerprint), tmp_path / "cache"
-    in_no_time = mock.patch("scalar_sae.training.loop.cost", return_value=Cost(0, 0, 0))  # which all precisions share
+    in_no_time = mock.patch("scalar_sae.training.loop.cost", return_value=Cost(0, 0))  # which all precisions share
     with nullcontext() if dtype == torch.float32 else in_no_time:
         train(config, lm, corpus, tmp_path / "plain", Events(None))
     reads = sorted({read for learner in learners(config, lm, lm.device) for read in learner.trainee.reads}, key=str)
