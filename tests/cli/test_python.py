@@ -125,6 +125,9 @@ def test_a_plot_shows_the_curve_and_its_interval(finished_run: Path, of: str, mo
     assert len(axes.get_lines()) == 2
     assert len(axes.collections) == (0 if of == "live_edges" else 2)
     assert axes.get_xscale() == "log"
+    assert axes.get_xlabel() == "edges kept"
+    local = first.model_copy(update={"scope": "local"})
+    assert local.plot(of).get_xlabel() == "edges kept per token"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         f"{record.method}, {record.ranking}" for record in (first, second)
     ]

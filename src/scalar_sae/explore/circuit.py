@@ -172,8 +172,7 @@ class Circuit:
         Returns:
             `edges`, `kl_model` and `kl_circuit` (KL from the model and from the full circuit, nats, mean over tokens),
             `recovery` (1 - kl_circuit / kl_circuit without any edge), `live_edges` and `l0_down` (per token), and
-                `floor_kl`
-            (KL from the model to the full circuit).
+            `floor_kl` (KL from the model to the full circuit).
 
         Raises:
             UserError: an output is not finite, or all tokens are special.

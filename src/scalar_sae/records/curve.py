@@ -9,10 +9,10 @@ from scalar_sae.errors import UserError
 from scalar_sae.table import Table
 
 _AXES = {
-    "recovery": "recovery: 1 - KL(full circuit || n) / KL(full circuit || 0)",
+    "recovery": "recovery of the full circuit",
     "kl_model": "KL(model || sub-circuit), nats",
     "kl_circuit": "KL(full circuit || sub-circuit), nats",
-    "faithfulness": "faithfulness: 1 - KL(model || n) / KL(model || site set to its mean)",
+    "faithfulness": "faithfulness to the model",
     "live_edges": "kept edges per token whose latents are live",
     "l0_down": "live downstream latents per token",
 }
@@ -29,7 +29,7 @@ def recovery(
     return 1 - kl_circuit / np.where(nothing > 0, nothing, 1.0)
 
 
-def draw(curve: Table, of: str, label: str, ax: Any = None) -> Any:
+def draw(curve: Table, of: str, label: str, ax: Any = None, per_token: bool = False) -> Any:
     """Draw a column of a curve over the number of edges, with its 95 % interval if the table has one.
 
     Args:
@@ -37,6 +37,7 @@ def draw(curve: Table, of: str, label: str, ax: Any = None) -> Any:
         of: the column.
         label: name of the curve in the legend.
         ax: Matplotlib axes to draw on; None creates new ones.
+        per_token: whether edges are counted per token.
 
     Returns:
         The axes.
@@ -57,6 +58,6 @@ def draw(curve: Table, of: str, label: str, ax: Any = None) -> Any:
     if shown and shown[0].get(f"{of}_low") is not None:
         ends = [[row[f"{of}_{end}"] for row in shown] for end in ("low", "high")]
         axes.fill_between(edges, *ends, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set(xscale="log", xlabel="edges kept", ylabel=_AXES[of])
+    axes.set(xscale="log", xlabel="edges kept per token" if per_token else "edges kept", ylabel=_AXES[of])
     axes.legend(frameon=False)
     return axes

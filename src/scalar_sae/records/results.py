@@ -232,7 +232,7 @@ class Record(BaseModel):
         Raises:
             UserError: Matplotlib is not installed, or the curve has no such column.
         """
-        return draw(self.curve(), of, f"{self.method}, {self.ranking}", ax)
+        return draw(self.curve(), of, f"{self.method}, {self.ranking}", ax, per_token=self.scope == "local")
 
     def __str__(self) -> str:
         control = f", {self.control}" if self.control else ""
