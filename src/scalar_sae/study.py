@@ -204,13 +204,14 @@ def train_run(
         Results.read_if_there(out / "results.json")  # report damage before anything is trained
     with held(out, remedy="wait until it ends, or choose another --out"):
         lm = _source(config, out)
-        with Bar("check what is to be trained and scored"):
-            if to_score:
+        if to_score:
+            with Bar("check the sizes of what is to be scored"):
                 check_pairs(config.train, config.score, lm)
-            corpus = text_of(config, lm)
+        corpus = text_of(config, lm)
+        with Bar("check what is to be trained"):
             check_training(config.train, lm, corpus)
-            if to_score:
-                check_texts(config.score, lm, corpus)
+        if to_score:
+            check_texts(config.score, lm, corpus)
         with distributed.first_rank_first():
             events = open_run(out, config, corpus.describe())
             _keep_model(lm, out / "lm")

@@ -34,9 +34,9 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_study_names_its_stages(stages: list[str], preset: Path, text: Path, tmp_path: Path):
     scalar("quickstart", "--preset", preset, "--out", tmp_path / "run")
     assert stages == [
-        "scalar quickstart", "load python-stdlib", f"tokenize {text.name}", "check what is to be trained and scored",
-        f"load {tmp_path / 'run' / 'lm'}", "forecast memory", "train SAEs", f"tokenize {text.name}", "measure SAEs",
-        "score",
+        "scalar quickstart", "load python-stdlib", "check the sizes of what is to be scored", f"tokenize {text.name}",
+        "check what is to be trained", f"load {tmp_path / 'run' / 'lm'}", "train SAEs", f"tokenize {text.name}",
+        "measure SAEs", "score",
     ]  # fmt: skip
 
 
