@@ -6,7 +6,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.installed
 PEERS := .peers/.installed
 
-.PHONY: install demo smollm2 test lowest newest bench lint clean
+.PHONY: install demo smollm2 test lowest newest bench lint docs clean
 
 install: $(READY)
 
@@ -52,5 +52,8 @@ lint: install
 	$(RUN)ruff check .
 	$(RUN)pyright
 
+docs: install  # the documentation site, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) .lowest .newest .peers runs
+	rm -rf $(VENV) .lowest .newest .peers runs site
