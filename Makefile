@@ -56,4 +56,4 @@ docs: install  # the documentation site, in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --quiet --strict
 
 clean:
-	rm -rf $(VENV) .lowest .newest .peers runs site
+	rm -rf $(VENV) .lowest .newest .peers runs site .cache
