@@ -1,4 +1,4 @@
-"""The README's table of all methods and the tables of docs/zoo.md, from a run of the `zoo` preset, on standard output.
+"""The tables of docs/zoo.md, from a run of the `zoo` preset, on standard output.
 
 scalar quickstart --preset zoo --out runs/zoo && python docs/make_zoo.py runs/zoo
 """
