@@ -9,6 +9,7 @@ import json
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -35,7 +36,9 @@ from tests.saes.formats.hub_server import hub_on_localhost
 
 SAES = [{"method": "topk", "sites": ["ff_blocks"], "expansion": 1, "k": 4},
         {"method": "staircase", "along": "ff_blocks", "expansion": 1, "k": 4}]  # fmt: skip
-PORT = 8799
+with socket.socket() as _free:  # CI runs this twice at the same time
+    _free.bind(("127.0.0.1", 0))
+    PORT = _free.getsockname()[1]
 tried: dict[str, float] = {}
 
 
@@ -139,7 +142,7 @@ def verbs(root: Path) -> None:
             scalar("push", run, "me/mine")
         scalar("pull", "hf://me/mine", "--out", root / "back")
     assert len(Results.read(run / "results.json").records) >= 16
-    assert (run / "report.html").stat().st_size > 10**6
+    assert "<svg" in (run / "report.html").read_text()
 
 
 if __name__ == "__main__":
