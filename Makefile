@@ -53,7 +53,7 @@ lint: install
 	$(RUN)pyright
 
 docs: install  # the documentation site, in site/; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) .lowest .newest .peers runs site .cache

@@ -73,3 +73,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"]({config.repo_url}/blob/main/{path}{mark}{anchor})"
 
     return re.sub(r"\]\(([^)\s]+)\)", link, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links between notebooks, which MkDocs itself sees only in Markdown."""
+
+    def link(match: re.Match[str]) -> str:
+        target = files.get_file_from_path(f"notebooks/{match[1]}")
+        own = page.file.src_uri == f"notebooks/{match[1]}"
+        return f'href="{target.url_relative_to(page.file)}"' if target and not own else match[0]
+
+    return re.sub(r'href="(\w+\.ipynb)"', link, html) if page.file.src_uri.endswith(".ipynb") else html

@@ -18,3 +18,22 @@ def test_every_public_name_has_a_page_with_a_summary():
         value = getattr(scalar_sae, name)
         assert f"::: {value.__module__}.{value.__qualname__}\n" in pages[f"api/{name}.md"]
         assert f"[`{name}`]({name}.md) | {value.__doc__.partition(chr(10))[0]}" in pages["api/index.md"]
+
+
+def test_the_readme_is_short_and_its_table_is_that_of_the_page_on_all_methods():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 90
+    zoo = (ROOT / "docs" / "zoo.md").read_text()
+    ratios = dict(cells(zoo[zoo.index("**ff_block**") : zoo.index("**transformer_block**")]))
+    names = {"BatchTopK": "batch_topk", "Staircase pair": "staircase-pair"}
+    _, _, *shown = cells(readme[readme.index("| SAEs | edges@90 | floor |") :])
+    assert 2 <= len(shown) <= 6
+    for name, (edges, floor, _) in shown:
+        ratio = ratios[names.get(name, name.lower())]
+        assert (edges, floor) == (ratio[0], ratio[-1]), name
+
+
+def cells(text: str) -> list[tuple[str, list[str]]]:
+    """The first cell of each row of a table and the others."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [(row[0], row[1:]) for row in rows]
