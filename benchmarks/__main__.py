@@ -98,7 +98,7 @@ def main() -> None:
             pair = toy_pair(block, prompts[:64])
             counts = published_counts(pair.n_edges)
             start = time.perf_counter()
-            scores = rank(pair, prompts[1000 : 1000 + n_ranked], "ablation", 0)
+            scores = rank(pair, prompts[1000 : 1000 + n_ranked], "leave_one_out", 0)
             ranking = time.perf_counter() - start
             keep_index = keep_indices(scores, counts, 0)
             edges = GlobalEdges(keep_index)

@@ -80,7 +80,7 @@ def main() -> None:
         print("| special tokens | floor, nats | increase of cross-entropy, nats | edges@90 |\n|---|---|---|---|")
         rules: tuple[Rule, ...] = ("skip", "count")
         for rule in rules:
-            how = ScoreConfig(ranking="expected", rank_prompts=16, prompts=32, context=64, special=rule)
+            how = ScoreConfig(ranking="leave_one_out_with_prior", rank_prompts=16, prompts=32, context=64, special=rule)
             record = score(pair, held_out(corpus, how), how, method="topk")
             edges = record.edges_at["90"]
             said = "never" if edges is None else f"{edges:,.0f}"

@@ -48,7 +48,7 @@ def main() -> None:
     pair, tokens = gpt2_pair(given.latents)
     texts = Texts(tokens[: given.rank_prompts], tokens[128 : 128 + given.prompts], {"text": "random tokens"})
     sizes = {"rank_prompts": given.rank_prompts, "prompts": given.prompts, "context": 128}
-    config = ScoreConfig(ranking="ablation", edges=given.edges, memory=8, **sizes)
+    config = ScoreConfig(ranking="leave_one_out", edges=given.edges, memory=8, **sizes)
     start = time.perf_counter()
     record = score(pair, texts, config, method="data")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -57,16 +57,16 @@ def cell(ratio: Ratio) -> str:
 
 
 def tables(results: Results) -> str:
-    """For each group: every ranking over `ablation`, geometric means over its blocks."""
+    """For each group: every ranking over `leave_one_out`, geometric means over its blocks."""
     lines: list[str] = []
     for (kind, saes), records in groups(results).items():
         lines += [f"**{kind}, {saes}**", "", "| ranking | edges@50 | edges@90 | edges@99 | log area | pure area | s |"]
         lines += ["|---|---|---|---|---|---|---|"]
-        by_score = {score: {r.method: r for r in ratios(records, "ablation", score) if r.block.startswith("all")}
+        by_score = {score: {r.method: r for r in ratios(records, "leave_one_out", score) if r.block.startswith("all")}
                     for score in SCORES}  # fmt: skip
         for name in dict.fromkeys(record.method for record in records):
             seconds = sum(record.seconds for record in records if record.method == name)
-            row = ["1" if name == "ablation" else cell(by_score[score][name]) for score in SCORES]
+            row = ["1" if name == "leave_one_out" else cell(by_score[score][name]) for score in SCORES]
             lines.append(f"| `{name}` | {' | '.join(row)} | {seconds:.0f} |")
         lines.append("")
     return "\n".join(lines)

@@ -106,7 +106,11 @@ def verbs(root: Path) -> None:
     scalar("train-lm", "--out", root / "lm", *(word for one in (f"corpus={text}", *small) for word in ("--set", one)))
     train = {"lm": str(root / "lm"), "corpus": str(text), "tokens": 2048, "batch_tokens": 256, "buffer_tokens": 1024,
              "context": 32, "warmup_steps": 1, "saes": SAES}  # fmt: skip
-    score = {"rankings": {"expected": 1, "published": 1, "local": 1, "random": 1}, "prompts": 2, "context": 16}
+    score = {
+        "rankings": {"leave_one_out_with_prior": 1, "published": 1, "local": 1, "random": 1},
+        "prompts": 2,
+        "context": 16,
+    }
     (root / "small.yaml").write_text(yaml.safe_dump({"train": train, "score": score}))
     scalar("quickstart", "--preset", root / "small.yaml", "--out", run)
     trackers = [word for name in TRACKERS if find_spec(name) for word in ("--log", name)]

@@ -112,14 +112,14 @@ def test_rankings_and_controls_tell_rows_apart_where_not_all_of_them_are_meant()
     rows = [
         sound(), sound(ranking="local"), sound(ranking="local", block="ff_block.1", **few),
         sound(control="padded", **few),
-        *(sound("relu", ranking=ranking, **few) for ranking in ("ablation", "local")),
+        *(sound("relu", ranking=ranking, **few) for ranking in ("leave_one_out", "local")),
     ]  # fmt: skip
     (said,) = cautions_of(rows)
-    assert said.endswith(" (topk, local at ff_block.1; topk, ablation, padded; relu)")
+    assert said.endswith(" (topk, local at ff_block.1; topk, leave_one_out, padded; relu)")
 
 
 def test_a_report_and_a_model_card_say_them_once():
-    rows = [one.model_copy(update={"ranking": "expected"}) for one in table()]
+    rows = [one.model_copy(update={"ranking": "leave_one_out_with_prior"}) for one in table()]
     rows[0] = rows[0].model_copy(
         update={"edges_at": QUANTILES | {"90": None}, "live_edges_at": QUANTILES | {"90": None}}
     )
@@ -129,7 +129,10 @@ def test_a_report_and_a_model_card_say_them_once():
         assert text.count("The floor is above 1 nat") == 1
         assert text.count("Only 5 prompts were scored") == 1
     assert page.count("<td>never<small>") == 2
-    assert render(Results(records=[sound(ranking="expected")]), {}, "run").count('class="say caution"') == 0
+    assert (
+        render(Results(records=[sound(ranking="leave_one_out_with_prior")]), {}, "run").count('class="say caution"')
+        == 0
+    )
 
 
 SEEN = {"steps": 400, "tokens": 204_800}

@@ -176,7 +176,7 @@ def test_a_model_with_another_tokenizer_is_refused(run: Path, lm: LanguageModel,
     with pytest.raises(UserError, match=r"tokens of another tokenizer than that of bpe; name the model .* --lm"):
         evaluation_text(other_tokenizer(), [run])
     corpus = load_corpus(str(text), Ascii())
-    config = ScoreConfig(ranking="expected", rank_prompts=2, prompts=2, context=8)
+    config = ScoreConfig(ranking="leave_one_out_with_prior", rank_prompts=2, prompts=2, context=8)
     pair = Pair.between(other_tokenizer(), Block.parse("ff_block.0"), load_saes(run)["topk"])
     with pytest.raises(UserError, match="were made by another tokenizer than that of bpe"):
         score(pair, held_out(corpus, config), config)
@@ -320,7 +320,7 @@ def test_a_run_from_another_folder_finds_its_text(tmp_path: Path, monkeypatch: p
         "train": {"lm": "lm", "corpus": "mine.txt", "tokens": 2048, "batch_tokens": 1024, "buffer_tokens": 2048,
                   "context": 16, "warmup_steps": 1, "validations": 0,
                   "saes": [{"method": "topk", "sites": SITES, "k": 2, "expansion": 2}]},
-        "score": {"rankings": {"expected": 2}, "prompts": 2, "context": 16},
+        "score": {"rankings": {"leave_one_out_with_prior": 2}, "prompts": 2, "context": 16},
     }  # fmt: skip
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(content))
     scalar("train", "p.yaml", "--out", "run")

@@ -24,7 +24,13 @@ PRESET = {
         "validations": 0,
         "saes": [{"method": "topk", "sites": ["ff_blocks"], "expansion": 1}],
     },
-    "score": {"rankings": {"expected": 1}, "prompts": 2, "context": 16, "edges": "1,16", "controls": []},
+    "score": {
+        "rankings": {"leave_one_out_with_prior": 1},
+        "prompts": 2,
+        "context": 16,
+        "edges": "1,16",
+        "controls": [],
+    },
 }
 BLOCK = ("--block", "ff_block.0", "--prompts", "2", "--rank-prompts", "1", "--context", "16", "--edges", "1,16")
 

@@ -42,7 +42,12 @@ SMALL = {
             {"method": "staircase", "along": "residual_stream", "expansion": 1},
         ],
     },
-    "score": {"rankings": {"expected": 1, "published": 1}, "prompts": 2, "context": 16, "edges": "0,1,16,256,4096"},
+    "score": {
+        "rankings": {"leave_one_out_with_prior": 1, "published": 1},
+        "prompts": 2,
+        "context": 16,
+        "edges": "0,1,16,256,4096",
+    },
 }
 
 
@@ -110,11 +115,11 @@ def test_every_block_method_and_ranking_has_a_record(run: Path):
             ("transformer_block", "staircase"),
         )
         for layer in range(4)
-        for ranking in ("expected", "published")
+        for ranking in ("leave_one_out_with_prior", "published")
     } | {
-        ("ff_block.0", "topk", "expected", "padded"),
-        ("ff_block.0", "staircase-pair", "expected", "padded"),
-        ("transformer_block.0", "staircase", "expected", "padded"),
+        ("ff_block.0", "topk", "leave_one_out_with_prior", "padded"),
+        ("ff_block.0", "staircase-pair", "leave_one_out_with_prior", "padded"),
+        ("transformer_block.0", "staircase", "leave_one_out_with_prior", "padded"),
     }
     for record in results.records:
         assert record.edges == sorted({0, 1, 16, 256, 4096, min(2**18, record.n_edges), record.n_edges})
@@ -230,7 +235,9 @@ def test_one_pair_can_be_scored_by_itself(run: Path, tmp_path: Path):
     assert "ff_block.0" in done.stdout
     (mine,) = Results.read(out).records
     theirs = next(
-        r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "expected", None)
+        r
+        for r in Results.read(run / "results.json").records
+        if r.key == ("ff_block.0", "topk", "leave_one_out_with_prior", None)
     )
     assert mine.kl_circuit == pytest.approx(theirs.kl_circuit, rel=1e-5)
 
@@ -242,7 +249,9 @@ def test_the_five_lines_of_the_readme_give_the_same_score(run: Path):
     names: dict = {}
     exec(code, names)
     theirs = next(
-        r for r in Results.read(run / "results.json").records if r.key == ("ff_block.0", "topk", "expected", None)
+        r
+        for r in Results.read(run / "results.json").records
+        if r.key == ("ff_block.0", "topk", "leave_one_out_with_prior", None)
     )
     assert names["record"].floor.kl == pytest.approx(theirs.floor.kl, rel=1e-4)
 
@@ -279,7 +288,7 @@ def test_ls_says_what_is_there(run: Path):
         (["--block", "ff_layer.0"], "no SAE at mlp_in.0"),
         (["--tokens", "python-stdlob"], "unknown corpus.*did you mean 'python-stdlib'"),
         (["--method", "topc"], "unknown method 'topc'.*did you mean 'topk'"),
-        (["--ranking", "ablatoin"], "unknown ranking 'ablatoin'.*did you mean 'ablation'"),
+        (["--ranking", "leave_one_uot"], "unknown ranking 'leave_one_uot'.*did you mean 'leave_one_out'"),
         (["--edges", "1,2,99999999"], "the pair has 4096 possible edges"),
         (["--edges", "ful"], "did you mean 'full'"),
         (["--prompts", "1000000"], "1000000 prompts of 16 tokens to score on, only"),

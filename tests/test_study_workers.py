@@ -19,7 +19,7 @@ PRESET = {
         "saes": [{"method": "topk", "sites": ["resid_mid.0", "resid_post.0"], "expansion": 1}],
     },
     "score": {
-        "rankings": {"expected": 2, "ablation": 2, "output": 2},
+        "rankings": {"leave_one_out_with_prior": 2, "leave_one_out": 2, "fisher": 2},
         "prompts": 2,
         "context": 16,
         "edges": "0,1,16,256,4096",

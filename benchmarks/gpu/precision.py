@@ -17,7 +17,7 @@ from scalar_sae.records.results import Record
 from scalar_sae.scoring.config import ScoreConfig, held_out
 from scalar_sae.scoring.score import score
 
-RANKING = "expected"
+RANKING = "leave_one_out_with_prior"
 
 
 def run(where: Where) -> Iterator[Found]:

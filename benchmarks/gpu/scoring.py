@@ -86,11 +86,11 @@ def _scored(
     scored: Tokens,
     against: Callable[[GlobalEdges, Tokens, int], Found] | None = None,
 ) -> Iterator[Found]:
-    """Rank by `ablation`, sweep prompts one after the other: what there is after each of them."""
+    """Rank by `leave_one_out`, sweep prompts one after the other: what there is after each of them."""
     where.begin_memory()
     counts = counts_of(grid, pair.n_edges)
     start = where.now()
-    scores = rank(pair, ranked, "ablation", 0)
+    scores = rank(pair, ranked, "leave_one_out", 0)
     ranking = where.now()
     keep_index = keep_indices(scores, counts, 0)
     ordering = where.now()

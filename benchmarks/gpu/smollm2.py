@@ -63,6 +63,6 @@ def _rehearsal(path: Path) -> str:
         method |= {"sites": SITES, "k": 4, "expansion": 2}
     preset["train"] |= {"lm": "python-stdlib", "corpus": "python-stdlib", "tokens": 4096, "batch_tokens": 512}
     preset["train"] |= {"buffer_tokens": 4096, "context": 32, "warmup_steps": 2}
-    preset["score"] |= {"rankings": {"expected": 1}, "prompts": 2, "context": 16, "edges": "16,256"}
+    preset["score"] |= {"rankings": {"leave_one_out_with_prior": 1}, "prompts": 2, "context": 16, "edges": "16,256"}
     path.write_text(yaml.safe_dump(preset))
     return str(path)

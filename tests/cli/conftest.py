@@ -22,7 +22,13 @@ PRESET = {
             {"method": "topk", "name": "wide", "sites": ["resid_pre.0", "resid_mid.0", "resid_post.0"], "expansion": 2},
         ],
     },
-    "score": {"rankings": {"expected": 1}, "prompts": 2, "context": 16, "edges": "1,16", "controls": []},
+    "score": {
+        "rankings": {"leave_one_out_with_prior": 1},
+        "prompts": 2,
+        "context": 16,
+        "edges": "1,16",
+        "controls": [],
+    },
 }
 
 

@@ -37,7 +37,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "buffer_tokens": 10_000, "context": CONTEXT, "warmup_steps": 1, "validations": 0,
         "saes": [{"method": "topk", "sites": ["ff_blocks"], "k": 2, "expansion": 2}],
     }  # fmt: skip
-    score = {"rankings": {"expected": 3}, "prompts": 3, "context": CONTEXT, "edges": "1,16", "controls": []}
+    score = {
+        "rankings": {"leave_one_out_with_prior": 3},
+        "prompts": 3,
+        "context": CONTEXT,
+        "edges": "1,16",
+        "controls": [],
+    }
     (folder / "preset.yaml").write_text(yaml.safe_dump({"train": train, "score": score}))
     scalar("train", folder / "preset.yaml", "--out", folder / "run", "--cache", folder / "cache")
     return folder

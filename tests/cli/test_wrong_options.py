@@ -42,7 +42,7 @@ WRONG: list[tuple[str, list[str], str]] = [
     ("score", ["--saes", "/no/such"], "/no/such: no such file or folder"),
     ("circuit", ["--sites", "resid_pre.0,resid_post.0"], "at least two pairs"),
     ("circuit", ["--sites", "resid_pre.0,mlp_out.0,resid_post.0"], "runs along the residual stream"),
-    ("circuit", ["--one-order", "--ranking", "expected"], "one order for all pairs"),
+    ("circuit", ["--one-order", "--ranking", "leave_one_out_with_prior"], "one order for all pairs"),
     ("measure", ["--labels", "colours"], "unknown labels 'colours'"),
     ("measure", ["--against", "/no/such"], "/no/such: no such file or folder"),
     ("features", ["--edges", "magic"], "unknown ranking 'magic'"),

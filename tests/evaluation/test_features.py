@@ -219,7 +219,7 @@ def test_edges_are_the_strongest_of_a_ranking_whatever_fits_the_memory(width: in
     assert sum(widths) == 10
     with pytest.raises(UserError, match="12 x 10 latents need"):
         strongest_edges(lm, saes, TOKENS[:2], n=3, memory=held / 1e9)
-    scores = rank(pair, TOKENS[:2], "ablation", 0)
+    scores = rank(pair, TOKENS[:2], "leave_one_out", 0)
     for site, side, other, matrix in ((up, "down", down, scores), (down, "up", up, scores.T)):
         rows = tables[site].to_pylist()
         assert {(row["side"], row["site"]) for row in rows} == {(side, str(other))}
@@ -241,9 +241,9 @@ def test_the_command_goes_on_where_it_stopped(features_run: Path):
     assert scalar(*again).stdout.count("index.html") == 2
     assert (folder / "contexts.parquet").stat().st_mtime_ns == before
     for wrong, complaint in (
-        (("--method", "topp"), "did you mean 'topk'"), (("--edges", "ablations"), "did you mean 'ablation'"),
+        (("--method", "topp"), "did you mean 'topk'"), (("--edges", "leave_one_uot"), "did you mean 'leave_one_out'"),
         (
-            ("--prompts", 20, "--edges", "gradient"),
+            ("--prompts", 20, "--edges", "shapley"),
             "features/topk: holds other tables (edges: ablation here, gradient asked; prompts: 24 here, 20 asked; ",
         ),
     ):  # fmt: skip

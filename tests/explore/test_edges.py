@@ -11,7 +11,7 @@ from scalar_sae.scoring.rankings import order
 from tests.helpers import tiny_pair
 from tests.reference import scorer
 
-LEAVE_ONE_OUT = "ablation"
+LEAVE_ONE_OUT = "leave_one_out"
 TOKENS = torch.randint(32, (3, 8), generator=torch.Generator().manual_seed(0))
 
 

@@ -57,14 +57,6 @@ def leave_one_out(pair: Pair, prompt: Prompt) -> torch.Tensor:
     return _one_changed(pair, prompt, pre_acts(pair, prompt, everything), everything, keep=False)
 
 
-def insert_one(pair: Pair, prompt: Prompt) -> torch.Tensor:
-    """The same when one latent is added to the ablated reconstruction: [n_up, n_down]."""
-    ablation_value = torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value
-    x = upstream(pair, prompt, ablation_value.expand_as(prompt.z).unsqueeze(0))
-    nothing = torch.zeros(pair.up.d_sae, pair.down.d_sae, dtype=torch.bool)
-    return _one_changed(pair, prompt, downstream(pair, prompt, x)[0], nothing, keep=True)
-
-
 def _one_changed(pair: Pair, prompt: Prompt, p: torch.Tensor, start: torch.Tensor, keep: bool) -> torch.Tensor:
     before = pair.down.activation.select(p)
     change = torch.zeros(pair.up.d_sae, pair.down.d_sae)

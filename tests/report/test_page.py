@@ -68,7 +68,7 @@ def fidelity(method: str, site: str, chunks: Sequence[float] = (10,)) -> SaeFide
 def results() -> Results:
     records = [
         record(block, method, ranking, n_down, edges, absolute)
-        for ranking in ("ablation", "published")
+        for ranking in ("leave_one_out", "published")
         for block in ("ff_block.0", "ff_block.1", "transformer_block.0")
         for method, n_down, edges, absolute in (("topk", 512, 1000.0, 100.0), ("staircase", 1024, 4000.0, 80.0))
     ]
@@ -119,7 +119,7 @@ def ratio(block: str, method: str, value: float, interval: tuple[float, float] |
 
 
 def test_the_sentence_says_no_more_than_the_intervals(results: Results):
-    records = results.under("ablation")
+    records = results.under("leave_one_out")
     fewer = ratio("all ff_block", "matryoshka", 0.24, (0.12, 0.5))
     more = ratio("all transformer_block", "staircase", 2.2, (1.3, 3.5))
     undecided = ratio("all ff_block", "staircase", 1.72, (0.9, 3.61))

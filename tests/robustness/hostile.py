@@ -77,7 +77,7 @@ def results() -> Results:
            "max_cosine_null": 0.2, "max_cosine_rescaled": 0.5}  # fmt: skip
     bins = [FrequencyBin(low=0.01, high=0.1, n=4, mcc=0.5, null=0.1)]
     for number, text in enumerate(TEXTS):
-        for ranking in ("expected", "published", "random", "local"):
+        for ranking in ("leave_one_out_with_prior", "published", "random", "local"):
             one = record(TEXTS[number % 3], text, ranking, 512, 1000.0, 10.0)
             data = dict.fromkeys((*one.data, "seen"), text)
             found.records.append(one.model_copy(update={"data": data, "versions": {text: text}}))

@@ -38,7 +38,7 @@ from tests.helpers import random_sae
 
 pair = Pair(lm, Block.parse("ff_block.1"), *(random_sae(lm.d_model, 512, 10, seed) for seed in (1, 2)))
 tokens = torch.randint(0, 128, (44, 128), generator=torch.Generator().manual_seed(0))
-config = ScoreConfig(ranking="ablation", rank_prompts=4, prompts=40, context=128, edges="coarse")
+config = ScoreConfig(ranking="leave_one_out", rank_prompts=4, prompts=40, context=128, edges="coarse")
 score(pair, Texts(tokens[:4], tokens[4:], {}), config, on_progress=look, partial=Path("partial"))
 print(json.dumps(trace[-40:]))
 """

@@ -91,7 +91,7 @@ def test_a_config_that_is_none_of_ours_is_shown(tmp_path: Path):
 
 
 def test_a_report_of_a_hundred_blocks_has_room_for_them():
-    records = [record(f"ff_block.{layer}", "topk", "expected", 512, 10.0, 1.0) for layer in range(100)]
+    records = [record(f"ff_block.{layer}", "topk", "leave_one_out_with_prior", 512, 10.0, 1.0) for layer in range(100)]
     assert "ff_block.99" in render(Results(records=records), {}, "x")
 
 

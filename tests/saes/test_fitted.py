@@ -151,7 +151,7 @@ def without_mean(sae: SAE) -> SAE:
 def scored(lm: LanguageModel, saes: dict[Site, SAE]) -> list[float]:
     """Divergences along the curve of a block between two sites on the stream."""
     text = Corpus("text", TOKENS.flatten().int(), torch.cat([TOKENS.flatten()] * 8).int(), lm.tokenizer.fingerprint)
-    config = ScoreConfig(ranking="expected", rank_prompts=2, prompts=2, context=12, edges="0,20,60,480")
+    config = ScoreConfig(ranking="leave_one_out_with_prior", rank_prompts=2, prompts=2, context=12, edges="0,20,60,480")
     pair = Pair.between(lm, Block.parse("ff_block.0"), saes)
     return score(pair, held_out(text, config), config).kl_model
 

@@ -100,7 +100,7 @@ def test_a_model_with_dynamic_tanh_is_understood():
     torch.testing.assert_close(x + ff.mlp(ff.norm(x)), lm.run(*ends, x), atol=1e-5, rtol=1e-5)
     pair = Pair(lm, Block(*ends), *(random_sae(16, 24, 4, seed) for seed in (1, 2)))
     tokens = torch.arange(20).view(2, 10)
-    config = ScoreConfig(ranking="ablation", rank_prompts=2, prompts=2, context=10)
+    config = ScoreConfig(ranking="leave_one_out", rank_prompts=2, prompts=2, context=10)
     record = score(pair, Texts(tokens, tokens + 5, {"fingerprint": "f"}), config)
     assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-5), "the whole circuit is what is scored against"
 

@@ -73,7 +73,7 @@ def test_a_circuit_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.
     pairs, _ = setup()
     saes = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
     texts = Texts(TOKENS + 3, TOKENS, {})
-    config = ScoreConfig(ranking="expected", rank_prompts=2, prompts=2, context=10, edges="0,30,200")
+    config = ScoreConfig(ranking="leave_one_out_with_prior", rank_prompts=2, prompts=2, context=10, edges="0,30,200")
     arguments = (pairs[0].lm, saes, SITES, texts, config)
     whole = score_circuit(*arguments)
     shares: list[float] = []

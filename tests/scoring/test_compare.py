@@ -45,7 +45,7 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
     )
     mean = kl.mean(1).tolist()
     return Record(
-        block=block, method=method, ranking="ablation", seed=seed, n_up=10, n_down=n_edges // 10, n_edges=n_edges,
+        block=block, method=method, ranking="leave_one_out", seed=seed, n_up=10, n_down=n_edges // 10, n_edges=n_edges,
         n_live_edges=1000, n_tokens=32, edges=COUNTS.tolist(), kl_model=mean, kl_circuit=mean, live_edges=mean,
         l0_down=mean,
         absolute=float(found["absolute"].value[0]), relative=float(found["relative"].value[0]), pure=0.0,
@@ -189,9 +189,9 @@ def test_a_score_that_is_never_reached_has_no_finite_ratio():
 def test_the_command_says_who_never_gets_there_and_what_there_is(tmp_path: Path):
     path = tmp_path / "results.json"
     Results(records=[lost("topk"), record("ff_block.0", "b", 30)]).write(path)
-    assert "baseline never" in scalar("compare", path, "--ranking", "ablation").stdout
+    assert "baseline never" in scalar("compare", path, "--ranking", "leave_one_out").stdout
     done = scalar("compare", path, "--ranking", "expectd", check=False)
-    assert "no records of the ranking 'expectd'; there are ablation" in done.stderr
+    assert "no records of the ranking 'expectd'; there are leave_one_out" in done.stderr
 
 
 def test_the_table_of_records_shows_published_scores_and_deep_dips(capsys: pytest.CaptureFixture[str]):

@@ -13,7 +13,7 @@ from scalar_sae.scoring.score import score
 from tests.helpers import tiny_pair
 
 TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})
-CONFIG = ScoreConfig(ranking="ablation", rank_prompts=3, prompts=2, context=10, edges="0,1,3,10,30,60,100,200")
+CONFIG = ScoreConfig(ranking="leave_one_out", rank_prompts=3, prompts=2, context=10, edges="0,1,3,10,30,60,100,200")
 
 
 @pytest.mark.parametrize("rule", [ReLU(), TopK(3), JumpReLU(torch.rand(12)), GroupMax(4)], ids=str)

@@ -74,7 +74,9 @@ def test_scores_are_those_of_the_same_weights_in_float32_within_the_interval(
     family: str, block: str, dtype: torch.dtype
 ):
     texts = Texts(*(torch.randint(0, 64, (8, 11), generator=torch.Generator().manual_seed(s)) for s in (0, 1)), data={})
-    config = ScoreConfig(ranking="expected", rank_prompts=8, prompts=8, context=11, edges="coarse", special="count")
+    config = ScoreConfig(
+        ranking="leave_one_out_with_prior", rank_prompts=8, prompts=8, context=11, edges="coarse", special="count"
+    )
     half, wide = (score(pair_of(lm, block), texts, config) for lm in (family_lm(family, dtype), upcast(family, dtype)))
     assert half.kl_circuit[-1] < 1e-5
     for name in ("log_area", "edges_at.90"):

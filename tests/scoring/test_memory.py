@@ -198,7 +198,7 @@ def test_a_sweep_is_the_same_where_what_the_slots_add_is_not_held(
     torch.testing.assert_close(anew, held, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ablation", "file"])
+@pytest.mark.parametrize("name", ["leave_one_out", "file"])
 def test_scores_are_gone_when_the_sweep_begins(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Which is why a budget counts them for ranking and ordering, and one byte an edge for the sweep."""
     held: list[weakref.ref[Tensor]] = []

@@ -176,7 +176,13 @@ def test_with_two_prompts_an_interval_is_as_wide_as_the_step_of_the_grid():
     counts, kl = np.array([0, 1, 8, 64, 512]), np.array([[2.0], [1.9], [1.5], [0.1], [0.0]])
     same, ones = np.repeat(kl, 2, 1), np.ones(2)
     curves = Curves(same, same, same, same, floor_kl=ones, floor_ce=ones, kl_mean=ones, n_tokens=ones, n_targets=ones)
-    fields: dict[str, Any] = {"block": "ff_block.0", "method": "topk", "ranking": "expected", "n_up": 8, "n_down": 64}
+    fields: dict[str, Any] = {
+        "block": "ff_block.0",
+        "method": "topk",
+        "ranking": "leave_one_out_with_prior",
+        "n_up": 8,
+        "n_down": 64,
+    }
     fields |= {"n_edges": 512, "config": {}, "data": {}, "seconds": 1.0}
     record = record_of(curves, counts, 512, ScoreConfig(), **fields)
     assert record.ci["edges_at.90"] == (8, 64)

@@ -106,8 +106,7 @@ def test_rankings_are_the_obvious_ones(case: str):
     prompt = next(read(pair, tokens))
     alphas = torch.tensor([(step + 0.5) / 8 for step in range(8)])
     obvious = {
-        "ablation": scorer.leave_one_out(pair, prompt),
-        "insertion": scorer.insert_one(pair, prompt),
+        "leave_one_out": scorer.leave_one_out(pair, prompt),
         "published": scorer.published_attribution(pair, prompt),
         "ig": scorer.path_gradient(pair, prompt, alphas),
     }
@@ -119,7 +118,7 @@ def test_rankings_are_the_obvious_ones(case: str):
 def test_a_whole_score_and_its_controls():
     pair = pair_of("transcoders with skip and norm")
     texts = Texts(TOKENS, TOKENS, {"fingerprint": "f"})
-    for ranking in ("local", "output"):
+    for ranking in ("local", "fisher"):
         config = ScoreConfig(ranking=ranking, rank_prompts=2, prompts=2, context=12)
         record = score(pair, texts, config, method="m")
         assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-5)

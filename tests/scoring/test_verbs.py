@@ -51,9 +51,9 @@ def by_hand(run: Path, count: int) -> tuple[float, float]:
     lm = LanguageModel.load(run / "lm")
     saes = [load_sae(run / "saes" / "whole" / str(site))[0] for site in SITES]
     pairs = [Pair(lm, Block(SITES[i], SITES[i + 1]), saes[i], saes[i + 1]) for i in range(2)]
-    config = ScoreConfig(ranking="expected", rank_prompts=2, prompts=3, context=12)
+    config = ScoreConfig(ranking="leave_one_out_with_prior", rank_prompts=2, prompts=3, context=12)
     texts = held_out(load_held_out(str(run / "text.txt"), lm.tokenizer), config)
-    rankings = [rank(pair, texts.ranking, "expected", 0) for pair in pairs]
+    rankings = [rank(pair, texts.ranking, "leave_one_out_with_prior", 0) for pair in pairs]
     kept = [keep_indices(scores, np.array([min(count, scores.numel())]), 0) == 0 for scores in rankings]
     divergences: list[list[float]] = []
     for prompt in read(pairs[0], texts.scoring):
@@ -76,7 +76,7 @@ def circuit_record(out: Path) -> Record:
 def test_the_group_with_saes_at_every_site_is_scored(run: Path, tmp_path: Path):
     scalar(*arguments(run), "--out", tmp_path / "found.json")
     record = circuit_record(tmp_path / "found.json")
-    assert (record.method, record.ranking, record.config["budget"]) == ("whole", "expected", "per pair")
+    assert (record.method, record.ranking, record.config["budget"]) == ("whole", "leave_one_out_with_prior", "per pair")
     for count, *found in zip(record.edges, record.kl_model, record.kl_circuit, strict=True):
         assert found == pytest.approx(by_hand(run, count), rel=1e-3, abs=1e-5)
     assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-6)
@@ -89,7 +89,7 @@ def test_the_group_with_saes_at_every_site_is_scored(run: Path, tmp_path: Path):
 def test_one_order_ranks_by_the_output_and_counts_all_edges(run: Path, tmp_path: Path):
     scalar(*arguments(run), "--one-order", "--out", tmp_path / "found.json")
     record = circuit_record(tmp_path / "found.json")
-    assert (record.ranking, record.config["budget"], record.n_edges) == ("output", "one order", 24 * 20 + 20 * 16)
+    assert (record.ranking, record.config["budget"], record.n_edges) == ("fisher", "one order", 24 * 20 + 20 * 16)
     assert record.kl_circuit[-1] == pytest.approx(0, abs=1e-6)
 
 
@@ -118,7 +118,7 @@ def test_local_edges_need_no_ranking_text(run: Path, tmp_path: Path):
     short.write_text((run / "text.txt").read_text()[:60])
     arguments = score_arguments(run, "--tokens", str(short), "--ranking")
     assert "attn_block.0" in scalar(*arguments, "local").stdout
-    done = scalar(*arguments, "ablation", check=False)
+    done = scalar(*arguments, "leave_one_out", check=False)
     assert "64 prompts of 12 tokens to rank on, only 2 there; lower --rank-prompts" in done.stderr
 
 

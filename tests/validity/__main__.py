@@ -29,7 +29,7 @@ def main() -> None:
         )
         print("|---|---|---|---|---|---|")
         for name, pair in dictionaries(circuit).items():
-            record = score(pair, texts(), config("expected"), on_progress=lambda n: None)
+            record = score(pair, texts(), config("leave_one_out_with_prior"), on_progress=lambda n: None)
             cells = [record.faithful_at[level] for level in ("50", "80", "90")]
             said = ["never" if n is None else f"{n:,.0f}" for n in (*cells, record.edges_at["90"])]
             print(f"| {name} | {' | '.join(said[:3])} | {abs(record.floor.kl):.2f} | {said[3]} |")

@@ -12,10 +12,10 @@ from scalar_sae.scoring.score import score
 from tests.validity.planted import BLOCK, config, dense, merged, planted, random, rotated, texts
 
 DENSITIES = (1, 3, 10)
-EXACT = ("ablation", "expected", "shapley", "ig")
+EXACT = ("leave_one_out", "leave_one_out_with_prior", "shapley", "ig")
 
 
-def scored(pair: Pair, ranking: str = "expected", edges: str = "full") -> Record:
+def scored(pair: Pair, ranking: str = "leave_one_out_with_prior", edges: str = "full") -> Record:
     return score(pair, texts(), config(ranking, edges), on_progress=lambda n: None)
 
 
@@ -38,7 +38,7 @@ def test_a_ranking_puts_the_planted_edges_first(name: str, per_latent: int):
 def test_the_planted_edges_are_the_whole_circuit_and_fewer_are_not(per_latent: int):
     circuit = planted(per_latent)
     n = circuit.n_edges
-    record = scored(circuit.pair(), "ablation", f"{n // 2},{n - 1},{n}")
+    record = scored(circuit.pair(), "leave_one_out", f"{n // 2},{n - 1},{n}")
     kl = dict(zip(record.edges, record.kl_model, strict=True))
     assert kl[n] == pytest.approx(0, abs=1e-6)
     assert kl[n] < kl[n - 1] < kl[n // 2] < kl[0]
@@ -80,7 +80,7 @@ def test_edges_at_90_of_a_pairs_own_recovery_is_won_by_random_dictionaries():
 def test_what_a_curve_is_compared_with_depends_on_no_sae(special: tuple[int, ...]):
     """The downstream site set to its mean by a hook of torch; special tokens keep the model's own activation."""
     circuit, text = planted(3), texts()
-    settings = config("ablation", "10").model_copy(update={"special": special or "skip"})
+    settings = config("leave_one_out", "10").model_copy(update={"special": special or "skip"})
     pairs = [circuit.pair(), circuit.pair(random(len(circuit.D_up), 1), random(5, 2))]
     first, second = (score(pair, text, settings, on_progress=lambda n: None) for pair in pairs)
     assert first.kl_mean == second.kl_mean

@@ -40,7 +40,7 @@ def circuit(
     context: Annotated[int | None, typer.Option(help="Tokens per prompt.", min=2)] = None,
     ranking: Annotated[
         str | None,
-        typer.Option(help="A ranking's name; by default `expected`, and with --one-order `output`."),
+        typer.Option(help="A ranking's name; by default `leave_one_out_with_prior`, and with --one-order `fisher`."),
     ] = None,
     edges: Annotated[str, typer.Option(help="`full`, `coarse`, or counts.")] = "coarse",
     one_order: Annotated[
@@ -76,7 +76,10 @@ def circuit(
     check_results(out)
     places = [Site.parse(name.strip()) for name in sites.split(",")]
     blocks_between(places)
-    settings = {"ranking": ranking or ("output" if one_order else "expected"), "rank_prompts": rank_prompts}
+    settings = {
+        "ranking": ranking or ("fisher" if one_order else "leave_one_out_with_prior"),
+        "rank_prompts": rank_prompts,
+    }
     settings |= {"prompts": prompts, "edges": edges, "context": context, "memory": memory, "seed": seed}
     config = score_config(settings | {"special": parse_rule(special or "skip")})
     check_ranking(config.ranking, one_order)

@@ -25,7 +25,7 @@ def compare(
     score: Annotated[
         str, typer.Option(help="`edges_at.90`, `live_edges_at.90`, `log_area`, `absolute`, `relative`, `pure`, ...")
     ] = "edges_at.90",
-    ranking: Annotated[str, typer.Option(help="Records of this ranking.")] = "expected",
+    ranking: Annotated[str, typer.Option(help="Records of this ranking.")] = "leave_one_out_with_prior",
     matched: Annotated[
         bool, typer.Option("--matched", help="Compare families such as topk-k5, topk-k10 at the baseline's fidelity.")
     ] = False,

@@ -104,7 +104,9 @@ def features(
     context: Annotated[
         int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
-    edges: Annotated[str, typer.Option(help="Ranking of the edges between neighbouring SAEs, or `none`.")] = "ablation",
+    edges: Annotated[
+        str, typer.Option(help="Ranking of the edges between neighbouring SAEs, or `none`.")
+    ] = "leave_one_out",
     edge_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 4,
     memory: Annotated[float, typer.Option(help="Gigabytes that ranking edges may take.", min=0, max=1e6)] = 8.0,
     dtype: Dtype = "auto",

@@ -61,8 +61,8 @@ def score(
     ranking: Annotated[
         str | None,
         typer.Option(
-            help="`expected` (the default), `ablation`, `pruned`, `output`, `insertion`, `shapley`, `ig`, `gradient`, "
-            "`published`, `random`; `local`: edges chosen at every token; or a saved matrix (.npy, .safetensors)."
+            help="`leave_one_out_with_prior` (the default), `leave_one_out`, `fisher`, `shapley`, `ig`, `published`, "
+            "`random`; `local`: edges chosen at every token; or a saved matrix (.npy, .safetensors)."
         ),
     ] = None,
     edges: Annotated[

@@ -255,7 +255,7 @@ def read_run(
     text: str | None = None,
     prompts: int = 512,
     context: int | None = None,
-    ranking: str | None = "ablation",
+    ranking: str | None = "leave_one_out",
     rank_prompts: int = 4,
     memory: int | float = 8.0,
     dtype: str = "auto",

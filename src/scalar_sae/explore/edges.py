@@ -86,7 +86,7 @@ class RankedEdges:
 def rank_edges(
     pair: Pair,
     tokens: Integer[Tensor, "prompt token"],
-    ranking: str = "ablation",
+    ranking: str = "leave_one_out",
     seed: int = 0,
     memory: int | float = 8.0,
     on_progress: Callable[[float], object] | None = None,

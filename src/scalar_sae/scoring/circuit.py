@@ -1,6 +1,6 @@
 """A whole-model circuit from end to end: rank the edges of several pairs, keep some of each, score what is left.
 
-record = score_circuit(lm, saes, sites, texts, "expected")
+record = score_circuit(lm, saes, sites, texts, "leave_one_out_with_prior")
 
 """
 
@@ -45,7 +45,7 @@ def score_circuit(
     saes: dict[Site, SAE],
     sites: list[Site],
     texts: Texts,
-    ranking: str | ScoreConfig = "expected",
+    ranking: str | ScoreConfig = "leave_one_out_with_prior",
     *,
     one_order: bool = False,
     method: str = "saes",

@@ -91,7 +91,7 @@ class ScoreSettings(BaseModel, ABC):
 class ScoreConfig(ScoreSettings):
     """How one score of a pair is computed."""
 
-    ranking: Address = "expected"
+    ranking: Address = "leave_one_out_with_prior"
     """The order in which edges are kept: the name of a ranking, or a path to a saved score matrix."""
     rank_prompts: Count | None = None
     """Prompts that edges are ranked on; none of them is scored, unless `overlap` is set. None: as many as is usual for
@@ -130,7 +130,7 @@ class StudyScores(ScoreSettings):
     """The scores that a study computes: every pair under every ranking, and controls of some pairs."""
 
     rankings: dict[Address, Count] = Field(
-        default={"expected": 64, "published": 64, "local": 1, "random": 64}, min_length=1
+        default={"leave_one_out_with_prior": 64, "published": 64, "local": 1, "random": 64}, min_length=1
     )
     """Rankings by name or path to a saved score matrix, each with the number of prompts that edges are ranked on. The
     first is the study's main one."""

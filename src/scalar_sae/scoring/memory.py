@@ -31,7 +31,7 @@ OUTPUT_BYTES = 8
 full circuit. Those of sub-circuits are made for a few tokens at a time.
 """
 LABEL_BYTES = 28
-"""What it takes while a ranking draws labels (`output`), one label at a time: log-probabilities and their gradients.
+"""What it takes while a ranking draws labels (`fisher`), one label at a time: log-probabilities and their gradients.
 """
 
 

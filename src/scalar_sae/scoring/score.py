@@ -1,6 +1,6 @@
 """The benchmark from end to end: rank edges on one text, sweep sub-circuits on another, score the curve.
 
-record = score(pair, texts, "expected")
+record = score(pair, texts, "leave_one_out_with_prior")
 record = score(pair, texts, ScoreConfig(ranking="local", edges="coarse"), method="topk")
 """
 
@@ -63,7 +63,7 @@ OnProgress = Callable[[float], object]
 def score(
     pair: Pair,
     texts: Texts,
-    ranking: str | ScoreConfig = "expected",
+    ranking: str | ScoreConfig = "leave_one_out_with_prior",
     *,
     method: str = "saes",
     on_progress: OnProgress | None = None,

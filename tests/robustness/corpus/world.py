@@ -25,7 +25,7 @@ TRAIN = {
     "saes": [{"method": "topk", "sites": SITES, "expansion": 2, "k": 2},
              {"method": "topk", "name": "wide", "sites": SITES, "expansion": 3, "k": 2}],
 }  # fmt: skip
-SCORE = {"rankings": {"expected": 1}, "prompts": 2, "context": 16, "edges": "1,16", "controls": []}
+SCORE = {"rankings": {"leave_one_out_with_prior": 1}, "prompts": 2, "context": 16, "edges": "1,16", "controls": []}
 LM = ("steps=4", "warmup_steps=1", "eval_every=2", "batch_size=2", "context=32", "d_model=8", "n_layers=2", "n_heads=2")
 ON = ("--tokens", "text.txt", "--context", "16")
 

@@ -99,7 +99,9 @@ def test_push_then_pull(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     sae = random_sae(4, 8, 3, 0)
     for site in (Site("resid_mid", 0), Site("resid_post", 0)):
         save_sae(sae, SaeCard.of(sae, "topk", "topk", site, {"seed": 7}), run / "saes" / "topk" / str(site))
-    Results(records=[record("ff_block.0", "topk", "expected", 8, 12.0, 3.0)]).write(run / "results.json")
+    Results(records=[record("ff_block.0", "topk", "leave_one_out_with_prior", 8, 12.0, 3.0)]).write(
+        run / "results.json"
+    )
     scalar("push", run, "me/mine", "--private")
     card = (server.root / "me" / "mine" / "README.md").read_text()
     assert 'load_saes("hf://me/mine")' in card

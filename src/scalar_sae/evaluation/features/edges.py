@@ -33,7 +33,7 @@ def strongest_edges(
     lm: LanguageModel,
     saes: Mapping[Site, SAE],
     tokens: Int[Tensor, "prompt token"],
-    ranking: str = "ablation",
+    ranking: str = "leave_one_out",
     n: int = 10,
     seed: int = 0,
     memory: int | float = 8.0,

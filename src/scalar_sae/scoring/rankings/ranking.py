@@ -1,45 +1,38 @@
 """How important is an edge? One line a ranking: from ranking text to a score for every (up, down) edge.
 
-| name        | score of edge (i, j): root mean square over the tokens of the ranking text of ...                   |
-|-------------|----------------------------------------------------------------------------------------------------|
-| `ablation`  | the exact change of latent j's activation, after selection, when i is removed and all else in place |
-| `output`    | the same, weighted per token by how much the model's output feels latent j (Fisher information)     |
-| `insertion` | the same change when i alone is added to the reconstruction without any latent                      |
-| `shapley`   | the mean of that change as latents enter in random orders                                           |
-| `ig`        | i's change times the mean gradient of relu(p_j) on the path from the ablated input, midpoint rule   |
-| `gradient`  | i's change times that gradient at the input                                                         |
-| `expected`  | `ablation`; edges without an effect there follow, by the change of p_j and how often j is active     |
-| `pruned`    | what removing i costs j in the circuit that is left as edges go, half of them a time (pruning.py)    |
-| `published` | the SCALAR authors' arc-length path gradient (published.py)                                         |
-| `random`    | nothing: a seeded permutation, the control                                                          |
+| name | score of edge (i, j): root mean square over the tokens of the ranking text of ... |
+|---|---|
+| `leave_one_out` | the exact change of latent j's activation, after selection, when i alone is removed |
+| `leave_one_out_with_prior` | the same; edges without an effect follow, by the change of p_j and j's density |
+| `fisher` | `leave_one_out`, weighted per token by the Fisher information of j for the model's output |
+| `shapley` | the mean of the change as latents enter in random orders |
+| `ig` | integrated gradients of relu(p_j) from the ablated input, midpoint rule |
+| `published` | the SCALAR authors' arc-length path gradient (published.py) |
+| `random` | nothing: a seeded permutation, the control |
 
 Special tokens (lm/special.py) hold no latents and are not among the tokens that are summed over.
 
-At a block with attention a latent is removed, added or followed at every position of the prompt at once, as an edge
-of a sub-circuit is. `ig` and `gradient` follow relu(p_j) and not the selected activation, whose jumps a gradient
-misses: so the attributions of `ig` add up to relu(p_j) at the input less relu(p_j) at the ablated input.
+At a block with attention a latent is removed or followed at every position of the prompt at once, as an edge of a
+sub-circuit is. `ig` follows relu(p_j) and not the selected activation, because a gradient misses the jumps of the
+selected activation. So its attributions add up to relu(p_j) at the input less relu(p_j) at the ablated input.
 
-`expected`, `pruned` and `output` do not depend on the scale of latents; the others are in units of the downstream one.
+The orders by `leave_one_out_with_prior` and `fisher` do not depend on the scale of latents. The others are in units of
+the downstream latent.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from scalar_sae import distributed
 from scalar_sae.lm.special import counted
 from scalar_sae.scoring.pair import Pair, Prompt, read
 from scalar_sae.scoring.rankings import effects, published
-from scalar_sae.scoring.rankings.order import keep_indices
-from scalar_sae.scoring.rankings.pruned import add_costs
 from scalar_sae.scoring.rankings.unfinished import Unfinished
-from scalar_sae.scoring.sweep.closed_form import Readout
-from scalar_sae.scoring.sweep.edges import GlobalEdges
 
 EdgeScores = Float[Tensor, "n_up n_down"]
 Total = Float[Tensor, "n_up n_col"]
@@ -62,7 +55,7 @@ class RankingJob:
     tokens: Int[Tensor, "prompt token"]
     """The ranking text; of several workers each takes its part."""
     seed: int
-    """Of what is sampled (`shapley`'s orders, `output`'s labels)."""
+    """Of what is sampled (`shapley`'s orders, `fisher`'s labels)."""
     on_progress: Callable[[float], object]
     """Called with the share of a prompt's work that is finished."""
     room: int
@@ -128,8 +121,8 @@ def _sum(rule: Rule, work: RankingJob, columns: slice, parts: int) -> Float[Tens
     return total.div_(max(1, int(counted(tokens, pair.special).sum()))).clamp_(min=0.0).sqrt_().float()
 
 
-def expected(work: RankingJob) -> EdgeScores:
-    """`ablation`, and behind it the edges that had no effect, in the order of what they may have on other text."""
+def leave_one_out_with_prior(work: RankingJob) -> EdgeScores:
+    """`leave_one_out`, and behind it the edges that had no effect, in the order of what they may have on other text."""
     scores = _shown_or_likely(work)
     least = min((float(row[row > 0].min()) for row in scores if bool((row > 0).any())), default=1.0)
     most = max(-float(scores.min()), 1e-30)
@@ -138,34 +131,10 @@ def expected(work: RankingJob) -> EdgeScores:
     return scores
 
 
-def pruned(work: RankingJob) -> EdgeScores:
-    """Edges in the order in which they are left: the score is the round in which an edge goes, and within a round its
-    cost as a share of the least cost among those that stay (costs below zero count as zero). Those without an effect go
-    first, as in `expected`.
-    """
-    readout, norms = Readout.of(work.pair), work.pair.down.W_dec.norm(dim=1)
-    cost = _shown_or_likely(replace(work, on_progress=partial(_share_done, work.on_progress, 0.0)))
-    left = cost > 0
-    scores = torch.where(left, 1.0, cost / (2 * cost.min().clamp(max=-1e-30)))
-    n_left, number = int(left.sum()), 0
-    while n_left > 1:
-        n_left, number = n_left // 2, number + 1
-        stays = keep_indices(cost.masked_fill(~left, -1.0), np.array([0, n_left]), work.seed) == 1
-        share = (cost / cost[stays].min()).nan_to_num_(0.0).clamp_(max=1.0)
-        scores += torch.where(left, torch.where(stays, 1.0, share), 0.0)
-        left = stays
-        step = partial(_share_done, work.on_progress, 0.5**number)
-        cost = (
-            whole(_rest(readout, left), replace(work, on_progress=step, kept=work.kept.part(f"round.{number}"))) * norms
-        )
-    work.on_progress(len(work.tokens) / distributed.world_size() * 0.5**number)
-    return scores
-
-
 def _shown_or_likely(work: RankingJob) -> EdgeScores:
-    """The effect of each edge by `ablation`; where it is zero, below zero: how likely it has one on other text. Both in
-    units of the model's activations (times the norm of the downstream latent's decoder row), so that the order does not
-    depend on the scale of latents.
+    """The effect of each edge by `leave_one_out`; where it is zero, below zero: how likely it has one on other text.
+    Both in units of the model's activations (times the norm of the downstream latent's decoder row), so that the order
+    does not depend on the scale of latents.
 
     Most edges have none on a short text, because the downstream latent is not selected where the upstream one is
     active. What they lack is chance: so the root mean square of the change of the latent's pre-activation, times the
@@ -182,7 +151,7 @@ def _shown_or_likely(work: RankingJob) -> EdgeScores:
 
 
 def _removal(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
-    """`ablation`, and beside it the same change of pre-activations."""
+    """`leave_one_out`, and beside it the same change of pre-activations."""
     for_effect, for_drive = total.chunk(2, 1)
     for players, effect, drive in effects.of_removal(pair, prompt, columns):
         players.add_squares(for_effect, effect, pair.block.mixes_tokens)
@@ -202,18 +171,7 @@ def _density(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Float[Tensor, "
     return active / max(1, int(counted(tokens, pair.special).sum())) + 1e-6
 
 
-def _rest(readout: Readout, left: Bool[Tensor, "n_up n_down"]) -> Rule:
-    """The costs of the edges that are left."""
-    edges = GlobalEdges((~left).byte())
-    return lambda pair, prompt, columns, total, generator: add_costs(pair, readout, left, edges, prompt, columns, total)
-
-
-def _share_done(on_progress: Callable[[float], object], weight: float, share: float) -> None:
-    """Report a round's progress as part of the whole."""
-    on_progress(share * weight)
-
-
-def ablation(
+def leave_one_out(
     pair: Pair,
     prompt: Prompt,
     columns: slice,
@@ -228,17 +186,10 @@ def ablation(
         players.add_squares(total, weighted, pair.block.mixes_tokens)
 
 
-def output(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
+def fisher(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
     """The same, where it matters: the root of the Fisher information weights the change."""
     weight = effects.fisher(pair, prompt, FISHER_LABELS, generator)[:, columns].sqrt()
-    ablation(pair, prompt, columns, total, generator, weight)
-
-
-def insertion(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
-    """The mirror image of `ablation`."""
-    start = pair.base(prompt)
-    for players, effect in effects.of_a_change(pair, prompt, start, 1.0, columns):
-        players.add_squares(total, effect, pair.block.mixes_tokens)
+    leave_one_out(pair, prompt, columns, total, generator, weight)
 
 
 def shapley(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
@@ -260,23 +211,15 @@ def ig(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torc
         players.add_squares(total, effect, pair.block.mixes_tokens)
 
 
-def gradient(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
-    """Activation times gradient."""
-    for players, effect in effects.of_a_gradient(pair, prompt, columns, [1.0]):
-        players.add_squares(total, effect, pair.block.mixes_tokens)
-
-
 def random(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
     """Every edge ties with every other: the seeded permutation decides."""
 
 
 RULES: dict[str, Rule] = {
-    "ablation": ablation,
-    "output": output,
-    "insertion": insertion,
+    "leave_one_out": leave_one_out,
+    "fisher": fisher,
     "shapley": shapley,
     "ig": ig,
-    "gradient": gradient,
     "published": published.attribution,
     "random": random,
 }
@@ -284,9 +227,8 @@ RULES: dict[str, Rule] = {
 
 RANKINGS: dict[str, Callable[[RankingJob], EdgeScores]] = {
     **{name: partial(whole, rule) for name, rule in RULES.items()},
-    "expected": expected,
-    "pruned": pruned,
+    "leave_one_out_with_prior": leave_one_out_with_prior,
 }
 
-EDGE_BYTES = {**dict.fromkeys(RANKINGS, 4), "pruned": 32}
+EDGE_BYTES = dict.fromkeys(RANKINGS, 4)
 """Bytes that a ranking holds for every edge while it works, beside its sums."""
