@@ -22,7 +22,7 @@ from scalar_sae.scoring.curve import Exact, measure
 from scalar_sae.scoring.metrics import published_counts
 from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings.order import keep_indices
-from scalar_sae.scoring.rankings.ranking import rank
+from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep

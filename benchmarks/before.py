@@ -75,9 +75,10 @@ def fidelity(lm: Any, case: str, ids: torch.Tensor) -> Callable[[], Any]:
 
 def score(lm: Any, case: str, ids: torch.Tensor) -> Callable[[], Any]:
     """A pair ranked on some prompts and scored on others: on one of each where attention makes that long."""
-    from scalar_sae.scoring.config import ScoreConfig, Texts
+    from scalar_sae.scoring.config import ScoreConfig
     from scalar_sae.scoring.pair import Pair
     from scalar_sae.scoring.score import score
+    from scalar_sae.scoring.texts import Texts
     from scalar_sae.sites import Block
 
     block, tokens = Block.parse(case), ids[: 128 * CONTEXT].view(128, CONTEXT)

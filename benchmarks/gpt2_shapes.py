@@ -17,9 +17,10 @@ from benchmarks.__main__ import data_sae
 from scalar_sae.console import say
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.score import score
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block
 
 

@@ -25,7 +25,7 @@ from scalar_sae.saes.store import load_saes
 from scalar_sae.scoring.config import ScoreConfig, counts_of, held_out
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.rankings.order import keep_indices
-from scalar_sae.scoring.rankings.ranking import rank
+from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.sites import Block
 from scalar_sae.training.config import TrainConfig, read_preset

@@ -6,10 +6,10 @@ from scalar_sae.activations.reading import Gradient
 from scalar_sae.corpora import Corpus, windows
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.scoring.config import LOCAL, StudyScores, counts_of, held_out
+from scalar_sae.scoring.config import ScoreConfig, StudyScores, counts_of, held_out
 from scalar_sae.scoring.controls import CONTROLS
 from scalar_sae.scoring.pair import Pair
-from scalar_sae.scoring.score import room
+from scalar_sae.scoring.rankings.registry import find_ranking
 from scalar_sae.training.config import TrainConfig
 
 
@@ -59,10 +59,15 @@ def check_pairs(train: TrainConfig, config: StudyScores, lm: LanguageModel) -> N
 
 def _check_room(pair: Pair, config: StudyScores) -> None:
     for one in config.scores():
-        room(pair, one, one.context)
+        _room(pair, one)
     for one in config.control_scores():
-        if one.control == "padded" and one.ranking != LOCAL:
-            room(CONTROLS["padded"](pair, 0), one, one.context)
+        if one.control == "padded" and find_ranking(one.ranking).scope == "global":
+            _room(CONTROLS["padded"](pair, 0), one)
+
+
+def _room(pair: Pair, config: ScoreConfig) -> int:
+    n_counts = len(counts_of(config.edges, pair.n_edges))
+    return find_ranking(config.ranking).room(pair, config.memory, config.context, n_counts)
 
 
 def _check_context(name: str, context: int, lm: LanguageModel) -> None:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from scalar_sae import distributed
 from scalar_sae.console import Bar, say
 from scalar_sae.corpora import VAL_SHARE, Corpus, absolute, load_corpus, windows
+from scalar_sae.digests import digest, digest_of_sae
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.fidelity.fidelity import fidelity, standing_in
 from scalar_sae.io import Events, atomic_write, differences, write_text
@@ -43,11 +44,11 @@ from scalar_sae.scoring.config import (
     StudyScores,
     Texts,
     check_grid,
-    check_ranking,
     held_out,
 )
 from scalar_sae.scoring.pair import Pair
-from scalar_sae.scoring.score import digest, hash_of, say_left_out, score
+from scalar_sae.scoring.rankings.registry import find_ranking
+from scalar_sae.scoring.score import say_left_out, score
 from scalar_sae.sealed import check_sealed, seal
 from scalar_sae.sites import Site
 from scalar_sae.training import trackers
@@ -199,7 +200,7 @@ def train_run(
     check_run(out, config)
     if to_score:
         for ranking in config.score.rankings:
-            check_ranking(ranking)
+            find_ranking(ranking)
         check_grid(config.score.edges)
         Results.read_if_there(out / "results.json")  # report damage before anything is trained
     with held(out, remedy="wait until it ends, or choose another --out"):
@@ -281,7 +282,7 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
     corpus = replace(text_of(config, lm), seen="held out")
     saes = load_saes(out)
     distributed.check_agreement(
-        f"the SAEs in {out}", [digest(sae) for group in saes.values() for sae in group.values()]
+        f"the SAEs in {out}", [digest_of_sae(sae) for group in saes.values() for sae in group.values()]
     )
     if not results.saes and standing_in(saes) and distributed.rank() == 0:
         prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.start)
@@ -323,8 +324,8 @@ def _check_weights(path: Path, lm: LanguageModel, made: list[tuple[Record, Pair]
     """Raise a UserError if a record was made with other weights than those of its pair."""
     if not made:
         return
-    of_lm = hash_of(lm.parameters())
-    digests = {id(sae): digest(sae) for _, pair in made for sae in (pair.up, pair.down)}
+    of_lm = digest(lm.parameters())
+    digests = {id(sae): digest_of_sae(sae) for _, pair in made for sae in (pair.up, pair.down)}
     for record, pair in made:
         if record.hashes != {"lm": of_lm, "up": digests[id(pair.up)], "down": digests[id(pair.down)]}:
             raise UserError(

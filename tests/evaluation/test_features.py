@@ -22,7 +22,8 @@ from scalar_sae.evaluation.features.tables import read_counted
 from scalar_sae.report.features import write_page
 from scalar_sae.scoring.memory import LABEL_BYTES, PLACE_BYTES, PROCESS, SUM_BYTES, WORKSPACE
 from scalar_sae.scoring.pair import Pair
-from scalar_sae.scoring.rankings.ranking import rank, summed
+from scalar_sae.scoring.rankings.base import summed
+from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.sites import Block, Site
 from tests.helpers import random_sae, tiny_lm
 from tests.test_study import scalar
@@ -241,10 +242,10 @@ def test_the_command_goes_on_where_it_stopped(features_run: Path):
     assert scalar(*again).stdout.count("index.html") == 2
     assert (folder / "contexts.parquet").stat().st_mtime_ns == before
     for wrong, complaint in (
-        (("--method", "topp"), "did you mean 'topk'"), (("--edges", "leave_one_uot"), "did you mean 'leave_one_out'"),
+        (("--method", "topp"), "did you mean 'topk'"), (("--edges", "leave_one_outs"), "did you mean 'leave_one_out'"),
         (
-            ("--prompts", 20, "--edges", "shapley"),
-            "features/topk: holds other tables (edges: ablation here, gradient asked; prompts: 24 here, 20 asked; ",
+            ("--prompts", 20, "--edges", "ig"),
+            "features/topk: holds other tables (edges: leave_one_out here, ig asked; prompts: 24 here, 20 asked; ",
         ),
     ):  # fmt: skip
         done = scalar(*again, *wrong, check=False)

@@ -54,15 +54,15 @@ def pre_acts(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
 def leave_one_out(pair: Pair, prompt: Prompt) -> torch.Tensor:
     """Squared change of each latent's activation, summed over tokens, when one edge is removed: [n_up, n_down]."""
     everything = torch.ones(pair.up.d_sae, pair.down.d_sae, dtype=torch.bool)
-    return _one_changed(pair, prompt, pre_acts(pair, prompt, everything), everything, keep=False)
+    return _one_changed(pair, prompt, pre_acts(pair, prompt, everything), everything)
 
 
-def _one_changed(pair: Pair, prompt: Prompt, p: torch.Tensor, start: torch.Tensor, keep: bool) -> torch.Tensor:
+def _one_changed(pair: Pair, prompt: Prompt, p: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     before = pair.down.activation.select(p)
     change = torch.zeros(pair.up.d_sae, pair.down.d_sae)
     for i in range(pair.up.d_sae):
         kept = start.clone()
-        kept[i] = keep
+        kept[i] = False
         changed = pre_acts(pair, prompt, kept)
         for j in range(pair.down.d_sae):
             alone = p.clone()
@@ -100,28 +100,3 @@ def published_attribution(pair: Pair, prompt: Prompt) -> torch.Tensor:
             gradient += torch.autograd.grad(acts[..., j].sum(), path)[0]
         total[:, j] = (z.norm(dim=-1, keepdim=True) / 5 * gradient).square().sum(0)
     return total
-
-
-def costs(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
-    """How much further from the full circuit each kept edge's removal takes its latent: squared, summed over tokens."""
-    rule, ablation_value = (
-        pair.down.activation,
-        torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value,
-    )
-    full = downstream(pair, prompt, upstream(pair, prompt, prompt.z.unsqueeze(0)))[0]
-    competing_threshold, acts = rule.competing_threshold(full), rule.select(full)
-
-    def error(latents: torch.Tensor, j: int) -> torch.Tensor:
-        x = upstream(pair, prompt, torch.where(latents, prompt.z, ablation_value).unsqueeze(0))
-        return (
-            (rule.activate_independently(downstream(pair, prompt, x)[0], competing_threshold) - acts)[:, j]
-            .square()
-            .sum()
-        )
-
-    found = torch.zeros(kept.shape, dtype=torch.float64)
-    for i, j in kept.nonzero().tolist():
-        without = kept[:, j].clone()
-        without[i] = False
-        found[i, j] = error(without, j) - error(kept[:, j], j)
-    return found

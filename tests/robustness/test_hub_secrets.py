@@ -15,9 +15,10 @@ from scalar_sae.report.publication import stage
 from scalar_sae.saes import hub
 from scalar_sae.saes.export import export
 from scalar_sae.saes.store import SaeCard, find_saes, load_sae, load_saes, save_sae
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.score import score
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block, Site
 from tests.helpers import random_sae, tiny_lm
 from tests.report.test_page import record

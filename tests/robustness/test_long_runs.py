@@ -30,7 +30,8 @@ def look(*_, **__):
     trace.append([pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))])
 """
 SCORING = """
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.score import score
 from scalar_sae.sites import Block

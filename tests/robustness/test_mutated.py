@@ -25,7 +25,7 @@ from scalar_sae.io import read_plain
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.records.results import Results
 from scalar_sae.saes.store import SaeCard, find_saes, load_sae, save_sae
-from scalar_sae.scoring.config import saved_scores
+from scalar_sae.scoring.rankings.from_file import saved_scores
 from scalar_sae.sealed import DIGESTS, load_checkpoint, load_tensors, save_checkpoint, save_tensors, seal, sealed
 from scalar_sae.sites import Site
 from scalar_sae.study import RunConfig, StudyConfig

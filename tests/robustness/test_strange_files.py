@@ -27,7 +27,8 @@ from scalar_sae.report.page import write_report
 from scalar_sae.saes.formats.files import Found
 from scalar_sae.saes.formats.tensors import read_tensors
 from scalar_sae.saes.store import find_saes, load_saes
-from scalar_sae.scoring.config import ScoreConfig, counts_of, saved_scores
+from scalar_sae.scoring.config import ScoreConfig, counts_of
+from scalar_sae.scoring.rankings.from_file import saved_scores
 from scalar_sae.sealed import check_digest, load_checkpoint, load_tensors
 from scalar_sae.sites import Block, Site
 from scalar_sae.training.config import TrainConfig, validated

@@ -15,9 +15,10 @@ from scalar_sae.saes.components.sparse import top_k
 from scalar_sae.saes.methods.base import Progress, Weights
 from scalar_sae.saes.methods.jacobian import JacobianConfig, JacobianTrainee
 from scalar_sae.saes.methods.staircase_jacobian import StaircaseJacobianConfig
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.score import score
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block, Site
 from tests.golden.make import ROWS
 from tests.helpers import GOLDEN, Shape, golden_lm, golden_sae, random_sae, shared, tiny_lm

@@ -9,10 +9,11 @@ import torch
 from scalar_sae.errors import UserError
 from scalar_sae.scoring import chain
 from scalar_sae.scoring.circuit import score_circuit
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.pair import read
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.resume import Partial
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Site
 from tests.helpers import random_sae, tiny_lm
 from tests.reference import scorer
@@ -88,6 +89,6 @@ def test_a_circuit_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.
     (folder,) = tmp_path.iterdir()
     assert len(list(folder.rglob("*.safetensors"))) == 2
     assert len((folder / "prompts.0.jsonl").read_text().split()) > 0
-    monkeypatch.setattr("scalar_sae.scoring.rankings.ranking._sum", None)  # nothing is ranked again
+    monkeypatch.setattr("scalar_sae.scoring.rankings.base._sum", None)  # nothing is ranked again
     again = score_circuit(*arguments, partial=tmp_path)
     assert again.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})

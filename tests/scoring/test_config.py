@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from scalar_sae.cli.subjects import score_config
 from scalar_sae.errors import UserError
 from scalar_sae.scoring.circuit import score_circuit
-from scalar_sae.scoring.config import ScoreConfig, StudyScores, Texts
+from scalar_sae.scoring.config import ScoreConfig, StudyScores
 from scalar_sae.scoring.score import score
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Site
 from tests.helpers import random_sae, tiny_lm, tiny_pair
 
@@ -28,7 +29,7 @@ def test_published_means_the_same_in_python_and_on_the_command_line():
 def test_published_fields_can_be_changed():
     config = ScoreConfig.published(rank_prompts=3, edges="coarse")
     assert (config.ranking, config.n_rank_prompts, config.edges) == ("published", 3, "coarse")
-    assert ScoreConfig.published(ranking="local").n_rank_prompts == 1
+    assert ScoreConfig.published(ranking="local").n_rank_prompts == 64
 
 
 @pytest.mark.parametrize("change", [{"special": "skip"}, {"special": (0,)}, {"ablation": "mean"}])
@@ -44,8 +45,7 @@ def test_what_contradicts_the_published_conventions_is_refused(change: dict[str,
 
 def test_a_score_ranks_on_as_many_prompts_as_is_usual_for_its_ranking():
     assert ScoreConfig().n_rank_prompts == 64
-    assert ScoreConfig(ranking="local").n_rank_prompts == 1
-    assert ScoreConfig(ranking="local", ablation="mean").n_rank_prompts == 64
+    assert ScoreConfig(ranking="local").n_rank_prompts == 64
     assert ScoreConfig(ranking="local", rank_prompts=5).n_rank_prompts == 5
 
 

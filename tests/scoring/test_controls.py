@@ -7,9 +7,10 @@ import torch
 
 from scalar_sae.saes.activation import Activation, GroupMax, JumpReLU, ReLU, TopK
 from scalar_sae.saes.sae import SAE
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.controls import padded, shuffled
 from scalar_sae.scoring.score import score
+from scalar_sae.scoring.texts import Texts
 from tests.helpers import tiny_pair
 
 TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})

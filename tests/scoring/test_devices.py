@@ -6,15 +6,16 @@ on a GPU, and compares with the CPU.
 import pytest
 import torch
 
-from scalar_sae.scoring.config import LOCAL, ScoreConfig, Texts
-from scalar_sae.scoring.rankings.ranking import RANKINGS
+from scalar_sae.scoring.config import ScoreConfig
+from scalar_sae.scoring.rankings.registry import RANKINGS
 from scalar_sae.scoring.score import score
+from scalar_sae.scoring.texts import Texts
 from tests.helpers import moved, tiny_pair
 
 TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})
 
 
-@pytest.mark.parametrize("ranking", [*RANKINGS, LOCAL])
+@pytest.mark.parametrize("ranking", RANKINGS)
 @pytest.mark.parametrize("block", ["ff_layer.0", "ff_block.0", "transformer_block.0"])
 def test_scores_do_not_depend_on_a_device(block: str, ranking: str, device: torch.device):
     pair = tiny_pair(block)

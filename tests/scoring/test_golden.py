@@ -19,7 +19,7 @@ from scalar_sae.scoring.curve import AsPublished, measure
 from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings import published
 from scalar_sae.scoring.rankings.order import NOT_KEPT
-from scalar_sae.scoring.rankings.ranking import rank
+from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep

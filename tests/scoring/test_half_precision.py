@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.memory import resident
 from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings.order import keep_indices
@@ -18,6 +18,7 @@ from scalar_sae.scoring.sweep import closed_form
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block
 from tests.helpers import random_sae
 from tests.lm.families import DTYPES, FAMILIES, PARALLEL, POST_NORM, family_hf, family_lm, upcast

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from scalar_sae.scoring import memory, score
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.pair import read
-from scalar_sae.scoring.rankings import effects, ranking
+from scalar_sae.scoring.rankings import base, effects, registry
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.sweep import per_prompt, per_token
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
+from scalar_sae.scoring.texts import Texts
 from tests.helpers import tiny_pair
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -29,7 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch; torch.set_num_threads(1)
 from scalar_sae.scoring import curve, memory
-from scalar_sae.scoring.rankings import effects, ranking
+from scalar_sae.scoring.rankings import base, effects, registry, shapley
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.pair import ActiveLatents, read
@@ -60,7 +61,7 @@ def measured(code: str) -> list[int]:
 PUBLISHED = """
 pair, room = tiny_pair("ff_block.0", n_up=2**17, n_down=64), 2**26
 before = begin()
-ranking.rank(pair, torch.arange(32).view(2, 16), "published", 0, room=room)
+registry.rank(pair, torch.arange(32).view(2, 16), "published", 0, room=room)
 print(resident("VmHWM") - before, memory.WORKSPACE + 4 * pair.n_edges + room * memory.SUM_BYTES // 8)
 """
 
@@ -159,9 +160,9 @@ SHAPLEY = """
 pair = tiny_pair("transformer_block.0", n_up=512, n_down=2048, kind="relu")
 (prompt,) = read(pair, torch.arange(16).view(1, 16))
 total = torch.zeros(512, 2048, dtype=torch.float64)
-effects.MEAN_BYTES, ranking.SHAPLEY_ORDERS = 2**23, 1
+effects.MEAN_BYTES, shapley.ORDERS = 2**23, 1
 before = begin()
-ranking.shapley(pair, prompt, slice(0, 2048), total, torch.Generator())
+shapley.add_shapley(pair, prompt, slice(0, 2048), total, torch.Generator())
 print(resident("VmHWM") - before, 2 * 4 * 2048 * effects.AblationUnits.of(pair, prompt).latent.numel())
 """
 
@@ -176,11 +177,11 @@ def test_shapley_holds_the_means_of_some_latents_at_a_time():
 @pytest.mark.parametrize("block", ["ff_block.0", "transformer_block.0"])
 def test_shapley_is_the_same_to_the_bit_however_many_latents_fit(block: str, monkeypatch: pytest.MonkeyPatch):
     pair, tokens = tiny_pair(block, n_down=200), torch.arange(32).view(2, 16)
-    expected = ranking.rank(pair, tokens, "shapley", 0)
+    expected = registry.rank(pair, tokens, "shapley", 0)
     (prompt,) = read(pair, tokens[:1])
     monkeypatch.setattr(effects, "MEAN_BYTES", 16 * 70 * effects.AblationUnits.of(pair, prompt).latent.numel())
     assert len(list(effects.narrowed(pair, prompt, slice(0, 200)))) > 1
-    assert torch.equal(ranking.rank(pair, tokens, "shapley", 0), expected)
+    assert torch.equal(registry.rank(pair, tokens, "shapley", 0), expected)
 
 
 @pytest.mark.parametrize("ablation_value", [False, True])
@@ -202,7 +203,7 @@ def test_a_sweep_is_the_same_where_what_the_slots_add_is_not_held(
 def test_scores_are_gone_when_the_sweep_begins(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Which is why a budget counts them for ranking and ordering, and one byte an edge for the sweep."""
     held: list[weakref.ref[Tensor]] = []
-    ordered, measure = score.keep_indices, score.measure
+    ordered, measure = base.keep_indices, score.measure
 
     def ordering(scores: Tensor, *rest: object) -> Tensor:
         held.append(weakref.ref(scores))
@@ -212,7 +213,7 @@ def test_scores_are_gone_when_the_sweep_begins(name: str, tmp_path: Path, monkey
         assert held[0]() is None
         return measure(*what)
 
-    monkeypatch.setattr(score, "keep_indices", ordering)
+    monkeypatch.setattr(base, "keep_indices", ordering)
     monkeypatch.setattr(score, "measure", measuring)
     np.save(tmp_path / "scores.npy", np.random.default_rng(0).random((24, 20), dtype=np.float32))
     which = str(tmp_path / "scores.npy") if name == "file" else name

@@ -1,15 +1,21 @@
 """Rankings against brute force."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from scalar_sae import distributed
+from scalar_sae.errors import UserError
+from scalar_sae.scoring import score
 from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings import effects
-from scalar_sae.scoring.rankings.ranking import IG_STEPS, RANKINGS, rank
+from scalar_sae.scoring.rankings.ig import STEPS
+from scalar_sae.scoring.rankings.registry import RANKINGS, find_ranking, rank, table
 from scalar_sae.sites import Block
 from tests.helpers import random_sae, tiny_lm, tiny_pair
 from tests.reference import scorer
+from tests.test_study import scalar
 
 TOKENS = torch.arange(24).view(2, 12)
 BLOCKS = ["ff_layer.0", "ff_block.1", "attn_block.0", "transformer_block.1"]
@@ -39,11 +45,10 @@ def test_mean_ablation_by_brute_force(block: str):
 @pytest.mark.parametrize("block", ["ff_block.1", "transformer_block.1"])
 def test_gradients_are_autograds(block: str):
     pair = tiny_pair(block, n_up=12, n_down=6)
-    steps = {"ig": (torch.arange(IG_STEPS) + 0.5) / IG_STEPS}
-    for name, alphas in steps.items():
-        expected = root_mean(pair, [scorer.path_gradient(pair, prompt, alphas) for prompt in read(pair, TOKENS)])
-        torch.testing.assert_close(rank(pair, TOKENS, name, 0), expected, atol=1e-5, rtol=1e-3)
-        assert (expected > 0).float().mean() > 0.2
+    alphas = (torch.arange(STEPS) + 0.5) / STEPS
+    expected = root_mean(pair, [scorer.path_gradient(pair, prompt, alphas) for prompt in read(pair, TOKENS)])
+    torch.testing.assert_close(rank(pair, TOKENS, "ig", 0), expected, atol=1e-5, rtol=1e-3)
+    assert (expected > 0).float().mean() > 0.2
 
 
 @pytest.mark.parametrize("ablation_value", [False, True])
@@ -145,7 +150,7 @@ def test_local_effects_by_removing_one_latent_at_one_token():
                 torch.testing.assert_close(size[token, slot, j], expected, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", RANKINGS)
+@pytest.mark.parametrize("name", [name for name, ranking in RANKINGS.items() if ranking.scope == "global"])
 def test_rankings_report_their_progress_and_do_not_depend_on_the_chunk(name: str, monkeypatch: pytest.MonkeyPatch):
     pair = tiny_pair("transformer_block.0")
     shares: list[float] = []
@@ -165,17 +170,10 @@ def test_a_worker_reports_its_own_share_of_the_work(name: str, monkeypatch: pyte
     assert sum(reported) == pytest.approx(len(TOKENS) / 2)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_the_prior_orders_the_edges_without_an_effect(block: str):
-    pair = tiny_pair(block)
-    effect, scores = (rank(pair, TOKENS, name, 0) for name in ("leave_one_out", "leave_one_out_with_prior"))
-    effect *= pair.down.W_dec.norm(dim=1)
-    shown = effect > 0
-    torch.testing.assert_close(scores[shown], effect[shown])
-    assert shown.any()
-    assert (scores[~shown] < effect[shown].min()).all()
-    used = torch.zeros(pair.up.d_sae, dtype=torch.bool)
-    for prompt in read(pair, TOKENS):
-        used |= (prompt.z != 0).any(0)
-    assert (scores[used] > 0).all()  # all that move a pre-activation have a place
-    assert (scores[~used] == 0).all()
+def test_the_documentation_and_the_help_name_every_ranking():
+    readme = Path(score.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert table() in readme, "scoring/README.md is old: it holds the table of rankings/registry.py"
+    said = scalar("score", "--help").stdout
+    assert all(name in said for name in RANKINGS)
+    with pytest.raises(UserError, match="did you mean 'shapley'"):
+        find_ranking("shaply")

@@ -17,13 +17,15 @@ from scalar_sae.errors import UserError
 from scalar_sae.records.results import Curves, Record
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
-from scalar_sae.scoring.config import ScoreConfig, Texts, counts_of, saved_scores
+from scalar_sae.scoring.config import ScoreConfig, counts_of
 from scalar_sae.scoring.pair import Pair, read
+from scalar_sae.scoring.rankings.from_file import saved_scores
 from scalar_sae.scoring.rankings.order import keep_indices
-from scalar_sae.scoring.rankings.ranking import rank
+from scalar_sae.scoring.rankings.registry import find_ranking, rank
 from scalar_sae.scoring.rankings.unfinished import Unfinished
 from scalar_sae.scoring.resume import Partial
-from scalar_sae.scoring.score import room, score
+from scalar_sae.scoring.score import score
+from scalar_sae.scoring.texts import Texts
 from tests.helpers import tiny_pair
 
 TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})
@@ -180,7 +182,7 @@ def test_a_ranking_that_was_stopped_goes_on(
         next(passes)
         return read(*args)
 
-    monkeypatch.setattr("scalar_sae.scoring.rankings.ranking.read", counted)
+    monkeypatch.setattr("scalar_sae.scoring.rankings.base.read", counted)
     expected = rank(pair, TEXTS.ranking, ranking, 0, room=room)
     n_whole = next(passes)
     with pytest.raises(KeyboardInterrupt):
@@ -253,7 +255,7 @@ def test_budgets_and_counts_that_do_not_fit_are_named():
         scored(pair, "local", config=CONFIG.model_copy(update={"memory": 0.01}))
     wide = tiny_pair("ff_block.0", n_down=2**17)
     with pytest.raises(UserError, match="latents need"):  # known before a token is read
-        room(wide, CONFIG.model_copy(update={"ranking": "local", "memory": 1.1}), 10)
-    assert room(wide, CONFIG.model_copy(update={"ranking": "local"}), 10) > 0
+        find_ranking("local").room(wide, 1.1, 10, n_counts=30)
+    assert find_ranking("local").room(wide, 8.0, 10, n_counts=30) > 0
     with pytest.raises(UserError, match="edges 481: the pair has 480 possible edges"):
         scored(pair, config=CONFIG.model_copy(update={"edges": "481"}))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scalar_sae.records.results import Curves
 from scalar_sae.scoring import metrics
 from scalar_sae.scoring.config import ScoreConfig
-from scalar_sae.scoring.score import record_of
+from scalar_sae.scoring.record import record_of
 
 AUTHORS_COUNTS = [
     1, 2, 4, 5, 7, 11, 16, 22, 32, 45, 63, 90, 127, 181, 256, 362, 512, 724, 1024, 1448, 2048, 2896, 4095, 5792,

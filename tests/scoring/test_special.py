@@ -20,18 +20,20 @@ from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring import chain
 from scalar_sae.scoring.compare import ratios
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.curve import CONVENTIONS, measure
 from scalar_sae.scoring.metrics import over_prompts
-from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read
+from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, n_live_edges, read
 from scalar_sae.scoring.rankings import effects
+from scalar_sae.scoring.rankings.ig import STEPS
 from scalar_sae.scoring.rankings.order import keep_indices
-from scalar_sae.scoring.rankings.ranking import IG_STEPS, rank
+from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.scoring.resume import Partial
-from scalar_sae.scoring.score import n_live_edges, score
+from scalar_sae.scoring.score import score
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges, LocalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block, Site
 from scalar_sae.tokenizer import Ascii
 from tests.helpers import random_sae, tiny_lm, tiny_pair
@@ -167,10 +169,11 @@ def test_a_prompt_of_special_tokens_alone_is_the_model_itself(block: str, family
 def test_rankings_are_the_obvious_ones(block: str, ablation_value: bool):
     pair = special_pair(block, n_up=10, n_down=8, k=2, ablation_value=ablation_value)
     n = int((~torch.isin(TOKENS, torch.tensor(SPECIAL))).sum())
-    alphas = {"ig": (torch.arange(IG_STEPS) + 0.5) / IG_STEPS}
+    alphas = (torch.arange(STEPS) + 0.5) / STEPS
     obvious = {
         "leave_one_out": [scorer.leave_one_out(pair, prompt) for prompt in prompts(pair)],
-    } | {name: [scorer.path_gradient(pair, prompt, at) for prompt in prompts(pair)] for name, at in alphas.items()}
+        "ig": [scorer.path_gradient(pair, prompt, alphas) for prompt in prompts(pair)],
+    }
     if not ablation_value:
         obvious["published"] = [scorer.published_attribution(pair, prompt) for prompt in prompts(pair)]
     for name, squares in obvious.items():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scalar_sae.errors import UserError
 from scalar_sae.scoring import chain
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.scoring.rankings import effects
 from scalar_sae.scoring.rankings.order import keep_indices
@@ -18,6 +18,7 @@ from scalar_sae.scoring.resume import Partial
 from scalar_sae.scoring.score import score
 from scalar_sae.scoring.sweep.edges import ORDER_BYTES, GlobalEdges, LocalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block
 from tests.helpers import random_sae, tiny_lm, tiny_pair
 from tests.lm.families import family_lm

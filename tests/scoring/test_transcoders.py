@@ -9,13 +9,14 @@ import torch
 from scalar_sae.errors import UserError
 from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.scoring.chain import chain
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.pair import Pair, mean_ablated, read
 from scalar_sae.scoring.rankings.order import keep_indices
-from scalar_sae.scoring.rankings.ranking import rank
+from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.scoring.score import score
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block, Site
 from tests.helpers import random_sae, tiny_lm
 from tests.reference import scorer

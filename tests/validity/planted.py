@@ -15,8 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.sae import SAE
-from scalar_sae.scoring.config import ScoreConfig, Texts
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block
 from scalar_sae.tokenizer import Ascii
 

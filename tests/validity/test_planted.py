@@ -7,7 +7,7 @@ import torch
 
 from scalar_sae.records.results import Record
 from scalar_sae.scoring.pair import Pair
-from scalar_sae.scoring.rankings.ranking import rank
+from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.scoring.score import score
 from tests.validity.planted import BLOCK, config, dense, merged, planted, random, rotated, texts
 

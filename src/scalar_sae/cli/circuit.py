@@ -40,7 +40,7 @@ def circuit(
     context: Annotated[int | None, typer.Option(help="Tokens per prompt.", min=2)] = None,
     ranking: Annotated[
         str | None,
-        typer.Option(help="A ranking's name; by default `leave_one_out_with_prior`, and with --one-order `fisher`."),
+        typer.Option(help="A ranking's name; by default `leave_one_out_with_prior`, with --one-order `fisher`."),
     ] = None,
     edges: Annotated[str, typer.Option(help="`full`, `coarse`, or counts.")] = "coarse",
     one_order: Annotated[
@@ -69,7 +69,7 @@ def circuit(
     from scalar_sae.records.results import Results
     from scalar_sae.saes.sources import site_in
     from scalar_sae.scoring.chain import blocks_between
-    from scalar_sae.scoring.circuit import check_ranking, score_circuit
+    from scalar_sae.scoring.circuit import circuit_ranking, score_circuit
     from scalar_sae.scoring.score import say_left_out
     from scalar_sae.sites import Site
 
@@ -82,7 +82,7 @@ def circuit(
     }
     settings |= {"prompts": prompts, "edges": edges, "context": context, "memory": memory, "seed": seed}
     config = score_config(settings | {"special": parse_rule(special or "skip")})
-    check_ranking(config.ranking, one_order)
+    circuit_ranking(config.ranking, one_order)
     check_model_and_text(lm, dtype, tokens)
     distributed.init()
     ends = {str(place): functools.partial(site_in, site=place) for place in places}

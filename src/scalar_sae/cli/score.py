@@ -50,7 +50,7 @@ def score(
     rank_prompts: Annotated[
         int | None,
         typer.Option(
-            help="Prompts to rank edges on, none of them scored; by default 64, with --ranking local 1, with "
+            help="Prompts to rank edges on, none of them scored; by default 64, with "
             "--published the authors' 576, some of them scored.",
             min=1,
         ),
@@ -61,8 +61,8 @@ def score(
     ranking: Annotated[
         str | None,
         typer.Option(
-            help="`leave_one_out_with_prior` (the default), `leave_one_out`, `fisher`, `shapley`, `ig`, `published`, "
-            "`random`; `local`: edges chosen at every token; or a saved matrix (.npy, .safetensors)."
+            help="How edges are ranked: `leave_one_out_with_prior` (the default), `leave_one_out`, `fisher`, "
+            "`shapley`, `ig`, `published`, `random`; `local`: edges chosen at every token; or a score file."
         ),
     ] = None,
     edges: Annotated[

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from scalar_sae.console import Bar
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.saes.sources import Find, Group
-    from scalar_sae.scoring.config import ScoreConfig, Texts
+    from scalar_sae.scoring.config import ScoreConfig
+    from scalar_sae.scoring.texts import Texts
 
 Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default a GPU if there is one.")]
 Dtype = Annotated[
@@ -111,14 +112,15 @@ def score_config(settings: dict[str, Any], *, published: bool = False) -> "Score
     from pydantic import ValidationError
 
     from scalar_sae.readers import explained
-    from scalar_sae.scoring.config import ScoreConfig, check_grid, check_ranking
+    from scalar_sae.scoring.config import ScoreConfig, check_grid
+    from scalar_sae.scoring.rankings.registry import find_ranking
 
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         config = ScoreConfig.published(**given) if published else ScoreConfig(**given)
     except ValidationError as error:
         raise UserError(f"score: {explained(error)}") from error
-    check_ranking(config.ranking)
+    find_ranking(config.ranking)
     check_grid(config.edges)
     return config
 

@@ -14,6 +14,7 @@ from scalar_sae import distributed
 from scalar_sae.activations.cache import fingerprint
 from scalar_sae.console import say
 from scalar_sae.corpora import windows
+from scalar_sae.digests import digest_of_sae
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.evaluation.cross_layer import duplicates
 from scalar_sae.evaluation.features.blind import prepare
@@ -40,8 +41,8 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group, Source
 from scalar_sae.saes.store import CONFIG as SAE_CARD
 from scalar_sae.saes.store import load_sae, load_saes
-from scalar_sae.scoring.rankings.ranking import RULES
-from scalar_sae.scoring.score import digest, rules
+from scalar_sae.scoring.rankings.registry import find_edgewise
+from scalar_sae.scoring.record import rules
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Ascii
 
@@ -286,8 +287,8 @@ def read_run(
         UserError: there are no SAEs or no model, the text is too short, the method or ranking is unknown, an SAE has
             another width than the model, the memory is too small, or the existing tables were made with other settings.
     """
-    if ranking is not None and ranking not in RULES:
-        raise unknown("ranking", ranking, RULES)
+    if ranking is not None:
+        find_edgewise(ranking, "edges of features")
     source, loaded = _source(run, lm), load_saes(run)
     if method is not None and method not in loaded:
         raise unknown("method", method, loaded)
@@ -311,7 +312,7 @@ def read_run(
     with held(home, "features", remedy="wait until it ends, or choose another --out"):
         open_records(run, home)
         for name, group in groups.items():
-            saes = {str(site): [digest(sae), *rules(sae)] for site, sae in group.items()}
+            saes = {str(site): [digest_of_sae(sae), *rules(sae)] for site, sae in group.items()}
             claim(out / name, settings | {"saes": saes})
             places = {site: out / name / str(site) for site in sorted(group)}
             there = {folder: tables_in(folder) for folder in places.values()}

@@ -14,13 +14,13 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from scalar_sae.console import Bar
-from scalar_sae.errors import UserError, unknown
+from scalar_sae.errors import UserError
 from scalar_sae.explore.circuit import Circuit
 from scalar_sae.explore.features import Features
-from scalar_sae.scoring.memory import ranking_bytes
 from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.rankings.base import RankingJob
 from scalar_sae.scoring.rankings.order import strongest
-from scalar_sae.scoring.rankings.ranking import EDGE_BYTES, RANKINGS, rank
+from scalar_sae.scoring.rankings.registry import find_global
 from scalar_sae.table import Table
 
 
@@ -104,9 +104,8 @@ def rank_edges(
     Raises:
         UserError: the ranking is unknown or needs more memory, or the model cannot read the tokens.
     """
-    if ranking not in RANKINGS:
-        raise unknown("ranking", ranking, RANKINGS)
-    room = ranking_bytes(pair, memory, tokens.shape[1], 2, EDGE_BYTES[ranking])
+    found = find_global(ranking, "all edges")
+    room = found.room(pair, memory, tokens.shape[1], n_counts=2)
     with Bar("rank edges", len(tokens)) as bar:
-        scores = rank(pair, tokens.long(), ranking, seed, on_progress or bar.step, room)
+        scores = found.scores(RankingJob(pair, tokens.long(), seed, on_progress or bar.step, room))
     return RankedEdges(pair, ranking, scores, seed)

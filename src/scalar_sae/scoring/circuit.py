@@ -1,6 +1,6 @@
 """A whole-model circuit from end to end: rank the edges of several pairs, keep some of each, score what is left.
 
-record = score_circuit(lm, saes, sites, texts, "leave_one_out_with_prior")
+record = score_circuit(lm, saes, sites, texts, "leave_one_out")
 
 """
 
@@ -12,31 +12,23 @@ from torch import Tensor
 
 from scalar_sae import distributed
 from scalar_sae.console import Bar
-from scalar_sae.errors import UserError, unknown
+from scalar_sae.digests import digest, digest_of_sae
+from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import trim_malloc
 from scalar_sae.records.results import Record
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring import chain
-from scalar_sae.scoring.config import ScoreConfig, Texts, check_made_for, counts_of
-from scalar_sae.scoring.memory import ranking_bytes, resident
+from scalar_sae.scoring.config import ScoreConfig, counts_of
+from scalar_sae.scoring.memory import resident
 from scalar_sae.scoring.metrics import Counts
-from scalar_sae.scoring.pair import Pair, mean_ablated, with_site_mean
-from scalar_sae.scoring.rankings.ranking import EDGE_BYTES, RANKINGS, RULES, rank
+from scalar_sae.scoring.pair import Pair, mean_ablated, n_live_edges, with_site_mean
+from scalar_sae.scoring.rankings.base import GlobalRanking, OnProgress, RankingJob
+from scalar_sae.scoring.rankings.registry import DEFAULT, find_edgewise, find_global
+from scalar_sae.scoring.record import record_of, rules, settings_of, trained
 from scalar_sae.scoring.resume import Partial
-from scalar_sae.scoring.score import (
-    DEFINITIONS,
-    OnProgress,
-    check_text,
-    digest,
-    hash_of,
-    n_live_edges,
-    n_special,
-    record_of,
-    rules,
-    settings_of,
-    trained,
-)
+from scalar_sae.scoring.score import DEFINITIONS
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Site
 
 
@@ -45,7 +37,7 @@ def score_circuit(
     saes: dict[Site, SAE],
     sites: list[Site],
     texts: Texts,
-    ranking: str | ScoreConfig = "leave_one_out_with_prior",
+    ranking: str | ScoreConfig = DEFAULT,
     *,
     one_order: bool = False,
     method: str = "saes",
@@ -89,29 +81,28 @@ def _score_circuit(
     partial: Path | None,
 ) -> Record:
     start = time.perf_counter()
-    check_made_for(texts, lm)
     if config.conventions != "exact":
         raise UserError(f"conventions {config.conventions}: the authors score no circuits of several pairs; take exact")
     if config.control is not None:
         raise UserError(f"control {config.control}: a circuit of several pairs has no controls; leave control out")
     special = lm.special_ids(config.special)
-    check_text(texts, special)
+    texts.check(lm, special)
     pairs = chain.chain(lm, saes, sites, special)
-    check_ranking(config.ranking, one_order)
+    ranking = circuit_ranking(config.ranking, one_order)
     sizes = [pair.n_edges for pair in pairs]
     counts = counts_of(config.edges, sum(sizes) if one_order else max(sizes))
     if config.ablation == "mean":
         pairs = [mean_ablated(pair, texts.ranking) for pair in pairs]
     pairs = [*pairs[:-1], with_site_mean(pairs[-1], texts.ranking)]
     ends = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
-    hashes = {"lm": hash_of(lm.parameters())} | {str(site): digest(sae) for site, sae in ends.items()}
+    hashes = {"lm": digest(lm.parameters())} | {str(site): digest_of_sae(sae) for site, sae in ends.items()}
     settings = settings_of(config, texts) | lm.describe() | {"budget": "one order" if one_order else "per pair"}
     identity = {"definitions": DEFINITIONS, "settings": settings, "ranking": config.ranking, "hashes": hashes}
     identity |= {"special_ids": special}
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in ends.values()], "n": len(texts.ranking)}
     kept = Partial(partial, {**identity, "settings": {**settings, "memory": None}})
     rank_text = texts.ranking[: config.n_rank_prompts]
-    keep_index = _levels(pairs, rank_text, counts, config, one_order, kept, on_progress)
+    keep_index = _levels(pairs, rank_text, ranking, counts, config, one_order, kept, on_progress)
     curves = chain.curves(pairs, keep_index, len(counts), texts.scoring, kept, on_progress)
     return record_of(
         curves,
@@ -124,7 +115,7 @@ def _score_circuit(
         n_up=pairs[0].up.d_sae,
         n_down=pairs[-1].down.d_sae,
         n_edges=int(counts[-1]),
-        n_special=n_special(texts, special),
+        n_special=texts.n_special(special),
         special=list(special),
         config=settings,
         hashes=hashes,
@@ -134,17 +125,19 @@ def _score_circuit(
     )
 
 
-def check_ranking(ranking: str, one_order: bool) -> None:
-    """Raise a UserError if a circuit cannot be ranked so."""
-    if ranking not in RANKINGS:
-        raise unknown("ranking of a circuit", ranking, RANKINGS)
-    if one_order and ranking not in RULES:
-        raise UserError(f"one order for all pairs: {ranking} compares the edges of one pair; take {', '.join(RULES)}")
+def circuit_ranking(name: str, one_order: bool) -> GlobalRanking:
+    """The ranking of a circuit's pairs.
+
+    Raises:
+        UserError: no such global ranking; or one order is asked for, and scores of different pairs cannot be compared.
+    """
+    return find_edgewise(name, "one order for all pairs") if one_order else find_global(name, "a circuit")
 
 
 def _levels(
     pairs: list[Pair],
     tokens: Int[Tensor, "prompt token"],
+    ranking: GlobalRanking,
     counts: Counts,
     config: ScoreConfig,
     one_order: bool,
@@ -156,23 +149,11 @@ def _levels(
     At the most nine bytes an edge are held: the scores of all pairs, their copy in one order and the levels.
     """
     everything = sum(9 * pair.n_edges + resident(pair) for pair in pairs)
-    n_token, an_edge = tokens.shape[1], EDGE_BYTES[config.ranking]
-    besides = [everything - 4 * pair.n_edges - resident(pair) for pair in pairs]
-    rooms = [
-        ranking_bytes(pair, config.memory, n_token, len(counts), an_edge, beside)
-        for pair, beside in zip(pairs, besides, strict=True)
-    ]
-    found = [
-        rank(
-            pair,
-            tokens,
-            config.ranking,
-            config.seed,
-            on_progress,
-            room,
-            kept.unfinished_ranking().part(str(pair.block)),
-        )
-        for pair, room in zip(pairs, rooms, strict=True)
-    ]
+    found: list[Tensor] = []
+    for pair in pairs:
+        beside = everything - 4 * pair.n_edges - resident(pair)
+        room = ranking.room(pair, config.memory, tokens.shape[1], len(counts), beside)
+        unfinished = kept.unfinished_ranking().part(str(pair.block))
+        found.append(ranking.scores(RankingJob(pair, tokens, config.seed, on_progress, room, unfinished)))
     trim_malloc()
     return (chain.one_order if one_order else chain.same_budget)(found, counts, config.seed)

@@ -2,40 +2,30 @@
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors import safe_open
 from torch import Tensor
 
 from scalar_sae.bounds import Address, Count, Seed, Size
-from scalar_sae.corpora import Corpus, check_tokenizer, prompts_fingerprint, windows
-from scalar_sae.errors import UserError, reason, unknown
-from scalar_sae.lm.model import LanguageModel
+from scalar_sae.corpora import Corpus, prompts_fingerprint, windows
+from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.special import Rule
-from scalar_sae.readers import open_regular
 from scalar_sae.records.results import Control
 from scalar_sae.scoring import metrics
 from scalar_sae.scoring.metrics import Counts
-from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.rankings.local import LOCAL
 from scalar_sae.scoring.rankings.order import MOST_COUNTS
-from scalar_sae.scoring.rankings.ranking import RANKINGS
+from scalar_sae.scoring.rankings.registry import DEFAULT, find_ranking
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block
 
 GRIDS = ("published", "full", "coarse")
 _COUNT = re.compile(r"\s*[0-9]{1,18}\s*")
-SMALLEST_NORMAL, LARGEST_FINITE = 0x00800000, 0x7F7FFFFF
-"""As the bits of a float32."""
-MOST_RANK = LARGEST_FINITE - SMALLEST_NORMAL
 PUBLISHED_PROMPTS = 576
 """Prompts that the SCALAR authors rank edges on."""
-LOCAL = "local"
-"""The ranking of local edges: chosen anew at every token, from the scored text itself."""
 REMEDY = {
     "rank": "--rank-prompts or --context (in a preset, score.rankings or score.context)",
     "score": "--prompts or --context (in a preset, score.prompts or score.context)",
@@ -91,7 +81,7 @@ class ScoreSettings(BaseModel, ABC):
 class ScoreConfig(ScoreSettings):
     """How one score of a pair is computed."""
 
-    ranking: Address = "leave_one_out_with_prior"
+    ranking: Address = DEFAULT
     """The order in which edges are kept: the name of a ranking, or a path to a saved score matrix."""
     rank_prompts: Count | None = None
     """Prompts that edges are ranked on; none of them is scored, unless `overlap` is set. None: as many as is usual for
@@ -116,21 +106,21 @@ class ScoreConfig(ScoreSettings):
             "conventions": "published",
             "overlap": True,
         } | changes
-        if fields["ranking"] != LOCAL:
+        if fields["ranking"] != LOCAL.name:
             fields.setdefault("rank_prompts", PUBLISHED_PROMPTS)
         return cls(**fields)
 
     @property
     def n_rank_prompts(self) -> int:
         """Prompts that edges are ranked on."""
-        return self.rank_prompts or default_prompts(self.ranking, self.ablation)
+        return self.rank_prompts or find_ranking(self.ranking).prompts
 
 
 class StudyScores(ScoreSettings):
     """The scores that a study computes: every pair under every ranking, and controls of some pairs."""
 
     rankings: dict[Address, Count] = Field(
-        default={"leave_one_out_with_prior": 64, "published": 64, "local": 1, "random": 64}, min_length=1
+        default={DEFAULT: 64, "published": 64, "local": 1, "random": 64}, min_length=1
     )
     """Rankings by name or path to a saved score matrix, each with the number of prompts that edges are ranked on. The
     first is the study's main one."""
@@ -163,18 +153,6 @@ class StudyScores(ScoreSettings):
         return ScoreConfig(**shared, ranking=ranking, rank_prompts=self.rankings[ranking], control=control)
 
 
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """Two held-out texts without overlap; a ranking uses the first of the ranking prompts, as many as it is given.
-
-    What records are compared by is taken from all of them: the mean of `ablation="mean"`, the latents that live.
-    """
-
-    ranking: Int[Tensor, "n_ranked token"]
-    scoring: Int[Tensor, "n_scored token"]
-    data: dict[str, Any]
-
-
 def held_out(corpus: Corpus, config: ScoreSettings) -> Texts:
     """Prompts from the validation part: ranking text from its first half, scoring text from its second.
 
@@ -201,12 +179,6 @@ def held_out(corpus: Corpus, config: ScoreSettings) -> Texts:
         where = dict.fromkeys(where, "the start of the validation part: ranking and scoring text overlap")
     prompts = {"ranking": prompts_fingerprint(chosen[0]), "scoring": prompts_fingerprint(chosen[1])}
     return Texts(*chosen, data={**corpus.describe(), **where, "prompts": prompts})
-
-
-def check_made_for(texts: Texts, lm: LanguageModel) -> None:
-    """Raise a UserError if the prompts are of another tokenizer than the model's."""
-    if "tokenizer" in texts.data:
-        check_tokenizer(texts.data["tokenizer"], lm, texts.data["corpus"])
 
 
 def counts_of(grid: str, n_edges: int) -> Counts:
@@ -238,73 +210,3 @@ def check_grid(grid: str) -> None:
     """Raise a UserError if this is neither a grid's name nor a list of edge counts."""
     if grid not in GRIDS and not all(_COUNT.fullmatch(part) for part in grid.split(",")):
         raise unknown("edge grid", grid, [*GRIDS, "a list such as 10,100,1000"])
-
-
-def default_prompts(ranking: str, ablation: str) -> int:
-    """Prompts that edges are usually ranked on. Local edges are ranked on the scored text; the ranking text is then
-    needed for the live latents alone, and for the mean of `ablation="mean"`.
-    """
-    return 1 if ranking == LOCAL and ablation == "zero" else 64
-
-
-def check_ranking(ranking: str) -> None:
-    """Raise a UserError if this is neither a ranking's name nor a file that could hold one."""
-    path = Path(ranking)
-    if ranking not in (*RANKINGS, LOCAL) and (path.suffix not in (".safetensors", ".npy") or not path.is_file()):
-        raise unknown("ranking", ranking, [*RANKINGS, LOCAL, "a path to a .safetensors or .npy file"])
-
-
-def saved_scores(path: Path, pair: Pair) -> Float[Tensor, "n_up n_down"]:
-    """A ranking from a file: one score for every edge. Whole numbers keep their order to the last; others may tie
-    where they agree to seven digits.
-
-    Raises:
-        UserError: not readable, complex or NaN, of another shape, or too large or small for float32.
-    """
-    matrix = _saved_matrix(path, (pair.up.d_sae, pair.down.d_sae))
-    if matrix.is_complex() or any(row.isnan().any() for row in matrix):
-        raise UserError(f"{path}: scores must be real numbers, none of them NaN")
-    if matrix.dtype == torch.float32:
-        return matrix
-    narrow = torch.empty(matrix.shape)
-    if matrix.is_floating_point():
-        for to, row in zip(narrow, matrix, strict=True):  # row by row: there may be billions
-            to.copy_(row)
-            if not torch.equal(to.isinf() | (to == 0), row.isinf() | (row == 0)):
-                raise UserError(f"{path}: scores too large or too small for float32; rescale them, or save their ranks")
-        return narrow
-    least, most = min(int(row.long().min()) for row in matrix), max(int(row.long().max()) for row in matrix)
-    if most - least > MOST_RANK:
-        raise UserError(f"{path}: whole numbers from {least} to {most}; save ranks, or floating-point scores")
-    for to, row in zip(narrow, matrix, strict=True):
-        to.copy_((row.long() - least + SMALLEST_NORMAL).int().view(torch.float32))  # floats are in the order of bits
-    return narrow
-
-
-def _saved_matrix(path: Path, shape: tuple[int, int]) -> Tensor:
-    """The one matrix of a .npy or .safetensors file. Its numbers are read only if it has the shape."""
-    try:
-        open_regular(path).close()
-        if path.suffix == ".npy":
-            mapped = np.load(path, "r", allow_pickle=False)
-            if not isinstance(mapped, np.ndarray):
-                raise UserError(f"{path}: an archive, expected one matrix; save it with numpy.save")
-            _check_shape(path, mapped.shape, shape)
-            return torch.from_numpy(np.array(mapped))
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            if len(names) != 1:
-                raise UserError(f"{path}: expected one tensor, found {len(names)}: {', '.join(names[:8]) or 'none'}")
-            _check_shape(path, tuple(file.get_slice(names[0]).get_shape()), shape)
-            return file.get_tensor(names[0])
-    except UserError:
-        raise
-    except Exception as error:  # a damaged header fails in as many ways as it has fields
-        raise UserError(
-            f"{path}: cannot be read as a score matrix ({reason(error)}); save it again with numpy.save"
-        ) from error
-
-
-def _check_shape(path: Path, found: tuple[int, ...], shape: tuple[int, int]) -> None:
-    if tuple(found) != shape:
-        raise UserError(f"{path}: shape {tuple(found)}, the pair needs {shape}; save the scores of its edges")

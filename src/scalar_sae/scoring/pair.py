@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scalar_sae import distributed
 from scalar_sae.errors import UserError
 from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.model import LanguageModel
@@ -354,3 +355,16 @@ def mean_ablated(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Pair:
     for prompt in read(pair, tokens):
         total += prompt.z.double().sum(0)
     return replace(pair, ablation_value=(total / max(1, int(counted(tokens, pair.special).sum()))).float())
+
+
+@torch.no_grad()
+def n_live_edges(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> int:
+    """Edges whose two latents are both live somewhere in the text."""
+    live_up, live_down = (pair.up.W_dec.new_zeros(sae.d_sae) for sae in (pair.up, pair.down))
+    for number in distributed.shard(len(tokens)):
+        for prompt in read(pair, tokens[number : number + 1], number):
+            live_up += (prompt.z > 0).any(0)
+            live_down += (pair.full_circuit(prompt) > 0).any(0)
+    distributed.all_sum(live_up)
+    distributed.all_sum(live_down)
+    return int((live_up > 0).sum() * (live_down > 0).sum())

@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from scalar_sae.digests import digest_of_sae
 from scalar_sae.saes.export import export
 from scalar_sae.saes.store import find_saes, load_saes
-from scalar_sae.scoring.score import digest
 from scalar_sae.sites import Site
 from tests.saes.formats.test_peer_files import decoded
 
@@ -345,7 +345,7 @@ def test_encode_and_decode(name: str, dtype: torch.dtype, tmp_path: Path):
     export(list(find_saes(tmp_path)), "scalar", tmp_path / "ours")
     ((_, again),) = load_saes(tmp_path / "ours").items()
     back = again[site]
-    assert digest(back) == digest(sae)
+    assert digest_of_sae(back) == digest_of_sae(sae)
     torch.testing.assert_close(back.encode(x), mine)  # not the bits: they may lie otherwise in memory
     torch.testing.assert_close(decoded(back, mine, x), decoded(sae, mine, x))
     assert (str(back.activation), back.writes, back.norm) == (str(sae.activation), sae.writes, sae.norm)

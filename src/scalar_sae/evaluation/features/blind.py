@@ -26,6 +26,7 @@ from torch import Tensor
 
 from scalar_sae import jsonl
 from scalar_sae.activations.cache import fingerprint
+from scalar_sae.digests import digest_of_sae
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.features import read_features
 from scalar_sae.evaluation.features.tables import read_examples, read_table
@@ -36,7 +37,7 @@ from scalar_sae.locks import held
 from scalar_sae.readers import read_json
 from scalar_sae.records.sae_results import TextRead
 from scalar_sae.saes.sae import SAE
-from scalar_sae.scoring.score import digest, rules
+from scalar_sae.scoring.record import rules
 from scalar_sae.sites import Site
 
 Choice = Literal["left", "right", "neither"]
@@ -95,7 +96,7 @@ def prepare(
     Raises:
         UserError: the folder holds another comparison, or too few latents fire often enough.
     """
-    settings: dict[str, Any] = {side: [digest(sae), *rules(sae)] for side, sae in saes.items()}
+    settings: dict[str, Any] = {side: [digest_of_sae(sae), *rules(sae)] for side, sae in saes.items()}
     settings |= {"lm": fingerprint(lm), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
     settings |= {"special": list(lm.special_ids(special))}
     with held(out, remedy="wait until it has drawn the pairs, or choose another --out"):

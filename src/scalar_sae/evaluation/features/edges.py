@@ -22,7 +22,8 @@ from scalar_sae.lm.special import Rule
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.memory import columns_bytes
 from scalar_sae.scoring.pair import Pair
-from scalar_sae.scoring.rankings.ranking import RULES, RankingJob, summed
+from scalar_sae.scoring.rankings.base import RankingJob, summed
+from scalar_sae.scoring.rankings.registry import find_edgewise
 from scalar_sae.sites import Block, Site
 
 SCHEMA = pa.schema({"latent": pa.int32(), "side": pa.string(), "site": pa.string(), "other": pa.int32(),
@@ -53,8 +54,9 @@ def strongest_edges(
         special: the rule for special tokens (lm/special.py); skipped tokens have no edges.
 
     Raises:
-        UserError: the memory is too small.
+        UserError: the ranking does not score an edge by itself, or the memory is too small.
     """
+    rule = find_edgewise(ranking, "edges of features").rule
     found: dict[Site, list[pa.Table]] = {site: [] for site in saes}
     plain = [site for site in sorted(saes) if saes[site].writes is None and not saes[site].decodes_from_input]
     later = {up: next((down for down in plain[n:] if lm.leads(up, down)), None) for n, up in enumerate(plain, start=1)}
@@ -64,7 +66,7 @@ def strongest_edges(
             pair = Pair(lm, Block(up, down), saes[up], saes[down], special=lm.special_ids(special))
             room = columns_bytes(pair, memory, tokens.shape[1])
             of_up = _Best.none(pair.up.d_sae, n)
-            for columns, scores in summed(RULES[ranking], RankingJob(pair, tokens, seed, bar.step, room)):
+            for columns, scores in summed(rule, RankingJob(pair, tokens, seed, bar.step, room)):
                 of_up = of_up.merge(_Best.of(scores, columns.start, n))
                 found[down].append(_table(_Best.of(scores.T, 0, n), columns.start, "up", up))
             found[up].append(_table(of_up, 0, "down", down))

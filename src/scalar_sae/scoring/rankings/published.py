@@ -1,7 +1,7 @@
 """What the SCALAR authors' code does differently: each difference is named here, and none of it is used elsewhere.
 
 - `attribution`: gradient times the norm of the whole latent vector, both end points included, summed over target
-  positions before squaring. Ours: ranking.py.
+  positions before squaring. Ours: base.py.
 - `select`: TopK of the assembled vector without ReLU, so a negative pre-activation survives where fewer than k are
   positive. Ours: ReLU, then TopK.
 - `full_circuit`: at an FF block only the norm's input is the reconstruction, at a transformer block nothing is.
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scalar_sae.saes.activation import TopK
 from scalar_sae.scoring.pair import Pair, Prompt
+from scalar_sae.scoring.rankings.base import EdgewiseRanking
 from scalar_sae.scoring.rankings.effects import BATCH_BYTES
 
 STEPS = 5
@@ -113,3 +114,10 @@ def full_circuit(pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
 def kl(p: Float[Tensor, "one token d_vocab"], q: Float[Tensor, "batch token d_vocab"]) -> Float[Tensor, "batch token"]:
     """KL(p || q) in nats from log-probabilities, with their epsilon."""
     return (p.exp() * ((p.exp() + EPSILON) / (q.exp() + EPSILON)).log()).sum(-1)
+
+
+PUBLISHED = EdgewiseRanking(
+    "published",
+    "the SCALAR authors' attribution: gradients along a path in steps of equal arc length",
+    rule=attribution,
+)

@@ -5,7 +5,7 @@ For an edge set E and every downstream latent j with at least one kept edge (see
     p_j(E) = pre-activation j of down's encoder on F(up.decode(z restricted to {i : (i, j) in E}))
 
 and zero for the others. The edge sets of a sweep are nested, so only what changes from one count to the next is
-computed: per token where tokens do not interact (tokenwise.py), per prompt where they do (promptwise.py).
+computed: per token where tokens do not interact (per_token.py), per prompt where they do (per_prompt.py).
 """
 
 from collections.abc import Callable, Iterator

@@ -1,0 +1,119 @@
+"""From curves to a record: every score with its interval, and what the record says of itself."""
+
+from typing import Any
+
+import numpy as np
+
+from scalar_sae.digests import digest, digest_of_sae
+from scalar_sae.records.results import Curves, Floor, PromptCurves, Record
+from scalar_sae.records.sae_results import Interval
+from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.trained import Trained
+from scalar_sae.scoring import metrics
+from scalar_sae.scoring.config import ScoreConfig
+from scalar_sae.scoring.metrics import FAITHFULNESS, QUANTILES, Counts
+from scalar_sae.scoring.pair import Pair
+from scalar_sae.scoring.texts import Texts
+from scalar_sae.versions import versions
+
+
+def trained(saes: dict[str, SAE]) -> dict[str, Trained]:
+    """How long SAEs were trained, of those whose files say."""
+    return {name: sae.trained for name, sae in saes.items() if sae.trained is not None}
+
+
+def addresses(pair: Pair) -> dict[str, list[str | None]]:
+    """Where the SAEs came from, if that was not this machine."""
+    addresses = [pair.up.address, pair.down.address]
+    return {"saes": addresses} if any(addresses) else {}
+
+
+def settings_of(config: ScoreConfig, texts: Texts) -> dict[str, Any]:
+    """What a record says of how it was scored; the sizes of the texts are those that were read."""
+    n_ranked, (n_scored, n_token) = min(config.n_rank_prompts, len(texts.ranking)), texts.scoring.shape
+    sizes = {"prompts": n_scored, "context": n_token, "rank_prompts": n_ranked}
+    return config.model_dump(exclude={"ranking", "control"}) | sizes
+
+
+def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig, **fields: Any) -> Record:
+    """A record with the scores of its curves, of the prompts that have tokens which count."""
+    curves = curves.with_text()
+    every = np.arange(len(curves.n_tokens))
+    means = {
+        name: metrics.over_prompts(getattr(curves, name), curves.n_tokens, every).tolist()
+        for name in ("kl_model", "kl_circuit", "live_edges", "l0_down")
+    }
+    values, ci = _scores(counts, curves, n_live, fields["n_edges"], settings.seed)
+    return Record(
+        seed=settings.seed,
+        n_live_edges=n_live,
+        n_tokens=int(curves.n_tokens.sum()),
+        edges=counts.tolist(),
+        **means,
+        absolute=values["absolute"],
+        relative=values["relative"],
+        pure=values["pure"],
+        edges_at={q: _finite(values[f"edges_at.{q}"]) for q, _ in QUANTILES},
+        live_edges_at={q: _finite(values[f"live_edges_at.{q}"]) for q, _ in QUANTILES},
+        dip={q: values[f"dip.{q}"] for q, _ in QUANTILES},
+        log_area=values["log_area"],
+        floor=Floor(kl=values["floor.kl"], ce_increase=values["floor.ce_increase"]),
+        kl_mean=values["kl_mean"],
+        faithful_at={q: _finite(values[f"faithful_at.{q}"]) for q, _ in FAITHFULNESS},
+        faithful_from={q: _finite(values[f"faithful_from.{q}"]) for q, _ in FAITHFULNESS},
+        faithful_live_at={q: _finite(values[f"faithful_live_at.{q}"]) for q, _ in FAITHFULNESS},
+        unfaithful_area=values["unfaithful_area"],
+        ci=ci,
+        prompts=PromptCurves.of(curves),
+        versions=versions(),
+        **fields,
+    )
+
+
+def rules(sae: SAE) -> list[str]:
+    """What an SAE does beside its weights, in words."""
+    return [str(sae.activation), str(sae.norm), str(sae.writes)]
+
+
+def describe_pair(pair: Pair, texts: Texts) -> dict[str, Any]:
+    """The fields of a record that say which pair was scored, on which text."""
+    return {
+        "block": str(pair.block),
+        "n_up": pair.up.d_sae,
+        "n_down": pair.down.d_sae,
+        "n_edges": pair.n_edges,
+        "n_special": texts.n_special(pair.special),
+        "special": list(pair.special),
+        "hashes": hashes(pair),
+        "trained": trained({"up": pair.up, "down": pair.down}),
+        "data": texts.data,
+    }
+
+
+def hashes(pair: Pair) -> dict[str, str]:
+    """Digests of the weights that a score depends on."""
+    return {"lm": digest(pair.lm.parameters()), "up": digest_of_sae(pair.up), "down": digest_of_sae(pair.down)}
+
+
+def _scores(
+    counts: Counts, curves: Curves, n_live: int, n_edges: int, seed: int
+) -> tuple[dict[str, float], dict[str, Interval | list[Interval] | None]]:
+    """Every score of the mean curves, and its interval: over prompts, and over what the grid leaves open."""
+    n_prompts = len(curves.floor_kl)
+    drawn = metrics.resamples(n_prompts, seed)
+    resampled = metrics.every_score(counts, curves, n_live, n_edges, drawn)
+    measured = metrics.every_score(counts, curves, n_live, n_edges, np.arange(n_prompts)[None])
+    ci: dict[str, Interval | list[Interval] | None] = {
+        name: metrics.interval(found.low, found.high) for name, found in resampled.items() if not name.startswith("dip")
+    }
+    for name, curve in (("kl_model", curves.kl_model), ("kl_circuit", curves.kl_circuit)):
+        bands = metrics.over_prompts(curve, curves.n_tokens, drawn)
+        ci[name] = [metrics.interval(band) or (0.0, 0.0) for band in bands]
+        if name == "kl_circuit":
+            recovered = metrics.recovery(counts, bands.T).T
+            ci["recovery"] = [metrics.interval(band) or (0.0, 0.0) for band in recovered]
+    return {name: float(found.value[0]) for name, found in measured.items()}, ci
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
