@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 from scalar_sae.records.results import Results
@@ -62,7 +63,10 @@ def test_records_of_others_are_not_replaced(features_run: Path, stranger: Path, 
     assert "choose another --out" in done.stderr
 
 
-def test_nothing_is_left_of_a_command_that_was_wrong(features_run: Path, stranger: Path):
+def test_nothing_is_left_of_a_command_that_was_wrong(
+    features_run: Path, stranger: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # no model of that name is looked for
     for wrong in (["--prompts", "100000"], ["--lm", "nowhere"], ["--tokens", "nowhere"]):
         assert scalar("measure", stranger, *options(features_run), *wrong, check=False).returncode == 2
         assert scalar("features", stranger, *options(features_run), *wrong, check=False).returncode == 2

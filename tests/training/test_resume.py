@@ -32,27 +32,26 @@ class Stop(Events):
             os.kill(os.getpid(), self._number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_leaves_a_checkpoint(
-    tmp_path: Path, text: Path, number: int, request: pytest.FixtureRequest
-):
-    before = signal.signal(number, signal.default_int_handler)  # a shell starts a background job with SIGINT ignored
-    request.addfinalizer(lambda: signal.signal(number, before))
-    saes, at = [TOPK, *STATEFUL[:2]], {"tokens": 5_200, "validations": 26}
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path: Path, text: Path, request: pytest.FixtureRequest):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has SIGINT ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    saes, at = [TOPK, *STATEFUL[:2]], {"tokens": 2_400, "validations": 12}
     whole = trained(tmp_path, text, "whole", saes, **at)
-    with pytest.raises(SystemExit) as end:
-        trained(tmp_path, text, "cut", saes, Stop(50, number), **at)
-    assert end.value.code == 128 + number
-    assert not list((tmp_path / "cut").rglob("sae.json"))
-    position = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["position"]
-    assert position[0] == 50
-    assert position[2] == 2, "in the middle of a buffer of three batches"
-    cut = trained(tmp_path, text, "cut", saes, **at)
-    for name, group in whole.items():
-        for site, sae in group.items():
-            assert torch.equal(sae.W_enc, cut[name][site].W_enc)
-            if hasattr(sae.activation, "threshold"):
-                assert torch.equal(sae.activation.threshold, cut[name][site].activation.threshold)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        folder = tmp_path / number.name
+        with pytest.raises(SystemExit) as end:
+            trained(tmp_path, text, folder.name, saes, Stop(22, number), **at)
+        assert end.value.code == 128 + number
+        assert not list(folder.rglob("sae.json"))
+        position = torch.load(folder / "checkpoint.pt", weights_only=True)["position"]
+        assert position[0] == 22
+        assert position[2] == 2, "in the middle of a buffer of four batches"
+        cut = trained(tmp_path, text, folder.name, saes, **at)
+        for name, group in whole.items():
+            for site, sae in group.items():
+                assert torch.equal(sae.W_enc, cut[name][site].W_enc)
+                if hasattr(sae.activation, "threshold"):
+                    assert torch.equal(sae.activation.threshold, cut[name][site].activation.threshold)
 
 
 def test_a_signal_during_the_last_validation_is_heard(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]):
