@@ -81,7 +81,7 @@ def headline(results: Results) -> str:
 
 
 def headline_sentence(results: Results) -> str:
-    """What a report opens with."""
+    """The sentence that a report opens with (ratios.py writes it)."""
     records = results.under(headline(results))
     return sentence(records, claims(records))
 
@@ -99,7 +99,7 @@ def render(results: Results, config: dict[str, Any], title: str, links: Links | 
         title=title,
         csp=ONE_FILE,
         colours=colours,
-        claim=sentence(exact, found),
+        claim=headline_sentence(results),
         claims=found,
         baseline=BASELINE,
         config=yaml.safe_dump(config, sort_keys=False),

@@ -3,7 +3,8 @@
 A global ranking keeps one map of edges for the whole text. It scores every edge on the ranking text, and edges are kept
 in descending order of their scores. A local ranking keeps edges anew at every token of the scored text.
 
-To add a ranking, write a file beside this one that ends in a `Ranking`, and add a line to `registry.py`.
+To add a ranking, write a file beside this one that ends in a `Ranking`, import it in `registry.py` and list it there.
+The table in scoring/README.md is what `registry.table()` returns. A test compares the two.
 """
 
 from abc import ABC, abstractmethod

@@ -26,7 +26,7 @@ class EdgeTile:
     columns: slice
     n_down: int
     keep_index: UInt8[Tensor, "token n_col slot"]
-    """Index of the first count that keeps the edge; NEVER in unused slots."""
+    """Index of the first count that keeps the edge; NOT_KEPT in unused slots."""
     first: UInt8[Tensor, "token n_col"]
     """Index of the first count at which the downstream latent has an edge at all."""
     n_used: Int[Tensor, " token"]
