@@ -25,6 +25,7 @@ from scalar_sae.io import write_text
 from scalar_sae.records.results import Results
 from scalar_sae.scoring import score as benchmark
 from scalar_sae.scoring.curve import measure
+from scalar_sae.scoring.rankings.registry import DEFAULT
 from scalar_sae.study import StudyConfig, open_run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -456,9 +457,9 @@ def test_every_score_is_said_as_it_is_found_and_the_end_names_the_next_command(p
     done = scalar("quickstart", "--preset", preset, "--out", out, "--set", "score.blocks=[ff_block.0]")
     said = [line for line in done.stderr.splitlines() if line.startswith("ff_block.0, ")]
     assert [line.partition(":")[0] for line in said] == [
-        "ff_block.0, topk, expected", "ff_block.0, topk, published", "ff_block.0, staircase-pair, expected",
-        "ff_block.0, staircase-pair, published", "ff_block.0, staircase-pair, expected, padded",
-        "ff_block.0, topk, expected, padded",
+        f"ff_block.0, topk, {DEFAULT}", "ff_block.0, topk, published", f"ff_block.0, staircase-pair, {DEFAULT}",
+        "ff_block.0, staircase-pair, published", f"ff_block.0, staircase-pair, {DEFAULT}, padded",
+        f"ff_block.0, topk, {DEFAULT}, padded",
     ]  # fmt: skip
     assert f"Report: {out / 'report.html'}" in done.stdout
     assert f"Next: scalar score --saes {out} --block ff_block.0 --method topk --prompts 20" in done.stdout

@@ -276,7 +276,7 @@ def test_what_a_sparsity_leaves_out_is_the_methods_own():
 
 def test_the_documented_tanh_recipe_is_a_config():
     text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
-    found = re.search(r"`(\{method: jumprelu, loss: tanh.*?\})`", text)
+    found = re.search(r"`(\{method: jumprelu, loss: tanh.*?\})`", text, re.DOTALL)
     assert found is not None
     config = TypeAdapter(MethodConfig).validate_python(yaml.safe_load(found[1]))
     assert isinstance(config, JumpReluConfig)
