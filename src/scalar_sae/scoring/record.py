@@ -84,15 +84,10 @@ def describe_pair(pair: Pair, texts: Texts) -> dict[str, Any]:
         "n_edges": pair.n_edges,
         "n_special": texts.n_special(pair.special),
         "special": list(pair.special),
-        "hashes": hashes(pair),
+        "hashes": {"lm": digest(pair.lm.parameters()), "up": digest_of_sae(pair.up), "down": digest_of_sae(pair.down)},
         "trained": trained({"up": pair.up, "down": pair.down}),
         "data": texts.data,
     }
-
-
-def hashes(pair: Pair) -> dict[str, str]:
-    """Digests of the weights that a score depends on."""
-    return {"lm": digest(pair.lm.parameters()), "up": digest_of_sae(pair.up), "down": digest_of_sae(pair.down)}
 
 
 def _scores(

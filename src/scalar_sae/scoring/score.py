@@ -27,7 +27,7 @@ from scalar_sae.scoring.metrics import Counts
 from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read, with_site_mean
 from scalar_sae.scoring.rankings.base import KeepJob, OnProgress, Ranking
 from scalar_sae.scoring.rankings.registry import DEFAULT, find_ranking
-from scalar_sae.scoring.record import addresses, describe_pair, hashes, record_of, rules, settings_of
+from scalar_sae.scoring.record import addresses, describe_pair, record_of, rules, settings_of
 from scalar_sae.scoring.resume import Partial
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import Edges
@@ -80,7 +80,8 @@ def _score(
     start, ranking = time.perf_counter(), find_ranking(config.ranking)
     pair = prepared(pair, texts, config)
     counts = counts_of(config.edges, pair.n_edges)
-    checkpoint = Partial(partial, _identity(pair, texts, config, ranking, method))
+    about = describe_pair(pair, texts)
+    checkpoint = Partial(partial, _identity(pair, texts, config, ranking, method, about["hashes"]))
     edges = ranking.edges(
         KeepJob(pair, texts, config.n_rank_prompts, counts, config.seed, config.memory, checkpoint, on_progress)
     )
@@ -96,7 +97,7 @@ def _score(
         control=config.control,
         config=settings_of(config, texts) | pair.lm.describe() | addresses(pair),
         seconds=round(time.perf_counter() - start, 2),
-        **describe_pair(pair, texts),
+        **about,
     )
 
 
@@ -113,10 +114,12 @@ def prepared(pair: Pair, texts: Texts, config: ScoreConfig) -> Pair:
     return with_site_mean(pair, texts.ranking)
 
 
-def _identity(pair: Pair, texts: Texts, config: ScoreConfig, ranking: Ranking, method: str) -> dict[str, Any]:
+def _identity(
+    pair: Pair, texts: Texts, config: ScoreConfig, ranking: Ranking, method: str, hashes: dict[str, str]
+) -> dict[str, Any]:
     """Everything that a record depends on: work that was begun under the same identity goes on."""
     n = [len(texts.ranking[: config.n_rank_prompts]), len(texts.ranking)]
-    identity: dict[str, Any] = {"definitions": DEFINITIONS, "method": method, "n": n, "hashes": hashes(pair)}
+    identity: dict[str, Any] = {"definitions": DEFINITIONS, "method": method, "n": n, "hashes": hashes}
     identity |= {"block": str(pair.block), "reads": str(pair.encode_site), "special_ids": pair.special}
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in (pair.up, pair.down)]}
     identity |= {"scores": ranking.fingerprint(pair)}

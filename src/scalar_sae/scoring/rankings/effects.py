@@ -79,31 +79,18 @@ class AblationUnits:
 
 
 @torch.no_grad()
-def of_a_change(
-    pair: Pair, prompt: Prompt, start: Float[Tensor, "token d_model"], sign: float, columns: slice
-) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"]]]:
-    """Exact change of each latent's activation, after selection, when one player is added to (or taken from) `start`.
-
-    Only the latent's own pre-activation moves: the others stay what they are at `start`.
-    """
-    rule = pair.down.activation
-    pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
-    competing_threshold, acts = rule.competing_threshold(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
-    for some, changed in _changed(pair, prompt, start, sign, pre_acts[:, columns], columns):
-        yield some, rule.activate_independently(changed, competing_threshold).sub_(acts)
-
-
-@torch.no_grad()
 def of_removal(
     pair: Pair, prompt: Prompt, columns: slice
 ) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"], Float[Tensor, "player token n_col"]]]:
-    """The same when a player is removed from the full circuit, and the change of the latent's pre-activation, which
-    moves whether or not the latent is selected.
+    """Exact change of each latent's activation, after selection, when one player is removed from the full circuit, and
+    the change of its pre-activation, which moves whether or not the latent is selected.
+
+    Only the latent's own pre-activation moves. The others stay what they are in the full circuit.
     """
     rule, start = pair.down.activation, pair.reconstruct(prompt.z, prompt)
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
     competing_threshold, acts = rule.competing_threshold(pre_acts)[:, columns], rule.select(pre_acts)[:, columns]
-    for some, changed in _changed(pair, prompt, start, -1.0, pre_acts[:, columns], columns):
+    for some, changed in _changed(pair, prompt, start, pre_acts[:, columns], columns):
         yield (
             some,
             rule.activate_independently(changed, competing_threshold).sub_(acts),
@@ -115,15 +102,14 @@ def _changed(
     pair: Pair,
     prompt: Prompt,
     start: Float[Tensor, "token d_model"],
-    sign: float,
     pre_acts: Float[Tensor, "token n_col"],
     columns: slice,
 ) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"]]]:
-    """Pre-activations after each change; those at `start` where nothing changes."""
+    """Pre-activations when each player is taken from `start`; those at `start` where nothing changes."""
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
     for some in AblationUnits.of(pair, prompt).batches(pair, W.shape[1]):
         where = some.touched(pair, prompt)
-        y = pair.compute_at(where, start + sign * some.adds(pair), prompt.up_skip)
+        y = pair.compute_at(where, start - some.adds(pair), prompt.up_skip)
         changed = pre_acts.repeat(len(where), 1, 1)
         changed[where] = linear(pair.down.normalize_input(y), W, b)
         yield some, changed
@@ -215,15 +201,14 @@ def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_do
 
     At a block with attention a removal is felt at later positions too: root of the sum of squares over them.
     """
-    start = pair.reconstruct(prompt.z, prompt)
     if not pair.block.mixes_tokens:
         (n_token, n_slot), done = prompt.slots.latent.shape, 0
-        by_slot = start.new_empty(n_slot, n_token, pair.down.d_sae)
-        for _, effect in of_a_change(pair, prompt, start, -1.0, slice(0, pair.down.d_sae)):
+        by_slot = prompt.z.new_empty(n_slot, n_token, pair.down.d_sae)
+        for _, effect, _ in of_removal(pair, prompt, slice(0, pair.down.d_sae)):
             torch.abs(effect, out=by_slot[done : done + len(effect)])
             done += len(effect)
         return by_slot.transpose(0, 1)
-    rule = pair.down.activation
+    rule, start = pair.down.activation, pair.reconstruct(prompt.z, prompt)
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
     competing_threshold, acts = rule.competing_threshold(pre_acts), rule.select(pre_acts)
     slots = prompt.slots

@@ -23,8 +23,7 @@ def add_removals(
     weight: Float[Tensor, "token n_col"] | None = None,
 ) -> None:
     """One changed pass per upstream latent."""
-    start = pair.reconstruct(prompt.z, prompt)
-    for players, effect in effects.of_a_change(pair, prompt, start, -1.0, columns):
+    for players, effect, _ in effects.of_removal(pair, prompt, columns):
         weighted = effect if weight is None else effect * weight
         players.add_squares(total, weighted, pair.block.mixes_tokens)
 
