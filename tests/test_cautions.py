@@ -40,7 +40,7 @@ QUANTILES: dict[Any, Any] = {"50": 10.0, "90": 20.0, "99": 30.0}
     "changes",
     [
         {}, {"n_prompts": 24}, KL | floor(1.0), {"kl_model": [1.0, 0.5]} | floor(0.5), trained(1000, 1000),
-        {"dip": {"50": 0.5, "90": 0.01, "99": 0.5}}, {"n_edges": 1024}, {"trained": {}},
+        {"lowest_recovery": -0.1}, {"dip": {"50": 0.5, "90": 0.01, "99": 0.5}}, {"n_edges": 1024}, {"trained": {}},
     ],
 )  # fmt: skip
 def test_nothing_is_said_at_the_limit(changes: dict[str, Any]):
@@ -58,6 +58,7 @@ def test_nothing_is_said_at_the_limit(changes: dict[str, Any]):
         ({"edges_at": QUANTILES | {"99": None}}, "Recovery never reaches 99 %"),
         ({"n_edges": 2000}, "The curve stops before all edges"),
         ({"dip": {"50": 0.0, "90": 0.011, "99": 0.0}}, "Recovery falls below 90 % again"),
+        ({"lowest_recovery": -0.11}, "Recovery falls below -0.1: some sub-circuits are worse"),
         (
             {"trained": {"up": MISSED, "down": MISSED}},
             "An SAE has an L0 of 84.0 on training text where 10 was asked for.",

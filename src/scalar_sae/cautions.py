@@ -14,6 +14,8 @@ FEW_TOKENS = 100
 """Limit in tokens per latent."""
 DEEP = 0.01
 """Fall of recovery below 90 % from which it is reported."""
+WORSE = -0.1
+"""Recovery below which circuits are reported as worse than no edges."""
 
 
 def cautions(record: Record) -> list[str]:
@@ -57,6 +59,8 @@ def _of_curve(record: Record) -> Iterator[str]:
         yield "The curve stops before all edges: what more edges recover is not known."
     if record.dip["90"] > DEEP:
         yield "Recovery falls below 90 % again at a larger count than edges@90."
+    if record.lowest_recovery < WORSE:
+        yield f"Recovery falls below {WORSE:g}: some sub-circuits are worse than the circuit without any edge."
 
 
 def _of_training(record: Record) -> Iterator[str]:

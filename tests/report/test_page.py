@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scalar_sae.records.results import Floor, PromptCurves, Record, Results
+from scalar_sae.records.results import Floor, PromptCurves, Record, Results, Rise
 from scalar_sae.records.sae_results import SaeFidelity
 from scalar_sae.report.chart import Axis, linear_axis, log_axis
 from scalar_sae.report.page import Links, compare, controls, render, write_report
@@ -45,7 +45,8 @@ def record(
         n_live_edges=1000, n_tokens=16, edges=[0, 1, 100, 262144], kl_model=curve, kl_circuit=curve,
         live_edges=[0, 1, 2, 3], l0_down=[0, 1, 2, 10], absolute=absolute, relative=absolute / (512 * n_down), pure=5.0,
         edges_at={"50": 10, "90": edges_90, "99": None}, live_edges_at={"50": 1, "90": 2, "99": None},
-        dip={"50": 0, "90": 0, "99": 0}, log_area=0.3, floor=Floor(kl=0.1, ce_increase=0.05), ci=ci, kl_mean=2.5,
+        dip={"50": 0, "90": 0, "99": 0}, log_area=0.3, lowest_recovery=0.0,
+        largest_rise=Rise(mean=0.0, most=0.0), floor=Floor(kl=0.1, ce_increase=0.05), ci=ci, kl_mean=2.5,
         **FAITHFUL,
         config={"prompts": 2, "rank_prompts": 2, "context": 16, "edges": "full"}, versions={"torch": "x"},
         data={"corpus": "c", "fingerprint": "f", "ranked_on": "a", "scored_on": "b"}, seconds=1.0,

@@ -10,7 +10,7 @@ import pytest
 
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError
-from scalar_sae.records.results import Curves, Floor, PromptCurves, Record, Results
+from scalar_sae.records.results import Curves, Floor, PromptCurves, Record, Results, Rise
 from scalar_sae.scoring import metrics
 from scalar_sae.scoring.compare import at_matched_fidelity, ratios
 from tests.test_study import scalar
@@ -50,6 +50,7 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
         l0_down=mean,
         absolute=float(found["absolute"].value[0]), relative=float(found["relative"].value[0]), pure=0.0,
         edges_at=dict.fromkeys(q, 1.0), live_edges_at=dict.fromkeys(q, 1.0), dip=dict.fromkeys(q, 0.0), log_area=0.0,
+        lowest_recovery=0.0, largest_rise=Rise(mean=0.0, most=0.0),
         floor=Floor(kl=floor, ce_increase=floor), kl_mean=2.5, **FAITHFUL, ci=ci,
         prompts=PromptCurves.of(curves), versions={}, seconds=1.0,
         config={"prompts": 8, "context": 4, "edges": "full", "rank_prompts": 2},

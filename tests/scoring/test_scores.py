@@ -63,6 +63,31 @@ def test_a_dip_after_the_crossing_is_reported():
     assert metrics.dip(np.array([0.0, 0.2, 0.6, 1.0]), 0.5) == 0
 
 
+def test_the_lowest_recovery_is_seen_before_the_crossing_too():
+    recovered = np.array([[0.0, -1.9, 0.3, 0.95, 1.0], [0.0, 0.2, 0.95, 0.4, 1.0]])
+    np.testing.assert_array_equal(metrics.lowest_recovery(recovered), [-1.9, 0.2])
+    np.testing.assert_allclose(metrics.dip(recovered, 0.9), [0, 0.5])
+
+
+def test_the_largest_rise_is_found_in_each_prompt_by_itself():
+    """Two prompts that rise where the other falls: their mean falls throughout."""
+    kl = np.array([[3.0, 4.0, 2.0], [2.0, 4.5, 1.0], [2.5, 2.0, 0.5]])
+    assert metrics.largest_rises(kl).tolist() == [0.5, 0.5, 0.0]
+    assert (np.diff(kl.mean(1)) < 0).all()
+
+
+@pytest.mark.parametrize("n_live", [0, 1, 2, 50])
+def test_a_pair_with_a_single_edge_has_every_score(n_live: int):
+    kl, ones = np.array([[2.0], [0.5]]), np.ones(1)
+    curves = Curves(kl, kl, kl, kl, floor_kl=ones, floor_ce=ones, kl_mean=4 * ones, n_tokens=ones, n_targets=ones)
+    found = metrics.every_score(np.array([0, 1]), curves, n_live, 1, np.zeros((1, 1), int))
+    assert all(np.isfinite(one.value).all() for name, one in found.items() if name[-2:] not in ("90", "99"))
+    for end in found["log_area"]:
+        assert end[0] == pytest.approx(0.25)
+    for end in found["unfaithful_area"]:
+        assert end[0] == pytest.approx(0.125)
+
+
 def test_log_area_by_hand():
     counts = np.array([0, 1, 10, 100])
     recovered = np.array([0.0, 0.0, 0.5, 1.0])

@@ -21,7 +21,7 @@ from scalar_sae.records.sae_results import Duplicates, Interval, SaeFidelity, Sa
 from scalar_sae.saes.trained import Trained
 from scalar_sae.table import Table
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _NO_RECORDS = ("schema_version", "written_by")
 
 Control = Literal["padded", "shuffled"]
@@ -41,6 +41,19 @@ class Floor(BaseModel):
     """KL(full model || full circuit), nats."""
     ce_increase: float
     """Increase of next-token cross-entropy with the full circuit, nats."""
+
+
+class Rise(BaseModel):
+    """The largest rise of KL(full model || sub-circuit) from one edge count to the next, nats. A curve that falls with
+    every count has none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    mean: float
+    """Mean over prompts of each prompt's largest rise."""
+    most: float
+    """The largest of any prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +181,9 @@ class Record(BaseModel):
     """Live kept edges per token at that count."""
     dip: dict[Literal["50", "90", "99"], float]
     """Largest fall of recovery below q after first reaching it."""
+    lowest_recovery: float
+    """The least recovery at any count above zero. It is negative where some edges are worse than none."""
+    largest_rise: Rise
     log_area: float
     """Mean of 1 - recovery over log n, up to n_live_edges."""
     floor: Floor
@@ -251,7 +267,7 @@ class Results(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[4] = SCHEMA_VERSION
+    schema_version: Literal[5] = SCHEMA_VERSION
     written_by: str = WRITER
     """The package and version that last wrote the file."""
     records: list[Record] = Field(default_factory=list[Record])
@@ -273,8 +289,9 @@ class Results(BaseModel):
         Returns:
             The record's `block`, `method`, `ranking` and `control`; `edges_at_50`, `edges_at_90` with the ends of its
             95 % interval, and `edges_at_99`; `faithful_at_50`, `faithful_at_80` and `faithful_at_90` (None where a
-            level is not reached); `log_area`, `absolute`, `relative`, `pure`, `floor_kl` (nats), `n_edges` and
-            `n_live_edges`. docs/results.md defines them.
+            level is not reached); `log_area`, `absolute`, `relative`, `pure`, `n_edges`, `n_live_edges`,
+            `lowest_recovery`, `floor_kl`, `largest_rise_mean` and `largest_rise_most` (nats). docs/results.md defines
+            them.
         """
         rows = Table()
         for record in self.records:
@@ -283,8 +300,10 @@ class Results(BaseModel):
             at = {f"edges_at_{q}": n for q, n in record.edges_at.items()}
             at |= {"edges_at_90_low": low, "edges_at_90_high": high}
             at |= {f"faithful_at_{q}": n for q, n in record.faithful_at.items()}
-            names = ("log_area", "absolute", "relative", "pure", "n_edges", "n_live_edges")
-            rows.append({**of, **at, **{n: getattr(record, n) for n in names}, "floor_kl": record.floor.kl})
+            names = ("log_area", "absolute", "relative", "pure", "n_edges", "n_live_edges", "lowest_recovery")
+            nats = {"floor_kl": record.floor.kl}
+            nats |= {"largest_rise_mean": record.largest_rise.mean, "largest_rise_most": record.largest_rise.most}
+            rows.append({**of, **at, **{n: getattr(record, n) for n in names}, **nats})
         return rows
 
     def __repr__(self) -> str:

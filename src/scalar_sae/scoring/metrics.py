@@ -96,6 +96,16 @@ def dip(recovered: Curve, q: float) -> Score:
     return np.where(reached, np.maximum(q - recovered, 0), 0).max(-1)
 
 
+def lowest_recovery(recovered: Curve) -> Score:
+    """The least recovery at any count above zero. It is negative where some edges are worse than none."""
+    return recovered[..., 1:].min(-1)
+
+
+def largest_rises(kl: Float[np.ndarray, "n_counts prompt"]) -> Float[np.ndarray, " prompt"]:
+    """The largest rise of KL from one count to the next, for each prompt; 0 for a curve that never rises."""
+    return np.maximum(np.diff(kl, axis=0), 0).max(0)
+
+
 def faithfulness(kl_model: Curve, kl_mean: Score) -> Curve:
     """1 - KL(full model || sub-circuit) / KL(full model || downstream site set to its mean); 0 where the mean costs
     nothing.
@@ -118,14 +128,18 @@ def settled_between(counts: Counts, curve: Curve, q: float) -> tuple[Score, Scor
 
 
 def log_area(counts: Counts, recovered: Curve, n_live: int) -> Score:
-    """Mean of 1 - recovery over log n, from 1 to `n_live`, the edges whose two latents live in the ranking text."""
+    """Mean of 1 - recovery over log n, from 1 to `n_live` (at least 2), the edges whose two latents live in the ranking
+    text. Beyond its last count a curve stays as it is.
+    """
     end = np.log(max(n_live, 2))
     log_n = np.log(counts[1:])
     missing = 1 - recovered[..., 1:]
     inside = log_n < end
-    after = min(int(inside.sum()), len(log_n) - 1)
-    share = (end - log_n[after - 1]) / (log_n[after] - log_n[after - 1])
-    at_end = missing[..., after - 1] + min(share, 1.0) * (missing[..., after] - missing[..., after - 1])
+    after = int(inside.sum())
+    at_end = missing[..., -1]
+    if after < len(log_n):
+        share = (end - log_n[after - 1]) / (log_n[after] - log_n[after - 1])
+        at_end = missing[..., after - 1] + share * (missing[..., after] - missing[..., after - 1])
     x = np.append(log_n[inside], end)
     y = np.concatenate([missing[..., inside], at_end[..., None]], -1)
     return np.trapezoid(y, x, axis=-1) / end
@@ -174,6 +188,7 @@ def every_score(
         found[f"edges_at.{name}"] = _measured(edges_at(counts, recovered, q), edges_between(counts, recovered, q))
         found[f"live_edges_at.{name}"] = _measured(*live)
         found[f"dip.{name}"] = _measured(dip(recovered, q))
+    found["lowest_recovery"] = _measured(lowest_recovery(recovered))
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from scalar_sae.digests import digest, digest_of_sae
-from scalar_sae.records.results import Curves, Floor, PromptCurves, Record
+from scalar_sae.records.results import Curves, Floor, PromptCurves, Record, Rise
 from scalar_sae.records.sae_results import Interval
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.trained import Trained
@@ -43,6 +43,7 @@ def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig
         name: metrics.over_prompts(getattr(curves, name), curves.n_tokens, every).tolist()
         for name in ("kl_model", "kl_circuit", "live_edges", "l0_down")
     }
+    rises = metrics.largest_rises(curves.kl_model)
     values, ci = _scores(counts, curves, n_live, fields["n_edges"], settings.seed)
     return Record(
         seed=settings.seed,
@@ -56,6 +57,8 @@ def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig
         edges_at={q: _finite(values[f"edges_at.{q}"]) for q, _ in QUANTILES},
         live_edges_at={q: _finite(values[f"live_edges_at.{q}"]) for q, _ in QUANTILES},
         dip={q: values[f"dip.{q}"] for q, _ in QUANTILES},
+        lowest_recovery=values["lowest_recovery"],
+        largest_rise=Rise(mean=float(rises.mean()), most=float(rises.max())),
         log_area=values["log_area"],
         floor=Floor(kl=values["floor.kl"], ce_increase=values["floor.ce_increase"]),
         kl_mean=values["kl_mean"],
@@ -99,7 +102,9 @@ def _scores(
     resampled = metrics.every_score(counts, curves, n_live, n_edges, drawn)
     measured = metrics.every_score(counts, curves, n_live, n_edges, np.arange(n_prompts)[None])
     ci: dict[str, Interval | list[Interval] | None] = {
-        name: metrics.interval(found.low, found.high) for name, found in resampled.items() if not name.startswith("dip")
+        name: metrics.interval(found.low, found.high)
+        for name, found in resampled.items()
+        if not name.startswith(("dip", "lowest"))
     }
     for name, curve in (("kl_model", curves.kl_model), ("kl_circuit", curves.kl_circuit)):
         bands = metrics.over_prompts(curve, curves.n_tokens, drawn)
