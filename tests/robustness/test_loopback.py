@@ -122,7 +122,7 @@ def test_a_body_of_a_wrong_length_is_refused_at_once(length: str, expected: int,
     assert status in (421, 0) or status == expected
     status, _ = send(server, post(*OURS, length=length))
     assert status == expected
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < loopback.SECONDS
     assert Answers(folder, "ann", N_PAIRS).choices == {}
 
 
@@ -161,8 +161,9 @@ def test_only_what_the_page_asks_for_is_served(path: str, server: LoopbackServer
 def test_what_is_no_request_leaves_the_server_as_it_was(
     start: bytes, server: LoopbackServer, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loopback, "SECONDS", 0.3)
-    send(server, start)
+    with monkeypatch.context() as short:
+        short.setattr(loopback, "SECONDS", 0.3)
+        send(server, start)
     assert send(server, "GET /question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
     assert capfd.readouterr().err == ""
 
@@ -171,7 +172,7 @@ def test_slow_clients_are_hung_up_on_and_hold_nobody_else(
     server: LoopbackServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     """Some send a byte now and then, some nothing, some a part of a body; a request beside them is answered."""
-    monkeypatch.setattr(loopback, "SECONDS", 0.5)
+    monkeypatch.setattr(loopback, "SECONDS", 2.0)
     address = ("127.0.0.1", server.server_port)
     slow = [socket.create_connection(address, 5) for _ in range(20)]
     for connection in slow[:10]:
@@ -182,7 +183,7 @@ def test_slow_clients_are_hung_up_on_and_hold_nobody_else(
     start = time.monotonic()
     for connection in slow:
         try:
-            while time.monotonic() - start < 3:
+            while time.monotonic() - start < 20:
                 connection.sendall(b"x")
                 time.sleep(0.02)
                 if not connection.recv(65536):
@@ -191,17 +192,18 @@ def test_slow_clients_are_hung_up_on_and_hold_nobody_else(
             pass
         finally:
             connection.close()
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20
     assert capfd.readouterr().err == ""
 
 
 def test_more_connections_than_there_is_room_for_are_closed(server: LoopbackServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loopback, "SECONDS", 0.5)
     address = ("127.0.0.1", server.server_port)
-    idle = [socket.create_connection(address, 5) for _ in range(3 * loopback.CONNECTIONS)]
-    before = threading.active_count()
-    assert before < 2.5 * loopback.CONNECTIONS  # one that answers and one that looks at the clock for each
-    time.sleep(0.7)
+    with monkeypatch.context() as short:
+        short.setattr(loopback, "SECONDS", 0.5)
+        idle = [socket.create_connection(address, 5) for _ in range(3 * loopback.CONNECTIONS)]
+        before = threading.active_count()
+        assert before < 2.5 * loopback.CONNECTIONS  # one that answers and one that looks at the clock for each
+        time.sleep(0.7)
     for connection in idle:
         connection.close()
     assert send(server, "GET /question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
