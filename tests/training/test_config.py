@@ -15,24 +15,24 @@ from tests.training.runs import SMALL, TOPK
 
 def test_the_schedule():
     config = TrainConfig(saes=[TOPK], **{**SMALL, "tokens": 10_000})
-    rates = [learning_rate(config, step, "cosine") for step in range(101)]
+    rates = [learning_rate(config, step) for step in range(101)]
     assert max(rates) == rates[3] == pytest.approx(config.lr)
     assert rates[-1] == pytest.approx(config.min_lr)
 
 
 def test_the_cooldown_schedule_is_constant_between_a_warm_up_and_a_linear_end():
-    config = TrainConfig(saes=[TOPK], **{**SMALL, "tokens": 10_000, "lr": 1.0, "min_lr": 0.01})
-    rates = [learning_rate(config, step, "cooldown") for step in range(101)]
+    config = TrainConfig(saes=[TOPK], **{**SMALL, "tokens": 10_000, "lr": 1.0, "min_lr": 0.01, "schedule": "cooldown"})
+    rates = [learning_rate(config, step) for step in range(101)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert set(rates[3:81]) == {1.0}
     assert rates[80:] == pytest.approx([1.0 - 0.99 * i / 20 for i in range(21)])
     constant = config.model_copy(update={"cooldown": 0.0})
-    assert {learning_rate(constant, step, "cooldown") for step in range(3, 100)} == {1.0}
+    assert {learning_rate(constant, step) for step in range(3, 100)} == {1.0}
 
 
 def test_llama_scopes_preset_is_its_authors_recipe():
     config = validated(TrainConfig, read_preset("llama-scope")["train"], "train")
-    rate = [learning_rate(config, step, config.schedule) for step in (4_999, 5_000, 312_400, config.steps)]
+    rate = [learning_rate(config, step) for step in (4_999, 5_000, 312_400, config.steps)]
     assert rate == pytest.approx([8e-4, 8e-4, 8e-4, 8e-6], rel=1e-3)
     method = config.saes[0]
     assert (method.method, method.beta1, method.beta2, method.clip) == ("llama_scope", 0.9, 0.9999, 0.001)
@@ -40,7 +40,7 @@ def test_llama_scopes_preset_is_its_authors_recipe():
 
 def test_gaos_preset_is_the_papers_recipe_and_the_default_of_topk_is_not():
     config = validated(TrainConfig, read_preset("topk-gao")["train"], "train")
-    assert {learning_rate(config, step, config.schedule) for step in range(100, config.steps)} == {config.lr}
+    assert {learning_rate(config, step) for step in range(100, config.steps)} == {config.lr}
     assert config.lr == pytest.approx(2e-4 * (2**14 / 512) ** 0.5, rel=0.01)
     assert (config.beta2, config.clip) == (0.999, 1.0)
     fields = {"unit_norm": True, "median_bias": True, "auxk": 1 / 32, "multi": 1}

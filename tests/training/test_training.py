@@ -11,7 +11,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.io import Events
 from scalar_sae.saes.store import load_sae
 from scalar_sae.sites import Site
-from scalar_sae.training.config import TrainConfig
+from scalar_sae.training.config import TrainConfig, validated
 from scalar_sae.training.loop import train
 from tests.helpers import tiny_lm
 from tests.training.runs import SMALL, STAIRS, TOPK, random_prompts, trained
@@ -43,9 +43,28 @@ def test_seeds_of_a_method_train_side_by_side(tmp_path: Path, text: Path):
         assert not torch.equal(sae.W_enc, together["topk-7"][site].W_enc)
 
 
+def test_pairs_at_some_layers_are_those_of_a_run_at_all_layers(tmp_path: Path, text: Path):
+    pairs = {"along": "ff_blocks", "k": 2, "expansion": 2}
+    methods = [{"method": name, **pairs} for name in ("staircase", "jacobian", "staircase_jacobian")]
+    all_layers = trained(tmp_path, text, "all", methods)
+    some = [{**method, "layers": [1]} for method in methods]
+    for name, one in trained(tmp_path, text, "some", some).items():
+        assert [str(site) for site in one] == ["resid_mid.1", "resid_post.1"]
+        assert all(torch.equal(sae.W_enc, all_layers[name][site].W_enc) for site, sae in one.items())
+    for method in validated(TrainConfig, {**SMALL, "saes": some}, "train").saes:
+        assert [str(block) for block in method.blocks(2)] == ["ff_block.1"]
+
+
+def test_a_layer_that_the_model_lacks_is_named(tmp_path: Path, text: Path):
+    with pytest.raises(UserError, match=r"layers: 2: the model has 2 layers \(0-1\)"):
+        trained(tmp_path, text, "run", [{**STAIRS, "layers": [0, 2]}])
+    with pytest.raises(UserError, match=r"layers = \(0,\): a staircase along the residual stream has all layers"):
+        trained(tmp_path, text, "run", [{**STAIRS, "along": "residual_stream", "layers": [0]}])
+
+
 def test_a_methods_own_optimiser_is_that_of_a_run_with_these_settings(tmp_path: Path, text: Path):
     """And the method beside it keeps the run's."""
-    settings = {"clip": 0.05, "beta2": 0.9999, "schedule": "cooldown"}
+    settings = {"clip": 0.05, "beta2": 0.9999, "schedule": "cooldown", "warmup_steps": 7}
     runs_own = trained(tmp_path, text, "runs_own", [TOPK], **settings)["topk"]
     plain = trained(tmp_path, text, "plain", [TOPK])["topk"]
     together = trained(tmp_path, text, "together", [TOPK, {**TOPK, "name": "own", **settings}])

@@ -8,19 +8,19 @@ from torch import Tensor
 
 from scalar_sae import distributed
 from scalar_sae.saes.components.dead_latents import Firing, window
-from scalar_sae.saes.methods.base import Acts, Progress, Schedule, TrainableSAEs, Transformer
+from scalar_sae.saes.methods.base import Acts, Progress, TrainableSAEs, Transformer
 from scalar_sae.saes.methods.registry import MethodConfig
 from scalar_sae.sites import Site
 from scalar_sae.training.best import Best
 from scalar_sae.training.config import TrainConfig
 
 
-def learning_rate(config: TrainConfig, step: int, schedule: Schedule) -> float:
+def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, then the schedule's decay from `lr` to `min_lr`, which it would reach one step after the last."""
     warmup = min(config.warmup_steps, config.steps)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
-    if schedule == "cooldown":
+    if config.schedule == "cooldown":
         left = (config.steps - step) / max(1.0, config.cooldown * config.steps)
         return config.min_lr + min(1.0, left) * (config.lr - config.min_lr)
     progress = (step - warmup) / max(1, config.steps - warmup)
@@ -34,27 +34,26 @@ class OptimizedSAEs:
         self.method = method
         self.trainee = trainee
         self.best = Best()
-        self._config = config
-        self._clip = config.clip if method.clip is None else method.clip
-        self._schedule: Schedule = method.schedule or config.schedule
+        own = {name: getattr(method, name) for name in ("beta2", "clip", "schedule", "warmup_steps")}
+        self._config = config.model_copy(update={name: value for name, value in own.items() if value is not None})
         self.firing = [module for module in trainee.modules() if isinstance(module, Firing)]
         for firing in self.firing:
             firing.window = window(getattr(method, "dead_tokens", None), config.tokens)
         self._parameters = list(trainee.parameters())
         self.finite = torch.ones((), dtype=torch.bool, device=self._parameters[0].device)
         """Whether every gradient has been finite so far. Kept on the device so that no step waits for it."""
-        betas = method.beta1, config.beta2 if method.beta2 is None else method.beta2
+        betas = method.beta1, self._config.beta2
         self._optimizer = torch.optim.AdamW(self._parameters, lr=config.lr, betas=betas, weight_decay=0.0, fused=True)
 
     def step(self, acts: Acts, step: int) -> dict[Site, Tensor]:
         """Take one optimiser step on this worker's part of a batch. Returns the loss of each site on that part."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self.method.lr_scale * learning_rate(self._config, step, self._schedule)
+            group["lr"] = self.method.lr_scale * learning_rate(self._config, step)
         losses = self.trainee.losses(acts, Progress(step, self._config.steps))
         torch.stack(list(losses.values())).sum().backward()
         distributed.average_gradients(p.grad for p in self._parameters if p.grad is not None)
         self.trainee.after_backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
         self.finite.logical_and_(norm.isfinite())
         self._optimizer.step()
         self._optimizer.zero_grad()

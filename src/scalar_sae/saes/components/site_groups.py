@@ -14,6 +14,17 @@ def ff_layers(n_layers: int) -> list[tuple[Site, Site]]:
     return [(Site("mlp_in", layer), Site("mlp_out", layer)) for layer in range(n_layers)]
 
 
+def at_layers(pairs: list[tuple[Site, Site]], layers: tuple[int, ...]) -> list[tuple[Site, Site]]:
+    """The pairs of some layers, in the order of the layers; all of them if no layer is named.
+
+    Raises:
+        UserError: the model lacks a layer.
+    """
+    if missing := [layer for layer in layers if layer >= len(pairs)]:
+        raise UserError(f"layers: {missing[0]}: the model has {len(pairs)} layers (0-{len(pairs) - 1})")
+    return [pairs[layer] for layer in sorted(set(layers))] if layers else pairs
+
+
 def residual_stream(n_layers: int) -> tuple[Site, ...]:
     """The residual stream before the first layer and after every layer."""
     return (Site("resid_pre", 0), *(Site("resid_post", layer) for layer in range(n_layers)))

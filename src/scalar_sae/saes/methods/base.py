@@ -141,6 +141,8 @@ class Method(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """Adam's second-moment decay; None uses the run's."""
     clip: Rate | None = None
     """Maximum gradient norm; None uses the run's."""
+    warmup_steps: int | None = Field(default=None, ge=0, le=10**12)
+    """Steps of linear warm-up; None uses the run's."""
     schedule: Schedule | None = None
     """Decay of the learning rate; None uses the run's."""
 

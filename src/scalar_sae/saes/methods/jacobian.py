@@ -14,12 +14,12 @@ import math
 from typing import Literal
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.saes.components.ff_jacobian import ff_jacobian, jacobian_penalty
-from scalar_sae.saes.components.site_groups import ff_blocks, ff_layers
+from scalar_sae.saes.components.site_groups import at_layers, ff_blocks, ff_layers
 from scalar_sae.saes.components.sparse import Coded
 from scalar_sae.saes.methods.base import Acts, Method, Name, Progress, TrainableSAEs, Transformer, squared_error
 from scalar_sae.saes.methods.dictionary import SitePair
@@ -33,6 +33,8 @@ class JacobianPenalty(Method, frozen=True):
 
     along: Literal["ff_layers", "ff_blocks"]
     """`ff_layers`: mlp_in and mlp_out of each layer. `ff_blocks`: resid_mid and resid_post of each layer."""
+    layers: tuple[NonNegativeInt, ...] = ()
+    """Layers that get a pair; all of them if none is named."""
     k: int = Field(default=10, gt=0)
     """Latents kept per token, at both sites."""
     weight: float = Field(default=1.0, ge=0)
@@ -67,7 +69,7 @@ class JacobianPenalty(Method, frozen=True):
 
     def ends(self, n_layers: int) -> list[tuple[Site, Site]]:
         """The two sites of every pair."""
-        return (ff_layers if self.along == "ff_layers" else ff_blocks)(n_layers)
+        return at_layers((ff_layers if self.along == "ff_layers" else ff_blocks)(n_layers), self.layers)
 
     def blocks(self, n_layers: int) -> list[Block]:
         """The FF layers or FF blocks."""
@@ -88,10 +90,10 @@ class JacobianConfig(JacobianPenalty, frozen=True):
     becoming sparser."""
 
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
-        """One pair per layer."""
+        """One pair for each of the layers."""
         return [
-            JacobianTrainee(self, ends, lm.d_model, lm.feed_forward(layer), seed)
-            for layer, ends in enumerate(self.ends(lm.n_layers))
+            JacobianTrainee(self, ends, lm.d_model, lm.feed_forward(ends[0].layer), seed)
+            for ends in self.ends(lm.n_layers)
         ]
 
 

@@ -51,9 +51,9 @@ class JumpReluConfig(PenaltyMethod, frozen=True):
 
     method: Literal["jumprelu"] = "jumprelu"
     name: Name = "jumprelu"
-    """Scale of the activations in which bandwidth, thresholds and weights apply."""
+    """Folder of these SAEs in a run."""
     scale: Scale = "unit"
-    """Adam's first-moment decay, 0 as in the paper."""
+    """Scale of the activations in which bandwidth, thresholds and weights apply."""
     beta1: float = Field(default=0.0, ge=0, lt=1)
     """Adam's first-moment decay, 0 as in the paper."""
     loss: Literal["step", "target_l0", "tanh"] = "step"

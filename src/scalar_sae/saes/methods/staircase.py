@@ -12,13 +12,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.components.dead_latents import Firing
-from scalar_sae.saes.components.site_groups import ff_blocks, residual_stream
+from scalar_sae.saes.components.site_groups import at_layers, ff_blocks, residual_stream
 from scalar_sae.saes.components.sparse import Coded, top_k
 from scalar_sae.saes.methods.base import (
     Acts,
@@ -47,19 +47,29 @@ class StaircaseMethod(Method, frozen=True):
     """`ff_blocks`: resid_mid and resid_post of each layer share a dictionary. `residual_stream`: all layers share
     one.
     """
+    layers: tuple[NonNegativeInt, ...] = ()
+    """Layers whose FF blocks get a staircase; all of them if none is named. Only with `along: ff_blocks`."""
     expansion: int = Field(default=8, gt=0)
     """Latents per dimension in each chunk: the SAE at the i-th site has expansion * d_model * i latents."""
     sharing: Sharing = "shared"
     """How the sites share weights."""
 
+    @model_validator(mode="after")
+    def _layers_of_ff_blocks(self) -> "StaircaseMethod":
+        if self.layers and self.along != "ff_blocks":
+            raise ValueError(f"layers = {self.layers}: a staircase along the residual stream has all layers")
+        return self
+
     def flights(self, n_layers: int) -> list[tuple[Site, ...]]:
         """The sites of each staircase."""
-        return [*ff_blocks(n_layers)] if self.along == "ff_blocks" else [residual_stream(n_layers)]
+        return (
+            [*at_layers(ff_blocks(n_layers), self.layers)] if self.along == "ff_blocks" else [residual_stream(n_layers)]
+        )
 
     def blocks(self, n_layers: int) -> list[Block]:
         """The blocks between neighbouring sites."""
         if self.along == "ff_blocks":
-            return [Block(*ends) for ends in ff_blocks(n_layers)]
+            return [Block(*ends) for ends in at_layers(ff_blocks(n_layers), self.layers)]
         return [Block.parse(f"transformer_block.{layer}") for layer in range(n_layers)]
 
 

@@ -27,10 +27,10 @@ class StaircaseJacobianConfig(JacobianPenalty, frozen=True):
     """resid_mid and resid_post of each layer."""
 
     def trainees(self, lm: Transformer, seed: int) -> list[TrainableSAEs]:
-        """One staircase per layer."""
+        """One staircase for each of the layers."""
         return [
-            StaircaseJacobianTrainee(self, ends, lm.d_model, lm.feed_forward(layer), seed)
-            for layer, ends in enumerate(self.ends(lm.n_layers))
+            StaircaseJacobianTrainee(self, ends, lm.d_model, lm.feed_forward(ends[0].layer), seed)
+            for ends in self.ends(lm.n_layers)
         ]
 
 
