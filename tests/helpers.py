@@ -2,6 +2,9 @@
 
 import json
 import os
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
+from scalar_sae.loopback import LoopbackServer
 from scalar_sae.saes.activation import GroupMax, JumpReLU, ReLU, TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.pair import Pair
@@ -131,3 +135,16 @@ def golden_sae(variant: str, key: str, rows: int | None = None, shared_key: str 
     W_enc, W_dec = (t[f"{shared_key or key}.{name}"] for name in ("W_enc", "W_dec"))
     W_enc, b_dec = W_enc[:, :rows], t[f"{key}.b_dec"]
     return SAE(W_enc, t[f"{key}.b_enc"] - b_dec @ W_enc, W_dec[:rows], b_dec, TopK(10))
+
+
+@contextmanager
+def running(server: LoopbackServer) -> Generator[LoopbackServer]:
+    """A server that answers within the block."""
+    thread = threading.Thread(target=server.run, daemon=True)
+    with server:
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            thread.join()

@@ -71,7 +71,7 @@ class Guesser(BaseHTTPRequestHandler):
 
 def answer_in_a_browsers_place() -> None:
     """Answer the one pair of the blind comparison, then end the server as Ctrl-C does."""
-    address = f"http://127.0.0.1:{PORT}/answer"
+    address = f"http://127.0.0.1:{PORT}/token/answer"
     for _ in range(600):
         time.sleep(0.1)
         body = json.dumps({"pair": 0, "choice": "left"}).encode()
@@ -131,7 +131,8 @@ def verbs(root: Path) -> None:
         judge.shutdown()
     threading.Thread(target=answer_in_a_browsers_place, daemon=True).start()
     two = [run / "saes" / name / "resid_mid.0" for name in ("topk", "staircase")]
-    scalar("blind", *two, "--out", root / "blind", "--tokens", text, "--prompts", 32, "--pairs", 1, "--port", PORT)
+    with mock.patch("secrets.token_urlsafe", return_value="token"):
+        scalar("blind", *two, "--out", root / "blind", "--tokens", text, "--prompts", 32, "--pairs", 1, "--port", PORT)
     scalar("blind", "--out", root / "blind", "--summary")
     scalar("report", run)
     scalar("ls", run)

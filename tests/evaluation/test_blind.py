@@ -1,7 +1,6 @@
 """Blind comparison: pairs of equal density, answers that survive, the summary by hand, the page under keys."""
 
 import json
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -25,7 +24,7 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import SaeCard, save_sae
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import byte_pairs
-from tests.helpers import random_sae, tiny_lm
+from tests.helpers import random_sae, running, tiny_lm
 from tests.test_study import scalar
 
 TOKENS = torch.randint(0, 32, (20, 16), generator=torch.Generator().manual_seed(0))
@@ -200,19 +199,16 @@ def test_bad_input(tmp_path: Path):
 
 def test_the_server_refuses_what_is_no_answer(tmp_path: Path):
     comparison(tmp_path)
-    with serve(Comparison(tmp_path, "ann"), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+    with running(serve(Comparison(tmp_path, "ann"), 0)) as server:
         wrong = [("answer", body) for body in (b"not json", b"[]", b'{"pair": 0, "choice": "both"}')]
         for path, body in (*wrong, ("question/4", None)):
-            request = urllib.request.Request(f"{address}/{path}", body, {"Content-Type": "application/json"})
+            request = urllib.request.Request(server.url + path, body, {"Content-Type": "application/json"})
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(request)
             assert refused.value.code == 400
             refused.value.close()
         with pytest.raises(UserError, match="choose another"):
-            serve(Comparison(tmp_path, "ann"), server.server_port)
-        server.shutdown()
+            serve(Comparison(tmp_path, "ann"), server.port)
     assert list((tmp_path / "answers").iterdir()) == []
 
 
@@ -224,9 +220,8 @@ def test_the_page_under_keys(tmp_path: Path, browser: Any):
     from selenium.webdriver.support.wait import WebDriverWait
 
     comparison(tmp_path)
-    with serve(Comparison(tmp_path, "ann"), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser.get(f"http://127.0.0.1:{server.server_port}")
+    with running(serve(Comparison(tmp_path, "ann"), 0)) as server:
+        browser.get(server.url)
 
         def shows(pair: str) -> None:
             WebDriverWait(browser, 10).until(
@@ -260,7 +255,6 @@ def test_the_page_under_keys(tmp_path: Path, browser: Any):
         assert browser.find_element(By.ID, "progress").text == "4 of 4; your answer was: right"
         ActionChains(browser).send_keys(Keys.ARROW_LEFT).perform()
         shows("null")
-        server.shutdown()
     assert list(Answers(tmp_path, "ann", 4).choices.values()) == ["left", "neither", "left", "right"]
     done = scalar("blind", "--out", tmp_path, "--summary")
     assert json.loads(done.stdout)["counts"]["ann"]["neither"] == 1

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from scalar_sae import loopback
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.blind import Answers, Pairs, summary
-from scalar_sae.report import loopback
+from scalar_sae.loopback import LoopbackServer
 from scalar_sae.report.blind import Comparison, serve
-from scalar_sae.report.loopback import LoopbackServer
+from tests.helpers import running
 from tests.robustness.hostile import write_tables
 
 N_PAIRS = 4
@@ -33,16 +33,19 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[LoopbackServer]:
-    with serve(Comparison(folder, "ann"), 0) as running:
-        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
-        yield running
-        running.shutdown()
+    with running(serve(Comparison(folder, "ann"), 0)) as server:
+        yield server
+
+
+def filled(server: LoopbackServer, text: str) -> bytes:
+    """A request to the server's own port, below its token."""
+    return text.replace("PORT", str(server.port)).replace("TOKEN", server.token).encode()
 
 
 def send(server: LoopbackServer, text: str | bytes, timeout: float = 5) -> tuple[int, str]:
     """The status and body that a raw request gets; status 0: the connection was closed without an answer."""
-    raw = text if isinstance(text, bytes) else text.replace("PORT", str(server.server_port)).encode()
-    with socket.create_connection(("127.0.0.1", server.server_port), timeout) as connection:
+    raw = text if isinstance(text, bytes) else filled(server, text)
+    with socket.create_connection(("127.0.0.1", server.port), timeout) as connection:
         connection.sendall(raw)
         parts: list[bytes] = []
         try:
@@ -55,7 +58,7 @@ def send(server: LoopbackServer, text: str | bytes, timeout: float = 5) -> tuple
 
 
 def post(*headers: str, body: str = '{"pair": 0, "choice": "left"}', length: str | None = None) -> str:
-    lines = ["POST /answer HTTP/1.1", *(headers or ("Host: 127.0.0.1:PORT", "Content-Type: application/json"))]
+    lines = ["POST /TOKEN/answer HTTP/1.1", *(headers or ("Host: 127.0.0.1:PORT", "Content-Type: application/json"))]
     lines += [f"Content-Length: {len(body) if length is None else length}"] if length != "" else []
     return "\r\n".join(lines) + "\r\n\r\n" + body
 
@@ -76,8 +79,6 @@ def test_it_listens_on_this_machine_alone(server: LoopbackServer):
         ("Host: 127.0.0.1:PORT.evil.example", "Content-Type: application/json"),
         ("Host: 127.0.0.1:1", "Content-Type: application/json"),
         ("Host: ", "Content-Type: application/json"),
-        ("Content-Type: application/json",),
-        ("Host: 127.0.0.1:PORT", "Host: evil.example", "Content-Type: application/json"),
         (*OURS, "Origin: http://evil.example"),
         (*OURS, "Origin: null"),
         (*OURS, "Origin: http://127.0.0.1:1"),
@@ -96,10 +97,18 @@ def test_another_page_cannot_answer(headers: tuple[str, ...], server: LoopbackSe
     assert Answers(folder, "ann", N_PAIRS).choices == {}
 
 
+@pytest.mark.parametrize("path", ["/", "/question", "/page.js", "/TOKE/question", "/TOKENx/question", "//question"])
+def test_nothing_is_read_without_the_token(path: str, server: LoopbackServer):
+    path = path.replace("TOKE/", server.token[:-1] + "/")
+    status, body = send(server, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")
+    assert status == 404
+    assert len(body) < 200
+
+
 @pytest.mark.parametrize("path", ["/", "/question", "/question/0", "/page.js"])
 def test_another_name_for_this_machine_reads_nothing(path: str, server: LoopbackServer):
     for host, expected in (("evil.example:PORT", 421), ("127.0.0.1:PORT", 200), ("localhost:PORT", 200)):
-        status, body = send(server, f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")
+        status, body = send(server, f"GET /TOKEN{path} HTTP/1.1\r\nHost: {host}\r\n\r\n")
         assert status == expected
         assert (len(body) > 200) == (expected == 200)
 
@@ -114,7 +123,7 @@ def test_our_own_page_can_answer(server: LoopbackServer, folder: Path):
 @pytest.mark.parametrize(
     ("length", "expected"),
     [("-1", 400), ("", 411), ("x", 400), ("1e3", 400), ("0x10", 400), ("+5", 400), ("٥", 400), ("1 1", 400),
-     ("99999999999999999999", 413), ("400000000", 413), ("4097", 413), ("9" * 5000, 413), ("0", 400), ("3", 400)],
+     ("99999999999999999999", 413), ("400000000", 413), ("4097", 413), ("9" * 5000, 400), ("0", 400), ("3", 400)],
 )  # fmt: skip
 def test_a_body_of_a_wrong_length_is_refused_at_once(length: str, expected: int, server: LoopbackServer, folder: Path):
     start = time.monotonic()
@@ -126,8 +135,17 @@ def test_a_body_of_a_wrong_length_is_refused_at_once(length: str, expected: int,
     assert Answers(folder, "ann", N_PAIRS).choices == {}
 
 
-def test_two_lengths_and_chunks_are_refused(server: LoopbackServer):
-    assert send(server, post(*OURS, "Content-Length: 5"))[0] == 411
+@pytest.mark.parametrize(
+    "headers", [("Content-Type: application/json",), ("Host: evil.example", *OURS), (*OURS, "Content-Length: 5")]
+)
+def test_no_host_and_two_hosts_or_lengths_are_no_request(
+    headers: tuple[str, ...], server: LoopbackServer, folder: Path
+):
+    assert send(server, post(*headers))[0] == 400
+    assert Answers(folder, "ann", N_PAIRS).choices == {}
+
+
+def test_a_body_in_chunks_is_refused(server: LoopbackServer):
     assert send(server, post(*OURS, "Transfer-Encoding: chunked"))[0] == 411
 
 
@@ -151,7 +169,7 @@ def test_what_is_no_answer_is_refused_in_one_line(body: str, server: LoopbackSer
              "/pairs.json", "/a/contexts.parquet", "/question/0x0", "/question/٠", "*"],
 )  # fmt: skip
 def test_only_what_the_page_asks_for_is_served(path: str, server: LoopbackServer):
-    status, _ = send(server, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")
+    status, _ = send(server, f"GET /TOKEN{path} HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")
     assert status in (400, 404)
 
 
@@ -164,7 +182,7 @@ def test_what_is_no_request_leaves_the_server_as_it_was(
     with monkeypatch.context() as short:
         short.setattr(loopback, "SECONDS", 0.3)
         send(server, start)
-    assert send(server, "GET /question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
+    assert send(server, "GET /TOKEN/question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
     assert capfd.readouterr().err == ""
 
 
@@ -173,13 +191,13 @@ def test_slow_clients_are_hung_up_on_and_hold_nobody_else(
 ):
     """Some send a byte now and then, some nothing, some a part of a body; a request beside them is answered."""
     monkeypatch.setattr(loopback, "SECONDS", 2.0)
-    address = ("127.0.0.1", server.server_port)
+    address = ("127.0.0.1", server.port)
     slow = [socket.create_connection(address, 5) for _ in range(20)]
     for connection in slow[:10]:
-        connection.sendall(b"POST /answer HTTP/1.1\r\nHost: ")
+        connection.sendall(b"POST /x/answer HTTP/1.1\r\nHost: ")
     for connection in slow[10:15]:
-        connection.sendall(post(*OURS, length="4000").replace("PORT", str(server.server_port)).encode())
-    assert send(server, "GET /question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
+        connection.sendall(filled(server, post(*OURS, length="4000")))
+    assert send(server, "GET /TOKEN/question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
     start = time.monotonic()
     for connection in slow:
         try:
@@ -196,25 +214,28 @@ def test_slow_clients_are_hung_up_on_and_hold_nobody_else(
     assert capfd.readouterr().err == ""
 
 
-def test_more_connections_than_there_is_room_for_are_closed(server: LoopbackServer, monkeypatch: pytest.MonkeyPatch):
-    address = ("127.0.0.1", server.server_port)
-    with monkeypatch.context() as short:
-        short.setattr(loopback, "SECONDS", 0.5)
-        idle = [socket.create_connection(address, 5) for _ in range(3 * loopback.CONNECTIONS)]
-        before = threading.active_count()
-        assert before < 2.5 * loopback.CONNECTIONS  # one that answers and one that looks at the clock for each
-        time.sleep(0.7)
+def test_more_connections_than_there_is_room_for_are_closed(server: LoopbackServer):
+    address, end = ("127.0.0.1", server.port), time.monotonic() + 20
+    idle = [socket.create_connection(address, 5) for _ in range(3 * loopback.CONNECTIONS)]
+    while server.connections < loopback.CONNECTIONS and time.monotonic() < end:
+        time.sleep(0.02)
+    for connection in idle[loopback.CONNECTIONS :]:
+        with suppress(ConnectionResetError):
+            assert connection.recv(1) == b""  # the server has closed it
+    assert server.connections == loopback.CONNECTIONS
     for connection in idle:
         connection.close()
-    assert send(server, "GET /question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
+    while server.connections and time.monotonic() < end:
+        time.sleep(0.02)
+    assert send(server, "GET /TOKEN/question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
 
 
 def test_a_client_that_leaves_is_no_event(server: LoopbackServer, capfd: pytest.CaptureFixture[str]):
     for _ in range(20):
-        with socket.create_connection(("127.0.0.1", server.server_port), 5) as connection:
+        with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-            connection.sendall(f"GET /question HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
-    assert send(server, "GET /question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
+            connection.sendall(filled(server, "GET /TOKEN/question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n"))
+    assert send(server, "GET /TOKEN/question HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n")[0] == 200
     assert capfd.readouterr().err == ""
 
 
@@ -243,10 +264,10 @@ def test_two_processes_see_each_others_answers(folder: Path):
 
 
 def test_every_page_forbids_scripts_that_stand_in_it(server: LoopbackServer):
-    with socket.create_connection(("127.0.0.1", server.server_port), 5) as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
+    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+        connection.sendall(filled(server, "GET /TOKEN/ HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n\r\n"))
         head, _, body = connection.makefile("rb").read().decode().partition("\r\n\r\n")
-    [policy] = [line for line in head.splitlines() if line.startswith("Content-Security-Policy")]
+    [policy] = [line for line in head.splitlines() if line.lower().startswith("content-security-policy")]
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy
     assert "unsafe" not in policy

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from scalar_sae.report.page import render
 from scalar_sae.report.text import token_text, visible
 from scalar_sae.saes.formats.detect import Located
 from scalar_sae.saes.formats.files import Found
-from tests.helpers import random_sae
+from tests.helpers import random_sae, running
 from tests.report.test_page import record
 from tests.robustness.hostile import TEARING, TEXTS, results, write_tables
 
@@ -120,10 +119,8 @@ def address(tmp_path: Path) -> Iterator[str]:
         write_tables(tmp_path / side)
     pairs = [{"a": number, "b": number, "left": "a"} for number in range(4)]
     (tmp_path / "pairs.json").write_text(json.dumps({"names": {"a": "x", "b": "y"}, "pairs": pairs}))
-    with serve(Comparison(tmp_path, "ann"), 0) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with running(serve(Comparison(tmp_path, "ann"), 0)) as server:
+        yield server.url
 
 
 def wait_for(browser: Any, pair: str) -> None:

@@ -229,8 +229,8 @@ def blind(
         return Outcome(found.model_dump(), lambda: tell(*found.model_dump_json(indent=1).splitlines()))
     from scalar_sae.evaluation.run import prepare_blind
     from scalar_sae.lm.special import parse_rule
+    from scalar_sae.loopback import check_port
     from scalar_sae.report.blind import Comparison, serve
-    from scalar_sae.report.loopback import check_port
 
     if a is None or b is None:
         raise UserError("scalar blind needs the folders of two SAEs")
@@ -241,8 +241,8 @@ def blind(
     check_port(port)
     prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype, parse_rule(special or "skip"))
     with serve(Comparison(out, rater), port) as server, waiting_for_user():
-        tell(f"Open http://127.0.0.1:{server.server_port} and answer by keyboard; Ctrl-C ends, the same goes on.")
+        tell(f"Open {server.url} and answer by keyboard; Ctrl-C ends, the same goes on.")
         with suppress(KeyboardInterrupt):
-            server.serve_forever()
+            server.run()
     answers = out / "answers"
     return Outcome({"answers": answers}, lambda: tell(f"Answers: {answers}"))

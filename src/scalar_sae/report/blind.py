@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.blind import CHOICES, Answers, Choice, Examples, Pairs
+from scalar_sae.loopback import LoopbackServer, RefusedError, application, page_routes
 from scalar_sae.readers import explained
 from scalar_sae.report.environment import viewer
-from scalar_sae.report.loopback import LoopbackServer, RefusedError
 from scalar_sae.report.text import token_text
 
 
@@ -96,19 +100,28 @@ class Comparison:
 
 
 def serve(comparison: Comparison, port: int) -> LoopbackServer:
-    """A server on this machine alone; `serve_forever` starts it.
+    """A server on this machine alone; `run` starts it.
 
     Raises:
         UserError: the port is taken.
     """
 
-    def reply(path: str, posted: Any) -> dict[str, Any]:
-        if posted is not None and path == "/answer":
-            return comparison.answer(posted)
-        if posted is None and path == "/question":
-            return comparison.question()
-        if posted is None and (number := re.fullmatch(r"/question/([0-9]{1,9})", path)):
-            return comparison.question(int(number[1]))
-        raise RefusedError(404, "no such page")
+    def question(request: Request) -> Response:
+        number = request.path_params.get("number")
+        return JSONResponse(comparison.question(number if number is None else _pair(number)))
 
-    return LoopbackServer(viewer("blind"), reply, port)
+    async def answer(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(comparison.answer, await request.json()))
+
+    routes = [
+        Route("/question", question),
+        Route("/question/{number}", question),
+        Route("/answer", answer, methods=["POST"]),
+    ]
+    return LoopbackServer(application([*page_routes(viewer("blind")), *routes]), port)
+
+
+def _pair(number: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", number):
+        raise RefusedError(404, "no such page")
+    return int(number)

@@ -5,14 +5,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from scalar_sae.loopback import POLICY
 from scalar_sae.report.text import visible
-
-POLICY = (
-    "default-src 'none'; script-src 'self' file:; style-src 'self' file:; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'"
-)
-"""What a page of several files may load (https://www.w3.org/TR/CSP3): files that lie beside it, and no script or style
-that stands in the page or in an attribute."""
 
 ONE_FILE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """What a page in one file may load: nothing. It has no script, and its styles stand in it."""

@@ -4,17 +4,17 @@ import errno
 import os
 import signal
 from collections.abc import Callable
-from http.server import ThreadingHTTPServer
 from typing import Any
 
 
 def nobody_visits() -> None:
     """A page that is served is left at once, as by Ctrl-C."""
+    from scalar_sae.loopback import LoopbackServer
 
     def leave(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    ThreadingHTTPServer.serve_forever = leave  # pyright: ignore[reportAttributeAccessIssue]
+    LoopbackServer.run = leave
 
 
 def no_hub() -> None:

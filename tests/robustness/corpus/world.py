@@ -7,7 +7,6 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -125,9 +124,10 @@ def build(world: Path, judge: str) -> None:
     for name in ("features", "judge", "measure"):
         done(*argv(JOBS[name].argv, world, judge))
     Path("run/report.html").unlink()
+    from scalar_sae.loopback import LoopbackServer
     from tests.robustness.corpus import faults
 
-    with mock.patch.object(ThreadingHTTPServer, "serve_forever"):
+    with mock.patch.object(LoopbackServer, "run"):
         faults.nobody_visits()
         done(*JOBS["blind"].argv)
     answers = Path("blind/answers")

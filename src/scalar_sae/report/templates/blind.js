@@ -39,7 +39,7 @@ async function load(path, failed, options) {
   busy = true;
   try {
     const reply = await fetch(path, options), content = await reply.json();
-    if (reply.status === 409) ask(await (await fetch("/question")).json(), content.error);
+    if (reply.status === 409) ask(await (await fetch("question")).json(), content.error);
     else if (!reply.ok) throw new Error(content.error);
     else ask(content);
   } catch (error) {
@@ -50,13 +50,13 @@ async function load(path, failed, options) {
 }
 
 function answer(choice) {
-  if (current !== null) load("/answer", "not saved",
+  if (current !== null) load("answer", "not saved",
     { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ pair: current, choice, before }) });
 }
 
 function back() {
   const before = (current ?? total) - 1;
-  if (before >= 0) load(`/question/${before}`, "not loaded");
+  if (before >= 0) load(`question/${before}`, "not loaded");
 }
 
 document.addEventListener("keydown", (event) => {
@@ -67,4 +67,4 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 for (const button of document.querySelectorAll("button")) button.addEventListener("click", () => answer(button.dataset.choice));
-load("/question", "not loaded");
+load("question", "not loaded");
