@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from scalar_sae.errors import UserError
     from scalar_sae.explore.circuit import Circuit
     from scalar_sae.explore.edges import RankedEdges, rank_edges
+    from scalar_sae.explore.examples import edge_examples
     from scalar_sae.explore.features import Features
+    from scalar_sae.explore.journey import Journey
+    from scalar_sae.explore.plain import Intervention, interventions_from
     from scalar_sae.explore.run import Run, load_run
     from scalar_sae.lm.model import LanguageModel
     from scalar_sae.own_text import evaluation_text
@@ -36,6 +39,8 @@ _HOME = {
     "Circuit": "explore.circuit",
     "Corpus": "corpora",
     "Features": "explore.features",
+    "Intervention": "explore.plain",
+    "Journey": "explore.journey",
     "LanguageModel": "lm.model",
     "Pair": "scoring.pair",
     "RankedEdges": "explore.edges",
@@ -46,9 +51,11 @@ _HOME = {
     "Site": "sites",
     "Table": "table",
     "UserError": "errors",
+    "edge_examples": "explore.examples",
     "evaluation_text": "own_text",
     "fitted": "saes.fitted",
     "held_out": "scoring.config",
+    "interventions_from": "explore.plain",
     "load_corpus": "corpora",
     "load_run": "explore.run",
     "load_sae": "saes.store",
@@ -65,6 +72,8 @@ __all__ = [
     "Circuit",
     "Corpus",
     "Features",
+    "Intervention",
+    "Journey",
     "LanguageModel",
     "Pair",
     "RankedEdges",
@@ -76,9 +85,11 @@ __all__ = [
     "Table",
     "UserError",
     "__version__",
+    "edge_examples",
     "evaluation_text",
     "fitted",
     "held_out",
+    "interventions_from",
     "load_corpus",
     "load_run",
     "load_sae",

@@ -87,10 +87,10 @@ def test_the_same_score_from_python_and_from_the_command(finished_run: Path):
     texts = ss.held_out(run.text, config)
     edges = ss.rank_edges(run.pair("topk", "ff_block.0"), texts.ranking, made.ranking)
     measured, row = edges.circuit(n).measure(texts.scoring), made.curve()[2]
-    assert row["edges"] == measured["edges"] == n
+    assert row["edges"] == measured.edges == n
     for name in ("recovery", "kl_model", "kl_circuit", "live_edges", "l0_down"):
-        assert measured[name] == pytest.approx(row[name], abs=1e-5)
-    assert measured["floor_kl"] == pytest.approx(made.floor.kl, abs=1e-6)
+        assert getattr(measured, name) == pytest.approx(row[name], abs=1e-5)
+    assert measured.floor_kl == pytest.approx(made.floor.kl, abs=1e-6)
 
 
 def test_a_curve_is_a_table_of_what_the_record_holds(finished_run: Path):

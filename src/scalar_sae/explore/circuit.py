@@ -14,24 +14,19 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer, UInt8
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from scalar_sae.errors import UserError
+from scalar_sae.explore.measure import measured
+from scalar_sae.explore.passage import passages
+from scalar_sae.explore.plain import Measured
+from scalar_sae.explore.stage import Stage, check_latents
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.records.curve import recovery
-from scalar_sae.records.results import Curves
-from scalar_sae.scoring.curve import CONVENTIONS, measure
-from scalar_sae.scoring.metrics import over_prompts
 from scalar_sae.scoring.pair import Pair, Prompt, read
-from scalar_sae.scoring.rankings.order import NOT_KEPT
 from scalar_sae.scoring.sweep.closed_form import Readout
-from scalar_sae.scoring.sweep.edges import GlobalEdges
-from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.table import Table
 
 Edge = tuple[int, int]
@@ -64,7 +59,7 @@ class Circuit:
         """
         kept = _filled(pair, False)
         for up, down in edges:
-            _check(pair, up=[up], down=[down])
+            check_latents(pair, up=[up], down=[down])
             kept[up, down] = True
         return cls(pair, kept)
 
@@ -88,7 +83,7 @@ class Circuit:
             UserError: the pair has no such edge or latent.
         """
         edges, up, down = list(edges), list(up), list(down)
-        _check(self.pair, up=[*up, *(i for i, _ in edges)], down=[*down, *(j for _, j in edges)])
+        check_latents(self.pair, up=[*up, *(i for i, _ in edges)], down=[*down, *(j for _, j in edges)])
         kept = self.kept.clone()
         kept[up] = False
         kept[:, down] = False
@@ -163,61 +158,25 @@ class Circuit:
             for token, text in zip(shown, lm.tokenizer.pieces(shown), strict=True)
         )
 
-    def measure(self, tokens: Integer[Tensor, "prompt token"]) -> dict[str, int | float]:
-        """Measure how much of the full circuit these edges recover, as on the curve of a record.
+    def measure(self, tokens: Integer[Tensor, "prompt token"]) -> Measured:
+        """Measure how much of the full circuit and of the model these edges carry, as on the curve of a record.
 
         Args:
             tokens: the text, at least one prompt with an ordinary token.
 
-        Returns:
-            `edges`, `kl_model` and `kl_circuit` (KL from the model and from the full circuit, nats, mean over tokens),
-            `recovery` (1 - kl_circuit / kl_circuit without any edge), `live_edges` and `l0_down` (per token), and
-            `floor_kl` (KL from the model to the full circuit).
-
         Raises:
             UserError: an output is not finite, or all tokens are special.
         """
-        exact, counts = CONVENTIONS["exact"], np.array([0, max(1, self.n_edges)])
-        found = [
-            measure(self.pair, prompt, self._edges, 2, False, exact, self._readout)
-            for prompt in read(self.pair, tokens.long())
-        ]
-        curves = Curves.side_by_side(found).with_text()
-        if not len(curves.n_tokens):
-            raise UserError("text to measure a circuit on: nothing but special tokens; give other text")
-        every = np.arange(len(curves.n_tokens))
-        mean = {
-            name: over_prompts(np.atleast_2d(getattr(curves, name)), curves.n_tokens, every)
-            for name in ("kl_model", "kl_circuit", "live_edges", "l0_down", "floor_kl")
-        }
-        recovered = recovery(counts, mean["kl_circuit"])
-        return {
-            "edges": self.n_edges,
-            "kl_model": float(mean["kl_model"][1]),
-            "kl_circuit": float(mean["kl_circuit"][1]),
-            "recovery": float(recovered[1]),
-            "live_edges": float(mean["live_edges"][1]),
-            "l0_down": float(mean["l0_down"][1]),
-            "floor_kl": float(mean["floor_kl"][0]),
-        }
+        return measured([passage.readings([self.kept]) for passage in passages([self.pair], tokens)])
 
-    @torch.no_grad()
     def latents(self, prompt: Prompt) -> Float[Tensor, "token n_down"]:
         """Downstream latent activations under the circuit."""
-        *_, under = sweep(self.pair, prompt, self._edges, 2, self._readout)
-        return under.acts
+        return Stage(self.pair, prompt, self._readout).acts(self.kept)
 
-    @torch.no_grad()
     def _activation(self, tokens: Integer[Tensor, "batch token"]) -> Float[Tensor, "batch token d_model"]:
         """The activation at the spliced site."""
-        rows = [self.pair.decoded(self.latents(prompt), prompt) for prompt in read(self.pair, tokens)]
-        return torch.stack(rows)
-
-    @cached_property
-    def _edges(self) -> GlobalEdges:
-        """A ranking with two counts: no edges, and the kept ones."""
-        keep_index: UInt8[Tensor, "n_up n_down"] = torch.where(self.kept, 1, NOT_KEPT).byte()
-        return GlobalEdges(keep_index)
+        with torch.no_grad():
+            return torch.stack([self.pair.decoded(self.latents(one), one) for one in read(self.pair, tokens)])
 
     @cached_property
     def _readout(self) -> Readout:
@@ -226,12 +185,3 @@ class Circuit:
 
 def _filled(pair: Pair, value: bool) -> Bool[Tensor, "n_up n_down"]:
     return torch.full((pair.up.d_sae, pair.down.d_sae), value, device=pair.device)
-
-
-def _check(pair: Pair, **latents: Iterable[Any]) -> None:
-    """Raise a UserError if one end of a pair has no latent with such an index."""
-    for end, numbers in latents.items():
-        width = getattr(pair, end).d_sae
-        for number in numbers:
-            if not 0 <= number < width:
-                raise UserError(f"{end}stream latent {number}: the SAE at that end has {width:,} latents")

@@ -1,0 +1,246 @@
+"""What acts on the downstream latents at one token of a prompt, and what they do to the prediction after it.
+
+An edge is local here: from an upstream latent at one position (the source) to a downstream latent at one token. Without
+attention between them the two positions are the same. Its effect is exact: the upstream latent is removed at the source
+alone, from the input of this downstream latent alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scalar_sae.errors import UserError
+from scalar_sae.explore.plain import LatentEffect, LocalEdge, LocalEdges, NextToken, Outputs
+from scalar_sae.explore.stage import Stage
+from scalar_sae.lm.outputs import kl, log_probs
+from scalar_sae.sites import Block
+
+PASS_BYTES = 2**25
+"""Passes are taken so many at a time that their widest activation fits this."""
+MOST = 5_000
+"""Maximum number of edges in an answer."""
+
+Progress = Callable[[float], object]
+
+
+class Local(NamedTuple):
+    """Local edges with an effect, largest size first."""
+
+    source: Int[Tensor, " edge"]
+    up: Int[Tensor, " edge"]
+    down: Int[Tensor, " edge"]
+    effect: Float[Tensor, " edge"]
+    """Activation with the edge less activation without it."""
+    size: Float[Tensor, " edge"]
+
+
+class KeptAt(NamedTuple):
+    """Downstream activations of a prompt where one token keeps its n strongest edges."""
+
+    counts: list[int]
+    acts: list[Float[Tensor, "token n_down"]]
+    """For each count. Other tokens are those of the full circuit."""
+
+
+def edges(stage: Stage, position: int, n: int, on_progress: Progress) -> LocalEdges:
+    """The n strongest local edges at a token (Journey.edges)."""
+    if not 0 <= n <= MOST:
+        raise UserError(f"{n} edges: at most {MOST:,} are listed at once")
+    found = local(stage, position, on_progress)
+    z, acts = stage.prompt.z, stage.full[position]
+    return LocalEdges(
+        block=str(stage.pair.block),
+        position=position,
+        n_edges=len(found.up),
+        total_size=float(found.size.double().sum()),
+        edges=tuple(
+            LocalEdge(
+                source=s,
+                up=i,
+                up_activation=float(z[s, i]),
+                down=j,
+                down_activation=float(acts[j]),
+                effect=effect,
+                size=size,
+            )
+            for s, i, j, effect, size in zip(*(part[:n].tolist() for part in found), strict=True)
+        ),
+    )
+
+
+@torch.no_grad()
+def local(stage: Stage, position: int, on_progress: Progress = lambda done: None) -> Local:
+    """Every local edge at a token that has an effect, by the change of the downstream latent's activation in units of
+    the model's activations. Ties are in the order of sources and latents.
+    """
+    here, norms = stage.upto(position), stage.pair.down.W_dec.norm(dim=1)
+    source, up = players(here)
+    first = position + 1 - len(here.change)  # the position of the cut prompt's first token
+    player, down, effect = _effects(here, source, up, on_progress)
+    size = effect.abs() * norms[down]
+    order = size.argsort(descending=True, stable=True)
+    player, down = player[order], down[order]
+    return Local(source[player] + first, up[player], down, effect[order], size[order])
+
+
+def players(here: Stage) -> tuple[Int[Tensor, " player"], Int[Tensor, " player"]]:
+    """Positions and upstream latents whose removal changes something."""
+    source, up = (here.change != 0).nonzero(as_tuple=True)
+    return source, up
+
+
+def _effects(
+    here: Stage, source: Int[Tensor, " player"], up: Int[Tensor, " player"], on_progress: Progress
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Player, downstream latent and effect at the last token, where there is one."""
+    rule, pair = here.pair.down.activation, here.pair
+    pre_acts = here.pre_acts[-1:]
+    threshold, acts = rule.competing_threshold(pre_acts), rule.select(pre_acts)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    counts = bool(here.prompt.text[-1])
+    for rows in torch.arange(len(up), device=up.device).split(at_once(here)) if counts and len(up) else ():
+        x = here.whole.repeat(len(rows), 1, 1)
+        x[torch.arange(len(rows)), source[rows]] -= pair.added(up[rows], here.change[source[rows], up[rows]])
+        changed = at_last(here, x) @ pair.down.W_enc + pair.down.b_enc
+        effect = acts - rule.activate_independently(changed.unsqueeze(1), threshold)[:, 0]
+        player, down = effect.nonzero(as_tuple=True)
+        found.append((rows[player], down, effect[player, down]))
+        on_progress(float(rows[-1] + 1) / len(up))
+    if not found:
+        nothing = torch.zeros(0, dtype=torch.long, device=up.device)
+        return nothing, nothing, pre_acts.new_zeros(0)
+    player, down, effect = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return player, down, effect
+
+
+def at_once(here: Stage) -> int:
+    """How many passes over a cut prompt are taken at a time."""
+    pair = here.pair
+    widest = max(len(here.change) * here.pair.lm.d_model * 4, here.readout.width, pair.down.d_sae)
+    return max(1, PASS_BYTES // (4 * widest))
+
+
+def at_last(here: Stage, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row d_model"]:
+    """What down's encoder multiplies at the last token when x stands at the upstream site."""
+    where = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    where[:, -1] = True
+    return here.pair.down.normalize_input(here.pair.compute_at(where, x, here.prompt.up_skip))
+
+
+@torch.no_grad()
+def kept_at(stage: Stage, position: int, counts: Sequence[int] | None, on_progress: Progress) -> KeptAt:
+    """Downstream activations with the n strongest local edges at a token, for each n."""
+    found = local(stage, position, lambda done: on_progress(done / 2))
+    here = stage.upto(position)
+    source, up = players(here)
+    n_edges, n_all = len(found.up), len(up) * stage.pair.down.d_sae
+    chosen = sorted({0, n_all, *(round_counts(n_edges) if counts is None else counts)})
+    for count in chosen:
+        if not (0 <= count <= n_edges or count == n_all):
+            raise UserError(f"{count} edges: {n_edges:,} of {n_all:,} edges have an effect at token {position}")
+    first, n_up = position + 1 - len(here.change), stage.pair.up.d_sae
+    player = torch.searchsorted(source * n_up + up, (found.source - first) * n_up + found.up)
+    adds = here.pair.added(up, here.change[source, up])
+    acts, pre_acts = [], torch.zeros_like(here.pre_acts[-1])
+    for number, (before, count) in enumerate(pairwise([0, *chosen])):
+        gained = found.down[before:count].unique()
+        for some in gained.split(at_once(here)) if len(gained) and count != n_all else ():
+            pre_acts[some] = _recomputed(here, source, adds, player[:count], found.down[:count], some)
+        row = stage.full.clone()
+        if count != n_all:
+            row[position] = stage.pair.down.activation.select(pre_acts)
+        acts.append(row)
+        on_progress(0.5 + number / (2 * len(chosen)))
+    return KeptAt(chosen, acts)
+
+
+def _recomputed(
+    here: Stage,
+    source: Int[Tensor, " player"],
+    adds: Float[Tensor, "player d_model"],
+    player: Int[Tensor, " edge"],
+    down: Int[Tensor, " edge"],
+    latents: Int[Tensor, " some"],
+) -> Float[Tensor, " some"]:
+    """Pre-activations of some downstream latents at the last token, each from its own edges among these."""
+    kept = adds.new_zeros(len(latents), len(source))
+    there = torch.isin(down, latents)
+    kept[torch.searchsorted(latents, down[there]), player[there]] = 1.0
+    x = here.base.repeat(len(latents), 1, 1)
+    for token in source.unique().tolist():
+        at = source == token
+        x[:, token] += kept[:, at] @ adds[at]
+    W, b = here.pair.down.W_enc[:, latents], here.pair.down.b_enc[latents]
+    return (at_last(here, x) * W.T).sum(1) + b
+
+
+def round_counts(n: int) -> Iterator[int]:
+    """0, 1, 2, 5, 10, 20, ... and n."""
+    yield from (0, n)
+    for power in range(len(str(n))):
+        yield from (step * 10**power for step in (1, 2, 5) if step * 10**power < n)
+
+
+@torch.no_grad()
+def outputs(
+    stage: Stage,
+    position: int,
+    full: Float[Tensor, " d_vocab"],
+    n: int,
+    most: int,
+    on_progress: Progress,
+) -> Outputs:
+    """What the active downstream latents at a token add to the prediction after it (Journey.outputs).
+
+    Args:
+        stage: the last pair.
+        position: the token.
+        full: log-probabilities after the token, in the full circuit.
+        n: number of next tokens.
+        most: number of latents.
+        on_progress: called with the share that is done.
+    """
+    pair, lm = stage.pair, stage.pair.lm
+    mixes = not pair.splice_site.same_place(lm.end) and Block(pair.splice_site, lm.end).mixes_tokens
+    here = stage.rows(slice(0 if mixes else position, position + 1))
+    acts = stage.full[position]
+    weight = acts.abs() * pair.down.W_dec.norm(dim=1)
+    live = weight.argsort(descending=True)[: min(most, int((acts != 0).sum()))]
+    shown = full.topk(min(n, lm.d_vocab)).indices
+    centred = full - full.mean()
+    start = pair.decoded(stage.full[here_rows(here, position)], here.prompt)
+    found: list[LatentEffect] = []
+    batch = max(1, PASS_BYTES // (4 * len(start) * 8 * lm.d_model))
+    for some in live.split(batch):
+        without = acts.repeat(len(some), 1)
+        without[torch.arange(len(some)), some] = 0.0
+        x = start.repeat(len(some), 1, 1)
+        last = stage.rows(slice(position, position + 1)).prompt
+        x[:, -1] = pair.decoded(without.unsqueeze(1), last)[:, 0]
+        end = pair.run_on(x, here.prompt)[:, -1:]
+        after = log_probs(lm, end)[:, 0]
+        change = centred[shown] - (after[:, shown] - after.mean(-1, keepdim=True))
+        divergence = kl(full.unsqueeze(0), after)
+        found += [
+            LatentEffect(latent=j, activation=float(acts[j]), kl=float(d), logits=tuple(row))
+            for j, d, row in zip(some.tolist(), divergence.tolist(), change.tolist(), strict=True)
+        ]
+        on_progress(len(found) / len(live))
+    ids = shown.tolist()
+    return Outputs(
+        position=position,
+        predicted=tuple(
+            NextToken(token=t, text=text, logit=float(centred[t]), p=float(full[t].exp()))
+            for t, text in zip(ids, lm.tokenizer.pieces(ids), strict=True)
+        ),
+        latents=tuple(sorted(found, key=lambda row: -row.kl)),
+    )
+
+
+def here_rows(here: Stage, position: int) -> slice:
+    """The tokens of a cut prompt in the whole one."""
+    return slice(position + 1 - len(here.change), position + 1)
