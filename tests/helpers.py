@@ -44,12 +44,12 @@ def shared(*parts: str) -> Path:
 
 
 def tiny_lm(
-    seed: int = 0, n_layers: int = 2, d_model: int = 16, spread: float = 0.3, d_vocab: int = 32
+    seed: int = 0, n_layers: int = 2, d_model: int = 16, spread: float = 0.3, d_vocab: int = 32, context: int = 16
 ) -> LanguageModel:
     """A random GPT-2 whose weights are large enough for blocks to matter."""
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=d_vocab, n_positions=16, n_embd=d_model, n_layer=n_layers, n_head=2,
+        vocab_size=d_vocab, n_positions=context, n_embd=d_model, n_layer=n_layers, n_head=2,
         activation_function="gelu_pytorch_tanh", initializer_range=spread, use_cache=False,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip

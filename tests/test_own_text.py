@@ -160,6 +160,9 @@ def test_a_text_that_is_gone_or_has_changed_is_said(lm: LanguageModel, tmp_path:
     path.write_text(TEXT + "more")
     with pytest.raises(UserError, match=r"mine.txt: is not the text any more .* name a text with --tokens"):
         evaluation_text(lm, [run])
+    with pytest.raises(UserError, match=r"^mine.txt: 100 % of its passages are in the text that the SAEs were trained"):
+        evaluation_text(lm, [run], str(path))
+    path.write_text(TEXT[::-1])
     changed = evaluation_text(lm, [run], str(path))
     assert changed.seen == "unknown"
     assert any("has changed since the SAEs were trained on it" in remark for remark in changed.remarks(16))

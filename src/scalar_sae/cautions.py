@@ -39,6 +39,8 @@ def _of_text(record: Record) -> Iterator[str]:
     if n < FEW_PROMPTS:
         were = "prompt was" if n == 1 else "prompts were"
         yield f"Only {n} {were} scored: 95 % intervals over fewer than {FEW_PROMPTS} prompts are too narrow."
+    if record.data.get("seen") == "trained on":
+        yield "The SAEs were trained on the text that was ranked or scored: scores on new text may be worse."
 
 
 def _of_floor(record: Record) -> Iterator[str]:

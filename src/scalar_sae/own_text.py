@@ -35,7 +35,8 @@ from scalar_sae.records.sae_results import TextRead
 from scalar_sae.saes import hub
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Source
-from scalar_sae.saes.store import CONFIG
+from scalar_sae.saes.store import CONFIG, load_sae
+from scalar_sae.saes.training_text import largest_share, trained_text
 from scalar_sae.sites import Site
 
 Described = dict[str, Any]
@@ -60,6 +61,8 @@ def evaluation_text(
     spec: str | None = None,
     n: int = HELD_OUT,
     method: str | None = None,
+    *,
+    allow_trained_text: bool = False,
 ) -> Corpus:
     """The text to evaluate SAEs on, as the validation part of a corpus.
 
@@ -70,13 +73,17 @@ def evaluation_text(
             held-out part is read, of any other text all of it.
         n: number of tokens needed of another text.
         method: the only group of SAEs that is evaluated; None for all.
+        allow_trained_text: whether a text may be named that SAEs were trained on. The corpus is then marked as such.
 
     Raises:
         UserError: the SAEs' files do not name their training text, or name several; the text no longer exists or has
-            changed; it cannot be read; or it belongs to another tokenizer.
+            changed; it cannot be read; it belongs to another tokenizer; or SAEs were trained on it.
     """
     own = trained_on(saes, method)
-    corpus = _own_text(lm, own, saes) if spec is None else _other_text(lm, own, spec, n)
+    if spec is None:
+        corpus = _own_text(lm, own, saes)
+    else:
+        corpus = _checked(_other_text(lm, own, spec, n), saes, method, allow_trained_text)
     lm.check_tokens(torch.tensor([corpus.extremes]))
     return corpus
 
@@ -89,11 +96,7 @@ def trained_on(saes: Sequence[str | Path], method: str | None = None) -> list[De
     """
     found: dict[str, Described] = {}
     for path in saes:
-        source = Source.parse(path)
-        place, group = hub.local(source.path), None if source.name else method
-        paths = (path for path in sorted(place.rglob(CONFIG)) if not _hidden(path.relative_to(place)))
-        cards = {path: _content(path) for path in paths}
-        texts = [_text_of(path, card) for path, card in cards.items() if group in (None, card.get("name"))]
+        texts = [_text_of(card, content) for card, content in _cards(path, method).items()]
         if not texts or not all(texts):
             return []
         found |= {text["fingerprint"]: text for text in texts}
@@ -122,6 +125,33 @@ def say_unlike(groups: Iterable[Mapping[Site, SAE]], corpus: Corpus, context: in
     for difference, sites in found.items():
         first, *more = map(str, sorted(sites))
         say_once(f"{first}{f' and {len(more)} more' if more else ''}: {difference}")
+
+
+def _cards(path: str | Path, method: str | None) -> dict[Path, dict[str, Any]]:
+    """The cards below a path, with what they say; only those of one group if `method` names it."""
+    source = Source.parse(path)
+    place, group = hub.local(source.path), None if source.name else method
+    paths = (card for card in sorted(place.rglob(CONFIG)) if not _hidden(card.relative_to(place)))
+    cards = {card: _content(card) for card in paths}
+    return {card: content for card, content in cards.items() if group in (None, content.get("name"))}
+
+
+def _checked(corpus: Corpus, saes: Sequence[str | Path], method: str | None, allow: bool) -> Corpus:
+    """The corpus, marked if SAEs of another training text were trained on it.
+
+    Raises:
+        UserError: they were, and that is not allowed.
+    """
+    folders = [
+        card.parent for path in saes for card, content in _cards(path, method).items() if _text_of(card, content)
+    ]
+    texts = [sae.text for folder in folders for sae, _ in [load_sae(folder)] if sae.text is not None]
+    share = largest_share([text for text in texts if text.fingerprint != corpus.fingerprint], corpus.val)
+    if not share:
+        return corpus
+    if not allow:
+        raise UserError(trained_text(corpus.name, share))
+    return replace(corpus, seen="trained on")
 
 
 def _hidden(path: Path) -> bool:

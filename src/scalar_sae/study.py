@@ -285,7 +285,7 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
         f"the SAEs in {out}", [digest_of_sae(sae) for group in saes.values() for sae in group.values()]
     )
     if not results.saes and standing_in(saes) and distributed.rank() == 0:
-        prompts = windows(corpus.val, min(config.train.context, lm.context), corpus.name, corpus.start)
+        prompts = windows(corpus.to_measure, min(config.train.context, lm.context), corpus.name, corpus.start)
         n = config.score.fidelity_prompts
         prompts = prompts[:: max(1, len(prompts) // n)][:n]
         measured = fidelity(lm, saes, prompts, config.score.special)

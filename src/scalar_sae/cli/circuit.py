@@ -8,6 +8,7 @@ import typer
 
 from scalar_sae.cli.outputs import check_results, making
 from scalar_sae.cli.subjects import (
+    AllowTrainedText,
     Device,
     Dtype,
     Memory,
@@ -32,6 +33,7 @@ def circuit(
     sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
     lm: Annotated[str | None, typer.Option(help="Language model, as for `scalar score`.")] = None,
     tokens: Text = None,
+    allow_trained_text: AllowTrainedText = False,
     method: Annotated[
         str | None, typer.Option(help="Which group of SAEs; by default all that have one at every site.")
     ] = None,
@@ -81,6 +83,7 @@ def circuit(
         "rank_prompts": rank_prompts,
     }
     settings |= {"prompts": prompts, "edges": edges, "context": context, "memory": memory, "seed": seed}
+    settings |= {"allow_trained_text": allow_trained_text}
     config = score_config(settings | {"special": parse_rule(special or "skip")})
     circuit_ranking(config.ranking, one_order)
     check_model_and_text(lm, dtype, tokens)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scalar_sae.cli.outputs import check_folder, check_tables
-from scalar_sae.cli.subjects import Device, Dtype, Special, Text, check_model_and_text
+from scalar_sae.cli.subjects import AllowTrainedText, Device, Dtype, Special, Text, check_model_and_text
 from scalar_sae.cli.tables import print_measures, print_reading
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell, waiting_for_user
@@ -40,6 +40,7 @@ def measure(
     ] = None,
     lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
     tokens: Text = None,
+    allow_trained_text: AllowTrainedText = False,
     prompts: Annotated[int, typer.Option(help="Prompts to measure on.", min=2)] = 64,
     context: Annotated[
         int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
@@ -75,8 +76,9 @@ def measure(
     check_model_and_text(lm, dtype, tokens)
     partner, rule = not any_partner, parse_rule(special or "skip")
     results = measure_run(
-        run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule, out, device
-    )
+        run, against or [], lm, tokens, prompts, context, threshold, partner, labels, words, dtype, rule, out, device,
+        allow_trained_text=allow_trained_text,
+    )  # fmt: skip
 
     def show() -> None:
         print_measures(results)
@@ -100,6 +102,7 @@ def features(
     lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
     method: Annotated[str | None, typer.Option(help="One group of SAEs, if there are several.")] = None,
     tokens: Text = None,
+    allow_trained_text: AllowTrainedText = False,
     prompts: Annotated[int, typer.Option(help="Prompts to read.", min=2)] = 512,
     context: Annotated[
         int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
@@ -128,7 +131,10 @@ def features(
     check_model_and_text(lm, dtype, tokens)
     ranking = None if edges == "none" else edges
     rule = parse_rule(special or "skip")
-    folders = read_run(run, out, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule)
+    folders = read_run(
+        run, out, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule,
+        allow_trained_text=allow_trained_text,
+    )  # fmt: skip
     records = [reading(folder) for folder in folders]
     pages = [write_page(folder, _title(record)) for folder, record in zip(folders, records, strict=True)]
     keep_reading(path, records)
@@ -207,6 +213,7 @@ def blind(
         str | None, typer.Option(help="The language model that both read; by default that of a run they lie in.")
     ] = None,
     tokens: Text = None,
+    allow_trained_text: AllowTrainedText = False,
     rater: Annotated[str, typer.Option(help="Your name: each rater's answers are kept apart.")] = "rater",
     pairs: Annotated[int, typer.Option(help="Pairs of features.", min=1)] = 100,
     prompts: Annotated[int, typer.Option(help="Prompts to look for examples in.", min=1)] = 512,
@@ -239,7 +246,8 @@ def blind(
     check_model_and_text(lm, dtype, tokens)
     check_rater(rater)
     check_port(port)
-    prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype, parse_rule(special or "skip"))
+    rule, allow = parse_rule(special or "skip"), allow_trained_text
+    prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype, rule, allow_trained_text=allow)
     with serve(Comparison(out, rater), port) as server, waiting_for_user():
         tell(f"Open {server.url} and answer by keyboard; Ctrl-C ends, the same goes on.")
         with suppress(KeyboardInterrupt):

@@ -8,6 +8,7 @@ import typer
 
 from scalar_sae.cli.outputs import check_results, making
 from scalar_sae.cli.subjects import (
+    AllowTrainedText,
     Device,
     Dtype,
     Memory,
@@ -43,6 +44,7 @@ def score(
         ),
     ] = None,
     tokens: Text = None,
+    allow_trained_text: AllowTrainedText = False,
     method: Annotated[
         str | None, typer.Option(help="Which group of SAEs, if there are several (all by default).")
     ] = None,
@@ -107,6 +109,7 @@ def score(
     place = Block.parse(block)
     settings = {"ranking": ranking, "rank_prompts": rank_prompts, "prompts": prompts, "context": context}
     settings |= {"edges": edges, "ablation": ablation, "memory": memory, "seed": seed, "control": control}
+    settings |= {"allow_trained_text": allow_trained_text}
     settings |= {"special": None if special is None else parse_rule(special)}
     config = score_config(settings, published=published)
     check_model_and_text(lm, dtype, tokens)

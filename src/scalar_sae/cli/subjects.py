@@ -38,6 +38,10 @@ Text = Annotated[
         "text that the SAEs were trained on."
     ),
 ]
+AllowTrainedText = Annotated[
+    bool,
+    typer.Option("--allow-trained-text", help="Read a text although the SAEs were trained on it; the records say so."),
+]
 Memory = Annotated[float, typer.Option(help="Gigabytes to stay within; of several processes each.", min=0, max=1e6)]
 
 
@@ -156,7 +160,8 @@ def prompts_of(
     from scalar_sae.scoring.config import held_out
 
     n = 2 * max(config.prompts, config.n_rank_prompts) * (context or min(model.context, 128))
-    corpus = evaluation_text(model, saes, tokens, n, method)
+    allow = config.allow_trained_text
+    corpus = evaluation_text(model, saes, tokens, n, method, allow_trained_text=allow)
     config = config.model_copy(update={"context": context or corpus.context(model.context)})
     for remark in corpus.remarks(config.context):
         say(remark)

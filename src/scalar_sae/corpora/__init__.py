@@ -18,6 +18,7 @@ from scalar_sae.corpora.load import (
     to_evaluate_on,
     tokenized,
 )
+from scalar_sae.corpora.passages import Sketch, share_in, sketch
 from scalar_sae.corpora.texts import VAL_SHARE, Texts
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Address",
     "Corpus",
     "Seen",
+    "Sketch",
     "Texts",
     "Tokens",
     "absolute",
@@ -37,6 +39,8 @@ __all__ = [
     "load_held_out",
     "load_texts",
     "prompts_fingerprint",
+    "share_in",
+    "sketch",
     "to_evaluate_on",
     "tokenized",
     "windows",

@@ -14,10 +14,12 @@ from scalar_sae.tokenizer import HasTokenizer
 Tokens = Integer[Tensor, "..."]
 """Running text [n], or prompts that were cut before [n, length]."""
 
-Seen = Literal["held out", "another text", "unknown"]
-"""Whether SAEs were trained on a text: it was held out, it is another text than theirs, or it is not known."""
+Seen = Literal["held out", "trained on", "another text", "unknown"]
+"""Whether SAEs were trained on a text: it was held out, it is training text, it is another text than theirs, or it is
+not known."""
 SEEN: dict[Seen, str] = {
     "held out": "held out when the SAEs were trained",
+    "trained on": "training text of the SAEs",
     "another text": "not the text that the SAEs were trained on",
     "unknown": "whether the SAEs were trained on it is not known",
 }
@@ -66,6 +68,21 @@ class Corpus:
         """The smallest and the largest token id in the text and in the start of its prompts."""
         ends = [int(end) for part in (self.train, self.val) if part.numel() for end in part.aminmax()]
         return min([0, *self.start, *ends]), max([0, *self.start, *ends])
+
+    @property
+    def halves(self) -> tuple[Tokens, Tokens]:
+        """The two halves of the validation part. On the first, training chooses the weights that it keeps and scoring
+        ranks edges. Only the second is scored and measured, so no choice was made on it.
+        """
+        half = len(self.val) // 2
+        return self.val[:half], self.val[half:]
+
+    @property
+    def to_measure(self) -> Tokens:
+        """The text to measure SAEs on: of their own text the second half of the validation part, of any other text all
+        of it.
+        """
+        return self.halves[1] if self.seen == "held out" else self.val
 
     @property
     def length(self) -> int | None:

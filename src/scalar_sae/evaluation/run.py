@@ -113,6 +113,8 @@ def measure_run(
     special: Rule = "skip",
     out: Path | None = None,
     device: str | None = None,
+    *,
+    allow_trained_text: bool = False,
 ) -> Results:
     """Measure the fidelity of the SAEs in a folder, and compare them with those of other seeds.
 
@@ -133,6 +135,7 @@ def measure_run(
         special: the rule for special tokens (lm/special.py).
         out: folder for `results.json`; None takes that of `records_folder`.
         device: where fidelity is computed; None takes a GPU, if there is one. The rest is computed on the CPU.
+        allow_trained_text: whether `text` may be text that the SAEs were trained on.
 
     Raises:
         UserError: there are no SAEs or no model, the text is too short, the labels do not fit the model, or the other
@@ -147,7 +150,8 @@ def measure_run(
     model = LanguageModel.load(source, dtype=dtype)
     saes = {folder: _fitted(model, groups) for folder, groups in loaded.items()}
     every_group = [group for of_run in saes.values() for group in of_run.values()]
-    tokens, about = spread_prompts(text, model, [run], context, prompts, groups=every_group)
+    allow = allow_trained_text
+    tokens, about = spread_prompts(text, model, [run], context, prompts, groups=every_group, allow_trained_text=allow)
     task = None if labels is None else _task(model, labels, tokens, words)
     if against:
         in_common(saes, threshold, model)
@@ -224,6 +228,8 @@ def spread_prompts(
     n: int,
     method: str | None = None,
     groups: Iterable[Mapping[Site, SAE]] = (),
+    *,
+    allow_trained_text: bool = False,
 ) -> tuple[Int[Tensor, "prompt token"], TextRead]:
     """N prompts spread evenly over the evaluation text of SAEs, and the description of the text for a record.
 
@@ -233,11 +239,12 @@ def spread_prompts(
     Raises:
         UserError: the text has fewer prompts, or it cannot be read (own_text.py).
     """
-    corpus = evaluation_text(model, saes, text, n * (context or min(model.context, 128)), method)
+    n_tokens = n * (context or min(model.context, 128))
+    corpus = evaluation_text(model, saes, text, n_tokens, method, allow_trained_text=allow_trained_text)
     context = context or corpus.context(model.context)
     for said in corpus.remarks(context):
         say(said)
-    rows = windows(corpus.val, context, corpus.name, corpus.start)
+    rows = windows(corpus.to_measure, context, corpus.name, corpus.start)
     if rows.shape[0] < n:
         raise UserError(
             f"{corpus.name}: {n} prompts of {context} tokens wanted, only {rows.shape[0]} there; lower --prompts, or "
@@ -261,6 +268,8 @@ def read_run(
     memory: int | float = 8.0,
     dtype: str = "auto",
     special: Rule = "skip",
+    *,
+    allow_trained_text: bool = False,
 ) -> list[Path]:
     """Write feature tables of SAEs to `out/METHOD/SITE`, with the edges between neighbouring SAEs.
 
@@ -279,6 +288,7 @@ def read_run(
         memory: gigabytes that ranking edges may use.
         dtype: precision in which the model computes.
         special: the rule for special tokens (lm/special.py).
+        allow_trained_text: whether `text` may be text that the SAEs were trained on.
 
     Returns:
         The folders of the SAEs.
@@ -295,7 +305,8 @@ def read_run(
     model = LanguageModel.load(source, dtype=dtype)
     groups = _fitted(model, loaded)
     read = [group for name, group in groups.items() if method in (None, name)]
-    tokens, about = spread_prompts(text, model, [run], context, prompts, method, read)
+    allow = allow_trained_text
+    tokens, about = spread_prompts(text, model, [run], context, prompts, method, read, allow_trained_text=allow)
     settings = {"lm": fingerprint(model), "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest()}
     settings |= {"text": about.model_dump(), "prompts": prompts, "context": tokens.shape[1]}
     settings |= {"edges": ranking, "edge_prompts": rank_prompts}
@@ -340,6 +351,8 @@ def prepare_blind(
     prompts: int,
     dtype: str = "auto",
     special: Rule = "skip",
+    *,
+    allow_trained_text: bool = False,
 ) -> None:
     """Draw the pairs of a blind comparison of two SAEs at one site, unless they were drawn before.
 
@@ -358,7 +371,8 @@ def prepare_blind(
     for folder, sae in ((a, first), (b, second)):
         if sae.d_model != model.d_model:
             raise UserError(f"{folder}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
-    tokens, about = spread_prompts(text, model, [a, b], None, prompts, groups=[{site: first}, {site: second}])
+    groups, allow = [{site: first}, {site: second}], allow_trained_text
+    tokens, about = spread_prompts(text, model, [a, b], None, prompts, groups=groups, allow_trained_text=allow)
     say_special(tokens, model.special_ids(special))
     names: dict[Literal["a", "b"], str] = {"a": str(a), "b": str(b)}
     prepare(out, model, site, {"a": first, "b": second}, names, tokens, pairs, special=special, text=about)

@@ -25,6 +25,7 @@ from scalar_sae.saes.activation import Activation, JumpReLU
 from scalar_sae.saes.normalization import InputNorm
 from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.trained import Trained
+from scalar_sae.saes.training_text import TrainingText
 from scalar_sae.sites import Site
 
 
@@ -55,6 +56,8 @@ class SAE:
     """How long it was trained; None if its files do not say."""
     origin: Origin = field(default_factory=Origin)
     """What it was trained on, as far as its files say."""
+    text: TrainingText | None = None
+    """What its files know of its training text, to recognise it; None if they do not say."""
 
     def __post_init__(self) -> None:
         self.activation.check(self.d_sae)

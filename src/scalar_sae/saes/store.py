@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 
@@ -30,11 +31,14 @@ from scalar_sae.saes.origin import Origin
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group, Source, site_in
 from scalar_sae.saes.trained import Trained
+from scalar_sae.saes.training_text import TrainingText
 from scalar_sae.sealed import check_digest, digest_of_file
 from scalar_sae.sites import Site
 
 CONFIG, WEIGHTS = "sae.json", "sae.safetensors"
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
+PASSAGES = "training_passages"
+"""The tensor that tells training text from other text (training_text.py). It is no weight."""
 
 
 class SaeCard(BaseModel):
@@ -96,6 +100,8 @@ def save_sae(sae: SAE, card: SaeCard, folder: Path) -> None:
             tensors["threshold"] = sae.activation.threshold
         if sae.W_skip is not None:
             tensors["W_skip"] = sae.W_skip
+        if sae.text is not None:
+            tensors[PASSAGES] = sae.text.passages
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS)
         card = card.model_copy(update={"sha256": digest_of_file(temporary / WEIGHTS)})
         (temporary / CONFIG).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -144,9 +150,19 @@ def _read_own(folder: Folder) -> tuple[SAE, SaeCard]:
     if card.chunks and (card.chunks[-1] != sae.d_sae or any(b <= a for a, b in pairwise([0, *card.chunks]))):
         raise UserError(f"{CONFIG} says chunks = {card.chunks}: expected rising numbers that end with {sae.d_sae}")
     writes = None if card.writes is None else Site.parse(card.writes)
-    return replace(
-        sae, writes=writes, origin=_origin(card), trained=Trained.of(card.method, card.recipe, sae.d_sae)
-    ), card
+    trained = Trained.of(card.method, card.recipe, sae.d_sae)
+    return replace(sae, writes=writes, origin=_origin(card), trained=trained, text=_text(card, tensors)), card
+
+
+def _text(card: SaeCard, tensors: Tensors) -> TrainingText | None:
+    """What the files know of the training text; None if they lack a part of it."""
+    passages, data = tensors.integers(PASSAGES), card.recipe.get("data")
+    fingerprint = data.get("fingerprint") if isinstance(data, dict) else None
+    if passages is None or not isinstance(fingerprint, str):
+        return None
+    if any(later <= earlier for earlier, later in pairwise([-1, *passages])):
+        raise UserError(f"{WEIGHTS}: {PASSAGES} is not a list of rising numbers; restore it from a copy")
+    return TrainingText(fingerprint, torch.tensor(passages, dtype=torch.int64))
 
 
 def _origin(card: SaeCard) -> Origin:

@@ -88,13 +88,14 @@ def _score_circuit(
     special = lm.special_ids(config.special)
     texts.check(lm, special)
     pairs = chain.chain(lm, saes, sites, special)
+    ends = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
+    texts = texts.compared(ends.values(), allow=config.allow_trained_text)
     ranking = circuit_ranking(config.ranking, one_order)
     sizes = [pair.n_edges for pair in pairs]
     counts = counts_of(config.edges, sum(sizes) if one_order else max(sizes))
     if config.ablation == "mean":
         pairs = [mean_ablated(pair, texts.ranking) for pair in pairs]
     pairs = [*pairs[:-1], with_site_mean(pairs[-1], texts.ranking)]
-    ends = {pair.block.up: pair.up for pair in pairs} | {pairs[-1].block.down: pairs[-1].down}
     hashes = {"lm": digest(lm.parameters())} | {str(site): digest_of_sae(sae) for site, sae in ends.items()}
     settings = settings_of(config, texts) | lm.describe() | {"budget": "one order" if one_order else "per pair"}
     identity = {"definitions": DEFINITIONS, "settings": settings, "ranking": config.ranking, "hashes": hashes}

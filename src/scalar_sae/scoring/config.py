@@ -88,6 +88,8 @@ class ScoreConfig(ScoreSettings):
     the ranking."""
     control: Control | None = None
     """Score this control of the pair instead of the pair (controls.py)."""
+    allow_trained_text: bool = False
+    """Score although the SAEs were trained on the text. The record says so."""
 
     @classmethod
     def published(cls, **changes: Any) -> "ScoreConfig":
@@ -161,9 +163,8 @@ def held_out(corpus: Corpus, config: ScoreSettings) -> Texts:
     Raises:
         UserError: the text has too few windows.
     """
-    half = 0 if config.overlap else len(corpus.val) // 2
-    first = corpus.val if config.overlap else corpus.val[:half]
-    parts = {"rank": (first, config.n_rank_prompts), "score": (corpus.val[half:], config.prompts)}
+    first, second = (corpus.val, corpus.val) if config.overlap else corpus.halves
+    parts = {"rank": (first, config.n_rank_prompts), "score": (second, config.prompts)}
     chosen: list[Tensor] = []
     for salt, (what, (tokens, wanted)) in enumerate(parts.items()):
         rows = windows(tokens, config.context, f"{corpus.name}, text to {what} on", corpus.start)

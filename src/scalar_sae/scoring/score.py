@@ -64,7 +64,7 @@ def score(
 
     Raises:
         UserError: an unknown ranking, a score matrix of the wrong shape, NaN anywhere, too little memory, text of
-            special tokens alone or of another tokenizer than the model's.
+            special tokens alone, of another tokenizer than the model's, or that the SAEs were trained on.
     """
     config = ranking if isinstance(ranking, ScoreConfig) else ScoreConfig(ranking=ranking)
     if on_progress is not None:
@@ -78,6 +78,7 @@ def _score(
     pair: Pair, texts: Texts, config: ScoreConfig, method: str, on_progress: OnProgress, partial: Path | None
 ) -> Record:
     start, ranking = time.perf_counter(), find_ranking(config.ranking)
+    texts = texts.compared([pair.up, pair.down], allow=config.allow_trained_text)
     pair = prepared(pair, texts, config)
     counts = counts_of(config.edges, pair.n_edges)
     about = describe_pair(pair, texts)

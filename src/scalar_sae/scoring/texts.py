@@ -1,15 +1,21 @@
 """The two texts of a score: edges are ranked on one and sub-circuits are scored on the other."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
-from scalar_sae.corpora import check_tokenizer
+from scalar_sae.corpora import check_tokenizer, prompts_fingerprint
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import counted, listed
+from scalar_sae.saes.sae import SAE
+from scalar_sae.saes.training_text import largest_share, trained_text
+
+PARTS = {"ranking": "rank", "scoring": "score"}
+"""The two texts, and what is done on them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +34,30 @@ class Texts:
         """Raise a UserError if the prompts are of another tokenizer than the model's, or hold special tokens alone."""
         if "tokenizer" in self.data:
             check_tokenizer(self.data["tokenizer"], lm, self.data["corpus"])
-        for what, tokens in (("rank", self.ranking), ("score", self.scoring)):
-            if not counted(tokens, special)[:, 1:].any():
+        for name, what in PARTS.items():
+            if not counted(getattr(self, name), special)[:, 1:].any():
                 raise UserError(
                     f"text to {what} on: nothing but special tokens (ids {listed(special)}); give other text"
                 )
+
+    def compared(self, saes: Iterable[SAE], *, allow: bool) -> "Texts":
+        """The same texts, marked if SAEs were trained on one of them.
+
+        Prompts that `held_out` cut from the text of an SAE were held out from it.
+
+        Raises:
+            UserError: SAEs were trained on one of them, and that is not allowed.
+        """
+        cut = self.data.get("prompts") == {name: prompts_fingerprint(getattr(self, name)) for name in PARTS}
+        held_out = self.data.get("fingerprint") if cut else None
+        texts = [sae.text for sae in saes if sae.text is not None and sae.text.fingerprint != held_out]
+        shares = {what: largest_share(texts, getattr(self, name)) for name, what in PARTS.items()}
+        if not any(shares.values()) and self.data.get("seen") != "trained on":
+            return self
+        what, share = max(shares.items(), key=lambda one: one[1])
+        if not allow:
+            raise UserError(trained_text(f"{self.data.get('corpus', 'text')}, text to {what} on", share))
+        return replace(self, data=self.data | {"seen": "trained on"})
 
     def n_special(self, special: tuple[int, ...]) -> int:
         """Positions of special tokens in the scored text."""

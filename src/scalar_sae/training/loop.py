@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from scalar_sae import distributed
 from scalar_sae.activations.cache import CachedStream
 from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.console import Bar, say
-from scalar_sae.corpora import Corpus, windows
+from scalar_sae.corpora import Corpus, sketch, windows
 from scalar_sae.errors import UserError
 from scalar_sae.io import Events
 from scalar_sae.lm.model import LanguageModel
@@ -29,6 +30,7 @@ from scalar_sae.saes.methods.base import CALIBRATION_TOKENS
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import SaeCard, load_sae, save_sae
 from scalar_sae.saes.trained import L0_TOLERANCE
+from scalar_sae.saes.training_text import TrainingText
 from scalar_sae.sites import Site
 from scalar_sae.training.checkpoint import Position, noted, resume, save
 from scalar_sae.training.config import TrainConfig
@@ -114,10 +116,11 @@ class _Run:
         self.all_text = stream.windows_per_buffer == len(prompts)
         self.special = left_out(prompts, special)
         say_special(prompts, special, "positions of the training text")
-        held_out = windows(corpus.val, config.context, corpus.name, corpus.start)
-        # the clone frees the rest of the text
-        held_out = held_out[: max(1, VALIDATION_TOKENS // config.context)].clone().to(lm.device)
-        self.validation = Validation(lm, held_out, reads, special) if config.validations else None
+        self.validation = (
+            Validation(lm, text_to_choose_on(corpus, config.context).to(lm.device), reads, special)
+            if config.validations
+            else None
+        )
         self.n_layers, self.device, self.about_lm = lm.n_layers, lm.device, lm.describe()
         one_each = {learner.method.name: learner.trainee for learner in reversed(group)}
         self.costs = {name: cost(trainee, lm.d_model) for name, trainee in reversed(one_each.items())}
@@ -228,12 +231,13 @@ class _Run:
         if self.validation is not None:
             self._measure(step, {learner: learner.best.loss for learner in self.group})
         if distributed.rank() == 0:
+            text = TrainingText(self.corpus.fingerprint, sketch(self.corpus.train))
             for learner in self.group:
-                self._write(learner, buffer)
+                self._write(learner, buffer, text)
             (self.out / "checkpoint.pt").unlink(missing_ok=True)
         distributed.barrier()
 
-    def _write(self, learner: OptimizedSAEs, buffer: Buffer) -> None:
+    def _write(self, learner: OptimizedSAEs, buffer: Buffer, text: TrainingText) -> None:
         recipe = {
             "config": self.config.model_dump(mode="json"), "data": self.corpus.describe(), "lm": self.about_lm,
             "versions": versions(),
@@ -244,9 +248,15 @@ class _Run:
         for position, site in enumerate(learner.trainee.sites):
             sae, target = learner.trainee.sae(site), learner.trainee.target(site)
             found = recipe | learner.trainee.found() | _l0(learner, position, sae, buffer)
-            sae = sae.to("cpu") if target == site else replace(sae.to("cpu"), writes=target)
+            sae = replace(sae.to("cpu"), writes=None if target == site else target, text=text)
             card = SaeCard.of(sae, learner.method.method, learner.method.name, site, found)
             save_sae(sae, card, _folder(self.out, learner, site))
+
+
+def text_to_choose_on(corpus: Corpus, context: int) -> Int[Tensor, "prompt token"]:
+    """The text on which the best weights are chosen: the start of the half that is neither scored nor measured."""
+    rows = windows(corpus.halves[0], context, f"{corpus.name}, text to choose weights on", corpus.start)
+    return rows[: max(1, VALIDATION_TOKENS // context)].clone()  # a copy, so that the rest is freed
 
 
 @torch.no_grad()
