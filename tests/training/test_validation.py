@@ -37,7 +37,7 @@ def test_validation_is_logged(tmp_path: Path, text: Path):
     found = logged(tmp_path / "events.jsonl")
     assert [line["step"] for line in found] == [10, 20, 30, 40]
     lm, corpus = tiny_lm(), load_corpus(str(text), tiny_lm())
-    text_ids = windows(corpus.val, 16)
+    text_ids = windows(corpus.halves[0], 16)
     for site, sae in saes.items():
         measures = found[-1]["saes"][str(site)]
         x = lm.activations(text_ids, [site])[site]
@@ -86,7 +86,7 @@ def test_saes_beside_the_residual_stream_are_spliced_in_at_once(tmp_path: Path, 
     sites = ["mlp_in.0", "mlp_out.1"]
     saes = trained(tmp_path, text, "run", [{**TOPK, "sites": sites}], events, validations=1)["topk"]
     before, behind = (saes[Site.parse(site)] for site in sites)
-    lm, text_ids = tiny_lm(), windows(load_corpus(str(text), tiny_lm()).val, 16)
+    lm, text_ids = tiny_lm(), windows(load_corpus(str(text), tiny_lm()).halves[0], 16)
     clean = lm.logits(text_ids).log_softmax(-1)
     first, second = (block.mlp for block in lm.hf.transformer.h)
     first.register_forward_pre_hook(lambda _, args: (before.decode(before.encode(args[0])),))
@@ -102,7 +102,7 @@ def test_special_tokens_keep_the_models_own_activation_where_saes_are_spliced_in
     """Two SAEs at once, by hooks of torch, with tokens left out in the middle of the prompts."""
     events, special = Events(tmp_path / "events.jsonl"), [3, 11, 20]
     saes = trained(tmp_path, text, "run", [TOPK], events, validations=1, special=special)["topk"]
-    lm, text_ids = tiny_lm(), windows(load_corpus(str(text), tiny_lm()).val, 16)
+    lm, text_ids = tiny_lm(), windows(load_corpus(str(text), tiny_lm()).halves[0], 16)
     kept = ~torch.isin(text_ids, torch.tensor(special))
     assert 0.5 < kept.float().mean() < 0.98
     clean, own = lm.logits(text_ids).log_softmax(-1), lm.activations(text_ids, SITES)
@@ -138,14 +138,14 @@ def test_a_staircase_has_its_chunks_and_its_jacobian_measured(tmp_path: Path, te
     lm = tiny_lm()
     ends = Site("resid_mid", 1), Site("resid_post", 1)
     up, down = (saes[site] for site in ends)
-    acts = lm.activations(windows(load_corpus(str(text), tiny_lm()).val, 16), list(ends))
+    acts = lm.activations(windows(load_corpus(str(text), tiny_lm()).halves[0], 16), list(ends))
     x, y = (acts[site].flatten(0, 1)[:256] for site in ends)
     total = 0.0
     for x_t, z, u in zip(x, up.encode(x), down.encode(y), strict=True):
         block = torch.autograd.functional.jacobian(lambda v: lm.run(*ends, v.view(1, 1, -1)).flatten(), x_t)
         total += (up.W_dec[z > 0] @ block.T @ down.W_enc[:, u > 0]).abs().sum().item()
     assert found["jacobian"].keys() == {"ff_block.0", "ff_block.1"}
-    assert found["jacobian"]["ff_block.1"] == pytest.approx(total / 256 / 2**2, rel=1e-3)
+    assert found["jacobian"]["ff_block.1"] == pytest.approx(total / len(x) / 2**2, rel=1e-3)
 
 
 @pytest.mark.parametrize("method", [TOPK, STAIRS, *STATEFUL], ids=lambda method: method["method"])
@@ -198,6 +198,6 @@ def test_the_best_weights_are_written_and_the_card_says_which(tmp_path: Path, te
     _, card = load_sae(tmp_path / "run" / "saes" / "topk" / str(site))
     assert card.recipe["kept"]["step"] == step < 20, "a learning rate that grows to 3 does harm"
     assert found[-1]["saes"][str(site)]["kept_step"] == step
-    x = tiny_lm().activations(windows(load_corpus(str(text), tiny_lm()).val, 16), [site])[site]
+    x = tiny_lm().activations(windows(load_corpus(str(text), tiny_lm()).halves[0], 16), [site])[site]
     error = (x - sae.decode(sae.encode(x))).square().sum(-1).mean().item()
     assert error == pytest.approx(card.recipe["kept"]["val_loss"], rel=1e-4)
