@@ -21,7 +21,7 @@ from scalar_sae.scoring.compare import Ratio, ratios
 
 DOCS = Path(__file__).parent
 INK, GRID = "#1d2433", "#e6e9ef"
-SCORES = ("edges_at.50", "edges_at.90", "edges_at.99", "log_area", "pure")
+SCORES = ("edges_at.50", "edges_at.90", "log_area", "pure")
 
 
 def style(figure: go.Figure, height: int) -> go.Figure:
@@ -52,18 +52,22 @@ def cell(ratio: Ratio) -> str:
     """A ratio with its interval."""
     if not np.isfinite(ratio.value):
         return "never"
-    low_high = "" if ratio.interval is None else f" [{ratio.interval[0]:.2g}, {ratio.interval[1]:.2g}]"
-    return f"{ratio.value:.2g}{low_high}"
+    if ratio.interval is None:
+        return f"{ratio.value:.2g}"
+    low, high = ("?" if end is None else f"{end:.2g}" for end in ratio.interval)
+    return f"{ratio.value:.2g} [{low}, {high}]"
 
 
 def tables(results: Results) -> str:
     """For each group: every ranking over `leave_one_out`, geometric means over its blocks."""
     lines: list[str] = []
     for (kind, saes), records in groups(results).items():
-        lines += [f"**{kind}, {saes}**", "", "| ranking | edges@50 | edges@90 | edges@99 | log area | pure area | s |"]
-        lines += ["|---|---|---|---|---|---|---|"]
-        by_score = {score: {r.method: r for r in ratios(records, "leave_one_out", score) if r.block.startswith("all")}
-                    for score in SCORES}  # fmt: skip
+        lines += [f"**{kind}, {saes}**", "", "| ranking | edges@50 | edges@90 | log area | pure area | s |"]
+        lines += ["|---|---|---|---|---|---|"]
+        by_score: dict[str, dict[str, Ratio]] = {}
+        for score in SCORES:
+            rows = ratios(records, "leave_one_out", score).rows
+            by_score[score] = {row.method: row for row in rows if row.block.startswith("all")}
         for name in dict.fromkeys(record.method for record in records):
             seconds = sum(record.seconds for record in records if record.method == name)
             row = ["1" if name == "leave_one_out" else cell(by_score[score][name]) for score in SCORES]
@@ -112,10 +116,10 @@ def one_block(records: list[Record]) -> list[str]:
     kl, ce = (measured(first, f"floor.{name}", getattr(first.floor, name), ".3f") for name in ("kl", "ce_increase"))
     size = f"{first.n_up:,} × {first.n_down:,} = {first.n_edges:,} possible edges"
     lines = [f"**{first.block}, {first.method}**: {size}; floor: KL {kl}, CE + {ce}", ""]
-    lines += ["| ranking | edges@50 | edges@90 | edges@99 | log area | pure area | absolute area | s |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += ["| ranking | edges@50 | edges@90 | log area | pure area | absolute area | s |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for record in records:
-        cells = [measured(record, f"edges_at.{q}", edges, ",.0f") for q, edges in record.edges_at.items()]
+        cells = [measured(record, f"edges_at.{q}", edges, ",.0f") for q, edges in record.edges_at.items() if q != "99"]
         cells.append(measured(record, "log_area", record.log_area, ".3f"))
         cells += [measured(record, name, getattr(record, name), ",.0f") for name in ("pure", "absolute")]
         lines.append(f"| `{record.ranking}` | {' | '.join(cells)} | {record.seconds:.1f} |")

@@ -67,7 +67,7 @@ def relative(records: list[Record], kind: str) -> str:
     """Every method over the baseline: geometric means over the blocks of a kind, with 95 % intervals over prompts."""
     lines = [f"**{kind}**", "", f"| SAEs | {' | '.join(SCORES)} |", "|---|" + "---|" * len(SCORES)]
     some = of_kind(records, kind)
-    by_score = {s: {r.method: r for r in ratios(some, BASE, s) if r.block.startswith("all")} for s in SCORES}
+    by_score = {s: {r.method: r for r in ratios(some, BASE, s).rows if r.block.startswith("all")} for s in SCORES}
     for method in dict.fromkeys(record.method for record in some):
         row = ["1" if method == BASE else beside_nothing(by_score[score][method]) for score in SCORES]
         lines.append(f"| {method} | {' | '.join(row)} |")

@@ -13,7 +13,7 @@ from tests.scoring.test_compare import record
 
 
 def sound(method: str = "topk", block: str = "ff_block.0", n_prompts: int = 20, **changes: Any) -> Record:
-    """A record that nothing speaks against: a floor of 0.1 nats, 2.2 nats without edges, 24 prompts or fewer."""
+    """A record that nothing speaks against: a floor of 0.1 nats, 2.2 nats without edges, 72 prompts or fewer."""
     one = record(block, method, 30)
     fields = {name: getattr(one.prompts, name) for name in PromptCurves.model_fields}
     rows = {name: values for name, values in fields.items() if isinstance(values[0], list)}
@@ -39,7 +39,8 @@ QUANTILES: dict[Any, Any] = {"50": 10.0, "90": 20.0, "99": 30.0}
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"n_prompts": 24}, KL | floor(1.0), {"kl_model": [1.0, 0.5]} | floor(0.5), trained(1000, 1000),
+        {}, {"n_prompts": 24}, {"n_prompts": 49, "edges_at": QUANTILES | {"99": None}},
+        KL | floor(1.0), {"kl_model": [1.0, 0.5]} | floor(0.5), trained(1000, 1000),
         {"lowest_recovery": -0.1}, {"dip": {"50": 0.5, "90": 0.01, "99": 0.5}}, {"n_edges": 1024}, {"trained": {}},
     ],
 )  # fmt: skip
@@ -50,12 +51,12 @@ def test_nothing_is_said_at_the_limit(changes: dict[str, Any]):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"n_prompts": 19}, "Only 19 prompts were scored: 95 % intervals over fewer than 20 prompts are too narrow."),
+        ({"n_prompts": 19}, "Only 19 prompts were scored: not enough prompts for 95 % intervals, which need 20."),
         ({"n_prompts": 1}, "Only 1 prompt was scored"),
         ({"kl_model": [1.0, 0.5]} | floor(0.501), "The floor is more than half of the KL of the circuit without edges"),
         (KL | floor(1.01), "The floor is above 1 nat"),
         ({"edges_at": QUANTILES | {"90": None, "99": None}}, "Recovery never reaches 90 %"),
-        ({"edges_at": QUANTILES | {"99": None}}, "Recovery never reaches 99 %"),
+        ({"n_prompts": 50, "edges_at": QUANTILES | {"99": None}}, "Recovery never reaches 99 %"),
         ({"n_edges": 2000}, "The curve stops before all edges"),
         ({"dip": {"50": 0.0, "90": 0.011, "99": 0.0}}, "Recovery falls below 90 % again"),
         ({"lowest_recovery": -0.11}, "Recovery falls below -0.1: some sub-circuits are worse"),
@@ -100,12 +101,12 @@ def table() -> list[Record]:
 
 def test_a_table_says_each_caution_once_with_its_rows():
     prompts, large, dip = cautions_of(table())
-    assert prompts.endswith("too narrow. (all rows)")
+    assert prompts.endswith("which need 20. (all rows)")
     assert large.endswith(" (relu)")
     assert dip.endswith(" (topk at ff_block.1)")
     assert cautions_of([]) == []
     (alone,) = cautions_of([sound(n_prompts=3)])
-    assert alone.endswith("too narrow.")
+    assert alone.endswith("which need 20.")
 
 
 def test_rankings_and_controls_tell_rows_apart_where_not_all_of_them_are_meant():

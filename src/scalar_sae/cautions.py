@@ -5,8 +5,8 @@ from pathlib import Path
 
 from scalar_sae.records.results import Record
 from scalar_sae.saes.methods.unverified import REMARK
+from scalar_sae.scoring.intervals import FEW_PROMPTS, enough
 
-FEW_PROMPTS = 20
 LARGE_FLOOR = 1.0
 """Limit in nats."""
 FEW_STEPS = 1000
@@ -38,7 +38,7 @@ def _of_text(record: Record) -> Iterator[str]:
     n = len(record.prompts.floor_kl)
     if n < FEW_PROMPTS:
         were = "prompt was" if n == 1 else "prompts were"
-        yield f"Only {n} {were} scored: 95 % intervals over fewer than {FEW_PROMPTS} prompts are too narrow."
+        yield f"Only {n} {were} scored: not enough prompts for 95 % intervals, which need {FEW_PROMPTS}."
     if record.data.get("seen") == "trained on":
         yield "The SAEs were trained on the text that was ranked or scored: scores on new text may be worse."
 
@@ -54,12 +54,13 @@ def _of_floor(record: Record) -> Iterator[str]:
 
 
 def _of_curve(record: Record) -> Iterator[str]:
-    missed = [q for q, edges in record.edges_at.items() if edges is None]
+    n_prompts = len(record.prompts.floor_kl)
+    missed = [q for q, edges in record.edges_at.items() if edges is None and enough(f"edges_at.{q}", n_prompts)]
     if missed:
         yield f"Recovery never reaches {min(missed, key=int)} %, however many of the curve's edges are kept."
     if record.edges[-1] < record.n_edges:
         yield "The curve stops before all edges: what more edges recover is not known."
-    if record.dip["90"] > DEEP:
+    if record.dip["90"] is not None and record.dip["90"] > DEEP:
         yield "Recovery falls below 90 % again at a larger count than edges@90."
     if record.lowest_recovery < WORSE:
         yield f"Recovery falls below {WORSE:g}: some sub-circuits are worse than the circuit without any edge."

@@ -9,7 +9,7 @@ from tests.cli.test_verbs import SCORED
 from tests.test_study import scalar
 
 CAUTIONS = (
-    "Only 2 prompts were scored: 95 % intervals over fewer than 20 prompts are too narrow.",
+    "Only 2 prompts were scored: not enough prompts for 95 % intervals, which need 20.",
     "The SAEs were trained for 2 steps: below 1,000 a score says little about the method.",
 )
 

@@ -93,8 +93,15 @@ def test_the_same_score_from_python_and_from_the_command(finished_run: Path):
     assert measured.floor_kl == pytest.approx(made.floor.kl, abs=1e-6)
 
 
+def with_bands(record: ss.Record) -> ss.Record:
+    """The record as if more prompts than the run has had been scored: with intervals of its curves."""
+    assert record.ci["kl_model"] is None
+    bands = {name: [(n - 0.1, n + 0.2) for n in record.kl_model] for name in ("kl_model", "kl_circuit", "recovery")}
+    return record.model_copy(update={"ci": record.ci | bands})
+
+
 def test_a_curve_is_a_table_of_what_the_record_holds(finished_run: Path):
-    record = ss.load_run(finished_run).results.records[0]
+    record = with_bands(ss.load_run(finished_run).results.records[0])
     rows = record.curve()
     assert [row["edges"] for row in rows] == record.edges
     for name in ("kl_model", "kl_circuit", "live_edges", "l0_down"):
@@ -115,7 +122,7 @@ def test_a_plot_shows_the_curve_and_its_interval(finished_run: Path, of: str, mo
     monkeypatch.setenv("MPLBACKEND", "Agg")
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("Agg")
-    first, second = ss.load_run(finished_run).results.records[:2]
+    first, second = map(with_bands, ss.load_run(finished_run).results.records[:2])
     axes = first.plot(of)
     assert second.plot(of, ax=axes) is axes
     shown = [row for row in first.curve() if row["edges"] > 0]

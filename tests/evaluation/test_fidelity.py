@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 
 from scalar_sae.errors import UserError
@@ -20,6 +21,10 @@ from scalar_sae.sites import Site
 from tests.helpers import PLAIN_KINDS, random_sae, tiny_lm
 
 TOKENS = torch.randint(0, 32, (5, 12), generator=torch.Generator().manual_seed(0))
+
+
+MANY = torch.randint(0, 32, (24, 12), generator=torch.Generator().manual_seed(1))
+"""Enough prompts for intervals."""
 
 
 def one(sae: SAE, site: Site, tokens: Tensor = TOKENS, lm: LanguageModel | None = None, **options) -> SaeFidelity:
@@ -282,30 +287,32 @@ def test_special_tokens_anywhere_keep_the_clean_models_activation_at_every_site(
 
 def test_intervals_are_those_of_a_bootstrap_over_prompts():
     sae, site, lm = random_sae(16, 24, 4, 0), Site("resid_mid", 1), tiny_lm()
-    found = one(sae, site, lm=lm, seed=3)
-    x = lm.activations(TOKENS, [site])[site]
+    found = one(sae, site, MANY, lm, seed=3)
+    x = lm.activations(MANY, [site])[site]
     loss = (x - sae.decode(sae.encode(x))).square().sum(-1).mean(1).double().numpy()
-    draws = np.random.default_rng(3).integers(5, size=(1000, 5))
-    expected = np.quantile(loss[draws].mean(1), [0.025, 0.975], method="nearest")
+    draws = np.random.default_rng(3).integers(24, size=(1000, 24))
+    beyond = stats.norm.cdf(stats.t.ppf(0.025, 23) * np.sqrt(24 / 23))
+    quantiles = [beyond, 1 - beyond]
+    expected = np.quantile(loss[draws].mean(1), quantiles, method="nearest")
     assert found.ci["loss"] == pytest.approx(tuple(expected), rel=1e-5)
     assert found.ci["fvu"][0] < found.fvu < found.ci["fvu"][1]
     acts = sae.encode(x)
     error, again = x - sae.decode(acts), [draw for draw in draws]
     variance = [error[d].flatten(0, 1).var(0, correction=0).sum() for d in again]
     spread = (x - x.flatten(0, 1).mean(0)).square().sum((1, 2))
-    ratio = np.array([60 * v.item() / spread[d].sum().item() for v, d in zip(variance, again, strict=True)])
+    ratio = np.array([MANY.numel() * v.item() / spread[d].sum().item() for v, d in zip(variance, again, strict=True)])
     dense = np.array([((acts[d] > 0).flatten(0, 1).double().mean(0) > 0.1).double().mean().item() for d in again])
     for name, values in (("fvu_residual_variance", ratio), ("dense.0.1", dense)):
-        assert found.ci[name] == pytest.approx(tuple(np.quantile(values, [0.025, 0.975], method="nearest")), rel=1e-5)
+        assert found.ci[name] == pytest.approx(tuple(np.quantile(values, quantiles, method="nearest")), rel=1e-5)
     assert found.ci["l0_per_chunk.0"] == found.ci["l0"]
-    assert set(one(sae, site, TOKENS[:1], lm).ci.values()) == {None}
+    assert set(one(sae, site, MANY[:19], lm).ci.values()) == {None}
 
 
 def test_more_prompts_than_groups_are_drawn_in_groups(monkeypatch: pytest.MonkeyPatch):
     """Groups of identical prompts: those are one draw, so the interval is that of the text without the copies."""
     sae, site = replace(random_sae(16, 24, 4, 0), chunks=(10, 24)), Site("resid_mid", 1)
-    monkeypatch.setattr("scalar_sae.evaluation.fidelity.sums.GROUPS", 5)
-    once, thrice = one(sae, site), one(sae, site, TOKENS.repeat(3, 1), batch=4)
+    monkeypatch.setattr("scalar_sae.evaluation.fidelity.sums.GROUPS", 24)
+    once, thrice = one(sae, site, MANY), one(sae, site, MANY.repeat(3, 1), batch=4)
     for name in ("fvu_residual_variance", "dense.0.01", "dense.0.1"):
         assert thrice.ci[name] == pytest.approx(once.ci[name], rel=1e-5)
     assert thrice.fvu_residual_variance == pytest.approx(once.fvu_residual_variance)

@@ -31,7 +31,7 @@ def record(
     curve: Sequence[float] = (2.0, 1.0, 0.5, 0.1),
 ) -> Record:
     curve = list(curve)
-    of_prompt = [[y] for y in curve]
+    of_prompt = [[y] * 20 for y in curve]
     interval = (0.9, 1.1)
     ci: dict = {
         name: interval for name in ("absolute", "relative", "pure", "log_area", "floor.kl", "floor.ce_increase")
@@ -51,7 +51,8 @@ def record(
         config={"prompts": 2, "rank_prompts": 2, "context": 16, "edges": "full"}, versions={"torch": "x"},
         data={"corpus": "c", "fingerprint": "f", "ranked_on": "a", "scored_on": "b"}, seconds=1.0,
         prompts=PromptCurves(kl_model=of_prompt, kl_circuit=of_prompt, live_edges=of_prompt, l0_down=of_prompt,
-                             floor_kl=[0.1], floor_ce=[0.1], kl_mean=[2.5], n_tokens=[16], n_targets=[15]),
+                             floor_kl=[0.1] * 20, floor_ce=[0.1] * 20, kl_mean=[2.5] * 20, n_tokens=[16] * 20,
+                             n_targets=[15] * 20),
     )  # fmt: skip
 
 
@@ -109,14 +110,18 @@ def test_a_ratio_over_blocks_is_the_geometric_mean_of_the_blocks():
     }
     first, second = (n[block, "x"] / n[block, "topk"] for block in ("ff_block.0", "ff_block.1"))
     rows = claims(records).rows
-    assert [(row.block, row.n_blocks) for row in rows] == [("ff_block.0", 1), ("ff_block.1", 1), ("all ff_block", 2)]
+    assert [(row.block, row.edges.n_blocks) for row in rows] == [
+        ("ff_block.0", 1),
+        ("ff_block.1", 1),
+        ("all ff_block", 2),
+    ]
     assert [row.edges.value for row in rows] == pytest.approx([first, second, math.sqrt(first * second)])
     assert [row.block for row in claims(records).overall] == ["all ff_block"]
 
 
 def ratio(block: str, method: str, value: float, interval: tuple[float, float] | None) -> Claim:
-    found = Ratio(block, method, value, interval, None, True, False)
-    return Claim(block, method, found, found, 4)
+    found = Ratio(block, method, value, interval, None, True, False, n_prompts=20, n_blocks=4)
+    return Claim(block, method, found, found)
 
 
 def test_the_sentence_says_no_more_than_the_intervals(results: Results):

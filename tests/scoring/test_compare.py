@@ -22,8 +22,8 @@ COUNTS = np.unique(np.floor(2.0 ** (np.arange(81) / 8)).astype(int) * (np.arange
 
 
 def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor: float = 0.1, seed: int = 0) -> Record:
-    """Recovery that is a straight line in log n up to 100 % at `edges_90 / 0.9` decades, noisy over 8 prompts."""
-    noise = 1 + 0.2 * np.random.default_rng(1).random(8)
+    """Recovery that is a straight line in log n up to 100 % at `edges_90 / 0.9` decades, noisy over 24 prompts."""
+    noise = 1 + 0.2 * np.random.default_rng(1).random(24)
     slope = 0.9 / np.log(edges_90)
     recovered = np.clip(slope * np.log(np.maximum(COUNTS, 1)), 0, 1)
     kl = 2.0 * (1 - recovered)[:, None] * noise
@@ -35,10 +35,10 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
         floor_kl=floor * noise,
         floor_ce=floor * noise,
         kl_mean=2.5 * noise,
-        n_tokens=np.full(8, 4.0),
-        n_targets=np.full(8, 3.0),
+        n_tokens=np.full(24, 4.0),
+        n_targets=np.full(24, 3.0),
     )
-    found = metrics.every_score(COUNTS, curves, 1000, n_edges, np.arange(8)[None])
+    found = metrics.every_score(COUNTS, curves, 1000, n_edges, np.arange(24)[None])
     q = ("50", "90", "99")
     ci: dict[str, Any] = dict.fromkeys(found, None) | dict.fromkeys(
         ("kl_model", "kl_circuit", "recovery"), [(0.0, 1.0)] * len(COUNTS)
@@ -46,14 +46,14 @@ def record(block: str, method: str, edges_90: float, n_edges: int = 1000, floor:
     mean = kl.mean(1).tolist()
     return Record(
         block=block, method=method, ranking="leave_one_out", seed=seed, n_up=10, n_down=n_edges // 10, n_edges=n_edges,
-        n_live_edges=1000, n_tokens=32, edges=COUNTS.tolist(), kl_model=mean, kl_circuit=mean, live_edges=mean,
+        n_live_edges=1000, n_tokens=96, edges=COUNTS.tolist(), kl_model=mean, kl_circuit=mean, live_edges=mean,
         l0_down=mean,
         absolute=float(found["absolute"].value[0]), relative=float(found["relative"].value[0]), pure=0.0,
         edges_at=dict.fromkeys(q, 1.0), live_edges_at=dict.fromkeys(q, 1.0), dip=dict.fromkeys(q, 0.0), log_area=0.0,
         lowest_recovery=0.0, largest_rise=Rise(mean=0.0, most=0.0),
         floor=Floor(kl=floor, ce_increase=floor), kl_mean=2.5, **FAITHFUL, ci=ci,
         prompts=PromptCurves.of(curves), versions={}, seconds=1.0,
-        config={"prompts": 8, "context": 4, "edges": "full", "rank_prompts": 2},
+        config={"prompts": 24, "context": 4, "edges": "full", "rank_prompts": 2},
         data={"corpus": "c", "fingerprint": "f", "ranked_on": "r", "scored_on": "s"},
     )  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_ratios_and_their_geometric_mean():
     methods = ("topk", "other")
     found = ratios(
         [record(block, m, e) for block, both in edges.items() for m, e in zip(methods, both, strict=True)], "topk"
-    )
+    ).rows
     by_block = {ratio.block: ratio for ratio in found}
     assert by_block["ff_block.0"].value == pytest.approx(2, rel=0.05)
     assert by_block["ff_block.1"].value == pytest.approx(0.5, rel=0.05)
@@ -74,12 +74,12 @@ def test_ratios_and_their_geometric_mean():
 
 def test_a_method_against_a_copy_of_itself_is_exactly_1_and_known_to_a_step_of_the_grid():
     records = [record("ff_block.0", "topk", 30), record("ff_block.0", "copy", 30)]
-    (ratio,) = ratios(records, "topk")
+    (ratio,) = ratios(records, "topk").rows
     assert ratio.value == pytest.approx(1, abs=1e-12)
     before, after = step_at(30)
     assert (before, after) == (29, 32)
     assert ratio.interval == pytest.approx((before / after, after / before))
-    (ratio,) = ratios(records, "topk", "floor.kl")
+    (ratio,) = ratios(records, "topk", "floor.kl").rows
     assert ratio.interval == pytest.approx((1, 1), abs=1e-12), "prompts are paired, and a floor has no grid"
 
 
@@ -93,7 +93,7 @@ def test_a_ratio_has_the_grid_error_of_both_and_over_blocks_of_all():
     methods = ("topk", "other")
     found = ratios(
         [record(block, m, e) for block, both in edges.items() for m, e in zip(methods, both, strict=True)], "topk"
-    )
+    ).rows
     ends = []
     for block, (base, mine) in edges.items():
         (ratio,) = (one for one in found if one.block == block)
@@ -107,28 +107,32 @@ def test_matched_fidelity_has_the_grid_error_too():
     family = [
         record("ff_block.0", f"new-k{k}", edges, floor=floor) for k, edges, floor in ((5, 21, 0.3), (10, 44, 0.2))
     ]
-    (ratio,) = at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.25), *family], "topk")
+    (ratio,) = at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.25), *family], "topk").rows
     low, high = ((step_at(21)[i] * step_at(44)[i]) ** 0.5 / step_at(30)[1 - i] for i in (0, 1))
     assert ratio.interval == pytest.approx((low, high), rel=1e-6)
 
 
 def test_the_relative_score_of_a_wider_copy_is_the_do_nothing_value():
-    (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)], "topk", "relative")
+    (ratio,) = ratios(
+        [record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)], "topk", "relative"
+    ).rows
     assert ratio.value == pytest.approx(0.5)
     assert ratio.do_nothing == pytest.approx(0.5)
-    (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)], "topk", "absolute")
+    (ratio,) = ratios(
+        [record("ff_block.0", "topk", 30), record("ff_block.0", "wide", 30, 2000)], "topk", "absolute"
+    ).rows
     assert ratio.do_nothing is None
 
 
 def test_other_prompts_are_not_paired():
-    (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "b", 30, seed=1)], "topk")
+    (ratio,) = ratios([record("ff_block.0", "topk", 30), record("ff_block.0", "b", 30, seed=1)], "topk").rows
     assert not ratio.paired
 
 
 def test_matched_fidelity_interpolates_along_the_family():
     family = [record("ff_block.0", f"new-k{k}", edges, floor=floor) for k, edges, floor in
               ((5, 20, 0.3), (10, 40, 0.2), (20, 90, 0.05))]  # fmt: skip
-    (ratio,) = at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.25), *family], "topk")
+    (ratio,) = at_matched_fidelity([record("ff_block.0", "topk", 30, floor=0.25), *family], "topk").rows
     assert ratio.method == "new"
     assert ratio.value == pytest.approx((20 * 40) ** 0.5 / 30, rel=0.06)
     with pytest.raises(UserError, match="no family"):
@@ -139,13 +143,13 @@ def test_over_blocks_a_matched_family_has_its_geometric_mean_and_do_nothing_valu
     records = [record(f"ff_block.{i}", "topk", edges, floor=0.2) for i, edges in enumerate((30, 50))]
     records += [record(f"ff_block.{i}", f"new-k{k}", edges, n_edges, floor) for i, n_edges in enumerate((2000, 4000))
                 for k, edges, floor in ((5, 20, 0.3), (10, 80, 0.1))]  # fmt: skip
-    found = {ratio.block: ratio for ratio in at_matched_fidelity(records, "topk")}
+    found = {ratio.block: ratio for ratio in at_matched_fidelity(records, "topk").rows}
     assert list(found) == ["ff_block.0", "ff_block.1", "all ff_block"]
     product = found["ff_block.0"].value * found["ff_block.1"].value
     assert found["all ff_block"].value == pytest.approx(product**0.5)
     assert found["all ff_block"].value == pytest.approx((20 * 80) ** 0.5 / (30 * 50) ** 0.5, rel=0.06)
     assert found["all ff_block"].do_nothing is None
-    relative = [ratio.do_nothing for ratio in at_matched_fidelity(records, "topk", "relative")]
+    relative = [ratio.do_nothing for ratio in at_matched_fidelity(records, "topk", "relative").rows]
     assert relative == pytest.approx([1 / 2, 1 / 4, 8**-0.5])
 
 
@@ -156,11 +160,11 @@ def seeds(method: str, *edges: float) -> list[Record]:
 def test_several_files_of_one_method_are_seeds():
     """Every prompt has the same recovery, so a resample of two seeds is one of three values, the outer ones a quarter
     each."""
-    found = ratios([*seeds("topk", 30), *seeds("new", 21, 44)], "topk")
+    found = ratios([*seeds("topk", 30), *seeds("new", 21, 44)], "topk").rows
     by_hand = [found_edges(e) / found_edges(30) for e in (21, 44)]
     assert found[0].value == pytest.approx((by_hand[0] * by_hand[1]) ** 0.5)
     assert found[0].interval == pytest.approx((step_at(21)[0] / step_at(30)[1], step_at(44)[1] / step_at(30)[0]))
-    (ratio,) = ratios([*seeds("topk", 25, 30, 40), *seeds("new", 25, 30, 40)], "topk")
+    (ratio,) = ratios([*seeds("topk", 25, 30, 40), *seeds("new", 25, 30, 40)], "topk").rows
     assert ratio.value == pytest.approx(1)
 
 
@@ -177,12 +181,96 @@ def lost(method: str) -> Record:
     return one.model_copy(update={"prompts": one.prompts.model_copy(update={"kl_circuit": flat})})
 
 
+def family(block: str, floors: dict[int, float]) -> list[Record]:
+    return [record(block, f"new-k{k}", 10 + 3 * k, floor=floor) for k, floor in floors.items()]
+
+
+def test_a_block_whose_family_does_not_reach_the_floor_is_named_once():
+    records = [record(f"ff_block.{n}", "topk", 30, floor=0.2) for n in range(4)]
+    records += family("ff_block.0", {5: 0.3, 10: 0.1}) + family("ff_block.1", {5: 0.5, 10: 0.4})
+    records += [*family("ff_block.2", {5: 0.3}), record("ff_block.0", "other", 30), *family("resid_pre.0", {5: 0.3})]
+    found = at_matched_fidelity(records, "topk")
+    assert [(row.block, row.n_blocks) for row in found.rows] == [("ff_block.0", 1)]
+    one, two, three, *rest = sorted(found.left_out)
+    assert one.startswith("ff_block.1 of new: floors of 0.4")
+    assert two.startswith("ff_block.1 of topk: other has no record there")
+    assert three.startswith("ff_block.2 of new: floors of 0.3")
+    assert " alone nats do not enclose that of topk, 0.2" in three
+    assert rest[-1].startswith("resid_pre.0 of new-k5: topk has no record there")
+
+
+def test_blocks_without_a_partner_are_named_and_counted():
+    records = [record(f"ff_block.{n}", "topk", 30) for n in (0, 1, 2)]
+    records += [record(f"ff_block.{n}", "b", 30) for n in (1, 2, 3)]
+    found = ratios([*records, record("resid_pre.0", "topk", 30)], "topk")
+    assert [(row.block, row.n_blocks) for row in found.rows] == [
+        ("ff_block.1", 1),
+        ("ff_block.2", 1),
+        ("all ff_block", 2),
+    ]
+    assert found.left_out == ["ff_block.3 of b: topk has no record there", "ff_block.0 of topk: b has no record there"]
+
+
+def test_resamples_outside_a_family_leave_both_ends_open():
+    """Floors that vary from prompt to prompt where the baseline's does not."""
+    up = np.arange(24.0) + 1
+    near = [with_floors(record("ff_block.0", f"new-k{k}", 30), floors) for k, floors in ((5, up), (10, 1.05 * up))]
+    target = with_floors(record("ff_block.0", "topk", 30), np.full(24, 12.8))
+    (ratio,) = at_matched_fidelity([target, *near], "topk").rows
+    assert np.isfinite(ratio.value)
+    assert ratio.interval is None
+    wide = [with_floors(one, floors) for one, floors in zip(near, (np.full(24, 1.0), np.full(24, 99.0)), strict=True)]
+    (ratio,) = at_matched_fidelity([target, *wide], "topk").rows
+    assert ratio.interval is not None
+
+
+def with_floors(one: Record, floors: np.ndarray) -> Record:
+    return one.model_copy(update={"prompts": one.prompts.model_copy(update={"floor_kl": floors.tolist()})})
+
+
+def test_an_end_beyond_which_resamples_never_reach_the_score_is_open():
+    """A third of the prompts recover nothing: in some resamples they are more than half."""
+    mine, base = record("ff_block.0", "b", 30), record("ff_block.0", "topk", 30)
+    rows = [[2.0 if n % 3 == 0 else kl for n, kl in enumerate(row)] for row in mine.prompts.kl_circuit]
+    partly = mine.model_copy(update={"prompts": mine.prompts.model_copy(update={"kl_circuit": rows})})
+    (ratio,) = ratios([base, partly], "topk", "edges_at.50").rows
+    assert ratio.interval is not None
+    low, high = ratio.interval
+    assert low is not None
+    assert low >= 1
+    assert high is None
+    (turned,) = ratios(
+        [base.model_copy(update={"method": "b"}), partly.model_copy(update={"method": "topk"})], "topk", "edges_at.50"
+    ).rows
+    assert turned.interval is not None
+    assert turned.interval[0] is None
+    assert turned.interval[1] == pytest.approx(1 / low)
+
+
+def test_few_prompts_give_no_interval_and_no_score_at_99():
+    short = [few(record("ff_block.0", method, 30), 19) for method in ("topk", "b")]
+    (ratio,) = ratios(short, "topk").rows
+    assert ratio.interval is None
+    assert ratio.few_prompts
+    with pytest.raises(
+        UserError, match=r"edges_at.99 of ff_block.0 topk: 19 prompts are not enough prompts, it needs 50"
+    ):
+        ratios(short, "topk", "edges_at.99")
+
+
+def few(one: Record, n: int) -> Record:
+    """The record of its first n prompts."""
+    fields = {name: getattr(one.prompts, name) for name in PromptCurves.model_fields}
+    cut = {name: [row[:n] for row in rows] if isinstance(rows[0], list) else rows[:n] for name, rows in fields.items()}
+    return one.model_copy(update={"prompts": PromptCurves(**cut)})
+
+
 def test_a_score_that_is_never_reached_has_no_finite_ratio():
-    (ratio,) = ratios([record("ff_block.0", "topk", 30), lost("lost")], "topk")
+    (ratio,) = ratios([record("ff_block.0", "topk", 30), lost("lost")], "topk").rows
     assert ratio.value == float("inf")
     assert ratio.interval is None
     assert not ratio.base_never
-    (ratio,) = ratios([lost("topk"), record("ff_block.0", "b", 30)], "topk")
+    (ratio,) = ratios([lost("topk"), record("ff_block.0", "b", 30)], "topk").rows
     assert ratio.base_never
     assert ratio.interval is None
 

@@ -2,14 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
 from scalar_sae.cli.subjects import score_config
+from scalar_sae.corpora import Corpus
 from scalar_sae.errors import UserError
 from scalar_sae.scoring.circuit import score_circuit
-from scalar_sae.scoring.config import ScoreConfig, StudyScores
+from scalar_sae.scoring.config import ScoreConfig, StudyScores, held_out, spread
 from scalar_sae.scoring.score import score
 from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Site
@@ -76,3 +78,30 @@ def test_a_circuit_has_no_control():
     saes = {site: random_sae(16, 20, 4, n) for n, site in enumerate(sites)}
     with pytest.raises(UserError, match="control padded: a circuit of several pairs has no controls"):
         score_circuit(tiny_lm(), saes, sites, TEXTS, ScoreConfig(control="padded"))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 64, 100, 1000, 4097])
+def test_prompts_are_spread_evenly_however_few_are_chosen(n: int):
+    """Between neighbours of the first 2^k choices, around the end, lie as many numbers everywhere, to one."""
+    for seed in (0, 1, 7):
+        order = spread(n, seed).numpy()
+        assert sorted(order) == list(range(n))
+        for k in range((n - 1).bit_length()):
+            gaps = np.diff(np.sort(order[: 2**k]), append=order[: 2**k].min() + n)
+            assert gaps.min() >= n // 2**k - (k > 0)
+            assert gaps.max() <= -(-n // 2**k) + 1
+        assert spread(n, seed).tolist() == order.tolist()
+    assert n < 64 or spread(n, 0).tolist() != spread(n, 1).tolist()
+
+
+def test_a_half_of_the_text_is_represented_by_few_prompts_and_by_the_first_of_many():
+    """Tokens that count up: the mean of a few prompts is near that of the text, and every quarter has its share."""
+    corpus = Corpus("c", torch.arange(8), torch.arange(32_000), "t")
+    few, many = (held_out(corpus, ScoreConfig(prompts=n, rank_prompts=8, context=16, seed=3)) for n in (8, 50))
+    assert torch.equal(few.scoring, many.scoring[:8])
+    for texts in (few, many):
+        quarters = (texts.scoring[:, 0] - 16_000) // 4_000
+        counts = torch.bincount(quarters, minlength=4)
+        assert counts.max() - counts.min() <= 1
+        assert (texts.ranking < 16_000).all()
+    assert torch.bincount(few.ranking[:, 0] // 2_000, minlength=8).tolist() == [1] * 8

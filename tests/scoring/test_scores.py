@@ -113,28 +113,6 @@ def test_scores_work_on_many_curves_at_once(kl: list[float], q: float):
         np.testing.assert_allclose(np.asarray(function(many)), np.array([function(curve) for curve in many]))
 
 
-def coverage(n_prompts: int) -> float:
-    """How often the interval of a mean over normal prompts holds the truth."""
-    rng = np.random.default_rng(0)
-    inside = 0
-    for trial in range(200):
-        prompts = rng.normal(3.0, 1.0, size=n_prompts)
-        means = prompts[metrics.resamples(n_prompts, seed=trial)].mean(1)
-        low, high = metrics.interval(means) or (0, 0)
-        inside += low <= 3.0 <= high
-    return inside / 200
-
-
-def test_intervals_cover_what_they_should():
-    assert 0.88 <= coverage(40) <= 0.99
-    assert metrics.interval(np.array([1.0, np.inf, np.inf])) is None
-
-
-def test_intervals_over_two_prompts_are_far_too_narrow_and_over_twenty_nearly_right():
-    assert coverage(2) < 0.65
-    assert coverage(20) > 0.85
-
-
 LENGTHS, HEIGHTS, MOST = np.array([30.0, 90.0, 400.0]), np.array([1.0, 2.0, 0.5]), 4096
 
 
@@ -197,9 +175,9 @@ def test_what_is_never_reached_has_no_ends():
     assert metrics.values_between(recovered, 0.5, recovered) == (np.inf, np.inf)
 
 
-def test_with_two_prompts_an_interval_is_as_wide_as_the_step_of_the_grid():
+def test_with_equal_prompts_an_interval_is_as_wide_as_the_step_of_the_grid():
     counts, kl = np.array([0, 1, 8, 64, 512]), np.array([[2.0], [1.9], [1.5], [0.1], [0.0]])
-    same, ones = np.repeat(kl, 2, 1), np.ones(2)
+    same, ones = np.repeat(kl, 50, 1), np.ones(50)
     curves = Curves(same, same, same, same, floor_kl=ones, floor_ce=ones, kl_mean=ones, n_tokens=ones, n_targets=ones)
     fields: dict[str, Any] = {
         "block": "ff_block.0",
@@ -213,13 +191,13 @@ def test_with_two_prompts_an_interval_is_as_wide_as_the_step_of_the_grid():
     assert record.ci["edges_at.90"] == (8, 64)
     assert record.ci["edges_at.99"] == (64, 512)
     assert 8 < (record.edges_at["90"] or 0) < 64
-    assert record.ci["live_edges_at.90"] == (0.1, 1.5)
+    assert record.ci["live_edges_at.90"] == pytest.approx((0.1, 1.5))
     steps = np.diff(counts[1:])
     assert record.ci["absolute"] == pytest.approx((steps @ kl[2:, 0], steps @ kl[1:-1, 0]))
     log_area = record.ci["log_area"]
     assert isinstance(log_area, tuple)
     assert log_area[0] < record.log_area < log_area[1]
-    assert record.ci["floor.kl"] == (1, 1)
+    assert record.ci["floor.kl"] == pytest.approx((1, 1))
 
 
 @given(

@@ -1,6 +1,5 @@
 """The verb `compare`."""
 
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from scalar_sae.cli.tables import PlainTable, name_texts, print_cautions, show, text_of
 from scalar_sae.cli.verbs import Outcome, verb
+from scalar_sae.console import tell
 from scalar_sae.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,22 +51,34 @@ def compare(
     for column in ("block", "SAEs", "ratio", "95 %", "do nothing", "paired"):
         table.add_column(column, no_wrap=True)
     found = (at_matched_fidelity if matched else ratios)(records, base, score)
-    for ratio in found:
-        low_high = "" if ratio.interval is None else f"{ratio.interval[0]:.3g} to {ratio.interval[1]:.3g}"
+    for ratio in found.rows:
+        block = ratio.block + (f" ({ratio.n_blocks} blocks)" if ratio.n_blocks > 1 else "")
         nothing = "" if ratio.do_nothing is None else f"{ratio.do_nothing:.3g}"
         paired = "yes" if ratio.paired else "no"
-        table.add_row(ratio.block, ratio.method, _said(ratio), low_high, nothing, paired)
+        table.add_row(block, ratio.method, _said(ratio), _interval(ratio), nothing, paired)
 
     def tell_all() -> None:
         show(table)
+        tell(*(f"Not compared: {said}" for said in found.left_out))
         name_texts(map(text_of, records))
         print_cautions(records)
 
-    return Outcome({"score": score, "base": base, "ratios": found, "cautions": cautions_of(records)}, tell_all)
+    data = {"score": score, "base": base, "ratios": found.rows, "left_out": found.left_out}
+    return Outcome({**data, "cautions": cautions_of(records)}, tell_all)
 
 
 def _said(ratio: "Ratio") -> str:
     """The value, or who never reaches the score."""
-    if isfinite(ratio.value) and not ratio.base_never:
+    if not ratio.never:
         return f"{ratio.value:.3g}"
     return "baseline never" if ratio.value == 0 else "never reached"
+
+
+def _interval(ratio: "Ratio") -> str:
+    """The interval, or why there is none."""
+    if ratio.few_prompts:
+        return "not enough prompts"
+    if ratio.interval is None:
+        return "" if ratio.never else "not known"
+    low, high = ("not known" if end is None else f"{end:.3g}" for end in ratio.interval)
+    return f"{low} to {high}"

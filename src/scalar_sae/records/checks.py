@@ -61,7 +61,8 @@ def _record(record: Any) -> Problems:
         if isinstance(record.ci.get(name), list):
             yield f"ci.{name}: expected one interval"
     for name in BANDS:
-        yield from _length(f"ci.{name}", record.ci.get(name), n)
+        if record.ci.get("floor.kl") is not None or record.ci.get(name) is not None:
+            yield from _length(f"ci.{name}", record.ci.get(name), n)
     n_prompts = len(record.prompts.floor_kl)
     for name in ("floor_ce", "kl_mean", "n_tokens", "n_targets"):
         yield from _length(f"prompts.{name}", getattr(record.prompts, name), max(1, n_prompts))

@@ -176,10 +176,12 @@ class Record(BaseModel):
     pure: float
     """Published: area under kl_circuit."""
     edges_at: dict[Literal["50", "90", "99"], float | None]
-    """Edges needed for 50, 90 and 99 % recovery; null if that recovery is not reached."""
+    """Edges needed for 50, 90 and 99 % recovery; null if that recovery is not reached. Fewer than 50 prompts are not
+    enough for 99 %: null in every field.
+    """
     live_edges_at: dict[Literal["50", "90", "99"], float | None]
     """Live kept edges per token at that count."""
-    dip: dict[Literal["50", "90", "99"], float]
+    dip: dict[Literal["50", "90", "99"], float | None]
     """Largest fall of recovery below q after first reaching it."""
     lowest_recovery: float
     """The least recovery at any count above zero. It is negative where some edges are worse than none."""
@@ -201,7 +203,8 @@ class Record(BaseModel):
     than the mean."""
     ci: dict[str, Interval | list[Interval] | None]
     """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves. Intervals of
-    scores that are interpolated between edge counts include the error of the grid."""
+    scores that are interpolated between edge counts include the error of the grid. Null where fewer than 20 prompts
+    were scored, which are not enough, and where some resamples never reach the level."""
     prompts: PromptCurves
     hashes: dict[str, str] = {}
     """Digests of the weights: `lm`, `up` and `down`; for a circuit `lm` and each site."""

@@ -1,11 +1,12 @@
 """Charts of records and of SAEs. One function a picture; none of them reads a file."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from scalar_sae.records.results import Record
-from scalar_sae.records.sae_results import SaeFidelity, SeedAgreement
+from scalar_sae.records.sae_results import Interval, SaeFidelity, SeedAgreement
 from scalar_sae.report.chart import Axis, Chart, Line, Number, Point, linear_axis, log_axis, named_axis
 from scalar_sae.report.text import name_in_chart
 from scalar_sae.sites import Site
@@ -129,8 +130,8 @@ def _by_block(
 def _line(record: Record, curve: np.ndarray, band: str, colours: dict[str, int], *, points: bool) -> Line:
     """The curve of a record. No edges at all have no place on a logarithmic axis."""
     dotted = record.ranking == "random"
-    intervals: list[tuple[float, float]] = [(low, high) for low, high in record.ci[band] or ()]  # pyright: ignore
-    found = [
+    intervals: Any = record.ci[band] or [None] * len(curve)
+    found: list[tuple[int, float, Interval | None, float]] = [
         (n, float(y), interval, live)
         for n, y, interval, live in zip(record.edges, curve, intervals, record.live_edges, strict=True)
         if n > 0
@@ -139,10 +140,14 @@ def _line(record: Record, curve: np.ndarray, band: str, colours: dict[str, int],
     return Line(
         colours[record.method],
         [
-            Point(n, y, f"{name}, {n:,} edges ({live:.1f} live a token): {y:.3f} [{low:.3f}, {high:.3f}]")
-            for n, y, (low, high), live in found
+            Point(n, y, f"{name}, {n:,} edges ({live:.1f} live a token): {y:.3f}{_between(interval)}")
+            for n, y, interval, live in found
         ],
-        () if dotted else [(n, *interval) for n, _, interval, _ in found],
+        () if dotted else [(n, *interval) for n, _, interval, _ in found if interval],
         dotted,
         dots=points and not dotted,
     )
+
+
+def _between(interval: Interval | None) -> str:
+    return "" if interval is None else " [{:.3f}, {:.3f}]".format(*interval)

@@ -20,7 +20,7 @@ from scalar_sae.report import figures
 from scalar_sae.report.environment import ONE_FILE, environment
 from scalar_sae.report.ratios import BASELINE, claims, sentence
 from scalar_sae.report.scores_csv import as_address, as_csv
-from scalar_sae.scoring.compare import ratios
+from scalar_sae.scoring.compare import Ends, ratios
 
 
 class Comparison(NamedTuple):
@@ -184,10 +184,10 @@ def compare(records: Sequence[Record]) -> list[Comparison]:
     return found
 
 
-def _ratio_intervals(records: Sequence[Record]) -> dict[tuple[str, str], Interval | None]:
+def _ratio_intervals(records: Sequence[Record]) -> dict[tuple[str, str], Ends | None]:
     """Intervals of absolute scores over that of TopK; none where records do not compare."""
     try:
-        return {(one.block, one.method): one.interval for one in ratios(list(records), BASELINE, "absolute")}
+        return {(one.block, one.method): one.interval for one in ratios(list(records), BASELINE, "absolute").rows}
     except UserError:
         return {}
 
@@ -229,8 +229,8 @@ def _reached(value: float | None) -> str:
     return "never" if value is None else _number(value)
 
 
-def _interval(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"{_number(interval[0])} – {_number(interval[1])}"
+def _interval(interval: Sequence[float | None] | None) -> str:
+    return "" if interval is None else " – ".join("?" if end is None else _number(end) for end in interval)
 
 
 def _percent(value: float | None) -> str:

@@ -8,15 +8,14 @@ from typing import Literal, NamedTuple, get_args
 
 from scalar_sae.errors import UserError
 from scalar_sae.records.results import Record
-from scalar_sae.records.sae_results import Interval
 from scalar_sae.report.text import name_in_chart
-from scalar_sae.scoring.compare import Ratio, ratios
+from scalar_sae.scoring.compare import Ends, Ratio, ratios
 
 BASELINE = "topk"
 MOST_NAMED = 3
 """Comparisons that a sentence names before it counts the others."""
 
-Verdict = Literal["fewer", "more", "undecided", "never reached"]
+Verdict = Literal["fewer", "more", "undecided", "never reached", "not enough prompts"]
 
 
 class Claim(NamedTuple):
@@ -28,16 +27,16 @@ class Claim(NamedTuple):
     """Of edges@90."""
     area: Ratio
     """Of log areas."""
-    n_blocks: int
-    """How many blocks the ratio is over."""
 
     @property
     def verdict(self) -> Verdict:
         """What the interval says of the number of edges."""
-        if self.edges.interval is None:
+        if self.edges.never:
             return "never reached"
-        low, high = self.edges.interval
-        return "fewer" if high < 1 else "more" if low > 1 else "undecided"
+        if self.edges.few_prompts:
+            return "not enough prompts"
+        low, high = self.edges.interval or (None, None)
+        return "fewer" if high is not None and high < 1 else "more" if low is not None and low > 1 else "undecided"
 
     @property
     def where(self) -> str:
@@ -53,6 +52,8 @@ class Claims(NamedTuple):
     """Method by method: each block of a kind, then all of them."""
     remark: str
     """Why there are none, if there are none."""
+    left_out: Sequence[str] = ()
+    """Blocks and SAEs that are in no ratio, and why."""
 
     @property
     def overall(self) -> list[Claim]:
@@ -70,18 +71,8 @@ def claims(records: Sequence[Record]) -> Claims:
         edges, areas = (ratios(list(records), BASELINE, score) for score in ("edges_at.90", "log_area"))
     except UserError as error:
         return Claims([], f"The records do not compare: {error}")
-    n = {
-        (row.method, row.block): sum(
-            other.method == row.method and other.block.partition(".")[0] == row.block.removeprefix("all ")
-            for other in edges
-        )
-        for row in edges
-    }
-    rows = [
-        Claim(one.block, one.method, one, area, max(1, n[one.method, one.block]))
-        for one, area in zip(edges, areas, strict=True)
-    ]
-    return Claims(rows, "")
+    rows = [Claim(one.block, one.method, one, area) for one, area in zip(edges.rows, areas.rows, strict=True)]
+    return Claims(rows, "", edges.left_out)
 
 
 def sentence(records: Sequence[Record], found: Claims) -> str:
@@ -144,5 +135,6 @@ def _times(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _ends(interval: Interval) -> str:
-    return f"{_times(interval[0])} to {_times(interval[1])}"
+def _ends(interval: Ends) -> str:
+    low, high = ("an unknown end" if end is None else _times(end) for end in interval)
+    return f"{low} to {high}"

@@ -5,12 +5,16 @@ narrower than the scores' own. Over blocks the ratios are averaged geometrically
 SAEs of one method from several seeds count as one entry, the mean of its log scores; a resample draws seeds too.
 
 What a grid of edge counts leaves open is part of the interval: the least ratio is the least score over the baseline's
-most, in every resample, at every block.
+most, in every resample, at every block. A resample may leave a ratio open altogether, since a curve never reaches the
+score or a family does not reach the baseline's floor. If more resamples do than an interval leaves out, its end is not
+known.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -18,16 +22,22 @@ from jaxtyping import Float
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.special import listed
 from scalar_sae.records.results import Record
-from scalar_sae.records.sae_results import Interval
 from scalar_sae.scoring import metrics
+from scalar_sae.scoring.intervals import FEW_FOR_99, FEW_PROMPTS, ends, enough, resamples
 
 FAMILY = re.compile(r"(.+?)-(?:k|lambda|l0-?)([0-9.e+-]+)$")
 """Names of SAEs of one method at several sparsities: `topk-k10`, `jacobian-lambda0.01`."""
+
+HEADLINE = "edges_at.90"
+"""The score that is compared if none is named."""
 
 Resampled = Float[np.ndarray, "3 one_and_resamples"]
 """A score, the least and the most that it could be on a finer grid; of all prompts, then of each resample of them."""
 VALUE, LEAST, MOST = 0, 1, 2
 """Rows of `Resampled`."""
+
+Ends = tuple[float | None, float | None]
+"""Both ends of an interval; None for one that is not known."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +49,38 @@ class Ratio:
     block: str
     method: str
     value: float
-    interval: Interval | None
-    """95 % over prompts, over SAE seeds where there are several, and over what the grid of edge counts leaves open."""
+    interval: Ends | None
+    """95 % over prompts, over SAE seeds where there are several, and over what the grid of edge counts leaves open.
+    None where neither end is known, or where there are fewer than 20 prompts.
+    """
     do_nothing: float | None
     """What two identical curves would give: not 1 where the score is divided by the number of possible edges."""
     paired: bool
     """Whether both were scored on the same prompts."""
     base_never: bool
     """Whether the baseline never reaches the score: the value is no ratio then."""
+    n_prompts: int
+    """The fewest prompts that one of the records was scored on."""
+    n_blocks: int = 1
+    """Blocks that the ratio is over."""
+
+    @property
+    def never(self) -> bool:
+        """Whether one of the two never reaches the score, so that the value is no ratio."""
+        return self.base_never or not np.isfinite(self.value)
+
+    @property
+    def few_prompts(self) -> bool:
+        """Whether there are not enough prompts for an interval."""
+        return self.n_prompts < FEW_PROMPTS
+
+
+class Ratios(NamedTuple):
+    """Ratios, and what could not be compared."""
+
+    rows: list[Ratio]
+    left_out: list[str]
+    """Blocks and SAEs that are in no ratio, a sentence each that says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +95,7 @@ class _Beside:
     """The same of what two identical curves would give in `relative`."""
     paired: bool
     base_never: bool
+    n_prompts: int
 
     @property
     def kind(self) -> str:
@@ -72,7 +107,7 @@ Seeds = dict[tuple[str, str], list[Record]]
 """Records by block and method: those of one are of SAEs from several seeds."""
 
 
-def ratios(records: list[Record], base: str, score: str = "edges_at.90") -> list[Ratio]:
+def ratios(records: list[Record], base: str, score: str = HEADLINE) -> Ratios:
     """Every method against `base`, per block, and over blocks (`all ...`) where there are several of a kind.
 
     Args:
@@ -81,7 +116,8 @@ def ratios(records: list[Record], base: str, score: str = "edges_at.90") -> list
         score: a score's name, as in a record's `ci`.
 
     Raises:
-        UserError: no such score, no record of the baseline, no block in common with it, or records that do not compare.
+        UserError: no such score or too few prompts for it, no record of the baseline, no block in common with it, or
+            records that do not compare.
     """
     seeds = _by_block_and_method(records, base)
     found = [
@@ -92,14 +128,29 @@ def ratios(records: list[Record], base: str, score: str = "edges_at.90") -> list
     if not found:
         here, there = (", ".join(sorted({b for b, m in seeds if (m == base) is own})) for own in (True, False))
         raise UserError(f"no block in common with {base}: it has {here}, the others have {there or 'none'}")
-    return _table(found, score)
+    return Ratios(_table(found, score), _without_partner(seeds, base))
 
 
-def at_matched_fidelity(records: list[Record], base: str, score: str = "edges_at.90") -> list[Ratio]:
+def _without_partner(seeds: Seeds, base: str) -> list[str]:
+    """Blocks at which the baseline or another method of the same kind of block has no record."""
+    said = [f"{block} of {method}: {base} has no record there" for block, method in seeds if (block, base) not in seeds]
+    for method in dict.fromkeys(method for _, method in seeds if method != base):
+        mine = {block for block, name in seeds if name == method}
+        kinds = {block.split(".")[0] for block in mine}
+        said += [
+            f"{block} of {base}: {method} has no record there"
+            for block, name in seeds
+            if name == base and block not in mine and block.split(".")[0] in kinds
+        ]
+    return said
+
+
+def at_matched_fidelity(records: list[Record], base: str, score: str = HEADLINE) -> Ratios:
     """Families over k or lambda (`topk-k5`, `topk-k10`, ...) against the baseline at the baseline's own floor.
 
     The logarithm of the score is interpolated linearly in KL(full model || full circuit) between the two members that
-    enclose it; a block whose family does not reach that floor is left out.
+    enclose it. A block whose family does not enclose that floor is left out. In a resample of the prompts where it does
+    not, the ratio is not known.
 
     Raises:
         UserError: no such baseline, no family that encloses its floor, or records that do not compare.
@@ -110,14 +161,28 @@ def at_matched_fidelity(records: list[Record], base: str, score: str = "edges_at
         name = FAMILY.match(method)
         if name and method != base and (block, base) in seeds:
             families.setdefault((name[1], block), []).append(mine)
+    left_out = _without_partner(seeds, base)
+    others = dict.fromkeys(method for _, method in seeds if method != base and not FAMILY.match(method))
+    left_out += [f"{method}: its name says no k, lambda or l0, so it is in no family" for method in others]
     found: list[_Beside] = []
     for (family, block), members in families.items():
-        one = _interpolated(family, members, seeds[block, base], score)
-        if one is not None:
-            found.append(one)
+        floors, wanted = [_floor(member) for member in members], _floor(seeds[block, base])
+        if len(members) > 1 and min(floors) <= wanted <= max(floors):
+            found.append(_interpolated(family, members, seeds[block, base], score))
+        else:
+            there = f"{min(floors):.3g}" + (f" to {max(floors):.3g}" if len(members) > 1 else " alone")
+            left_out.append(f"{block} of {family}: floors of {there} nats do not enclose that of {base}, {wanted:.3g}")
     if not found:
-        raise UserError(f"no family of SAEs (names such as topk-k5, topk-k10) encloses the fidelity of {base} anywhere")
-    return _table(found, score)
+        raise UserError(
+            f"no family of SAEs (names such as topk-k5, topk-k10) encloses the fidelity of {base} anywhere: "
+            + "; ".join(left_out)
+        )
+    return Ratios(_table(found, score), left_out)
+
+
+def _floor(records: list[Record]) -> float:
+    """Mean over seeds of KL(full model || full circuit)."""
+    return fmean(np.average(record.prompts.floor_kl, weights=record.prompts.n_tokens) for record in records)
 
 
 def _by_block_and_method(records: list[Record], base: str) -> Seeds:
@@ -168,15 +233,14 @@ def _beside(mine: list[Record], base: list[Record], score: str) -> _Beside:
         nothing=float(nothing[0] - nothing[1]),
         paired=all(_same_text(base[0], record) for record in base + mine),
         base_never=bool(np.isposinf(reference[VALUE, 0])),
+        n_prompts=min(len(record.prompts.floor_kl) for record in base + mine),
     )
 
 
-def _interpolated(family: str, members: list[list[Record]], base: list[Record], score: str) -> _Beside | None:
-    """A family at the baseline's floor; None where it does not enclose it."""
+def _interpolated(family: str, members: list[list[Record]], base: list[Record], score: str) -> _Beside:
+    """A family at the baseline's floor; NaN in resamples where it does not enclose it."""
     wanted = _over_seeds(base, "floor.kl", _resampled)[VALUE]
     floors = np.stack([_over_seeds(member, "floor.kl", _resampled)[VALUE] for member in members])
-    if len(members) < 2 or not floors[:, 0].min() <= wanted[0] <= floors[:, 0].max():
-        return None
     each = [_beside(member, base, score) for member in members]
     logs, nothing = np.stack([one.logs for one in each]), np.array([one.nothing for one in each])
     order = floors.argsort(0)
@@ -187,12 +251,13 @@ def _interpolated(family: str, members: list[list[Record]], base: list[Record], 
         method=family,
         logs=np.array(
             [
-                [np.interp(w, f, value) for w, f, value in zip(wanted, floors.T, some.T, strict=True)]
+                [np.interp(w, f, value, np.nan, np.nan) for w, f, value in zip(wanted, floors.T, some.T, strict=True)]
                 for some in logs.swapaxes(0, 1)
             ]
         ),
         nothing=float(np.interp(wanted[0], floors[:, 0], nothing)),
         paired=all(one.paired for one in each),
+        n_prompts=min(one.n_prompts for one in each),
     )
 
 
@@ -211,18 +276,30 @@ def _table(found: list[_Beside], score: str) -> list[Ratio]:
 
 def _ratio(block: str, some: list[_Beside], score: str) -> Ratio:
     with np.errstate(invalid="ignore", over="ignore"):  # one never gets there in this block, the other in that
-        value, least, most = np.exp(np.mean([one.logs for one in some], 0))
-    least, most = (np.where(np.isnan(end[1:]), np.inf, end[1:]) for end in (least, most))
-    base_never = any(one.base_never for one in some)
+        logs = np.mean([one.logs for one in some], 0)
+        value = np.exp(logs[VALUE, 0])
+    base_never, n_prompts = any(one.base_never for one in some), min(one.n_prompts for one in some)
     return Ratio(
         block=block,
         method=some[0].method,
-        value=float(value[0]),
-        interval=None if base_never else metrics.interval(least, most),
+        value=float(value),
+        interval=None if base_never else _ends(logs[:, 1:], n_prompts),
         do_nothing=float(np.exp(np.mean([one.nothing for one in some]))) if score == "relative" else None,
         paired=all(one.paired for one in some),
         base_never=base_never,
+        n_prompts=n_prompts,
+        n_blocks=len(some),
     )
+
+
+def _ends(logs: Float[np.ndarray, "3 resample"], n_prompts: int) -> Ends | None:
+    """The interval of a ratio from its logarithm in each resample, NaN where that is not known."""
+    if n_prompts < FEW_PROMPTS:
+        return None
+    least, most = logs[LEAST], logs[MOST]
+    found = ends(np.where(np.isnan(least), -np.inf, least), np.where(np.isnan(most), np.inf, most), n_prompts)
+    low, high = (float(np.exp(end)) if np.isfinite(end) else None for end in found)
+    return None if low is None and high is None else (low, high)
 
 
 def _over_seeds(records: list[Record], score: str, of: Callable[[Record, str], Resampled]) -> Resampled:
@@ -236,13 +313,22 @@ def _over_seeds(records: list[Record], score: str, of: Callable[[Record, str], R
 
 
 def _resampled(record: Record, score: str) -> Resampled:
-    """A score of the record's prompts, then of each resample of them."""
+    """A score of the record's prompts, then of each resample of them.
+
+    Raises:
+        UserError: no such score, or not enough prompts for it.
+    """
     curves = record.prompts.arrays()
     n = len(record.prompts.floor_kl)
-    draws = np.concatenate([np.arange(n)[None], metrics.resamples(n, record.seed)])
+    draws = np.concatenate([np.arange(n)[None], resamples(n, record.seed)])
     every = metrics.every_score(np.array(record.edges), curves, record.n_live_edges, record.n_edges, draws)
     if score not in every:
         raise unknown("score", score, every)
+    if not enough(score, n):
+        raise UserError(
+            f"{score} of {record.block} {record.method}: {n} prompts are not enough prompts, it needs {FEW_FOR_99}; "
+            "score more prompts, or compare another score"
+        )
     return np.stack(every[score])
 
 

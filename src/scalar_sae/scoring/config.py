@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
@@ -158,7 +159,8 @@ class StudyScores(ScoreSettings):
 def held_out(corpus: Corpus, config: ScoreSettings) -> Texts:
     """Prompts from the validation part: ranking text from its first half, scoring text from its second.
 
-    With `overlap` both are the first prompts of all of it, as they come.
+    However few are chosen, they are spread evenly over their half (`spread`), and the first of a longer choice are the
+    shorter choice. With `overlap` both are the first prompts of all of it, as they come.
 
     Raises:
         UserError: the text has too few windows.
@@ -173,13 +175,29 @@ def held_out(corpus: Corpus, config: ScoreSettings) -> Texts:
                 f"{corpus.name}: {wanted} prompts of {config.context} tokens to {what} on, only {rows.shape[0]} there; "
                 f"lower {REMEDY[what]}, or give a longer text"
             )
-        order = torch.randperm(rows.shape[0], generator=torch.Generator().manual_seed(2 * config.seed + salt))
+        order = spread(rows.shape[0], 2 * config.seed + salt)
         chosen.append(rows[:wanted] if config.overlap else rows[order[:wanted]])
     where = {"ranked_on": "first half of the validation part", "scored_on": "second half of the validation part"}
     if config.overlap:
         where = dict.fromkeys(where, "the start of the validation part: ranking and scoring text overlap")
     prompts = {"ranking": prompts_fingerprint(chosen[0]), "scoring": prompts_fingerprint(chosen[1])}
     return Texts(*chosen, data={**corpus.describe(), **where, "prompts": prompts})
+
+
+def spread(n: int, seed: int) -> Int[Tensor, " n"]:
+    """The numbers below n in an order of which every beginning is spread evenly over them, as the seed shifts it.
+
+    The order is van der Corput's sequence: the first 2^k numbers divide the range into equal parts, and the next 2^k
+    halve these.
+    """
+    bits = max(1, (n - 1).bit_length())
+    index, reversed_ = np.arange(2**bits), np.zeros(2**bits, np.int64)
+    for bit in range(bits):
+        reversed_ = 2 * reversed_ + (index >> bit & 1)
+    place = (reversed_ / 2**bits + np.random.default_rng(seed).random()) % 1
+    order = np.minimum((place * n).astype(np.int64), n - 1)
+    _, first = np.unique(order, return_index=True)  # of 2^bits >= n places some share a number
+    return torch.from_numpy(order[np.sort(first)])
 
 
 def counts_of(grid: str, n_edges: int) -> Counts:

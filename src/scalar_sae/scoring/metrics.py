@@ -205,28 +205,6 @@ def over_prompts(
     return sums.reshape(*values.shape[:-1], *sums.shape[1:]) / np.maximum(share.sum(-1), np.finfo(float).tiny)
 
 
-def resamples(n_prompts: int, seed: int, n_resamples: int = 1000) -> Int[np.ndarray, "resample prompt"]:
-    """Rows of prompt numbers drawn with replacement: whole prompts, since tokens in one are not independent.
-
-    The same seed draws the same prompts, so differences between methods scored on one text can be paired.
-    """
-    return np.random.default_rng(seed).integers(n_prompts, size=(n_resamples, n_prompts))
-
-
-def interval(
-    values: Float[np.ndarray, " resample"], most: Float[np.ndarray, " resample"] | None = None
-) -> tuple[float, float] | None:
-    """95 % percentile interval of resampled scores; None where an end is infinite (recovery was not reached).
-
-    Args:
-        values: a score of each resample; the least that it could be, where a grid leaves it open.
-        most: the most that it could be then.
-    """
-    low = np.quantile(values, 0.025, method="nearest")
-    high = np.quantile(values if most is None else most, 0.975, method="nearest")
-    return (float(low), float(high)) if np.isfinite([low, high]).all() else None
-
-
 def _crossing(recovered: Curve, q: float) -> tuple[Int[np.ndarray, "*resample"], Score]:
     """Index of the first count that reaches q (at least 1), and how far between the one before and it."""
     place = np.asarray(np.maximum((recovered >= q).argmax(-1), 1))

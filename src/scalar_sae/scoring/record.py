@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from scalar_sae.digests import digest, digest_of_sae
 from scalar_sae.records.results import Curves, Floor, PromptCurves, Record, Rise
@@ -11,6 +12,7 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.trained import Trained
 from scalar_sae.scoring import metrics
 from scalar_sae.scoring.config import ScoreConfig
+from scalar_sae.scoring.intervals import enough, interval, resamples
 from scalar_sae.scoring.metrics import FAITHFULNESS, QUANTILES, Counts
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.texts import Texts
@@ -56,7 +58,7 @@ def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig
         pure=values["pure"],
         edges_at={q: _finite(values[f"edges_at.{q}"]) for q, _ in QUANTILES},
         live_edges_at={q: _finite(values[f"live_edges_at.{q}"]) for q, _ in QUANTILES},
-        dip={q: values[f"dip.{q}"] for q, _ in QUANTILES},
+        dip={q: _finite(values[f"dip.{q}"]) for q, _ in QUANTILES},
         lowest_recovery=values["lowest_recovery"],
         largest_rise=Rise(mean=float(rises.mean()), most=float(rises.max())),
         log_area=values["log_area"],
@@ -96,23 +98,31 @@ def describe_pair(pair: Pair, texts: Texts) -> dict[str, Any]:
 def _scores(
     counts: Counts, curves: Curves, n_live: int, n_edges: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Interval | list[Interval] | None]]:
-    """Every score of the mean curves, and its interval: over prompts, and over what the grid leaves open."""
+    """Every score of the mean curves, and its interval: over prompts, and over what the grid leaves open. A score that
+    needs more prompts is NaN.
+    """
     n_prompts = len(curves.floor_kl)
-    drawn = metrics.resamples(n_prompts, seed)
+    drawn = resamples(n_prompts, seed)
     resampled = metrics.every_score(counts, curves, n_live, n_edges, drawn)
     measured = metrics.every_score(counts, curves, n_live, n_edges, np.arange(n_prompts)[None])
     ci: dict[str, Interval | list[Interval] | None] = {
-        name: metrics.interval(found.low, found.high)
+        name: interval(n_prompts, found.low, found.high) if enough(name, n_prompts) else None
         for name, found in resampled.items()
         if not name.startswith(("dip", "lowest"))
     }
     for name, curve in (("kl_model", curves.kl_model), ("kl_circuit", curves.kl_circuit)):
         bands = metrics.over_prompts(curve, curves.n_tokens, drawn)
-        ci[name] = [metrics.interval(band) or (0.0, 0.0) for band in bands]
+        ci[name] = _band(n_prompts, bands)
         if name == "kl_circuit":
-            recovered = metrics.recovery(counts, bands.T).T
-            ci["recovery"] = [metrics.interval(band) or (0.0, 0.0) for band in recovered]
-    return {name: float(found.value[0]) for name, found in measured.items()}, ci
+            ci["recovery"] = _band(n_prompts, metrics.recovery(counts, bands.T).T)
+    values = {name: float(found.value[0]) if enough(name, n_prompts) else np.nan for name, found in measured.items()}
+    return values, ci
+
+
+def _band(n_prompts: int, curves: Float[np.ndarray, "n_counts resample"]) -> list[Interval] | None:
+    """The intervals of a curve; None where there are not enough prompts."""
+    found = [interval(n_prompts, row) for row in curves]
+    return [one for one in found if one is not None] or None
 
 
 def _finite(value: float) -> float | None:

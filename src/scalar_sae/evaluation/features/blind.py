@@ -37,6 +37,7 @@ from scalar_sae.locks import held
 from scalar_sae.readers import read_json
 from scalar_sae.records.sae_results import TextRead
 from scalar_sae.saes.sae import SAE
+from scalar_sae.scoring.intervals import tail
 from scalar_sae.scoring.record import rules
 from scalar_sae.sites import Site
 
@@ -296,7 +297,8 @@ def _interval(votes: Float[np.ndarray, "pair 2"], seed: int) -> tuple[float, flo
         return float(wilson.low), float(wilson.high)
     draws = votes[np.random.default_rng(seed).integers(len(votes), size=(1000, len(votes)))].sum(1)
     draws = draws[draws.sum(1) > 0]  # the share is undefined without a decided answer
-    low, high = np.quantile(draws[:, 1] / draws.sum(1), [0.025, 0.975])
+    share = tail(max(2, len(votes)))
+    low, high = np.quantile(draws[:, 1] / draws.sum(1), [share, 1 - share])
     return float(low), float(high)
 
 

@@ -19,7 +19,7 @@ from scalar_sae.io import SETTINGS, read_plain
 from scalar_sae.readers import checked
 from scalar_sae.records.results import Results
 from scalar_sae.records.sae_results import JudgedBy, MeanScore, SaeReading, TextRead
-from scalar_sae.scoring.metrics import interval
+from scalar_sae.scoring.intervals import interval
 
 
 def reading(folder: Path) -> SaeReading:
@@ -73,7 +73,7 @@ def _mean(scores: Float[np.ndarray, " latent"], n_resamples: int = 1000) -> Mean
     drawn = np.array([there[rng.integers(n, size=n)].mean() for _ in range(n_resamples)]) if n > 1 else None
     return MeanScore(
         mean=float(there.mean()) if n else None,
-        ci=None if drawn is None else interval(drawn),
+        ci=None if drawn is None else interval(n, drawn),
         n=n,
         n_null=len(scores) - n,
     )

@@ -29,7 +29,7 @@ from scalar_sae.lm.special import Rule, counted, listed
 from scalar_sae.lm.splice import Splice
 from scalar_sae.records.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
-from scalar_sae.scoring.metrics import resamples
+from scalar_sae.scoring.intervals import resamples
 from scalar_sae.sites import Site
 
 SAEs = Mapping[str, Mapping[Site, SAE]]

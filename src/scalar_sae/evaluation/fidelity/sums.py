@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scalar_sae.records.sae_results import Ablation, Interval, SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
-from scalar_sae.scoring.metrics import interval, resamples
+from scalar_sae.scoring.intervals import interval, resamples
 from scalar_sae.sites import Site
 
 DENSITY_EDGES = 10.0 ** np.arange(-6, 0.5, 0.5)
@@ -95,14 +95,14 @@ def _sae_scores(s: Sums) -> Sums:
 def _with_intervals(
     scores: Callable[[Sums], Sums], tallies: list[Tally], draws: Int[np.ndarray, "resample prompt"] | None
 ) -> tuple[Sums, dict[str, Interval | None]]:
-    """Scores over the whole text, with their intervals; an interval is None for fewer than two prompts."""
+    """Scores over the whole text, with their intervals; an interval is None for fewer than 20 prompts."""
     rows = {name: torch.cat(parts).numpy() for tally in tallies for name, parts in tally.rows.items()}
     values = scores({name: row.sum() for name, row in rows.items()})
     if draws is None:
         return values, dict.fromkeys(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = scores({name: row[draws].sum(1) for name, row in rows.items()})
-    return values, {name: interval(value) for name, value in drawn.items()}
+    return values, {name: interval(draws.shape[1], value) for name, value in drawn.items()}
 
 
 def sae_record(
@@ -154,8 +154,9 @@ def _of_groups(of_sae: SAETally, tallies: list[Tally], seed: int) -> dict[str, I
         rate = times @ some.numpy() / n[:, None]
         for name in DENSE:
             above[name] += (rate > float(name)).sum(1)
-    found = {f"dense.{name}": interval(count / d_sae) for name, count in above.items()}
-    return {"fvu_residual_variance": interval((error - bias) / spread), **found}
+    n_drawn = min(n_groups, _size(tallies[0])[2])
+    found = {f"dense.{name}": interval(n_drawn, count / d_sae) for name, count in above.items()}
+    return {"fvu_residual_variance": interval(n_drawn, (error - bias) / spread), **found}
 
 
 def _by_group(row: Float[np.ndarray, " prompt"], n_groups: int) -> Float[np.ndarray, " group"]:
