@@ -13,6 +13,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.evaluation.fidelity.fidelity import fidelity
 from scalar_sae.evaluation.fidelity.sums import DENSITY_EDGES
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import Rule
 from scalar_sae.records.sae_results import SaeFidelity
 from scalar_sae.saes.activation import ReLU, TopK
 from scalar_sae.saes.normalization import InputNorm
@@ -266,16 +267,21 @@ def test_special_tokens_are_neither_replaced_nor_counted():
 @pytest.mark.parametrize(
     "names", [("attn_out.0", "mlp_out.0", "resid_post.1"), ("mlp_in.0", "attn_out.1"), ("resid_post.0", "mlp_out.1")]
 )
-def test_special_tokens_anywhere_keep_the_clean_models_activation_at_every_site(names: tuple[str, ...]):
+@pytest.mark.parametrize("first", [False, True])
+def test_special_tokens_anywhere_keep_the_clean_models_activation_at_every_site(names: tuple[str, ...], first: bool):
     """At the start, in the middle and twice in a row, by hooks on the `transformers` modules."""
     tokens = TOKENS.clone()
     tokens[tokens == 7] = 8
-    tokens[:, 0] = tokens[:, 5] = tokens[1:, 6] = tokens[2, 11] = 7
+    tokens[:, 5] = tokens[1:, 6] = tokens[2, 11] = 7
+    if not first:
+        tokens[:, 0] = 7
     kept = tokens != 7
+    kept[:, 0] = False
+    rule: Rule = ("first", 7) if first else (7,)
     lm = tiny_lm()
     saes = {Site.parse(name): random_sae(16, 24, 4, i) for i, name in enumerate(names)}
     own = lm.activations(tokens, sorted(saes))
-    (found,) = fidelity(lm, {"mine": saes}, tokens, special=(7,)).spliced
+    (found,) = fidelity(lm, {"mine": saes}, tokens, special=rule).spliced
     clean, spliced = (logits.log_softmax(-1) for logits in (lm.hf(tokens).logits, hooked(lm, saes, tokens, own, kept)))
     kl = (clean.exp() * (clean - spliced)).sum(-1)[kept].mean()
     rise = (clean - spliced)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0][kept[:, 1:]].mean()

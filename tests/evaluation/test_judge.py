@@ -75,6 +75,16 @@ def test_special_tokens_are_never_marked_for_another():
     assert set(fuzzing) == {"<<x>> a ", "x <<a>> "}
 
 
+def test_the_first_token_of_a_prompt_is_never_marked_for_another_where_it_is_special():
+    rows = [{**one, "tokens": [1, 1, 0], "acts": [0.0, 0.0, 1.0], "start": 0} for one in ROWS]
+    asked: list[str] = []
+    for start in (0, 1):
+        these = [{**row, "start": start} for row in rows]
+        judged(these, VOCABULARY, lambda q: asked.append(q) or "1", np.random.default_rng(0), special=("first",))
+        fuzzing = re.findall(r"^Text \d+: (.*)$", asked[-1], flags=re.MULTILINE)
+        assert ("<<a>>ax" in fuzzing) == (start == 1)
+
+
 @contextmanager
 def server(
     answer: Callable[[str], dict[str, Any]], busy: tuple[tuple[int, Mapping[str, str]], ...] = ()

@@ -85,7 +85,7 @@ def test_without_a_tokenizer_the_configuration_is_believed_and_that_is_said(caps
     assert lm.special_tokens == lm.special_tokens == (1, 2)
     said = capsys.readouterr().err.replace("\n", " ")
     assert said.count("no tokenizer says which tokens are special") == 1
-    assert "count as special: 1, 2" in said
+    assert "count as special: ids 1, 2" in said
     assert llama(None, bos_token_id=None, eos_token_id=None).special_tokens == ()
     assert "so none is special" in capsys.readouterr().err.replace("\n", " ")
 
@@ -101,15 +101,20 @@ def test_a_rule_says_which_ids_are_left_out():
     assert lm.special_ids("skip") == lm.special_tokens == (26,)
     assert lm.special_ids("count") == ()
     assert lm.special_ids((7, 3)) == (3, 7)
+    assert lm.special_ids("first") == ("first", 26)
+    assert lm.special_ids((7, "first", 3)) == ("first", 3, 7)
     with pytest.raises(UserError, match="special token 32: the vocabulary of llama ends at 31"):
         lm.special_ids((3, 32))
 
 
 def test_rules_are_read_as_they_are_written():
     assert [parse_rule(text) for text in ("skip", "count", "7", "3, 0,3")] == ["skip", "count", (7,), (0, 3)]
-    for text in ("", "skp", "-1", "1,x"):
+    assert [parse_rule(text) for text in ("first", "2,first,0")] == ["first", ("first", 0, 2)]
+    for text in ("", "skp", "-1", "1,x", "skip,0", "frist"):
         with pytest.raises(UserError, match="rule for special tokens"):
             parse_rule(text)
+    with pytest.raises(UserError, match=r"^special token 99999999999999999999: larger than the id of any token"):
+        parse_rule("0,99999999999999999999")
 
 
 def test_what_is_left_out_is_counted_and_said():
@@ -119,6 +124,11 @@ def test_what_is_left_out_is_counted_and_said():
     assert said is not None
     assert said.startswith("4 of 8 positions hold special tokens (ids 0, 9)")
     assert remark(tokens, (9,)) is remark(tokens, ()) is None
+    assert counted(tokens, ("first", 0)).tolist() == [[False, True, True, False], [False, True, False, True]]
+    assert counted(tokens, ("first",)).tolist() == [[False, True, True, True]] * 2
+    said = remark(tokens, ("first", 5))
+    assert said is not None
+    assert said.startswith("3 of 8 positions hold special tokens (the first token of every prompt, ids 5)")
     many = remark(tokens, range(20))
     assert many is not None
     assert "0, 1, 2, 3, 4, 5, 6, 7 and 12 more" in many

@@ -12,7 +12,8 @@ from scalar_sae.scoring.pair import Pair, Prompt
 
 def special(pair: Pair, prompt: Prompt) -> torch.Tensor:
     """Where special tokens stand: [token]."""
-    return torch.tensor([token in pair.special for token in prompt.tokens[0].tolist()])
+    tokens = prompt.tokens[0].tolist()
+    return torch.tensor([t in pair.special or ("first" in pair.special and i == 0) for i, t in enumerate(tokens)])
 
 
 def upstream(pair: Pair, prompt: Prompt, z: torch.Tensor) -> torch.Tensor:

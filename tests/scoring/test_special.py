@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.edges import strongest_edges
 from scalar_sae.lm.model import LanguageModel
+from scalar_sae.lm.special import Rule, Special
 from scalar_sae.records.results import Record
 from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.sae import SAE
@@ -111,14 +112,16 @@ def test_local_sub_circuits_are_the_obvious_ones(block: str):
 @pytest.mark.parametrize(
     "block", ["ff_layer.1", "ff_block.0", "attn_block.1", "transformer_block.0", "attn_out.0->mlp_out.0"]
 )
-def test_curves_are_means_over_ordinary_tokens_of_the_obvious_divergences(block: str):
-    pair = special_pair(block)
+@pytest.mark.parametrize("special", [SPECIAL, ("first", 4, 9)])
+def test_curves_are_means_over_ordinary_tokens_of_the_obvious_divergences(block: str, special: Special):
+    pair = replace(special_pair(block), special=special)
     keep_index = keep_indices(torch.randn(24, 20, generator=torch.Generator().manual_seed(1)), COUNTS, 1)
     for prompt in prompts(pair):
         found = measure(
             pair, prompt, GlobalEdges(keep_index), len(COUNTS), True, CONVENTIONS["exact"], Readout.of(pair)
         )
-        text = ~torch.isin(prompt.tokens[0], torch.tensor(SPECIAL))
+        text = ~torch.isin(prompt.tokens[0], torch.tensor([token for token in special if token != "first"]))
+        text[0] &= "first" not in special
         model = pair.lm.logits(prompt.tokens)[0].log_softmax(-1)
         acts = [pair.down.activation.select(scorer.pre_acts(pair, prompt, keep_index <= i)) for i in range(len(COUNTS))]
         outputs = [scorer.splice_site(pair, prompt, one).log_softmax(-1) for one in acts]
@@ -258,6 +261,22 @@ def test_without_special_tokens_in_the_text_nothing_changes_to_the_bit(block: st
     assert both[0].model_dump(exclude=unlike) == both[1].model_dump(exclude=unlike)
 
 
+@pytest.mark.parametrize("ranking", ["leave_one_out_with_prior", "local"])
+def test_the_first_token_is_treated_as_a_special_token_is(ranking: str):
+    """Every prompt begins with a token that occurs nowhere else: `first` is the rule that names this token."""
+    texts = Texts(ORDINARY + 1, ORDINARY.expand(3, -1) + torch.arange(3)[:, None] + 1, {})
+    for tokens in (texts.ranking, texts.scoring):
+        tokens[:, 0] = 31
+    rules: list[Rule] = [("first",), (31,), "count"]
+    by_place, by_id, every = (
+        scored(tiny_pair("transformer_block.0"), texts, ranking, special=rule, edges="1,20,480") for rule in rules
+    )
+    assert (by_place.special, by_place.n_special, by_place.n_tokens) == (["first"], 3, 27)
+    unlike = {"special", "config", "seconds"}
+    assert by_place.model_dump(exclude=unlike) == by_id.model_dump(exclude=unlike)
+    assert by_place.kl_model != every.kl_model
+
+
 def test_the_record_says_what_was_left_out_and_weighs_prompts_by_what_was_not():
     few = torch.tensor([[0, 0, 0, 0, 0, 0, 0, 1, 2, 3]])
     texts = Texts(TOKENS, torch.cat([TOKENS, few]), {})
@@ -322,8 +341,10 @@ def test_special_tokens_hold_no_strongest_edges():
     assert not torch.equal(expected, rank(replace(pair, special=()), TOKENS, "leave_one_out", 0))
 
 
-def sink_lm() -> LanguageModel:
-    """A GPT-2 whose heads attend to token 0 alone, as long as its activation is what it should be."""
+def sink_lm(by_place: bool) -> LanguageModel:
+    """A GPT-2 whose heads attend to one token alone, as long as its activation is what it should be: to token 0, or to
+    the first one of a prompt, whatever it is.
+    """
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=64, n_embd=32, n_layer=3, n_head=1, n_positions=32, tie_word_embeddings=False,
@@ -332,8 +353,8 @@ def sink_lm() -> LanguageModel:
     hf = GPT2LMHeadModel(config)
     with torch.no_grad():
         hf.transformer.wte.weight[:, 0] = hf.transformer.wpe.weight[:, 0] = 0
-        hf.transformer.wte.weight[0] = 0
-        hf.transformer.wte.weight[0, 0] = 60.0  # one massive dimension
+        (hf.transformer.wpe if by_place else hf.transformer.wte).weight[0] = 0
+        (hf.transformer.wpe if by_place else hf.transformer.wte).weight[0, 0] = 60.0  # one massive dimension
         for block in hf.transformer.h:
             block.attn.c_attn.bias[0] = 8.0  # every query asks for it,
             block.attn.c_attn.weight[:, 32] = 0
@@ -343,15 +364,16 @@ def sink_lm() -> LanguageModel:
     return LanguageModel(hf, "sink", Ascii())
 
 
-def test_a_broken_attention_sink_is_no_fault_of_the_saes_elsewhere():
+@pytest.mark.parametrize("rule", [(0,), "first"])
+def test_a_broken_attention_sink_is_no_fault_of_the_saes_elsewhere(rule: Rule):
     """SAEs that reconstruct every token but the first exactly: they cost nothing, unless the sink is replaced too."""
-    lm = sink_lm()
+    lm = sink_lm(rule == "first")
     both = torch.cat([torch.eye(32)[1:], -torch.eye(32)[1:]])  # all but the massive dimension
     sae = SAE(both.T.contiguous(), torch.zeros(62), both, torch.zeros(32), ReLU())
     pair = Pair(lm, Block.parse("ff_block.0"), sae, sae)
     g = torch.Generator().manual_seed(1)
-    first = torch.zeros(4, 1, dtype=torch.long)
+    first = torch.zeros(4, 1, dtype=torch.long) if rule != "first" else torch.tensor([[3], [9], [3], [20]])
     texts = Texts(*(torch.cat([first, torch.randint(1, 64, (4, 15), generator=g)], 1) for _ in range(2)), {})
-    skipped, counted = (scored(pair, texts, special=rule, edges="coarse") for rule in ((0,), "count"))
+    skipped, counted = (scored(pair, texts, special=rule, edges="coarse") for rule in (rule, "count"))
     assert skipped.floor.kl < 1e-5
     assert counted.floor.kl > 0.5

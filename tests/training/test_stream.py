@@ -65,11 +65,13 @@ def test_gradients_are_read_where_the_loss_is_taken():
         torch.testing.assert_close(change, predicted, rtol=1e-2, atol=1e-3)
 
 
-def test_special_tokens_are_left_out():
+@pytest.mark.parametrize("first", [False, True])
+def test_special_tokens_are_left_out(first: bool):
     lm, prompts = tiny_lm(), random_prompts(4)
-    stream = ActivationStream(lm, prompts, SITES, 64, seed=0, special=(3, 5))
+    stream = ActivationStream(lm, prompts, SITES, 64, seed=0, special=("first", 3, 5) if first else (3, 5))
     buffer = next(stream.buffers())
     kept = ~((prompts == 3) | (prompts == 5))
+    kept[:, 0] &= not first
     assert 0 < int(kept.sum()) < 64
     for site in SITES:
         expected = lm.activations(prompts, [site])[site][kept]
@@ -87,6 +89,7 @@ def test_a_gradient_is_of_the_loss_at_ordinary_targets():
     (-log_p.gather(2, targets[..., None])[..., 0][(targets != 3) & (targets != 5)]).sum().backward()
     found = read_all(lm, prompts, reads, (3, 5))
     torch.testing.assert_close(found[Gradient(site)], x.grad)
+    assert torch.equal(read_all(lm, prompts, reads, ("first", 3, 5))[Gradient(site)], found[Gradient(site)])
     assert not torch.allclose(found[Gradient(site)], read_all(lm, prompts, reads)[Gradient(site)])
 
 

@@ -98,12 +98,17 @@ def test_saes_beside_the_residual_stream_are_spliced_in_at_once(tmp_path: Path, 
     assert found["kl_all"] > max(measures["kl"] for measures in found["saes"].values())
 
 
-def test_special_tokens_keep_the_models_own_activation_where_saes_are_spliced_in(tmp_path: Path, text: Path):
+@pytest.mark.parametrize("first", [False, True])
+def test_special_tokens_keep_the_models_own_activation_where_saes_are_spliced_in(
+    first: bool, tmp_path: Path, text: Path
+):
     """Two SAEs at once, by hooks of torch, with tokens left out in the middle of the prompts."""
     events, special = Events(tmp_path / "events.jsonl"), [3, 11, 20]
-    saes = trained(tmp_path, text, "run", [TOPK], events, validations=1, special=special)["topk"]
+    rule = ["first", *special] if first else special
+    saes = trained(tmp_path, text, "run", [TOPK], events, validations=1, special=rule)["topk"]
     lm, text_ids = tiny_lm(), windows(load_corpus(str(text), tiny_lm()).halves[0], 16)
     kept = ~torch.isin(text_ids, torch.tensor(special))
+    kept[:, 0] &= not first
     assert 0.5 < kept.float().mean() < 0.98
     clean, own = lm.logits(text_ids).log_softmax(-1), lm.activations(text_ids, SITES)
     mid, post = (saes[site] for site in SITES)

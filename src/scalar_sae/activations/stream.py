@@ -22,7 +22,7 @@ from scalar_sae import distributed
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.model import LanguageModel, SiteState
-from scalar_sae.lm.special import counted
+from scalar_sae.lm.special import Special, counted
 from scalar_sae.sites import Site
 
 IGNORED = -100
@@ -42,8 +42,8 @@ class ActivationStream:
     seed: int
     lm_batch: int = 32
     """Windows per forward pass."""
-    special: tuple[int, ...] = ()
-    """Ids of tokens whose activations are left out and that are no targets of a gradient's loss."""
+    special: Special = ()
+    """Tokens whose activations are left out and that are no targets of a gradient's loss."""
 
     @property
     def windows_per_buffer(self) -> int:
@@ -88,7 +88,7 @@ def read_all(
     lm: LanguageModel,
     tokens: Int[Tensor, "batch token"],
     reads: Sequence[Site | Gradient],
-    special: tuple[int, ...] = (),
+    special: Special = (),
 ) -> dict[Site | Gradient, Float[Tensor, "batch token d_model"]]:
     """All activations and gradients on a few windows, at every position. Special tokens are no targets of a gradient's
     loss.
@@ -96,7 +96,7 @@ def read_all(
     sites = {read.site if isinstance(read, Gradient) else read for read in reads}
     with torch.no_grad(), FastCPUOps():
         states = lm.states(tokens, sorted(sites))
-    target = tokens[:, 1:].long().masked_fill(~counted(tokens[:, 1:], special), IGNORED)
+    target = tokens[:, 1:].long().masked_fill(~counted(tokens, special)[:, 1:], IGNORED)
     return {
         read: _gradient(lm, target, read.site, states[read.site]) if isinstance(read, Gradient) else states[read].x
         for read in reads

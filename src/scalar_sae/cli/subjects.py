@@ -28,7 +28,9 @@ Special = Annotated[
     str | None,
     typer.Option(
         help="Special tokens (BOS, EOS, padding): `skip` keeps the model's own activation there and counts them "
-        "nowhere (the default), `count` treats them like other tokens; or ids such as 0,2, to skip those instead."
+        "nowhere (the default), `first` does so at the first token of every prompt too (for GPT-2 and others whose "
+        "prompts begin without a special token), `count` treats them like other tokens; or ids such as 0,2 or first,0, "
+        "to skip those instead."
     ),
 ]
 Text = Annotated[

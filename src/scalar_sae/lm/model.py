@@ -35,7 +35,7 @@ from scalar_sae.lm.layers import SiteState
 from scalar_sae.lm.loading import Origin, check_whole, load_hf, load_tokenizer, locate, precision
 from scalar_sae.lm.norms import AnyNorm
 from scalar_sae.lm.recognition import dissect
-from scalar_sae.lm.special import Rule, find_special, listed
+from scalar_sae.lm.special import FIRST, Rule, Special, find_special, listed, ordered
 from scalar_sae.lm.stretch import Stretch, widened
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
@@ -132,18 +132,21 @@ class LanguageModel(nn.Module):
         say_once(f"{self.name}: no tokenizer says which tokens are special, so {ids}; --special IDS says otherwise")
         return found
 
-    def special_ids(self, rule: Rule) -> tuple[int, ...]:
-        """Ids of the tokens that a rule leaves out.
+    def special_ids(self, rule: Rule) -> Special:
+        """The tokens that a rule leaves out: their ids, and `first` if the first token of every prompt is among them.
 
         Raises:
             UserError: the rule names an id outside the vocabulary.
         """
         if rule == "skip":
             return self.special_tokens
-        ids = () if rule == "count" else tuple(sorted(rule))
-        if ids and ids[-1] >= self.d_vocab:
-            raise UserError(f"special token {ids[-1]}: the vocabulary of {self.name} ends at {self.d_vocab - 1}")
-        return ids
+        if rule == "first":
+            return (FIRST, *self.special_tokens)
+        special = () if rule == "count" else ordered(rule)
+        for token in special:
+            if token != FIRST and token >= self.d_vocab:
+                raise UserError(f"special token {token}: the vocabulary of {self.name} ends at {self.d_vocab - 1}")
+        return special
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,8 +6,13 @@ reconstruction changes the model's computation at every position. One rule there
 
     `skip`    positions of special tokens keep the model's own activation in every splice and are not counted
               (the default)
+    `first`   the same, and the first token of every prompt is a special one, whatever it is
     `count`   they are treated like every other position, as in the SCALAR paper
-    (0, 2)    the same as `skip`, for these token ids in place of those that the tokenizer names
+    (0, 2)    the same as `skip`, for these token ids in place of those that the tokenizer names; `first` may be among
+              them
+
+A model whose prompts begin without a special token, such as GPT-2, makes an attention sink of whatever token comes
+first. `first` is for such models.
 
 The tokenizer says which tokens are special. The configuration of a model also names ids (bos, eos, pad), but these may
 be mere defaults of its class. They are believed only where the tokenizer has no text for them.
@@ -22,11 +27,16 @@ from pydantic import Field
 from torch import Tensor
 
 from scalar_sae.console import say_once
-from scalar_sae.errors import unknown
+from scalar_sae.errors import UserError, unknown
 from scalar_sae.tokenizer import Tokenizer
 
-Rule = Literal["skip", "count"] | tuple[Annotated[int, Field(ge=0)], ...]
+LARGEST_ID = 2**31 - 1
+First = Literal["first"]
+FIRST: First = "first"
+Rule = Literal["skip", "first", "count"] | tuple[Annotated[int, Field(ge=0, le=LARGEST_ID)] | First, ...]
 """The treatment of positions with special tokens."""
+Special = tuple[int | First, ...]
+"""The tokens that a rule leaves out in a model: their ids, and `first` for the first token of every prompt."""
 
 _NAMED = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -50,46 +60,63 @@ def find_special(tokenizer: Tokenizer | None, configs: Iterable[Any], d_vocab: i
 
 
 def parse_rule(text: str) -> Rule:
-    """Parse a rule from the command line: `skip`, `count`, or ids such as `0,2`.
+    """Parse a rule from the command line: `skip`, `first`, `count`, or ids such as `0,2` and `first,0,2`.
 
     Raises:
-        UserError: it is none of these.
+        UserError: it is none of these, or an id is larger than any token's.
     """
-    if text == "skip" or text == "count":
+    if text == "skip" or text == "first" or text == "count":
         return text
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise unknown("rule for special tokens", text, ["skip", "count", "token ids such as 0,2"])
-    return tuple(sorted({int(part) for part in parts}))
+    if not all(part.isdecimal() or part == FIRST for part in parts):
+        raise unknown("rule for special tokens", text, ["skip", "first", "count", "token ids such as 0,2"])
+    for part in parts:
+        if part != FIRST and int(part) > LARGEST_ID:
+            raise UserError(f"special token {part}: larger than the id of any token; give ids such as 0,2")
+    return ordered([FIRST if part == FIRST else int(part) for part in parts])
 
 
-def counted(tokens: Int[Tensor, "*prompt token"], special: Collection[int]) -> Bool[Tensor, "*prompt token"]:
-    """A mask of the tokens that are not special."""
-    return ~torch.isin(tokens, tokens.new_tensor(sorted(special)))
+def ordered(special: Iterable[int | First]) -> Special:
+    """Special tokens in one order, each once."""
+    there = set(special)
+    ids = sorted(token for token in there if token != FIRST)
+    return (FIRST, *ids) if FIRST in there else tuple(ids)
 
 
-def left_out(tokens: Int[Tensor, "prompt token"], special: Collection[int]) -> dict[str, Any]:
+def counted(tokens: Int[Tensor, "*prompt token"], special: Collection[int | First]) -> Bool[Tensor, "*prompt token"]:
+    """A mask of the tokens that are not special, of whole prompts from their first token on."""
+    kept = ~torch.isin(tokens, tokens.new_tensor([token for token in ordered(special) if token != FIRST]))
+    if FIRST in special:
+        kept[..., :1] = False
+    return kept
+
+
+def left_out(tokens: Int[Tensor, "prompt token"], special: Collection[int | First]) -> dict[str, Any]:
     """The special tokens of a text, for a record or a log: their ids, and the number of positions that hold one."""
     n = tokens.numel() - int(counted(tokens, special).sum())
-    return {"ids": sorted(special), "left_out": n, "of": tokens.numel()}
+    return {"ids": list(ordered(special)), "left_out": n, "of": tokens.numel()}
 
 
-def remark(tokens: Int[Tensor, "prompt token"], special: Collection[int], what: str = "positions") -> str | None:
+def remark(
+    tokens: Int[Tensor, "prompt token"], special: Collection[int | First], what: str = "positions"
+) -> str | None:
     """A sentence on the special tokens of a text for the user; None if there are none."""
     n = left_out(tokens, special)["left_out"]
     if not n:
         return None
-    share = f"{n:,} of {tokens.numel():,} {what} hold special tokens (ids {listed(special)})"
+    share = f"{n:,} of {tokens.numel():,} {what} hold special tokens ({listed(special)})"
     return f"{share}: they keep the model's own activation and are not counted; --special count counts them"
 
 
-def say_special(tokens: Int[Tensor, "prompt token"], special: Collection[int], what: str = "positions") -> None:
+def say_special(tokens: Int[Tensor, "prompt token"], special: Collection[int | First], what: str = "positions") -> None:
     """Tell the user how many positions of a text hold special tokens, if any do."""
     if said := remark(tokens, special, what):
         say_once(said)
 
 
-def listed(special: Collection[int], most: int = 8) -> str:
-    """The first few ids, as text."""
-    some = ", ".join(map(str, sorted(special)[:most]))
-    return some if len(special) <= most else f"{some} and {len(special) - most} more"
+def listed(special: Collection[int | First], most: int = 8) -> str:
+    """The first few special tokens, as text."""
+    ids = [token for token in ordered(special) if token != FIRST]
+    some = f"ids {', '.join(map(str, ids[:most]))}{f' and {len(ids) - most} more' if len(ids) > most else ''}"
+    begin = ["the first token of every prompt"] if FIRST in special else []
+    return ", ".join([*begin, *([some] if ids or not begin else [])])

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scalar_sae.errors import UserError
 from scalar_sae.io import write_json
+from scalar_sae.lm.special import First
 from scalar_sae.locks import held
 from scalar_sae.readers import RESTORE, WRITER, read_json
 from scalar_sae.records.checks import check
@@ -157,8 +158,8 @@ class Record(BaseModel):
     """Number of counted positions in the scored text, over all prompts."""
     n_special: int = 0
     """Positions of special tokens in the scored text. They kept the model's own activation and were not counted."""
-    special: list[int] = []
-    """Ids of the special tokens that were left out."""
+    special: list[int | First] = []
+    """Ids of the special tokens that were left out; `first` stands for the first token of every prompt."""
     edges: list[int]
     """Edge counts of the curve."""
     kl_model: list[float]

@@ -19,6 +19,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.outputs import compare, log_probs
+from scalar_sae.lm.special import Special
 from scalar_sae.records.results import Curves
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.curve import check_finite, kl_of_mean, sizes
@@ -34,7 +35,7 @@ from scalar_sae.sites import Block, Site
 Level = UInt8[Tensor, "_n_up _n_down"]
 
 
-def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site], special: tuple[int, ...] = ()) -> list[Pair]:
+def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site], special: Special = ()) -> list[Pair]:
     """The pairs between neighbouring sites, where these special tokens keep the model's own activation.
 
     Raises:

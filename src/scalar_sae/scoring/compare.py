@@ -197,7 +197,7 @@ def _by_block_and_method(records: list[Record], base: str) -> Seeds:
             raise UserError(f"records with {setting} {' and '.join(values)} do not compare; score them alike")
     left_out = list(dict.fromkeys(tuple(record.special) if record.n_special else () for record in records))
     if len(left_out) > 1:
-        said = " and ".join(f"with tokens {listed(ids)} left out" if ids else "with none left out" for ids in left_out)
+        said = " and ".join(f"with {listed(ids)} left out" if ids else "with none left out" for ids in left_out)
         raise UserError(f"records {said} do not compare; score them with one rule for special tokens (--special)")
     methods = list(dict.fromkeys(record.method for record in records))
     if base not in methods:

@@ -50,8 +50,9 @@ class ScoreSettings(BaseModel, ABC):
     conventions: Literal["exact", "published"] = "exact"
     """`published`: as the authors' code computes the curve (see published.py)."""
     special: Rule = Field(default_factory=lambda of: "count" if of.get("conventions") == "published" else "skip")
-    """Special tokens: `skip` keeps the model's own activation there and counts them nowhere, `count` treats them like
-    other tokens, a list of ids names others (lm/special.py). The authors' conventions count them."""
+    """Special tokens: `skip` keeps the model's own activation there and counts them nowhere, `first` does so at the
+    first token of every prompt too, `count` treats them like other tokens, a list of ids names others (lm/special.py).
+    The authors' conventions count them."""
     overlap: bool = False
     """Rank on the scored text and take the first prompts of it, as the authors do."""
     memory: float = Field(default=8.0, gt=0, le=1e6)

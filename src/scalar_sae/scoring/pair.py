@@ -12,7 +12,7 @@ from scalar_sae import distributed
 from scalar_sae.errors import UserError
 from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import Rule, counted
+from scalar_sae.lm.special import Rule, Special, counted
 from scalar_sae.lm.stretch import Stretch
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.store import find_sae
@@ -118,8 +118,8 @@ class Pair:
     site_mean: Float[Tensor, " d_model"] | None = None
     """Mean activation at the downstream site over the ranking text. Faithfulness compares a circuit with
     this mean in place of the site. None: not known."""
-    special: tuple[int, ...] = ()
-    """Ids of special tokens: they keep the model's own activation at both ends, hold no latents and no edges, and are
+    special: Special = ()
+    """Special tokens: they keep the model's own activation at both ends, hold no latents and no edges, and are
     counted nowhere. `score` sets them by its config."""
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from scalar_sae.corpora import check_tokenizer, prompts_fingerprint
 from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
-from scalar_sae.lm.special import counted, listed
+from scalar_sae.lm.special import Special, counted, listed
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.training_text import largest_share, trained_text
 
@@ -30,15 +30,13 @@ class Texts:
     scoring: Int[Tensor, "n_scored token"]
     data: dict[str, Any]
 
-    def check(self, lm: LanguageModel, special: tuple[int, ...]) -> None:
+    def check(self, lm: LanguageModel, special: Special) -> None:
         """Raise a UserError if the prompts are of another tokenizer than the model's, or hold special tokens alone."""
         if "tokenizer" in self.data:
             check_tokenizer(self.data["tokenizer"], lm, self.data["corpus"])
         for name, what in PARTS.items():
             if not counted(getattr(self, name), special)[:, 1:].any():
-                raise UserError(
-                    f"text to {what} on: nothing but special tokens (ids {listed(special)}); give other text"
-                )
+                raise UserError(f"text to {what} on: nothing but special tokens ({listed(special)}); give other text")
 
     def compared(self, saes: Iterable[SAE], *, allow: bool) -> "Texts":
         """The same texts, marked if SAEs were trained on one of them.
@@ -59,6 +57,6 @@ class Texts:
             raise UserError(trained_text(f"{self.data.get('corpus', 'text')}, text to {what} on", share))
         return replace(self, data=self.data | {"seen": "trained on"})
 
-    def n_special(self, special: tuple[int, ...]) -> int:
+    def n_special(self, special: Special) -> int:
         """Positions of special tokens in the scored text."""
         return int((~counted(self.scoring, special)).sum())

@@ -61,8 +61,8 @@ class TrainConfig(BaseModel):
     validations: int = Field(default=5, ge=0, le=10**6)
     """Number of times the SAEs are measured on validation text during training; 0 for never."""
     special: Rule = "skip"
-    """Special tokens: `skip` leaves them out, `count` trains on them too, and a list of ids leaves out those ids
-    instead.
+    """Special tokens: `skip` leaves them out, `first` the first token of every prompt too, `count` trains on all, and a
+    list of ids leaves out those ids instead.
     """
 
     @model_validator(mode="after")

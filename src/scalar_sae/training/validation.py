@@ -20,7 +20,7 @@ from scalar_sae.activations.stream import read_all
 from scalar_sae.errors import UserError
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.model import LanguageModel, Replacement, SiteState
-from scalar_sae.lm.special import counted
+from scalar_sae.lm.special import Special, counted
 from scalar_sae.lm.splice import Splice
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.components.ff_jacobian import mean_jacobian
@@ -64,7 +64,7 @@ class Validation:
         lm: LanguageModel,
         tokens: Int[Tensor, "prompt token"],
         reads: Sequence[Site | Gradient],
-        special: tuple[int, ...],
+        special: Special,
     ) -> None:
         self._lm = lm
         sites = sorted(read for read in reads if isinstance(read, Site))

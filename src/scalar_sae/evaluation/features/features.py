@@ -128,7 +128,7 @@ def feature_tables(
     ids = lm.special_ids(special)
     there = counted(tokens, ids).flatten()
     if not there.any():
-        raise UserError(f"features: every token is special (ids {listed(ids)}); give text, or --special count")
+        raise UserError(f"features: every token is special ({listed(ids)}); give text, or --special count")
     count, total = torch.zeros(sae.d_sae, dtype=torch.long), torch.zeros(sae.d_sae).double()
     octaves = torch.zeros(sae.d_sae, len(OCTAVES), dtype=torch.long)
     fired: list[Sparse] = []

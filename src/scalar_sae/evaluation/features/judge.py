@@ -32,6 +32,7 @@ from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.judges import Ask, Judge
 from scalar_sae.evaluation.features.tables import read_counted, read_examples
+from scalar_sae.lm.special import FIRST, First
 from scalar_sae.locks import held
 
 SHOWN = 5
@@ -112,7 +113,7 @@ def _judge(
     seed: int,
     table: pa.Table,
     vocabulary: dict[int, str],
-    special: Collection[int],
+    special: Collection[int | First],
 ) -> Path:
     out = folder / "judged.jsonl"
     questions = hashlib.sha256(json.dumps([SHOWN, EXPLAIN, DETECT, FUZZ]).encode()).hexdigest()[:12]
@@ -180,7 +181,7 @@ def judged(
     vocabulary: dict[int, str],
     ask: Ask,
     rng: np.random.Generator,
-    special: Collection[int] = (),
+    special: Collection[int | First] = (),
 ) -> dict[str, Any]:
     """Explanation and both scores of one latent, from its examples. A score is null with too few examples or no valid
     answer.
@@ -225,10 +226,11 @@ def _live(row: dict[str, Any]) -> set[int]:
     return {i for i, act in enumerate(row["acts"]) if act > 0}
 
 
-def _others(row: dict[str, Any], rng: np.random.Generator, special: Collection[int]) -> set[int]:
+def _others(row: dict[str, Any], rng: np.random.Generator, special: Collection[int | First]) -> set[int]:
     """Ordinary tokens where the latent does not fire, as many as it fires on if there are enough."""
     live = _live(row)
-    rest = [i for i, token in enumerate(row["tokens"]) if i not in live and token not in special]
+    begin = -row["start"] if FIRST in special else None
+    rest = [i for i, token in enumerate(row["tokens"]) if i not in live and i != begin and token not in special]
     return set(rng.permutation(rest)[: len(live)].tolist())
 
 

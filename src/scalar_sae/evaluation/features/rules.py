@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
-from scalar_sae.lm.special import counted
+from scalar_sae.lm.special import First, counted
 
 Sparse = Any
 """A csr_array, whose stubs in scipy are incomplete."""
@@ -36,13 +36,15 @@ class RuleScores(NamedTuple):
     """The rule of one token: the tokens after which the latent fires, most frequent first."""
 
 
-def rule_scores(tokens: Int[Tensor, "prompt token"], fired: Sparse, special: Collection[int] = ()) -> RuleScores:
+def rule_scores(
+    tokens: Int[Tensor, "prompt token"], fired: Sparse, special: Collection[int | First] = ()
+) -> RuleScores:
     """Make a rule for every latent and length from even prompts, and test it on odd ones.
 
     Args:
         tokens: prompts.
         fired: [prompts * tokens, d_sae], where each latent fires.
-        special: ids of tokens at which nothing is learned or tested; they remain context of later tokens.
+        special: tokens at which nothing is learned or tested; they remain context of later tokens.
     """
     even = np.repeat(np.arange(len(tokens)) % 2 == 0, tokens.shape[1])
     there = counted(tokens, special).flatten().numpy()

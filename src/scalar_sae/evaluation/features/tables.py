@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalar_sae.errors import UserError, reason
 from scalar_sae.evaluation.features.rules import LENGTHS
+from scalar_sae.lm.special import Special
 from scalar_sae.readers import WRITER, check_version, open_regular
 from scalar_sae.sites import Site
 
@@ -165,8 +166,8 @@ class Counted(BaseModel):
     """Number of positions counted; 0 if the table does not say."""
     n_special: int = Field(default=0, ge=0)
     """Number of positions with special tokens, which were not counted."""
-    special: tuple[int, ...] = ()
-    """Ids of the special tokens."""
+    special: Special = ()
+    """The special tokens."""
 
 
 def read_counted(folder: Path) -> Counted:

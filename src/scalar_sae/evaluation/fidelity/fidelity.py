@@ -25,7 +25,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.evaluation.fidelity.sums import ABLATIONS, PerPrompt, SAETally, Tally, sae_record, spliced_record
 from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.model import LanguageModel, SiteState
-from scalar_sae.lm.special import Rule, counted, listed
+from scalar_sae.lm.special import Rule, Special, counted, listed
 from scalar_sae.lm.splice import Splice
 from scalar_sae.records.sae_results import SaeFidelity, SplicedFidelity
 from scalar_sae.saes.sae import SAE
@@ -142,7 +142,7 @@ def _check(lm: LanguageModel, saes: SAEs, tokens: Int[Tensor, "prompt token"]) -
 
 
 def _batches(
-    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: tuple[int, ...], size: int
+    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: Special, size: int
 ) -> Iterator[_Batch]:
     for number, some in enumerate(tokens.split(size)):
         states = lm.states(some, sites)
@@ -156,7 +156,7 @@ def _batches(
 
 
 def _means(
-    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: tuple[int, ...], size: int
+    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: Special, size: int
 ) -> dict[Site, Float[Tensor, " d_model"]]:
     """Mean activation at each site over the counted tokens."""
     sums = {site: torch.zeros(lm.d_model, dtype=torch.float64, device=tokens.device) for site in sites}
@@ -166,7 +166,7 @@ def _means(
         for site in sites:
             sums[site] += part.states[site].x[part.keep].double().sum(0)
     if n == 0:
-        raise UserError(f"fidelity: every token is special (ids {listed(special)}); give text, or --special count")
+        raise UserError(f"fidelity: every token is special ({listed(special)}); give text, or --special count")
     return {site: (total / n).float() for site, total in sums.items()}
 
 
