@@ -6,7 +6,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.installed
 PEERS := .peers/.installed
 
-.PHONY: install demo smollm2 test lowest newest bench lint docs clean
+.PHONY: install web demo smollm2 test lowest newest bench lint docs clean
 
 install: $(READY)
 
@@ -23,6 +23,9 @@ demo: install
 
 smollm2: install  # or make smollm2 DTYPE=bfloat16
 	$(RUN)python -m benchmarks.smollm2 --dtype $(DTYPE)
+
+web:  # the explorer's page, from web/ into src/scalar_sae/explorer/static; needs node 20 or newer
+	cd web && npm ci --no-audit --no-fund && npm run build
 
 test: install
 	$(RUN)python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

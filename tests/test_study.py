@@ -462,7 +462,8 @@ def test_every_score_is_said_as_it_is_found_and_the_end_names_the_next_command(p
         f"ff_block.0, topk, {DEFAULT}, padded",
     ]  # fmt: skip
     assert f"Report: {out / 'report.html'}" in done.stdout
-    assert f"Next: scalar score --saes {out} --block ff_block.0 --method topk --prompts 20" in done.stdout
+    assert f"Next: scalar explore {out} walks" in done.stdout
+    assert f"Or: scalar score --saes {out} --block ff_block.0 --method topk --prompts 20" in done.stdout
 
 
 def test_full_and_another_preset_are_one_too_many(preset: Path, tmp_path: Path):

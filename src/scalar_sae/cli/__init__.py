@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from scalar_sae._version import __version__
-from scalar_sae.cli import circuit, compare, measure, saes, score
+from scalar_sae.cli import circuit, compare, explore, measure, saes, score
 from scalar_sae.cli.ending import ended
 from scalar_sae.cli.outputs import check_cache, check_folder, check_run
 from scalar_sae.cli.subjects import Device, Special
@@ -44,7 +44,7 @@ TrainDtype = Annotated[
 ]
 
 
-for _module in (score, circuit, compare, measure, saes):
+for _module in (score, circuit, compare, measure, explore, saes):
     app.add_typer(_module.app)
 
 
@@ -104,7 +104,8 @@ def quickstart(
         tell("", f"Report: {page}", f"Every record, under every ranking: {out / 'results.json'}")
         if chosen:
             first = chosen[0]
-            tell(f"Next: scalar score --saes {out} --block {first.block} --method {first.method} --prompts 20")
+            tell(f"Next: scalar explore {out} walks its circuits in a browser")
+            tell(f"Or: scalar score --saes {out} --block {first.block} --method {first.method} --prompts 20")
 
     found = {"report": page, "records": results.records, "cautions": cautions_of(results.records)}
     return Outcome(found, show)

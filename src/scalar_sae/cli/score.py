@@ -114,7 +114,7 @@ def score(
     config = score_config(settings, published=published)
     check_model_and_text(lm, dtype, tokens)
     distributed.init()
-    model, chosen = subjects(lm, saes, method, device, dtype, _ends(place))
+    model, chosen = subjects(lm, saes, method, device, dtype, ends(place))
     pairs = {name: Pair.between(model, place, group) for name, group in chosen.items()}
     config, texts = prompts_of(tokens, model, saes, chosen, method, config, context)
     say_left_out(model, texts, config)
@@ -136,7 +136,7 @@ def score(
     return Outcome(found, lambda: print_records(results.records))
 
 
-def _ends(place: "Block") -> "dict[str, Find]":
+def ends(place: "Block") -> "dict[str, Find]":
     """How to find the SAEs at both ends of a block; upstream may stand a transcoder that writes there."""
     from scalar_sae.saes.sources import site_in
     from scalar_sae.scoring.pair import upstream

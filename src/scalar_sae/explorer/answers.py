@@ -1,0 +1,303 @@
+"""What a page can ask, and how the engine (scalar_sae/explore) answers. Every answer is plain data for JSON.
+
+A question is a name and a body. To add one, write its body as a class, a function from it to the answer, and a line in
+`QUESTIONS`.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from scalar_sae._version import __version__
+from scalar_sae.errors import UserError
+from scalar_sae.explore.circuit import Circuit
+from scalar_sae.explore.journey import Journey
+from scalar_sae.explore.measure import measured
+from scalar_sae.explore.passage import passages
+from scalar_sae.explore.plain import interventions_from
+from scalar_sae.explorer.edges import MOST, top_edges
+from scalar_sae.explorer.graph import graph
+from scalar_sae.explorer.subject import Subject
+from scalar_sae.report.text import token_text, visible
+from scalar_sae.scoring.pair import Pair
+
+OnProgress = Callable[[float], object]
+"""Called with the share that is done. An exception raised in it stops the work."""
+LONGEST = 20_000
+"""Characters of a prompt."""
+TOKENS = 512
+"""Tokens of a prompt."""
+EXAMPLES = 8
+"""Prompts of the run's text that a page offers."""
+LENGTH = 32
+"""Tokens of each of them."""
+
+Latent = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(max_length=LONGEST)]
+
+
+class Question(BaseModel):
+    """The body of a question."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class AboutRun(Question):
+    """Which pairs are there?"""
+
+
+class AboutPair(Question):
+    """A question about a pair, as its record under a ranking scored it."""
+
+    pair: str
+    ranking: str
+
+
+class Examples(AboutPair):
+    """Which prompts of the text can be looked at?"""
+
+
+class Map(AboutPair):
+    """Which edges does the pair have, and how much do they recover?"""
+
+
+class Card(Question):
+    """What does one feature do?"""
+
+    pair: str
+    end: Literal["up", "down"]
+    latent: Latent
+
+
+class Pinned(AboutPair):
+    """Edges of a circuit: those that are listed, and all between the listed upstream and downstream features."""
+
+    edges: Annotated[list[tuple[Latent, Latent]], Field(max_length=MOST)] = []
+    up: Annotated[list[Latent], Field(max_length=MOST)] = []
+    down: Annotated[list[Latent], Field(max_length=MOST)] = []
+
+
+class OnPrompt(Pinned):
+    """How much do the pinned edges carry on a prompt?"""
+
+    text: Text
+
+
+class OnHeldOut(Pinned):
+    """How much do the pinned edges carry on the text that the record was scored on?"""
+
+
+class Step(AboutPair):
+    """What happens at one token of a prompt?"""
+
+    text: Text
+    position: Annotated[int, Field(ge=0, lt=TOKENS)]
+
+
+class Tokens(AboutPair):
+    """Which tokens does a prompt have, and what is predicted after each?"""
+
+    text: Text
+
+
+class Change(Step):
+    """What do interventions do to the prediction after a token?"""
+
+    interventions: Annotated[list[dict[str, Any]], Field(max_length=100)]
+
+
+class Group(Question):
+    """Features that stand together under a name."""
+
+    name: Annotated[str, Field(max_length=1000)]
+    members: Annotated[list[str], Field(max_length=MOST)]
+
+
+class Graph(Step):
+    """What a journey shows at a token, as a file for other viewers."""
+
+    shown: Annotated[list[tuple[int, Latent, Latent]], Field(max_length=MOST)]
+    """Source token, upstream and downstream feature of each edge."""
+    pins: Annotated[list[str], Field(max_length=MOST)] = []
+    groups: Annotated[list[Group], Field(max_length=100)] = []
+    names: dict[str, str] = {}
+
+
+def about_run(subject: Subject, question: AboutRun, on_progress: OnProgress) -> dict[str, Any]:
+    """The pairs, and what a page says about the run."""
+    pairs = [
+        {
+            "key": pair.key,
+            "method": visible(pair.method),
+            "block": str(pair.block),
+            "rankings": pair.rankings,
+            "records": bool(pair.records),
+            "mixes": pair.block.mixes_tokens,
+        }
+        for pair in subject.pairs.values()
+    ]
+    return {"name": visible(subject.name), "lm": visible(subject.lm.name), "version": __version__, "pairs": pairs}
+
+
+def examples(subject: Subject, question: Examples, on_progress: OnProgress) -> list[str]:
+    """The beginnings of some of the prompts that the record was scored on."""
+    record = subject.pair_subject(question.pair).record(question.ranking)
+    rows = subject.texts(record).scoring[:EXAMPLES, :LENGTH]
+    return [subject.lm.tokenizer.decode(row.tolist()) for row in rows]
+
+
+def the_map(subject: Subject, question: Map, on_progress: OnProgress) -> dict[str, Any]:
+    """The strongest edges, the record's curve, and a few words about each feature."""
+    found = subject.pair_subject(question.pair)
+    record = found.record(question.ranking)
+    edges = top_edges(subject, question.pair, question.ranking, on_progress)
+    up, down, weight = (edges[name].to_pylist() for name in ("up", "down", "weight"))
+    labels: dict[str, Any] = {}
+    for end, latents in (("up", up), ("down", down)):
+        cards = subject.cards(question.pair, end)
+        labels[end] = {} if cards is None else cards.labels(set(latents))
+    shape = (found.sae("up").d_sae, found.sae("down").d_sae)
+    return {
+        "n_up": shape[0],
+        "n_down": shape[1],
+        "n_edges": shape[0] * shape[1],
+        "edges": [list(edge) for edge in zip(up, down, weight, strict=True)],
+        "labels": labels,
+        "described": all(labels.values()),
+        "curve": [] if record is None else list(record.curve()),
+        "ablation": subject.config(record).ablation,
+    }
+
+
+def card(subject: Subject, question: Card, on_progress: OnProgress) -> dict[str, Any]:
+    """The card of a feature; without tables of features only that there are none."""
+    cards = subject.cards(question.pair, question.end)
+    return {"missing": True} if cards is None else cards.card(question.latent)
+
+
+def tokens(subject: Subject, question: Tokens, on_progress: OnProgress) -> dict[str, Any]:
+    """The tokens of a prompt, as they are shown, and which of them are special."""
+    pair, ids = _read(subject, question)
+    shown = [token_text(text) for text in subject.lm.tokenizer.pieces(ids[0].tolist())]
+    return {"tokens": shown, "special": [int(token) in pair.special for token in ids[0].tolist()]}
+
+
+def on_prompt(subject: Subject, question: OnPrompt, on_progress: OnProgress) -> dict[str, Any]:
+    """How much the pinned edges carry on one prompt."""
+    pair, ids = _read(subject, question)
+    return _journey(subject, question, pair, ids).measure(circuit(pair, question)).model_dump()
+
+
+def on_held_out(subject: Subject, question: OnHeldOut, on_progress: OnProgress) -> dict[str, Any]:
+    """How much the pinned edges carry on the text of the record."""
+    record = subject.pair_subject(question.pair).record(question.ranking)
+    pair, text = subject.pair(question.pair, question.ranking), subject.texts(record).scoring
+    kept, found = circuit(pair, question).kept, []
+    for passage in passages([pair], text):
+        found.append(passage.readings([kept]))
+        on_progress(len(found) / len(text))
+    return {**measured(found).model_dump(), "prompts": len(text)}
+
+
+def step(subject: Subject, question: Step, on_progress: OnProgress) -> dict[str, Any]:
+    """The local edges at a token, what its downstream features do to the prediction, and the local curve."""
+    pair, ids = _read(subject, question)
+    journey, at = _journey(subject, question, pair, ids), question.position
+    edges = journey.edges(at, MOST, on_progress=lambda share: on_progress(share / 3))
+    outputs = journey.outputs(at, on_progress=lambda share: on_progress((1 + share) / 3))
+    curve = journey.curve(at, on_progress=lambda share: on_progress((2 + share) / 3))
+    labels: dict[str, Any] = {}
+    for end, latents in (("up", {e.up for e in edges.edges}), ("down", {e.down for e in edges.edges})):
+        cards = subject.cards(question.pair, end)
+        labels[end] = {} if cards is None else cards.labels(latents)
+    return {
+        "edges": edges.model_dump(),
+        "outputs": _shown(outputs.model_dump(), "predicted"),
+        "curve": curve.model_dump(),
+        "labels": labels,
+    }
+
+
+def change(subject: Subject, question: Change, on_progress: OnProgress) -> dict[str, Any]:
+    """The prediction after a token, before and after interventions."""
+    pair, ids = _read(subject, question)
+    wanted = interventions_from(question.interventions)
+    found = _journey(subject, question, pair, ids).intervene(wanted, position=question.position)
+    return _shown(found.model_dump(), "next_tokens")
+
+
+def as_graph(subject: Subject, question: Graph, on_progress: OnProgress) -> dict[str, Any]:
+    """The edges that a page shows at a token, as an attribution graph."""
+    pair, ids = _read(subject, question)
+    journey, at, shown = _journey(subject, question, pair, ids), question.position, set(question.shown)
+    edges = journey.edges(at, MOST, on_progress=lambda share: on_progress(share / 2)).edges
+    return graph(
+        title=f"{subject.name}: {question.pair}, token {at}",
+        model=subject.lm.name,
+        prompt=question.text,
+        tokens=journey.texts,
+        position=at,
+        edges=[edge for edge in edges if (edge.source, edge.up, edge.down) in shown],
+        outputs=journey.outputs(at, on_progress=lambda share: on_progress((1 + share) / 2)),
+        names=question.names,
+        pins=question.pins,
+        groups=[(group.name, group.members) for group in question.groups],
+    )
+
+
+def circuit(pair: Pair, pinned: Pinned) -> Circuit:
+    """The circuit of what is pinned.
+
+    Raises:
+        UserError: the pair has no such edge or feature.
+    """
+    kept = Circuit.of(pair, [*pinned.edges, *((i, 0) for i in pinned.up), *((0, j) for j in pinned.down)]).kept
+    kept.zero_()
+    kept[torch.tensor(pinned.up, dtype=torch.long)[:, None], torch.tensor(pinned.down, dtype=torch.long)] = True
+    for i, j in pinned.edges:
+        kept[i, j] = True
+    return Circuit(pair, kept)
+
+
+def _read(subject: Subject, question: Any) -> tuple[Pair, torch.Tensor]:
+    """The pair of a question, and the tokens of its prompt."""
+    pair, ids = subject.pair(question.pair, question.ranking), subject.lm.tokens(question.text)
+    if ids.shape[1] > TOKENS:
+        raise UserError(f"{ids.shape[1]} tokens: the explorer reads prompts of at most {TOKENS}; shorten the text")
+    return pair, ids
+
+
+def _journey(subject: Subject, question: Any, pair: Pair, ids: torch.Tensor) -> Journey:
+    """A journey through a prompt; the last one is kept, since most questions are about the same prompt."""
+    key = (question.pair, question.ranking, question.text)
+    if subject.last_journey is None or subject.last_journey[0] != key:
+        subject.last_journey = (key, Journey(pair, ids))
+    return subject.last_journey[1]
+
+
+def _shown(answer: dict[str, Any], name: str) -> dict[str, Any]:
+    """An answer in which every character of the tokens under `name` is visible."""
+    return {**answer, name: [{**row, "text": token_text(row["text"])} for row in answer[name]]}
+
+
+class Answerer(NamedTuple):
+    """How a question is answered."""
+
+    body: type[Question]
+    answer: Callable[[Subject, Any, OnProgress], Any]
+
+
+QUESTIONS = {
+    "run": Answerer(AboutRun, about_run),
+    "examples": Answerer(Examples, examples),
+    "map": Answerer(Map, the_map),
+    "card": Answerer(Card, card),
+    "tokens": Answerer(Tokens, tokens),
+    "recovery": Answerer(OnPrompt, on_prompt),
+    "held-out": Answerer(OnHeldOut, on_held_out),
+    "step": Answerer(Step, step),
+    "change": Answerer(Change, change),
+    "graph": Answerer(Graph, as_graph),
+}

@@ -1,0 +1,194 @@
+"""The explorer's server: files of the page, and answers as lines of JSON while they are worked out.
+
+A question is posted to `ask/NAME`. The answer is one line `{"answer": ...}` or `{"error": "..."}`, after any number of
+lines `{"progress": share}`. Who hangs up stops the work. One thread computes, because the model holds what is spliced
+into it; questions about files wait for nothing.
+"""
+
+import asyncio
+import io
+import json
+import sys
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from scalar_sae.errors import UserError, one_line, reason
+from scalar_sae.explorer.answers import QUESTIONS, Question
+from scalar_sae.explorer.subject import Subject
+from scalar_sae.loopback import LoopbackServer, RefusedError, application, page_routes
+from scalar_sae.readers import explained, parse_json
+
+BODY_BYTES = 2**20
+"""Of a question."""
+REMEMBERED = 64
+"""Answers that are kept, since a page asks again for what it showed before."""
+_FILES = ("index.html", "page.css", "page.js")
+_LIGHT = ("run", "card")
+"""Questions about files alone."""
+
+
+class StoppedError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Explorer:
+    """Answers questions about a subject."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self._heavy, self._light = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._remembered: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def answer(self, name: str, body: Any, on_progress: Callable[[float], object] = lambda share: None) -> Any:
+        """The answer to a question.
+
+        Raises:
+            UserError: it is no question, or about something that is not there.
+        """
+        question = parsed(name, body)
+        key = f"{name} {question.model_dump_json()}"
+        with self._lock:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+                return self._remembered[key]
+        found = QUESTIONS[name].answer(self._subject, question, on_progress)
+        with self._lock:
+            self._remembered[key] = found
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        return found
+
+    async def lines(self, name: str, body: Any) -> AsyncGenerator[bytes]:
+        """The lines of an answer. Closing the generator stops the work."""
+        loop, lines = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
+        stopped = threading.Event()
+
+        def tell(line: dict[str, Any]) -> None:
+            if not stopped.is_set():
+                loop.call_soon_threadsafe(lines.put_nowait, line)
+
+        def progress(share: float) -> None:
+            if stopped.is_set():
+                raise StoppedError
+            tell({"progress": round(share, 3)})
+
+        def work() -> None:
+            try:
+                tell({"answer": self.answer(name, body, progress)})
+            except StoppedError:
+                return
+            except UserError as error:
+                tell({"error": str(error)})
+            except Exception as error:
+                said = one_line(f"{type(error).__name__}: {reason(error)}")
+                sys.stderr.write(f"scalar: {name}: {said}\n")
+                tell({"error": f"{said}; a fault of scalar-sae: please report it"})
+
+        future = (self._light if name in _LIGHT else self._heavy).submit(work)
+        try:
+            while True:
+                line = await lines.get()
+                yield json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+                if "progress" not in line:
+                    return
+        finally:
+            stopped.set()
+            future.cancel()
+
+    async def soon(self, work: Callable[[], bytes]) -> bytes:
+        """What some work returns, in the thread that computes."""
+        return await asyncio.get_running_loop().run_in_executor(self._heavy, work)
+
+
+def parsed(name: str, body: Any) -> Question:
+    """A question from its name and body.
+
+    Raises:
+        UserError: the body does not fit.
+        RefusedError: there is no such question.
+    """
+    if name not in QUESTIONS:
+        raise RefusedError(404, "no such question")
+    try:
+        return QUESTIONS[name].body.model_validate_json(json.dumps(body))
+    except ValidationError as error:
+        raise UserError(f"{name}: {explained(error)}") from error
+
+
+def static(name: str) -> str:
+    """The text of a built file of the page."""
+    return (files("scalar_sae.explorer") / "static" / name).read_text(encoding="utf-8")
+
+
+def data(live: bool, answers: dict[str, Any], state: str = "") -> str:
+    """The script that a page starts with: whether there is a server behind it, answers that it need not ask for, and
+    the state that it opens with.
+    """
+    content = json.dumps({"live": live, "answers": answers, "state": state}, separators=(",", ":"), allow_nan=False)
+    return f"var explorer = {content};\n"
+
+
+class Export(BaseModel):
+    """What a page asks to be written to disk."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    asked: list[str]
+    """Questions that it has the answers of, each `NAME BODY`."""
+    state: str
+    """The part of its address behind `#`."""
+
+
+def exported(explorer: Explorer, wanted: Export) -> bytes:
+    """A ZIP file of a folder whose `index.html` opens from disk and shows what was asked before.
+
+    Raises:
+        UserError: something else was asked.
+    """
+    answers: dict[str, Any] = {}
+    for key in wanted.asked:
+        name, _, body = key.partition(" ")
+        answers[key] = explorer.answer(name, parse_json(body, "export"))
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in (*_FILES, "licenses.txt"):
+            file.writestr(f"explorer/{name}", static(name))
+        file.writestr("explorer/data.js", data(False, answers, wanted.state))
+    return content.getvalue()
+
+
+def serve(subject: Subject, port: int) -> LoopbackServer:
+    """A server on this machine alone; `run` starts it.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    explorer = Explorer(subject)
+
+    async def ask(request: Request) -> Response:
+        name, body = request.path_params["name"], await request.json()
+        parsed(name, body)
+        return StreamingResponse(explorer.lines(name, body), media_type="application/x-ndjson")
+
+    pages = {name: static(name) for name in _FILES} | {"data.js": data(True, {"run {}": explorer.answer("run", {})})}
+
+    async def export(request: Request) -> Response:
+        try:
+            wanted = Export.model_validate(await request.json())
+        except ValidationError as error:
+            raise UserError(f"export: {explained(error)}") from error
+        return Response(await explorer.soon(lambda: exported(explorer, wanted)), media_type="application/zip")
+
+    posted = [Route("/ask/{name}", ask, methods=["POST"]), Route("/export", export, methods=["POST"])]
+    return LoopbackServer(application([*page_routes(pages), *posted]), port, BODY_BYTES)

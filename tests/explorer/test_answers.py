@@ -1,0 +1,263 @@
+"""What the explorer answers against the engine and the record; streams, exports, graphs; the page that is shipped."""
+
+import asyncio
+import hashlib
+import io
+import json
+import threading
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+import scalar_sae as ss
+from scalar_sae.errors import UserError
+from scalar_sae.explore.journey import Journey
+from scalar_sae.explorer import answers, edges
+from scalar_sae.explorer.answers import Answerer, Question
+from scalar_sae.explorer.app import Explorer, Export, StoppedError, exported
+from scalar_sae.explorer.subject import Subject
+from scalar_sae.loopback import RefusedError
+from scalar_sae.scoring.rankings.order import strongest
+from scalar_sae.scoring.rankings.registry import rank
+from tests.explorer.subjects import CONFIG, KEY, RANKING, small_subject
+from tests.helpers import random_sae
+
+ABOUT = {"pair": KEY, "ranking": RANKING}
+TEXT = "def f(x):"
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return small_subject(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def explorer(subject: Subject) -> Explorer:
+    return Explorer(subject)
+
+
+@pytest.fixture(scope="module")
+def pair(subject: Subject) -> ss.Pair:
+    return subject.pair(KEY, RANKING)
+
+
+def test_the_map_has_the_edges_of_the_ranking_and_the_curve_of_the_record(
+    subject: Subject, explorer: Explorer, pair: Any
+):
+    found, (record,) = explorer.answer("map", ABOUT), subject.pairs[KEY].records
+    scores = rank(pair, subject.texts(record).ranking[:4], RANKING, CONFIG.seed)
+    assert [[i, j] for i, j, _ in found["edges"]] == strongest(scores, 480, CONFIG.seed).tolist()
+    assert [w for *_, w in found["edges"]] == pytest.approx([float(scores[i, j]) for i, j, _ in found["edges"]])
+    assert found["curve"] == list(record.curve())
+    assert found["n_edges"] == record.n_edges == 24 * 20
+    assert len(found["labels"]["up"]) == 24
+    assert len(found["labels"]["down"]) == 20
+
+
+@pytest.mark.parametrize("n", [1, 11, 64])
+def test_the_first_edges_recover_on_the_held_out_text_what_the_record_says(n: int, explorer: Explorer):
+    found = explorer.answer("map", ABOUT)
+    (point,) = [point for point in found["curve"] if point["edges"] == n]
+    reading = explorer.answer("held-out", {**ABOUT, "edges": [edge[:2] for edge in found["edges"][:n]]})
+    assert reading["edges"] == n
+    for name in ("recovery", "kl_model", "kl_circuit", "faithfulness", "live_edges", "l0_down"):
+        assert reading[name] == pytest.approx(point[name], rel=1e-4, abs=1e-6)
+
+
+def test_pinned_features_keep_the_edges_between_them(explorer: Explorer, pair: Any):
+    pinned = {"edges": [[0, 0], [1, 3]], "up": [1, 2], "down": [5, 6]}
+    kept = ss.Circuit.of(pair, [(0, 0), (1, 3), (1, 5), (1, 6), (2, 5), (2, 6)])
+    expected = Journey(pair, TEXT).measure(kept).model_dump()
+    found = explorer.answer("recovery", {**ABOUT, **pinned, "text": TEXT})
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert found["edges"] == 6
+
+
+def test_an_intervention_and_a_step_are_those_of_the_engine(explorer: Explorer, pair: Any):
+    journey = Journey(pair, TEXT)
+    found = explorer.answer("step", {**ABOUT, "text": TEXT, "position": 4})
+    edges, curve = journey.edges(4, 5000).model_dump(), journey.curve(4).model_dump()
+    assert [(e["source"], e["up"], e["down"]) for e in found["edges"]["edges"]] == [
+        (e["source"], e["up"], e["down"]) for e in edges["edges"]
+    ]
+    assert found["edges"]["total_size"] == pytest.approx(edges["total_size"], rel=1e-4)
+    assert found["curve"]["edges"] == curve["edges"]
+    assert found["curve"]["recovery"] == pytest.approx(curve["recovery"], abs=1e-4)
+    up = found["edges"]["edges"][0]["up"]
+    wanted = {"interventions": [{"up": up, "factor": 0.0}], "text": TEXT, "position": 4}
+    change = explorer.answer("change", {**ABOUT, **wanted})
+    expected = journey.intervene([ss.Intervention(up=up)], position=4).kl
+    assert change["kl"] == pytest.approx(expected, rel=1e-3)
+    assert expected > 1e-3
+
+
+def test_ranked_edges_are_kept_in_the_run_until_its_saes_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    subject, ranked = small_subject(tmp_path, tables=False), []
+    whole = edges.find_global
+    monkeypatch.setattr(edges, "find_global", lambda *names: ranked.append(names) or whole(*names))
+    first = edges.top_edges(subject, KEY, RANKING, lambda share: None)
+    again = edges.top_edges(small_subject(tmp_path, tables=False), KEY, RANKING, lambda share: None)
+    assert first.to_pydict() == again.to_pydict()
+    assert len(ranked) == 1
+    found = subject.pairs[KEY]
+    group = type(found.group)({**found.group, min(found.group): random_sae(16, 24, 4, 9)})
+    changed = Subject("x", subject.lm, subject.read_text, {KEY: replace(found, group=group)}, tmp_path)
+    other = edges.top_edges(changed, KEY, RANKING, lambda share: None)
+    assert len(ranked) == 2
+    assert other.to_pydict() != first.to_pydict()
+    (path,) = tmp_path.rglob("*.parquet")
+    path.write_bytes(b"PAR1" + bytes(40))  # a damaged table is ranked anew
+    assert edges.top_edges(changed, KEY, RANKING, lambda share: None).to_pydict() == other.to_pydict()
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        ("map", {**ABOUT, "pair": "m/ff_block.9"}, "pair"),
+        ("map", {**ABOUT, "ranking": "shapley"}, "ranking"),
+        ("map", {**ABOUT, "more": 1}, "more"),
+        ("card", {"pair": KEY, "end": "up", "latent": 24}, "24 latents"),
+        ("card", {"pair": KEY, "end": "up", "latent": -1}, "latent"),
+        ("card", {"pair": KEY, "end": "../..", "latent": 0}, "end"),
+        ("recovery", {**ABOUT, "text": TEXT, "edges": [[24, 0]]}, "24"),
+        ("recovery", {**ABOUT, "text": "", "edges": [[0, 0]]}, "no tokens"),
+        ("recovery", {**ABOUT, "text": "x" * 20_001}, "text"),
+        ("step", {**ABOUT, "text": TEXT, "position": 9}, "position 9"),
+        ("change", {**ABOUT, "text": TEXT, "position": 0, "interventions": [{"factor": 1}]}, "names no latent"),
+        ("change", {**ABOUT, "text": TEXT, "position": 0, "interventions": [{"up": 99}]}, "99"),
+    ],
+)  # fmt: skip
+def test_a_question_about_what_is_not_there_is_refused_in_one_line(
+    name: str, body: dict[str, Any], said: str, explorer: Explorer
+):
+    with pytest.raises(UserError, match=said) as refused:
+        explorer.answer(name, body)
+    assert "\n" not in str(refused.value)
+
+
+def test_no_other_question_is_answered(explorer: Explorer):
+    with pytest.raises(RefusedError):
+        explorer.answer("__class__", {})
+
+
+async def _lines(explorer: Explorer, name: str, body: Any, most: int) -> list[Any]:
+    stream, found = explorer.lines(name, body), []
+    async for line in stream:
+        found.append(json.loads(line))
+        if len(found) == most:
+            break
+    await stream.aclose()
+    return found
+
+
+def test_work_is_told_in_shares_and_stops_when_nobody_waits(subject: Subject, monkeypatch: pytest.MonkeyPatch):
+    ended = threading.Event()
+
+    def long(subject: Subject, question: Question, on_progress: Any) -> None:
+        try:
+            while True:
+                on_progress(0.25)
+                ended.wait(0.001)
+        except StoppedError:
+            ended.set()
+            raise
+
+    monkeypatch.setitem(answers.QUESTIONS, "long", Answerer(Question, long))
+    explorer = Explorer(subject)
+    assert asyncio.run(_lines(explorer, "long", {}, 2)) == [{"progress": 0.25}] * 2
+    assert ended.wait(20)
+    said = asyncio.run(_lines(explorer, "tokens", {**ABOUT, "text": TEXT}, 100))  # the next question is answered
+    assert said[-1]["answer"]["tokens"] == list(TEXT)
+    assert list(asyncio.run(_lines(explorer, "tokens", {**ABOUT, "text": ""}, 100))[-1]) == ["error"]
+
+
+GRAPH: dict[str, Any] = {
+    "type": "object",
+    "required": ["metadata", "qParams", "nodes", "links"],
+    "properties": {
+        "metadata": {"type": "object", "required": ["slug", "scan", "prompt_tokens", "prompt"],
+                     "properties": {name: {"type": "string"} for name in ("slug", "scan", "prompt")}
+                     | {"prompt_tokens": {"type": "array", "items": {"type": "string"}}}},
+        "qParams": {"type": "object", "properties": {"pinnedIds": {"type": "array", "items": {"type": "string"}},
+                                                     "supernodes": {"type": "array"}, "linkType": {"type": "string"},
+                                                     "clickedId": {"type": "string"}, "sg_pos": {"type": "string"}}},
+        "nodes": {"type": "array", "items": {
+            "type": "object",
+            "required": ["node_id", "feature", "layer", "ctx_idx", "feature_type", "jsNodeId", "clerp"],
+            "properties": {"node_id": {"type": "string"}, "feature": {"type": ["integer", "null"]},
+                           "layer": {"type": ["string", "integer"]}, "ctx_idx": {"type": "integer"},
+                           "feature_type": {"type": "string"}, "jsNodeId": {"type": "string"},
+                           "clerp": {"type": "string"}, "influence": {"type": ["number", "null"]},
+                           "activation": {"type": ["number", "null"]}}}},
+        "links": {"type": "array", "items": {
+            "type": "object", "required": ["source", "target", "weight"],
+            "properties": {"source": {"type": "string"}, "target": {"type": "string"}, "weight": {"type": "number"}}}},
+    },
+}  # fmt: skip
+"""What a front end for attribution graphs requires of a file, by the published schema."""
+
+
+def test_a_graph_is_what_other_viewers_read_and_holds_what_was_shown(explorer: Explorer):
+    step = explorer.answer("step", {**ABOUT, "text": TEXT, "position": 4})
+    shown = [(e["source"], e["up"], e["down"]) for e in step["edges"]["edges"][:6]]
+    up, down = f"u{shown[0][1]}", f"d{shown[0][2]}"
+    more = {
+        "pins": [f"{up}-{down}"],
+        "names": {up: "</script>\x00"},
+        "groups": [{"name": "both", "members": [up, down]}],
+    }
+    found = explorer.answer("graph", {**ABOUT, "text": TEXT, "position": 4, "shown": shown, **more})
+    jsonschema.validate(found, GRAPH)
+    nodes = {node["node_id"]: node for node in found["nodes"]}
+    assert {link[end] for link in found["links"] for end in ("source", "target")} <= set(nodes)
+    features = {name for name, node in nodes.items() if node["feature_type"] != "logit"}
+    assert features == {f"1_{i}_{s}" for s, i, _ in shown} | {f"2_{j}_4" for *_, j in shown}
+    weights = {(link["source"], link["target"]): link["weight"] for link in found["links"]}
+    for edge in step["edges"]["edges"][:6]:
+        assert weights[f"1_{edge['up']}_{edge['source']}", f"2_{edge['down']}_4"] == edge["effect"]
+    assert found["qParams"]["pinnedIds"] == [f"1_{shown[0][1]}_4", f"2_{shown[0][2]}_4"]
+    assert found["qParams"]["supernodes"] == [["both", *found["qParams"]["pinnedIds"]]]
+    assert nodes[f"1_{shown[0][1]}_4"]["clerp"] == "</script>␀"
+
+
+def test_an_export_is_a_folder_with_the_page_and_its_answers(explorer: Explorer):
+    asked = ["run {}", f"map {json.dumps(ABOUT)}"]
+    with zipfile.ZipFile(io.BytesIO(exported(explorer, Export(asked=asked, state="#n=5")))) as file:
+        texts = {name: file.read(name).decode() for name in file.namelist()}
+    assert set(texts) == {
+        f"explorer/{name}" for name in ("index.html", "page.css", "page.js", "licenses.txt", "data.js")
+    }
+    content = json.loads(texts["explorer/data.js"].removeprefix("var explorer = ").removesuffix(";\n"))
+    assert content["live"] is False
+    assert content["state"] == "#n=5"
+    assert content["answers"][asked[1]] == json.loads(json.dumps(explorer.answer("map", ABOUT)))
+    with pytest.raises(UserError):
+        exported(explorer, Export(asked=["map nonsense"], state=""))
+
+
+def test_features_without_tables_have_no_cards_and_are_said_to_have_none(tmp_path: Path):
+    explorer = Explorer(small_subject(tmp_path, tables=False))
+    assert explorer.answer("card", {"pair": KEY, "end": "up", "latent": 3}) == {"missing": True}
+    assert explorer.answer("map", ABOUT)["described"] is False
+
+
+def test_the_page_that_is_shipped_is_built_from_its_sources():
+    """Without node: the build holds the digest of the files in web/ (web/vite.config.js)."""
+    root = Path(__file__).parents[2]
+    sources = (path.relative_to(root / "web").as_posix() for path in (root / "web").rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for name in sorted(name for name in sources if not name.startswith("node_modules/")):
+        digest.update(f"{name} {hashlib.sha256((root / 'web' / name).read_bytes()).hexdigest()}\n".encode())
+    static = root / "src" / "scalar_sae" / "explorer" / "static"
+    assert (static / "sources.sha256").read_text().strip() == digest.hexdigest(), "the page is old: make web"
+
+
+def test_tokens_of_a_text_are_shown_without_acting(explorer: Explorer):
+    found = explorer.answer("tokens", {**ABOUT, "text": "a\x00\n<b>"})
+    assert found["tokens"] == ["a", "␀", "↵", "<", "b", ">"]
+    assert torch.tensor(found["special"]).any().item() is False

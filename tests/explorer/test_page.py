@@ -1,0 +1,198 @@
+"""The explorer's page in a real browser: a walk through all of it, hostile text, an export from disk, a dead server."""
+
+import io
+import json
+import time
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from selenium.common.exceptions import StaleElementReferenceException
+
+from scalar_sae.explorer.app import Explorer, serve
+from tests.explorer.subjects import KEY, RANKING, small_subject
+from tests.helpers import running
+
+ABOUT = {"pair": KEY, "ranking": RANKING}
+HOSTILE = "<img src=x onerror='window.ran=1'>\u202eback\x00" + "x" * 10_000
+
+
+class Page:
+    """What a person does in the page."""
+
+    def __init__(self, browser: Any) -> None:
+        self.browser = browser
+
+    def all(self, css: str) -> list[Any]:
+        return self.browser.find_elements("css selector", css)
+
+    def one(self, css: str) -> Any:
+        """An element, once it is there."""
+        return self.until(lambda: self.all(css) or None)[0]
+
+    def until(self, found: Callable[[], Any]) -> Any:
+        end = time.monotonic() + 30
+        while True:
+            with suppress(StaleElementReferenceException):  # the page drew itself anew meanwhile
+                if value := found():
+                    return value
+            assert time.monotonic() < end, self.browser.find_element("tag name", "body").text[-2000:]
+            time.sleep(0.02)
+
+    def text(self, css: str) -> str:
+        """The text of an element, once it is there."""
+        return self.until(lambda: self.one(css).text)
+
+    def put(self, css: str, value: str) -> None:
+        """Type into a field, at once."""
+        script = (
+            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event(arguments[2], {bubbles: true}))"
+        )
+        element = self.one(css)
+        self.browser.execute_script(script, element, value, "change" if element.tag_name == "select" else "input")
+
+    def press(self, css: str) -> None:
+        self.browser.execute_script("arguments[0].click()", self.one(css))
+
+    def key(self, css: str, key: str) -> None:
+        script = "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: arguments[1], bubbles: true}))"
+        self.browser.execute_script(script, self.one(css), key)
+
+    def state(self, name: str) -> Any:
+        """A part of the address."""
+        text = self.browser.execute_script("return new URLSearchParams(location.hash.slice(1)).get(arguments[0])", name)
+        return None if text is None else text if name in ("focus", "text", "query") else json.loads(text)
+
+
+@pytest.mark.browser
+def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
+    subject = small_subject(tmp_path / "run")
+    explorer, (record,) = Explorer(subject), subject.pairs[KEY].records  # asked only while the server has no work
+    page = Page(browser)
+    with running(serve(subject, 0)) as server:
+        browser.get(server.url)
+
+        # the map: what stands beside the slider is the record's
+        page.one("svg.columns .node")
+        point = next(point for point in record.curve() if point["edges"] == 32)
+        page.put(".curve input", str(record.edges.index(32)))
+        page.until(lambda: page.one("#n-edges").text == "32")
+        assert page.one("#map-recovery").text == shown(point["recovery"])
+        assert page.one("#map-faithfulness").text == shown(point["faithfulness"])
+        top = explorer.answer("map", ABOUT)["edges"]
+        drawn = {element.get_attribute("data-id") for element in page.all("svg.columns .node")}
+        assert drawn == {f"u{i}" for i, *_ in top[:32]} | {f"d{j}" for _, j, _ in top[:32]}
+        page.put("#search", f"u{top[0][0]}")
+        page.until(lambda: len(page.all("svg.columns .node")) < len(drawn))
+        page.put("#search", "")
+
+        # pins: the recovery is the engine's
+        page.key(f"[data-id=u{top[0][0]}]", "Enter")
+        page.one("#feature .card")
+        pins = [button.get_attribute("data-edge") for button in page.all("#feature [data-edge]")][:5]
+        for pin in pins:
+            page.press(f"[data-edge={pin}]")
+        edges = [[int(end[1:]) for end in pin.split("-")] for pin in pins]
+        page.until(lambda: [one.get_attribute("data-edges") for one in page.all("#recovery")] == ["5"])
+        expected = explorer.answer("recovery", {**ABOUT, "edges": edges, "text": page.state("text")})
+        assert float(page.one("#recovery").get_attribute("data-recovery")) == pytest.approx(
+            expected["recovery"], abs=1e-4
+        )
+
+        # groups and names, hostile ones too
+        for end in ("u", "d"):
+            page.key(f"[data-id={end}{top[1]['ud'.index(end)]}]", "p")
+        for box in page.all("#pins input[type=checkbox]"):
+            browser.execute_script("arguments[0].click()", box)
+        page.until(lambda: page.all("#pins .row button:nth-of-type(2):not(:disabled)"))
+        page.press("#pins .row button:nth-of-type(2)")
+        page.put(".group-name", HOSTILE)
+        page.put("#name", "<b>mine</b>")
+        page.one("[data-id=g0u]")
+        assert page.state("groups")[0]["name"] == HOSTILE
+
+        # the address opens the same page in another tab
+        address, drawing = browser.current_url, page.text("svg.columns")
+        first = browser.current_window_handle
+        browser.switch_to.new_window("tab")
+        browser.get(address)
+        page.until(lambda: page.all("svg.columns") and page.text("svg.columns") == drawing)
+        assert page.one("#name").get_attribute("value") == "<b>mine</b>"
+        assert browser.execute_script("return window.ran") is None
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        browser.close()
+        browser.switch_to.window(first)
+
+        # the journey of a prompt
+        page.press("#view-journey")
+        page.put("#text", "def f(x):")
+        page.press("#read")
+        page.until(
+            lambda: [one.text for one in page.all(".tokens button")] == ["d", "e", "f", "␣", "f", "(", "x", ")", ":"]
+        )
+        page.press("[data-token='5']")
+        n = int(page.text("#n-local"))
+        step = explorer.answer("step", {**ABOUT, "text": "def f(x):", "position": 5})
+        assert page.one("#local-recovery").text == shown(step["curve"]["recovery"][step["curve"]["edges"].index(n)])
+        local = {element.get_attribute("data-id") for element in page.all("svg.columns .node")}
+        first_n = step["edges"]["edges"][:n]
+        assert {one for one in local if one[0] == "d"} == {f"d{edge['down']}" for edge in first_n}
+        assert {one for one in local if one[0] == "u"} == {f"u{edge['up']}@5" for edge in first_n}
+
+        # an intervention: the distributions before and after are the engine's
+        page.press("#view-test")
+        page.put("#add-up", str(first_n[0]["up"]))
+        page.press("#add")
+        body = {**ABOUT, "position": 5, "interventions": [{"factor": 0, "up": first_n[0]["up"]}]}
+        kl = float(page.one("#change-kl").get_attribute("data-kl"))
+        change = explorer.answer("change", {**body, "text": "def f(x):"})
+        assert kl == pytest.approx(change["kl"], rel=1e-3)
+        for row in change["next_tokens"]:
+            before, after = page.all(f"[data-token-id='{row['token']}'] [data-p]")
+            assert float(before.get_attribute("data-p")) == pytest.approx(row["p"], abs=1e-5)
+            assert float(after.get_attribute("data-p")) == pytest.approx(row["p_after"], abs=1e-5)
+        page.press("#keep")
+        page.put("#text", "while f(y):")  # replayed on another prompt
+        page.press("#read")
+        page.press("#tried button")
+        page.until(lambda: float(page.one("#change-kl").get_attribute("data-kl")) != kl)
+        other = explorer.answer("change", {**body, "text": "while f(y):", "position": 10})
+        assert float(page.one("#change-kl").get_attribute("data-kl")) == pytest.approx(other["kl"], rel=1e-3)
+        assert len(page.state("tried")) == 1
+
+        # what leaves the page: a folder that opens from disk, in the same state
+        page.press("#view-map")
+        page.one("svg.columns .node")
+        saved = browser.execute_async_script(
+            "const done = arguments[0], make = URL.createObjectURL;"
+            "URL.createObjectURL = (blob) => { if (blob.type === 'application/zip') blob.arrayBuffer().then((buffer) =>"
+            " done([...new Uint8Array(buffer)])); return make(blob); };"
+            "document.getElementById('export').click();"
+        )
+        zipfile.ZipFile(io.BytesIO(bytes(saved))).extractall(tmp_path)
+        drawing = page.text("svg.columns")
+
+        # hostile prompts and addresses
+        browser.get(f'{server.url}#view=journey&at=2&pins=["u1","<b>"]&groups=7&n=x&text={quote(HOSTILE[:60])}')
+        browser.refresh()
+        page.until(lambda: page.all(".error") or page.all(".tokens"))
+        assert browser.execute_script("return window.ran") is None
+        assert browser.get_log("browser") == []
+    page.press("#view-test")  # the server has gone
+    page.put("#text", "another")
+    page.press("#read")
+    page.until(lambda: "The server does not answer" in page.one("body").text)
+    browser.get_log("browser")  # the browser's own line about it
+
+    browser.get((tmp_path / "explorer" / "index.html").as_uri())
+    page.until(lambda: page.all("svg.columns") and page.text("svg.columns") == drawing)
+    assert "exported from scalar explore" in page.one(".banner").text
+
+
+def shown(share: float) -> str:
+    """A share as the page writes it."""
+    return f"{100 * share:.{2 if abs(share) < 0.1 else 1}f} %"

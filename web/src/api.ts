@@ -1,0 +1,109 @@
+/** Questions to the server. On a page without one only those that were answered before it was written have answers. */
+
+export interface Pair { key: string; method: string; block: string; rankings: string[]; records: boolean; mixes: boolean }
+export interface Run { name: string; lm: string; version: string; pairs: Pair[] }
+export interface Point {
+  edges: number; recovery: number; recovery_low: number | null; recovery_high: number | null; kl_model: number;
+  kl_circuit: number; faithfulness: number; live_edges: number; l0_down: number;
+}
+export interface Label { density: number; tokens: string[]; promotes: string[] }
+export type Labels = { up: Record<number, Label>; down: Record<number, Label> };
+export interface MapAnswer {
+  n_up: number; n_down: number; n_edges: number; edges: [number, number, number][]; labels: Labels; described: boolean;
+  curve: Point[]; ablation: string;
+}
+export interface Example { kind: string; position: number; start: number; tokens: number[]; acts: number[] }
+export interface CardAnswer {
+  missing?: true; density: number; maximum: number; octaves: number[]; octave_of: number[]; lengths: number[];
+  rule_f1: (number | null)[]; rule_tokens: number[]; promoted: number[]; promoted_by: number[]; suppressed: number[];
+  suppressed_by: number[]; examples: Example[]; edges: { side: "up" | "down"; site: string; other: number; score: number }[];
+  judged: { explanation: string | null; detection: number | null; fuzzing: number | null; judge: { model: string } }[];
+  vocabulary: Record<number, string>;
+}
+export interface TokensAnswer { tokens: string[]; special: boolean[] }
+export interface Measured {
+  edges: number; kl_model: number; kl_circuit: number; recovery: number; faithfulness: number | null;
+  live_edges: number; l0_down: number; floor_kl: number; prompts?: number;
+}
+export interface LocalEdge {
+  source: number; up: number; up_activation: number; down: number; down_activation: number; effect: number; size: number;
+}
+export interface StepAnswer {
+  edges: { position: number; n_edges: number; total_size: number; edges: LocalEdge[] };
+  outputs: {
+    position: number; predicted: { token: number; text: string; logit: number; p: number }[];
+    latents: { latent: number; activation: number; kl: number; logits: number[] }[];
+  };
+  curve: { edges: number[]; kl_model: number[]; kl_circuit: number[]; recovery: number[] };
+  labels: Labels;
+}
+export interface Intervention { up?: number; down?: number; positions?: number[]; factor: number }
+export interface ChangeAnswer {
+  position: number; kl: number; kl_mean: number; reached: number[];
+  next_tokens: { token: number; text: string; logit: number; logit_after: number; change: number; p: number; p_after: number }[];
+}
+
+export interface Answers {
+  run: Run; examples: string[]; map: MapAnswer; card: CardAnswer; tokens: TokensAnswer; recovery: Measured;
+  "held-out": Measured; step: StepAnswer; change: ChangeAnswer; graph: unknown;
+}
+export type Name = keyof Answers;
+
+declare const explorer: { live: boolean; answers: Record<string, unknown>; state: string };
+
+/** Whether there is a server behind the page. */
+export const live = explorer.live;
+/** The state that a page without an address of its own opens with. */
+export const opening = explorer.state;
+const known = new Map<string, unknown>(Object.entries(explorer.answers));
+const MOST = 200;
+
+export const keyOf = (name: Name, body: object): string => `${name} ${JSON.stringify(body)}`;
+
+/** An answer that is already here. */
+export const here = <N extends Name>(name: N, body: object): Answers[N] | undefined =>
+  known.get(keyOf(name, body)) as Answers[N] | undefined;
+
+/** Ask the server; progress is a share. Aborting the signal stops the work. */
+export async function ask<N extends Name>(
+  name: N, body: object, signal?: AbortSignal, onProgress: (share: number) => void = () => undefined,
+): Promise<Answers[N]> {
+  const found = here(name, body);
+  if (found !== undefined) return found;
+  if (!live) throw new Error("This page has no server behind it, and this was not looked at before it was written.");
+  const reply = await fetch(`ask/${name}`, {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
+  }).catch((error: unknown) => {
+    if (signal?.aborted) throw error;
+    throw new Error("The server does not answer. Start scalar explore again; the address of this page keeps what you did.");
+  });
+  if (!reply.ok || !reply.body) throw new Error(((await reply.json()) as { error: string }).error);
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error("The server ended before it had answered.");
+    const lines = (rest + value).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) {
+      const said = JSON.parse(line) as { progress?: number; answer?: Answers[N]; error?: string };
+      if (said.error !== undefined) throw new Error(said.error);
+      if (said.progress !== undefined) onProgress(said.progress);
+      if (said.answer !== undefined) {
+        remember(keyOf(name, body), said.answer);
+        return said.answer;
+      }
+    }
+  }
+}
+
+function remember(key: string, answer: unknown): void {
+  known.set(key, answer);
+  for (const old of known.keys()) {
+    if (known.size <= MOST) break;
+    if (!old.startsWith("run ")) known.delete(old);
+  }
+}
+
+/** The questions whose answers are here: what a page that is written to disk can show. */
+export const asked = (): string[] => [...known.keys()].filter((key) => !key.startsWith("graph "));

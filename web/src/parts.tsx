@@ -1,0 +1,15 @@
+/** Small parts that several views have. */
+import type { Asked } from "./hooks";
+import { percent } from "./text";
+
+/** How far an answer is, with a button that stops it; or why there is none. */
+export function Waiting({ asked, what }: { asked: Asked<unknown>; what: string }) {
+  if (asked.error) return <p class="error" role="alert">{asked.error}</p>;
+  if (asked.progress === undefined) return null;
+  return (
+    <p class="waiting" role="status">
+      <progress value={asked.progress || undefined} max={1} aria-label={what} /> {what}
+      {asked.progress > 0 && ` ${percent(asked.progress)}`} <button type="button" onClick={asked.stop}>Stop</button>
+    </p>
+  );
+}

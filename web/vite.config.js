@@ -1,0 +1,42 @@
+import { createHash } from "node:crypto";
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { defineConfig } from "vite";
+
+/** The files of this folder that the page is built from, by their paths, sorted. */
+function sources(folder = ".") {
+  return readdirSync(folder, { withFileTypes: true })
+    .filter((entry) => entry.name !== "node_modules")
+    .flatMap((entry) => {
+      const path = folder === "." ? entry.name : `${folder}/${entry.name}`;
+      return entry.isDirectory() ? sources(path) : [path];
+    })
+    .sort();
+}
+
+/** Writes the digest of the sources beside the page, so that a test can tell a page that is older than they are; and
+ * the licenses of the libraries in it. */
+function provenance() {
+  return {
+    name: "provenance",
+    generateBundle() {
+      const digest = createHash("sha256");
+      for (const path of sources())
+        digest.update(`${path} ${createHash("sha256").update(readFileSync(path)).digest("hex")}\n`);
+      this.emitFile({ type: "asset", fileName: "sources.sha256", source: `${digest.digest("hex")}\n` });
+      const libraries = readdirSync("node_modules").filter((name) => name === "preact" || /^(d3-|internmap)/.test(name));
+      const texts = libraries.sort().map((name) => `${name}\n\n${readFileSync(join("node_modules", name, "LICENSE"), "utf8").trim()}\n`);
+      this.emitFile({ type: "asset", fileName: "licenses.txt", source: texts.join("\n\n") });
+    },
+  };
+}
+
+export default defineConfig({
+  plugins: [provenance()],
+  oxc: { jsx: { runtime: "automatic", importSource: "preact" } },
+  build: {
+    outDir: "../src/scalar_sae/explorer/static",
+    emptyOutDir: true,
+    lib: { entry: "src/main.tsx", formats: ["iife"], name: "page", fileName: () => "page.js", cssFileName: "page" },
+  },
+});
