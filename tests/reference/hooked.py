@@ -65,28 +65,45 @@ def activation(hf: Any, site: Site, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def circuit_latents(pair: Pair, prompt: Prompt, kept: Tensor) -> Tensor:
-    """Downstream latent activations of a circuit, one forward of the whole model a downstream latent."""
+def circuit_latents(
+    pair: Pair, prompt: Prompt, kept: Tensor, factor: Tensor | None = None, z: Tensor | None = None
+) -> Tensor:
+    """Downstream latent activations of a circuit, one forward of the whole model a downstream latent.
+
+    Args:
+        pair: the pair.
+        prompt: one of its prompts.
+        kept: the edges, [n_up, n_down].
+        factor: what multiplies each edge, [token, n_up, n_down]; by default 1.
+        z: upstream activations, [token, n_up]; by default those of the model's own activation.
+    """
     hf, tokens = pair.lm.hf, prompt.tokens
     special = torch.tensor([token in pair.special for token in tokens[0].tolist()]).view(1, -1, 1)
     own_up = activation(hf, pair.block.up, tokens)
-    z = pair.up.encode(own_up).masked_fill(special, 0.0)
+    z = pair.up.encode(own_up)[0] if z is None else z
+    z = z.masked_fill(special[0], 0.0)
     off = torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value
+    weight = kept.float() * (torch.ones(len(z), 1, 1) if factor is None else factor)
     p = torch.zeros(tokens.shape[1], pair.down.d_sae)
     for j in range(pair.down.d_sae):
         if kept[:, j].any():
-            x = torch.where(special, own_up, pair.up.decode(torch.where(kept[:, j], z, off)))
+            x = torch.where(special, own_up, pair.up.decode(off + weight[..., j] * (z - off)).unsqueeze(0))
             with replaced(hf, pair.block.up, x):
                 p[:, j] = pair.down.pre_acts(activation(hf, pair.block.down, tokens))[0, :, j]
     return pair.down.activation.select(p.masked_fill(special[0], 0.0))
 
 
 @torch.no_grad()
-def circuit_logits(pair: Pair, prompt: Prompt, kept: Tensor) -> Tensor:
-    """Next-token logits [token, d_vocab] of the model with a circuit's reconstruction hooked into it."""
+def spliced_logits(pair: Pair, prompt: Prompt, acts: Tensor) -> Tensor:
+    """Next-token logits [token, d_vocab] of the model with downstream activations [token, n_down] hooked into it."""
     hf, tokens = pair.lm.hf, prompt.tokens
     special = torch.tensor([token in pair.special for token in tokens[0].tolist()]).view(1, -1, 1)
-    x = pair.down.decode(circuit_latents(pair, prompt, kept)).unsqueeze(0)
-    x = torch.where(special, activation(hf, pair.block.down, tokens), x)
+    x = torch.where(special, activation(hf, pair.block.down, tokens), pair.down.decode(acts).unsqueeze(0))
     with replaced(hf, pair.block.down, x):
         return hf(tokens, use_cache=False).logits[0]
+
+
+@torch.no_grad()
+def circuit_logits(pair: Pair, prompt: Prompt, kept: Tensor) -> Tensor:
+    """Next-token logits [token, d_vocab] of the model with a circuit's reconstruction hooked into it."""
+    return spliced_logits(pair, prompt, circuit_latents(pair, prompt, kept))

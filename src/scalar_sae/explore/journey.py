@@ -327,7 +327,7 @@ def _reached(one: Scaled, stage: Stage, acts: Float[Tensor, "token n_down"], kep
     return int((there & (stage.change[:, one.up] != 0)).sum())
 
 
-def _through(stages: Sequence[Stage], acts: Float[Tensor, "token n_down"]) -> Float[Tensor, "token n_down"]:
+def _through(stages: Sequence[Stage], acts: Float[Tensor, "token _n"]) -> Float[Tensor, "token n_down"]:
     """What the rest of a chain leaves when a pair leaves these activations."""
     for stage in stages:
         acts = stage.starting_from(acts).acts()

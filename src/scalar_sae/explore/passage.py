@@ -52,7 +52,7 @@ class Passage:
     @torch.no_grad()
     def run(
         self, kept: Sequence[Kept], scaled: Sequence[Sequence[Scaled]] | None = None
-    ) -> list[tuple[Stage, Float[Tensor, "token n_down"]]]:
+    ) -> list[tuple[Stage, Float[Tensor, "token _n_down"]]]:
         """Each pair as it is reached under circuits and interventions, with its downstream activations."""
         found: list[tuple[Stage, Tensor]] = []
         for number, stage in enumerate(self.stages):

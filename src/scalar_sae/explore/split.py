@@ -47,7 +47,9 @@ def split(stage: Stage, up: int, down: int, position: int, on_progress: Callable
     acts = value.activation(pre_acts)
     n_parts = 1 if heads is None else heads.n + 1
     found = torch.zeros(2, len(source), n_parts)
-    for number, order in enumerate((torch.arange(len(source)), torch.arange(len(source)).flip(0))):
+    for number, order in enumerate(
+        (torch.arange(len(source)), torch.arange(len(source)).flip(0)) if len(source) else ()
+    ):
         found[:, order] += _along(here, heads, value, source[order], add[order]).cpu() / 2
         on_progress((number + 1) / 2)
     first = position + 1 - len(here.change)
@@ -86,17 +88,17 @@ def _along(
     found = torch.zeros(2, n, n_parts, device=x.device)
     exchanged = torch.ones(n_parts + 1, n_parts, dtype=torch.bool, device=x.device).tril(-1)  # row m: the first m
     for order in (torch.arange(n_parts), torch.arange(n_parts).flip(0)):
-        mask = exchanged[:, order.argsort()]
-        for step in range(n):
-            stream = torch.where(mask[:, :1], x[step + 1, -1], x[step, -1])
-            if heads is None or at_heads is None:
-                pre_acts = value.of_inputs(stream.unsqueeze(1))
-            else:
-                mixed = torch.where(mask[:, 1:, None], at_heads[step + 1], at_heads[step])
-                with heads.replaced(mixed.flatten(1)):
-                    pre_acts = value.of_inputs(stream.unsqueeze(1))
-            for row, along in enumerate((value.activation(pre_acts), pre_acts)):
-                found[row, step, order] += (along[:-1] - along[1:]) / 2
+        mask = exchanged[:, order.argsort(), None]  # exchange, part, one
+        stream = torch.where(mask[:, 0], x[1:, None, -1], x[:-1, None, -1]).flatten(0, 1).unsqueeze(1)
+        if heads is None or at_heads is None:
+            pre_acts = value.of_inputs(stream)
+        else:
+            mixed = torch.where(mask[:, 1:], at_heads[1:, None], at_heads[:-1, None])
+            with heads.replaced(mixed.flatten(2).flatten(0, 1)):
+                pre_acts = value.of_inputs(stream)
+        for row, along in enumerate((value.activation(pre_acts), pre_acts)):
+            steps = along.view(n, n_parts + 1)
+            found[row][:, order] += (steps[:, :-1] - steps[:, 1:]) / 2
     return found
 
 

@@ -25,7 +25,7 @@ from scalar_sae.scoring.sweep.closed_form import Readout
 
 PASS_BYTES = 2**25
 """Latents are computed so many at a time that their widest activation fits this."""
-Kept = Bool[Tensor, "n_up n_down"] | None
+Kept = Bool[Tensor, "_n_up _n_down"] | None
 """The edges of a circuit; None: all."""
 
 
