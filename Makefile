@@ -24,7 +24,7 @@ demo: install
 smollm2: install  # or make smollm2 DTYPE=bfloat16
 	$(RUN)python -m benchmarks.smollm2 --dtype $(DTYPE)
 
-web:  # the explorer's page, from web/ into src/scalar_sae/explorer/static; needs node 20 or newer
+web:  # the pages of the explorer and of features, from web/ into src/scalar_sae; needs node 20 or newer
 	cd web && npm ci --no-audit --no-fund && npm run build
 
 test: install

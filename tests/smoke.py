@@ -69,14 +69,14 @@ class Guesser(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-def answer_in_a_browsers_place() -> None:
-    """Answer the one pair of the blind comparison, then end the server as Ctrl-C does."""
-    address = f"http://127.0.0.1:{PORT}/token/answer"
+def post_in_a_browsers_place(path: str, content: dict[str, object]) -> None:
+    """Post once to the server of a page, then end it as Ctrl-C does."""
+    address = f"http://127.0.0.1:{PORT}/token/{path}"
     for _ in range(600):
         time.sleep(0.1)
-        body = json.dumps({"pair": 0, "choice": "left"}).encode()
         try:
-            request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+            body, kind = json.dumps(content).encode(), {"Content-Type": "application/json"}
+            request = urllib.request.Request(address, body, kind)
             urllib.request.urlopen(request, timeout=5).close()
         except OSError:
             continue
@@ -129,11 +129,17 @@ def verbs(root: Path) -> None:
         url = f"http://127.0.0.1:{judge.server_port}/v1"
         scalar("judge", site, "--url", url, "--model", "m", "--latents", 1)
         judge.shutdown()
-    threading.Thread(target=answer_in_a_browsers_place, daemon=True).start()
+    answer = ("answer", {"pair": 0, "choice": "left"})
+    threading.Thread(target=post_in_a_browsers_place, args=answer, daemon=True).start()
     two = [run / "saes" / name / "resid_mid.0" for name in ("topk", "staircase")]
     with mock.patch("secrets.token_urlsafe", return_value="token"):
         scalar("blind", *two, "--out", root / "blind", "--tokens", text, "--prompts", 32, "--pairs", 1, "--port", PORT)
     scalar("blind", "--out", root / "blind", "--summary")
+    about = {"pair": "topk/ff_block.0", "ranking": "leave_one_out_with_prior"}
+    question = ("ask/recovery", {**about, "text": "def", "edges": [[0, 0]]})
+    threading.Thread(target=post_in_a_browsers_place, args=question, daemon=True).start()
+    with mock.patch("secrets.token_urlsafe", return_value="token"):
+        scalar("explore", run, "--port", PORT)
     scalar("report", run)
     scalar("ls", run)
     scalar("export", run, "--out", root / "saelens", "--format", "saelens", "--method", "topk")

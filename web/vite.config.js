@@ -31,12 +31,35 @@ function provenance() {
   };
 }
 
-export default defineConfig({
-  plugins: [provenance()],
-  oxc: { jsx: { runtime: "automatic", importSource: "preact" } },
-  build: {
-    outDir: "../src/scalar_sae/explorer/static",
-    emptyOutDir: true,
-    lib: { entry: "src/main.tsx", formats: ["iife"], name: "page", fileName: () => "page.js", cssFileName: "page" },
-  },
+const NOTICE = "/*! Holds Preact (MIT, Copyright 2015-present Jason Miller) and parts of d3 (ISC, Copyright 2010-2023 Mike Bostock). */";
+
+/** Puts the notice in front of a script. */
+function notice() {
+  return {
+    name: "notice",
+    generateBundle(_, bundle) {
+      for (const part of Object.values(bundle)) if (part.type === "chunk") part.code = `${NOTICE}\n${part.code}`;
+    },
+  };
+}
+
+/** Two pages of one script each: the explorer, and with `--mode features` the report's page of an SAE's features. */
+const PAGES = {
+  production: { outDir: "../src/scalar_sae/explorer/static", entry: "src/main.tsx", name: "page" },
+  features: { outDir: "../src/scalar_sae/report/templates", entry: "src/features.tsx", name: "features" },
+};
+
+export default defineConfig(({ mode }) => {
+  const { outDir, entry, name } = PAGES[mode];
+  const own = mode === "production";
+  return {
+    plugins: own ? [notice(), provenance()] : [notice()],
+    publicDir: own && "public",
+    define: { "process.env.NODE_ENV": '"production"' },
+    oxc: { jsx: { runtime: "automatic", importSource: "preact" } },
+    build: {
+      outDir, emptyOutDir: own,
+      lib: { entry, formats: ["iife"], name: `${name}Page`, fileName: () => `${name}.js`, cssFileName: name },
+    },
+  };
 });

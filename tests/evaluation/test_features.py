@@ -286,7 +286,7 @@ def test_the_page_in_a_browser(features_run: Path, browser: Any):
     ActionChains(browser).key_down(Keys.ALT).send_keys(Keys.ARROW_DOWN).key_up(Keys.ALT).perform()
     ActionChains(browser).key_down(Keys.CONTROL).send_keys(Keys.ARROW_RIGHT).key_up(Keys.CONTROL).perform()
     shows(busiest)
-    assert "balanced accuracy" in browser.find_element(By.ID, "rule").text
+    assert "balanced accuracy" in browser.find_element(By.CSS_SELECTOR, ".rule").text
     edge = browser.find_element(By.CSS_SELECTOR, "#latent a")
     assert edge.text.startswith("resid_post.0 ")
     other = int(edge.text.split()[1])

@@ -40,7 +40,7 @@ class Page:
             with suppress(StaleElementReferenceException):  # the page drew itself anew meanwhile
                 if value := found():
                     return value
-            assert time.monotonic() < end, self.browser.find_element("tag name", "body").text[-2000:]
+            assert time.monotonic() < end, self.browser.find_element("tag name", "body").text[-500:]
             time.sleep(0.02)
 
     def text(self, css: str) -> str:
@@ -103,7 +103,15 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
             expected["recovery"], abs=1e-4
         )
 
+        # an edge: on which prompts it matters
+        page.press(f"[data-open={pins[0]}]")
+        kl = float(page.one("#edge-kl").get_attribute("data-kl"))
+        ends = dict(zip(("up", "down"), edges[0], strict=True))
+        assert kl == pytest.approx(explorer.answer("edge", {**ABOUT, **ends})["kl"], rel=1e-3)
+
         # groups and names, hostile ones too
+        page.key(f"[data-id=u{top[0][0]}]", "Enter")
+        page.put("#name", "<b>mine</b>")
         for end in ("u", "d"):
             page.key(f"[data-id={end}{top[1]['ud'.index(end)]}]", "p")
         for box in page.all("#pins input[type=checkbox]"):
@@ -111,7 +119,6 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
         page.until(lambda: page.all("#pins .row button:nth-of-type(2):not(:disabled)"))
         page.press("#pins .row button:nth-of-type(2)")
         page.put(".group-name", HOSTILE)
-        page.put("#name", "<b>mine</b>")
         page.one("[data-id=g0u]")
         assert page.state("groups")[0]["name"] == HOSTILE
 

@@ -1,5 +1,7 @@
 /** Questions to the server. On a page without one only those that were answered before it was written have answers. */
 
+import type { CardContent } from "./card";
+
 export interface Pair { key: string; method: string; block: string; rankings: string[]; records: boolean; mixes: boolean }
 export interface Run { name: string; lm: string; version: string; pairs: Pair[] }
 export interface Point {
@@ -12,13 +14,8 @@ export interface MapAnswer {
   n_up: number; n_down: number; n_edges: number; edges: [number, number, number][]; labels: Labels; described: boolean;
   curve: Point[]; ablation: string;
 }
-export interface Example { kind: string; position: number; start: number; tokens: number[]; acts: number[] }
-export interface CardAnswer {
-  missing?: true; density: number; maximum: number; octaves: number[]; octave_of: number[]; lengths: number[];
-  rule_f1: (number | null)[]; rule_tokens: number[]; promoted: number[]; promoted_by: number[]; suppressed: number[];
-  suppressed_by: number[]; examples: Example[]; edges: { side: "up" | "down"; site: string; other: number; score: number }[];
-  judged: { explanation: string | null; detection: number | null; fuzzing: number | null; judge: { model: string } }[];
-  vocabulary: Record<number, string>;
+export interface CardAnswer extends CardContent {
+  missing?: true; density: number; maximum: number; octave_of: number[]; lengths: number[]; vocabulary: Record<number, string>;
 }
 export interface TokensAnswer { tokens: string[]; special: boolean[] }
 export interface Measured {
@@ -37,6 +34,11 @@ export interface StepAnswer {
   curve: { edges: number[]; kl_model: number[]; kl_circuit: number[]; recovery: number[] };
   labels: Labels;
 }
+export interface EdgeAnswer {
+  n_prompts: number; n_reached: number; kl: number; quantiles: number[]; levels: number[];
+  examples: { prompt: number; position: number; effect: number; kl: number; text: string; tokens: string[] }[];
+}
+export interface SplitAnswer { effect: number; pre_act: number; parts: { source: number; head: number | null; effect: number; pre_act: number }[] }
 export interface Intervention { up?: number; down?: number; positions?: number[]; factor: number }
 export interface ChangeAnswer {
   position: number; kl: number; kl_mean: number; reached: number[];
@@ -45,7 +47,7 @@ export interface ChangeAnswer {
 
 export interface Answers {
   run: Run; examples: string[]; map: MapAnswer; card: CardAnswer; tokens: TokensAnswer; recovery: Measured;
-  "held-out": Measured; step: StepAnswer; change: ChangeAnswer; graph: unknown;
+  "held-out": Measured; step: StepAnswer; change: ChangeAnswer; edge: EdgeAnswer; split: SplitAnswer; graph: unknown;
 }
 export type Name = keyof Answers;
 

@@ -1,7 +1,8 @@
 /** The feature that is looked at: its card, its name, and its edges on the map. */
-import type { Labels, MapAnswer, StepAnswer } from "./api";
+import type { CardAnswer, Labels, MapAnswer, StepAnswer } from "./api";
 import { Card } from "./card";
 import { useAnswer } from "./hooks";
+import { EdgePanel } from "./edge";
 import { detailOf, nameOf } from "./labels";
 import { Waiting } from "./parts";
 import { edgeId, pin, set, type State } from "./state";
@@ -9,11 +10,12 @@ import { count, number, short } from "./text";
 
 const LISTED = 40;
 
-export function Focus({ state, map, step }: { state: State; map?: MapAnswer; step?: StepAnswer }) {
+export function Focus({ state, map, step, mixes }: { state: State; map?: MapAnswer; step?: StepAnswer; mixes: boolean }) {
   const id = state.focus, labels = step && state.view !== "map" ? step.labels : map?.labels;
   const feature = /^[ud]\d+$/.test(id);
   const card = useAnswer("card", feature ? { pair: state.pair, end: id.startsWith("u") ? "up" : "down", latent: Number(id.slice(1)) } : null);
   if (!id) return null;
+  if (id.includes("-")) return <EdgePanel state={state} labels={labels} mixes={mixes} />;
   if (!feature) return <GroupPanel state={state} labels={labels} />;
   const pinnedHere = state.pins.includes(id);
   return (
@@ -30,9 +32,14 @@ export function Focus({ state, map, step }: { state: State; map?: MapAnswer; ste
       </p>
       <Edges state={state} map={map} step={state.view === "map" ? undefined : step} labels={labels} />
       <Waiting asked={card} what="card" />
-      {card.answer && (card.answer.missing ? <p class="hint">No card: scalar features writes the tables that it is made of.</p> : <Card card={card.answer} />)}
+      {card.answer && (card.answer.missing ? <p class="hint">No card: scalar features writes the tables that it is made of.</p> : <FoundCard found={card.answer} />)}
     </section>
   );
+}
+
+function FoundCard({ found }: { found: CardAnswer }) {
+  return <Card card={found} density={found.density} maximum={found.maximum} octaves={found.octave_of} lengths={found.lengths}
+    text={(id) => found.vocabulary[id] ?? `#${id}`} />;
 }
 
 /** The edges of the feature: at the token of the journey, or on the map. */
@@ -55,6 +62,7 @@ function Edges({ state, map, step, labels }: { state: State; map?: MapAnswer; st
               {source !== undefined && <td>at {source}</td>}
               <td class="number">{number(value)}</td>
               <td><button type="button" data-edge={id} aria-pressed={state.pins.includes(id)} aria-label={`Pin the edge with ${words}`} onClick={() => pin(id)}>{state.pins.includes(id) ? "Unpin" : "Pin"}</button></td>
+              <td><button type="button" data-open={id} aria-label={`When does the edge with ${words} matter?`} onClick={() => set({ focus: id })}>When</button></td>
               <td><button type="button" aria-label={`Remove the edge with ${words}`} onClick={() => set({
                 view: "test", changes: [...state.changes, up ? { up: latent, down: other, factor: 0 } : { up: other, down: latent, factor: 0 }],
               })}>Cut</button></td>

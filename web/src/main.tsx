@@ -60,7 +60,7 @@ function Page({ run }: { run: Run }) {
         <aside>
           {state.view === "map" && <details open={state.pins.length > 0 && !state.text}><summary>Prompt: {state.text ? `“${short(state.text, 40)}”` : "none yet"}</summary><Prompt state={state} tokens={tokens} /></details>}
           <Pins state={state} labels={labels} />
-          <Focus state={state} map={map.answer} step={step.answer} />
+          <Focus state={state} map={map.answer} step={step.answer} mixes={pair.mixes} />
         </aside>
       </main>
       <footer><p>Keys: Tab and arrows move, Enter opens a feature, p pins it. scalar-sae {run.version}.</p></footer>

@@ -72,7 +72,7 @@ function Pinned({ id, state, labels, chosen, onChoose }: { id: string; state: St
   return (
     <li data-pin={id}>
       {ends.length === 1 && <input type="checkbox" aria-label={`Choose ${words}`} checked={chosen} onChange={onChoose} />}
-      <button type="button" class="words" onClick={() => set({ focus: ends[0]! })}>{ends.length === 1 ? (id.startsWith("u") ? "up " : "down ") : ""}{short(words, 70)}</button>
+      <button type="button" class="words" onClick={() => set({ focus: id })}>{ends.length === 1 ? (id.startsWith("u") ? "up " : "down ") : ""}{short(words, 70)}</button>
       <button type="button" aria-label={`Unpin ${words}`} onClick={() => pin(id)}>✕</button>
     </li>
   );

@@ -11,7 +11,7 @@ export interface State {
   /** Edges on the map; -1: not chosen yet. */
   n: number;
   query: string; sort: Sort;
-  /** The feature whose card is shown, such as `u12` (upstream) or `d7`; or a group, `g0`. */
+  /** What the panel is about: a feature, `u12` (upstream) or `d7`; an edge, `u12-d7`; or a group, `g0`. */
   focus: string;
   text: string;
   /** The token that is looked at. */
@@ -45,7 +45,7 @@ const isChange = (x: unknown): boolean =>
 const CHECKS: { [K in keyof State]: (x: unknown) => boolean } = {
   pair: isText, ranking: isText, view: (x) => x === "map" || x === "journey" || x === "test", n: isNumber, query: isText,
   sort: (x) => ["edges", "effect", "density", "number"].includes(x as string),
-  focus: (x) => isText(x) && /^$|^[udg]\d{1,9}$/.test(x), text: isText, at: isNumber, local: isNumber,
+  focus: (x) => isText(x) && /^$|^[udg]\d{1,9}$|^u\d{1,9}-d\d{1,9}$/.test(x), text: isText, at: isNumber, local: isNumber,
   pins: (x) => isList(x, (one) => isText(one) && /^(u\d{1,9}|d\d{1,9}|u\d{1,9}-d\d{1,9})$/.test(one)),
   groups: (x) => isList(x, (one) => isRecord(one) && isText(one.name) && isList(one.members, isNode)),
   names: (x) => isRecord(x) && Object.entries(x).every(([key, value]) => isNode(key) && isText(value)),

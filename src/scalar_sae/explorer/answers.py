@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from scalar_sae._version import __version__
 from scalar_sae.errors import UserError
 from scalar_sae.explore.circuit import Circuit
+from scalar_sae.explore.examples import edge_examples
 from scalar_sae.explore.journey import Journey
 from scalar_sae.explore.measure import measured
 from scalar_sae.explore.passage import passages
-from scalar_sae.explore.plain import interventions_from
+from scalar_sae.explore.plain import QUANTILES, interventions_from
 from scalar_sae.explorer.edges import MOST, top_edges
 from scalar_sae.explorer.graph import graph
 from scalar_sae.explorer.subject import Subject
@@ -106,6 +107,20 @@ class Change(Step):
     """What do interventions do to the prediction after a token?"""
 
     interventions: Annotated[list[dict[str, Any]], Field(max_length=100)]
+
+
+class Edge(AboutPair):
+    """On which prompts of the text does an edge matter?"""
+
+    up: Latent
+    down: Latent
+
+
+class Split(Step):
+    """Which source tokens and attention heads carry an edge to a token?"""
+
+    up: Latent
+    down: Latent
 
 
 class Group(Question):
@@ -228,6 +243,27 @@ def change(subject: Subject, question: Change, on_progress: OnProgress) -> dict[
     return _shown(found.model_dump(), "next_tokens")
 
 
+def edge(subject: Subject, question: Edge, on_progress: OnProgress) -> dict[str, Any]:
+    """The prompts of the scored text on which removing an edge changes the prediction most."""
+    record = subject.pair_subject(question.pair).record(question.ranking)
+    pair, text = subject.pair(question.pair, question.ranking), subject.texts(record).scoring
+    found = edge_examples(pair, question.up, question.down, text, n=EXAMPLES, on_progress=on_progress).model_dump()
+    for example in found["examples"]:
+        ids = text[example["prompt"]].tolist()
+        example["text"] = subject.lm.tokenizer.decode(ids)
+        example["tokens"] = [token_text(piece) for piece in subject.lm.tokenizer.pieces(ids)]
+    return found | {"levels": QUANTILES}
+
+
+def split(subject: Subject, question: Split, on_progress: OnProgress) -> dict[str, Any]:
+    """The parts of an edge's effect at a token, by source token and head."""
+    pair, ids = _read(subject, question)
+    found = _journey(subject, question, pair, ids).split(
+        question.up, question.down, question.position, on_progress=on_progress
+    )
+    return found.model_dump()
+
+
 def as_graph(subject: Subject, question: Graph, on_progress: OnProgress) -> dict[str, Any]:
     """The edges that a page shows at a token, as an attribution graph."""
     pair, ids = _read(subject, question)
@@ -299,5 +335,7 @@ QUESTIONS = {
     "held-out": Answerer(OnHeldOut, on_held_out),
     "step": Answerer(Step, step),
     "change": Answerer(Change, change),
+    "edge": Answerer(Edge, edge),
+    "split": Answerer(Split, split),
     "graph": Answerer(Graph, as_graph),
 }

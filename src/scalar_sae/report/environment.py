@@ -20,7 +20,7 @@ def environment() -> Environment:
 
 
 def asset(name: str) -> str:
-    """The text of a script or style sheet."""
+    """The text of a script or style sheet. Those of the page of features are built from web/ (`make web`)."""
     return (files("scalar_sae.report") / "templates" / name).read_text(encoding="utf-8")
 
 
