@@ -288,7 +288,7 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
         prompts = windows(corpus.to_measure, min(config.train.context, lm.context), corpus.name, corpus.start)
         n = config.score.fidelity_prompts
         prompts = prompts[:: max(1, len(prompts) // n)][:n]
-        measured = fidelity(lm, saes, prompts, config.score.special)
+        measured = fidelity(lm, saes, prompts, config.score.special, partial=out / "partial" / "fidelity")
         for record in (*measured[0], *measured[1]):
             record.text = text_read(corpus, prompts)
         results = Results.update(path, partial(_put_fidelity, measured))

@@ -239,10 +239,11 @@ def test_the_command_goes_on_where_it_stopped(features_run: Path):
     before = (folder / "contexts.parquet").stat().st_mtime_ns
     again = ("features", features_run, "--tokens", features_run / "text.txt", "--prompts", 24, "--context", 32,
              "--edge-prompts", 1)  # fmt: skip
-    assert scalar(*again).stdout.count("index.html") == 2
+    assert scalar(*again, "--device", "cpu").stdout.count("index.html") == 2
     assert (folder / "contexts.parquet").stat().st_mtime_ns == before
     for wrong, complaint in (
-        (("--method", "topp"), "did you mean 'topk'"), (("--edges", "leave_one_outs"), "did you mean 'leave_one_out'"),
+        (("--method", "topp"), "did you mean 'topk'"), (("--device", "gpu9"), "gpu9"),
+        (("--edges", "leave_one_outs"), "did you mean 'leave_one_out'"),
         (
             ("--prompts", 20, "--edges", "ig"),
             "features/topk: holds other tables (edges: leave_one_out here, ig asked; prompts: 24 here, 20 asked; ",

@@ -1,6 +1,8 @@
 """Fidelity against direct computation with the `transformers` model, at every kind of site; its definitions."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from scalar_sae.errors import UserError
+from scalar_sae.evaluation.fidelity import fidelity as fidelity_module
 from scalar_sae.evaluation.fidelity.fidelity import fidelity
 from scalar_sae.evaluation.fidelity.sums import DENSITY_EDGES
 from scalar_sae.lm.model import LanguageModel
@@ -347,3 +350,31 @@ def test_bad_input():
     lm.hf.transformer.wte.weight[3] = torch.nan
     with pytest.raises(UserError, match="not finite"):
         one(random_sae(16, 24, 4, 0), Site("resid_mid", 0), lm=lm)
+
+
+def test_what_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.setattr("scalar_sae.evaluation.fidelity.unfinished.SELDOM", 0.0)
+    lm, sites = tiny_lm(), [Site("resid_mid", 0), Site("mlp_out", 1)]
+    saes = {"mine/a": {site: random_sae(16, 24, 4, i) for i, site in enumerate(sites)}}
+    whole = fidelity(lm, saes, TOKENS, (7,), batch=2)
+    read, prompts = fidelity_module._read_sae, list[int]()
+
+    def counting(part: Any, *rest: Any) -> None:
+        prompts.append(part.first)
+        if len(prompts) == 6:  # the last site of the last of three batches
+            raise KeyboardInterrupt
+        read(part, *rest)
+
+    monkeypatch.setattr(fidelity_module, "_read_sae", counting)
+    with pytest.raises(KeyboardInterrupt):
+        fidelity(lm, saes, TOKENS, (7,), batch=2, partial=tmp_path)
+    [file] = tmp_path.iterdir()
+    before = file.read_bytes()
+    assert fidelity(lm, saes, TOKENS, (7,), batch=2, partial=tmp_path) == whole
+    assert prompts == [0, 0, 2, 2, 4, 4, 4, 4], "of three batches only the one that was begun is read again"
+    other = {"mine/a": {site: random_sae(16, 24, 4, i + 5) for i, site in enumerate(sites)}}
+    assert fidelity(lm, other, TOKENS, (7,), batch=2, partial=tmp_path) == fidelity(lm, other, TOKENS, (7,), batch=2)
+    file.write_bytes(before[:-1] + b"x")
+    monkeypatch.setattr(fidelity_module, "_read_sae", read)
+    assert fidelity(lm, saes, TOKENS, (7,), batch=2, partial=tmp_path) == whole
+    assert "damaged" in capsys.readouterr().err

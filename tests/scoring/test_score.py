@@ -152,6 +152,19 @@ def test_a_saved_ranking_keeps_its_order(tmp_path: Path):
             saved_scores(path, pair)
 
 
+def test_a_saved_ranking_is_read_once_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pair, path, reads = tiny_pair("ff_block.0"), tmp_path / "ranks.npy", list[Path]()
+    np.save(path, rank(pair, TEXTS.ranking, "leave_one_out", 0).numpy())
+
+    def counting(where: Path, of: Pair) -> torch.Tensor:
+        reads.append(where)
+        return saved_scores(where, of)
+
+    monkeypatch.setattr("scalar_sae.scoring.rankings.from_file.saved_scores", counting)
+    assert scored(pair, str(path)).kl_model == scored(pair, "leave_one_out").kl_model
+    assert reads == [path]
+
+
 def test_a_scoring_that_was_stopped_goes_on(tmp_path: Path):
     pair = tiny_pair("transformer_block.0")
     whole = scored(pair)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from scalar_sae import distributed
 from scalar_sae.activations.stream import ActivationStream, Buffer
 from scalar_sae.console import say
+from scalar_sae.digests import digest
 from scalar_sae.errors import UserError
 from scalar_sae.io import atomic_write, write_json
 from scalar_sae.lm.model import LanguageModel
@@ -162,14 +163,12 @@ def recipe(stream: ActivationStream) -> dict[str, Any]:
 
 
 def fingerprint(lm: LanguageModel) -> str:
-    """SHA-256 over the model's configuration (such as the norm's epsilon, heads, rotary base) and its weights' names
-    and bytes.
+    """The digest of the model's configuration (such as the norm's epsilon, heads, rotary base), and of its weights'
+    names and bytes.
 
     The path of the model and the version that wrote it are excluded, so a saved copy has the same fingerprint.
     """
     config = {name: value for name, value in lm.hf.config.to_dict().items() if name not in _NO_PART}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(lm.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)  # numpy has no bfloat16
-    return digest.hexdigest()
+    names, tensors = zip(*sorted(lm.state_dict().items()), strict=True)
+    text = json.dumps([config, names], sort_keys=True, default=str).encode()
+    return digest([torch.frombuffer(bytearray(text), dtype=torch.uint8), *tensors])

@@ -112,6 +112,7 @@ def features(
     ] = "leave_one_out",
     edge_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 4,
     memory: Annotated[float, typer.Option(help="Gigabytes that ranking edges may take.", min=0, max=1e6)] = 8.0,
+    device: Device = None,
     dtype: Dtype = "auto",
     special: Special = None,
 ) -> Outcome:
@@ -133,6 +134,7 @@ def features(
     rule = parse_rule(special or "skip")
     folders = read_run(
         run, out, lm, method, tokens, prompts, context, ranking, edge_prompts, memory, dtype, rule,
+        device=device,
         allow_trained_text=allow_trained_text,
     )  # fmt: skip
     records = [reading(folder) for folder in folders]

@@ -2,7 +2,9 @@
 
 import hashlib
 import math
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +50,8 @@ from scalar_sae.tokenizer import Ascii
 
 RESULTS = "results.json"
 """Name of the file of records, in a run or in a folder of its own."""
+PARTIAL = Path("partial") / "fidelity"
+"""Folder of an unfinished measurement of fidelity, beside the records."""
 LABELS = ("characters", "first-letters")
 """The values that `scalar measure --labels` accepts."""
 RARE = 1e-4
@@ -159,14 +163,17 @@ def measure_run(
     _warn_of_rare(int(counted(tokens, model.special_ids(special)).sum()), len(tokens))
     path = open_records(run, records_folder(run, out))
     model.hf.to(place)
-    measured: dict[str, Any] = dict(
-        zip(("saes", "spliced"), fidelity(model, saes[str(run)], tokens, special), strict=True)
-    )
+    unfinished = path.parent / PARTIAL
+    found = fidelity(model, saes[str(run)], tokens, special, partial=unfinished)
+    measured: dict[str, Any] = {"saes": found.saes, "spliced": found.spliced}
     model.hf.to("cpu")
     for record in (*measured["saes"], *measured["spliced"]):
         record.text = about
     measured["duplicates"] = [pair for method, group in saes[str(run)].items() for pair in duplicates(method, group)]
     results = Results.update(path, partial(_put, measured))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with suppress(OSError):  # a study may keep unfinished scores beside it
+        unfinished.parent.rmdir()
     if against:
         found = seed_agreement(saes, model, tokens, threshold, require_same_partner, special)
         for record in found:
@@ -269,6 +276,7 @@ def read_run(
     dtype: str = "auto",
     special: Rule = "skip",
     *,
+    device: str | None = None,
     allow_trained_text: bool = False,
 ) -> list[Path]:
     """Write feature tables of SAEs to `out/METHOD/SITE`, with the edges between neighbouring SAEs.
@@ -288,6 +296,7 @@ def read_run(
         memory: gigabytes that ranking edges may use.
         dtype: precision in which the model computes.
         special: the rule for special tokens (lm/special.py).
+        device: where the model and the SAEs compute; None takes a GPU, if there is one.
         allow_trained_text: whether `text` may be text that the SAEs were trained on.
 
     Returns:
@@ -299,7 +308,7 @@ def read_run(
     """
     if ranking is not None:
         find_edgewise(ranking, "edges of features")
-    source, loaded = _source(run, lm), load_saes(run)
+    place, source, loaded = distributed.device(device), _source(run, lm), load_saes(run)
     if method is not None and method not in loaded:
         raise unknown("method", method, loaded)
     model = LanguageModel.load(source, dtype=dtype)
@@ -319,6 +328,7 @@ def read_run(
                 raise UserError(f"{name} {site}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")
     home = records_folder(run, out)
     out = out or home / "features"
+    model.hf.to(place)
     folders: list[Path] = []
     with held(home, "features", remedy="wait until it ends, or choose another --out"):
         open_records(run, home)

@@ -57,6 +57,7 @@ def strongest_edges(
         UserError: the ranking does not score an edge by itself, or the memory is too small.
     """
     rule = find_edgewise(ranking, "edges of features").rule
+    saes = {site: sae.to(lm.device) for site, sae in saes.items()}
     found: dict[Site, list[pa.Table]] = {site: [] for site in saes}
     plain = [site for site in sorted(saes) if saes[site].writes is None and not saes[site].decodes_from_input]
     later = {up: next((down for down in plain[n:] if lm.leads(up, down)), None) for n, up in enumerate(plain, start=1)}
@@ -66,7 +67,8 @@ def strongest_edges(
             pair = Pair(lm, Block(up, down), saes[up], saes[down], special=lm.special_ids(special))
             room = columns_bytes(pair, memory, tokens.shape[1])
             of_up = _Best.none(pair.up.d_sae, n)
-            for columns, scores in summed(rule, RankingJob(pair, tokens, seed, bar.step, room)):
+            for columns, here in summed(rule, RankingJob(pair, tokens, seed, bar.step, room)):
+                scores = here.cpu()
                 of_up = of_up.merge(_Best.of(scores, columns.start, n))
                 found[down].append(_table(_Best.of(scores.T, 0, n), columns.start, "up", up))
             found[up].append(_table(of_up, 0, "down", down))

@@ -109,7 +109,7 @@ def feature_tables(
     """The tables `latents`, `contexts` and `vocabulary` of an SAE.
 
     Args:
-        lm: the model that the SAE reads.
+        lm: the model that the SAE reads. It computes on its device; the tables are made on the CPU.
         site: the site that it reads.
         sae: the SAE.
         tokens: prompts.
@@ -122,7 +122,7 @@ def feature_tables(
     Raises:
         UserError: all tokens are special.
     """
-    g = torch.Generator().manual_seed(seed)
+    sae, g = sae.to(lm.device), torch.Generator().manual_seed(seed)
     none = _Firings(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0))
     best, bands = {"top": none, "random": none}, none
     ids = lm.special_ids(special)
@@ -192,7 +192,7 @@ def _activations(
     `there` is false.
     """
     for number, some in enumerate(tokens.split(batch)):
-        acts = sae.encode(lm.activations(some, [site])[site]).flatten(0, 1)
+        acts = sae.encode(lm.activations(some.to(lm.device), [site])[site]).flatten(0, 1).cpu()
         start = number * batch * tokens.shape[1]
         acts[~there[start : start + len(acts)]] = 0
         yield start, acts

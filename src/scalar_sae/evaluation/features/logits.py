@@ -44,7 +44,7 @@ def logit_effects(
     J = final_jacobian(lm, tokens, special)
     found: dict[str, list[Any]] = {name: [] for name in names}
     for some in sae.W_dec.split(max(1, _CELLS // lm.d_vocab)):
-        effect = some @ J
+        effect = (some @ J).cpu()
         effect -= effect.mean(1, keepdim=True)
         for name, sign in (("promoted", 1), ("suppressed", -1)):
             best = (sign * effect).topk(min(n, lm.d_vocab), dim=1)
@@ -63,13 +63,13 @@ def final_jacobian(
     there = counted(tokens, lm.special_ids(special))
     place = (there * torch.arange(tokens.shape[1])).argmax(1)
     some = there.any(1).nonzero()[:TOKENS, 0]
-    x = lm.activations(tokens[some], [last])[last][torch.arange(len(some)), place[some]]
+    x = lm.activations(tokens[some].to(lm.device), [last])[last][torch.arange(len(some)), place[some]]
 
     def logits(at: Tensor) -> Tensor:
         return lm.logits_from(last, at)
 
     rows: list[Tensor] = []
-    for directions in torch.eye(lm.d_model).split(max(1, _CELLS // (len(x) * lm.d_vocab))):
+    for directions in torch.eye(lm.d_model, device=x.device).split(max(1, _CELLS // (len(x) * lm.d_vocab))):
         tangent = directions.unsqueeze(1).expand(-1, len(x), -1).contiguous()
         change = torch.func.jvp(logits, (x.expand_as(tangent).clone(),), (tangent,))[1]
         rows.append(change.mean(1))

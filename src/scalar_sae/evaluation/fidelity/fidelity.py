@@ -12,17 +12,22 @@ docs/measures.md.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from functools import partial
+from functools import partial as bound
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scalar_sae.activations.cache import fingerprint
 from scalar_sae.console import Bar
+from scalar_sae.corpora import prompts_fingerprint
+from scalar_sae.digests import digest_of_sae
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.fidelity.sums import ABLATIONS, PerPrompt, SAETally, Tally, sae_record, spliced_record
+from scalar_sae.evaluation.fidelity.unfinished import Kept, Tallies
 from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.model import LanguageModel, SiteState
 from scalar_sae.lm.special import Rule, Special, counted, listed
@@ -36,6 +41,10 @@ SAEs = Mapping[str, Mapping[Site, SAE]]
 
 LOGIT_BYTES = 2**28
 """Maximum size of the model's log-probabilities for one batch of prompts. It limits the prompts per batch."""
+
+
+SUMS = 1
+"""Changes when the meaning of a sum changes: nothing that was kept before is gone on with."""
 
 
 class Fidelity(NamedTuple):
@@ -67,6 +76,7 @@ def fidelity(
     special: Rule = "skip",
     batch: int = 8,
     seed: int = 0,
+    partial: Path | None = None,
 ) -> Fidelity:
     """Measure every SAE on the same prompts, alone and together with the others of its method.
 
@@ -78,6 +88,7 @@ def fidelity(
             site, are not counted, and are not prediction targets.
         batch: prompts per forward pass; fewer for a large vocabulary.
         seed: seed of the bootstrap.
+        partial: folder for the sums of an unfinished measurement; the same call goes on from them.
 
     Raises:
         UserError: there are only transcoders, an SAE has another width than the model, the model lacks a site,
@@ -91,37 +102,61 @@ def fidelity(
     batch = max(1, min(batch, LOGIT_BYTES // (4 * lm.d_vocab * tokens.shape[1])))
     with FastCPUOps():
         means = _means(lm, sites, tokens, ids, batch)
-    clean, ablated = Tally(), {site: Tally() for site in sites}
-    alone = {
-        (method, site): SAETally.empty(sae, tokens.shape[0])
-        for method, group in saes.items()
-        for site, sae in sorted(group.items())
-    }
-    together = {method: Tally() for method in saes}
+    sums = Tallies(
+        Tally(),
+        {site: Tally() for site in sites},
+        {
+            (method, site): SAETally.empty(sae, tokens.shape[0])
+            for method, group in saes.items()
+            for site, sae in sorted(group.items())
+        },
+        {method: Tally() for method in saes},
+    )
+    kept = Kept(partial, _identity(lm, saes, tokens, ids, batch) if partial else {})
+    sums.load(kept.read())
     ends = _Ends(lm, means)
-    with Bar("measure SAEs", tokens.shape[0]) as bar, FastCPUOps():
-        for part in _batches(lm, sites, tokens, ids, batch):
+    with Bar("measure SAEs", tokens.shape[0], done=sums.n_prompts) as bar, FastCPUOps():
+        for part in _batches(lm, sites, tokens, ids, batch, sums.n_prompts):
             ends.go_on(part)
             sizes = {"n": part.keep.sum(1), "n_special": (~part.keep).sum(1), "n_targets": part.keep[:, 1:].sum(1)}
-            clean.add(**ends.clean(), **sizes)
+            sums.clean.add(**ends.clean(), **sizes)
             for site in sites:
-                ablated[site].add(**ends.ablated([site]))
-            for (method, site), of_sae in alone.items():
+                sums.ablated[site].add(**ends.ablated([site]))
+            for (method, site), of_sae in sums.alone.items():
                 sae = saes[method][site]
                 _read_sae(part, site, sae, ends.code(site, sae), means[site], of_sae)
                 of_sae.tally.add(**ends.spliced({site: sae}))
             for method, group in saes.items():
-                together[method].add(**ends.spliced(group), **ends.ablated(group))
+                sums.together[method].add(**ends.spliced(group), **ends.ablated(group))
+            kept.keep(sums)
             bar.step(part.tokens.shape[0])
     n_prompts = tokens.shape[0]
     draws = resamples(n_prompts, seed) if n_prompts > 1 else None
     return Fidelity(
         [
-            sae_record(method, site, saes[method][site], of_sae, [clean, ablated[site], of_sae.tally], draws, seed)
-            for (method, site), of_sae in alone.items()
+            sae_record(
+                method, site, saes[method][site], of_sae, [sums.clean, sums.ablated[site], of_sae.tally], draws, seed
+            )
+            for (method, site), of_sae in sums.alone.items()
         ],
-        [spliced_record(method, sorted(saes[method]), [clean, tally], draws) for method, tally in together.items()],
+        [
+            spliced_record(method, sorted(saes[method]), [sums.clean, tally], draws)
+            for method, tally in sums.together.items()
+        ],
     )
+
+
+def _identity(
+    lm: LanguageModel, saes: SAEs, tokens: Int[Tensor, "prompt token"], special: Special, batch: int
+) -> dict[str, Any]:
+    """All that the sums over tokens depend on."""
+    measured = [
+        [method, str(site), digest_of_sae(sae), str(sae.activation), str(sae.norm), list(sae.chunks)]
+        for method, group in saes.items()
+        for site, sae in sorted(group.items())
+    ]
+    text = {"tokens": prompts_fingerprint(tokens), "context": tokens.shape[1], "special": list(special)}
+    return {"lm": fingerprint(lm), "saes": measured, "batch": batch, "sums": SUMS, **text}
 
 
 def standing_in(saes: SAEs) -> SAEs:
@@ -142,9 +177,17 @@ def _check(lm: LanguageModel, saes: SAEs, tokens: Int[Tensor, "prompt token"]) -
 
 
 def _batches(
-    lm: LanguageModel, sites: list[Site], tokens: Int[Tensor, "prompt token"], special: Special, size: int
+    lm: LanguageModel,
+    sites: list[Site],
+    tokens: Int[Tensor, "prompt token"],
+    special: Special,
+    size: int,
+    done: int = 0,
 ) -> Iterator[_Batch]:
+    """The batches of prompts, without those that are done."""
     for number, some in enumerate(tokens.split(size)):
+        if number * size < done:
+            continue
         states = lm.states(some, sites)
         for site, state in states.items():
             bad = ~state.x.isfinite().all(-1).all(-1)
@@ -209,7 +252,7 @@ class _Ends:
         """Losses with reconstructions in place of the activations. A later SAE reads what the earlier ones leave."""
         key = tuple((site.depth, id(sae)) for site, sae in sorted(saes.items()))
         if key not in self._found:
-            replace = {site: partial(self._reconstructed, site, sae) for site, sae in saes.items()}
+            replace = {site: bound(self._reconstructed, site, sae) for site, sae in saes.items()}
             self._found[key] = self._losses("", self._splice.end(replace))
         return self._found[key]
 
@@ -219,7 +262,7 @@ class _Ends:
         if key not in self._found:
             self._found[key] = {}
             for name in ABLATIONS:
-                replace = {site: partial(self._constant, site, name) for site in sites}
+                replace = {site: bound(self._constant, site, name) for site in sites}
                 end = self._end_of_ablated(max(sites), self._splice.state(replace), name)
                 self._found[key] |= self._losses(f"_{name}", end)
         return self._found[key]

@@ -1,6 +1,6 @@
 """A ranking from a file: one score for every edge."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +26,22 @@ SUFFIXES = (".safetensors", ".npy")
 class FileRanking(GlobalRanking):
     """Scores that somebody saved; `name` is the path."""
 
+    _read: list[EdgeScores] = field(default_factory=list[EdgeScores], repr=False, compare=False)
+    """The scores between their fingerprint and their use, so that the file is read once."""
+
     def fingerprint(self, pair: Pair) -> str:
         """A digest of the scores.
 
         Raises:
             UserError: the file cannot be read as scores of the pair's edges.
         """
-        return digest([saved_scores(Path(self.name), pair)])
+        self._read[:] = [saved_scores(Path(self.name), pair)]
+        return digest(self._read)
 
     def scores(self, job: RankingJob) -> EdgeScores:
         """The scores in the file."""
         job.on_progress(len(job.tokens) / distributed.world_size())
-        return saved_scores(Path(self.name), job.pair)
+        return self._read.pop() if self._read else saved_scores(Path(self.name), job.pair)
 
     def found_scores(self, job: KeepJob) -> EdgeScores:
         """The scores in the file, which need no checkpoint."""
