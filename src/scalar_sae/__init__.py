@@ -14,7 +14,7 @@ from scalar_sae._version import __version__
 if TYPE_CHECKING:
     from scalar_sae.corpora import Corpus, load_corpus
     from scalar_sae.errors import UserError
-    from scalar_sae.explore.circuit import Circuit
+    from scalar_sae.explore.circuit import Circuit, measure_chain
     from scalar_sae.explore.edges import RankedEdges, rank_edges
     from scalar_sae.explore.examples import edge_examples
     from scalar_sae.explore.features import Features
@@ -61,6 +61,7 @@ _HOME = {
     "load_sae": "saes.store",
     "load_saes": "saes.store",
     "mean_ablated": "scoring.pair",
+    "measure_chain": "explore.circuit",
     "rank_edges": "explore.edges",
     "save_sae": "saes.store",
     "score": "scoring.score",
@@ -95,6 +96,7 @@ __all__ = [
     "load_sae",
     "load_saes",
     "mean_ablated",
+    "measure_chain",
     "rank_edges",
     "save_sae",
     "score",

@@ -33,7 +33,7 @@ def effects(pair: Pair, prompt: Prompt, position: int) -> dict[tuple[int, int, i
     rule, off = pair.down.activation, pair.ablation_value
     p = scorer.downstream(pair, prompt, scorer.upstream(pair, prompt, prompt.z.unsqueeze(0)))[0, position]
     found: dict[tuple[int, int, int], float] = {}
-    for s, i in prompt.z.nonzero().tolist() if off is None else np.ndindex(*prompt.z.shape):
+    for s, i in prompt.z.nonzero().tolist():
         z = prompt.z.clone()
         z[s, i] = 0 if off is None else off[i]
         changed = scorer.downstream(pair, prompt, scorer.upstream(pair, prompt, z.unsqueeze(0)))[0, position]
@@ -44,10 +44,10 @@ def effects(pair: Pair, prompt: Prompt, position: int) -> dict[tuple[int, int, i
     return found
 
 
-@pytest.mark.parametrize("special", [(), (int(TOKENS[0, 0]), int(TOKENS[0, 4]))], ids=["text", "special"])
+@pytest.mark.parametrize("special", [(), (int(TOKENS[0, 0]), int(TOKENS[0, 4]))], ids=["zero", "mean-special"])
 @pytest.mark.parametrize("block", ["ff_block.0", "transformer_block.0"])
 def test_local_edges_are_those_of_one_masked_pass_an_edge(block: str, special: tuple[int, ...]):
-    pair = replace(tiny_pair(block), special=special)
+    pair = replace(tiny_pair(block, ablation_value=bool(special)), special=special)
     prompt = next(read(pair, TOKENS))
     expected = effects(pair, prompt, POSITION)
     found = ss.Journey(pair, TOKENS[:1]).edges(POSITION, n=5000)
@@ -78,42 +78,30 @@ def scorer_full(pair: Pair, prompt: Prompt) -> Tensor:
     return pair.down.activation.select(scorer.pre_acts(pair, prompt, kept))
 
 
-def test_local_edges_under_mean_ablation_come_from_silent_latents_too():
-    pair = tiny_pair("ff_block.0", n_up=8, ablation_value=True)
-    prompt = next(read(pair, TOKENS))
-    expected = effects(pair, prompt, POSITION)
-    found = ss.Journey(pair, TOKENS[:1]).edges(POSITION, n=5000)
-    assert {edge.up for edge in found.edges if edge.up_activation == 0}
-    listed = {(edge.source, edge.up, edge.down): edge.effect for edge in found.edges}
-    for edge, effect in expected.items():
-        assert listed.get(edge, 0.0) == pytest.approx(effect, abs=1e-4)
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_a_local_curve_keeps_the_strongest_edges_of_a_token(block: str):
-    pair = tiny_pair(block)
+@pytest.mark.parametrize(("block", "mean"), [(BLOCKS[0], True), *((block, False) for block in BLOCKS[1:])])
+def test_a_local_curve_keeps_the_strongest_edges_of_a_token(block: str, mean: bool):
+    pair = tiny_pair(block, ablation_value=mean)
     prompt = next(read(pair, TOKENS))
     journey = ss.Journey(pair, TOKENS[:1])
     order = journey.edges(POSITION, n=5000).edges
     curve = journey.curve(POSITION, counts=[3, 12, len(order)])
-    n_all = pair.down.d_sae * int((prompt.z > 0)[: POSITION + 1 if pair.block.mixes_tokens else None].sum())
-    if not pair.block.mixes_tokens:
-        n_all = pair.down.d_sae * int((prompt.z[POSITION] > 0).sum())
+    sources = range(POSITION + 1) if pair.block.mixes_tokens else [POSITION]
+    n_all = pair.down.d_sae * int((prompt.z[sources] > 0).sum())
     assert curve.edges == (0, 3, 12, len(order), n_all)
     own, full = pair.lm.logits(TOKENS[:1])[0], scorer_full(pair, prompt)
     of_full = scorer.splice_site(pair, prompt, full)
-    for n, kl_model, kl_circuit in zip(curve.edges[:-1], curve.kl_model, curve.kl_circuit, strict=False):
-        kept = torch.zeros(9, pair.up.d_sae, pair.down.d_sae, dtype=torch.bool)
-        for edge in order[:n]:
-            kept[edge.source, edge.up, edge.down] = True
-        p = scorer.pre_acts(pair, prompt, kept)[POSITION]
-        p[~kept.any(0).any(0)] = 0
+    off = torch.where(prompt.z > 0, torch.zeros(24) if pair.ablation_value is None else pair.ablation_value, 0.0)
+    for n, kl_model, kl_circuit in zip(curve.edges, curve.kl_model, curve.kl_circuit, strict=True):
         acts = full.clone()
-        acts[POSITION] = pair.down.activation.select(p)
+        if n < n_all:
+            z = off.repeat(pair.down.d_sae, 1, 1)  # latent, token, n_up
+            for edge in order[:n]:
+                z[edge.down, edge.source, edge.up] = prompt.z[edge.source, edge.up]
+            p = scorer.downstream(pair, prompt, scorer.upstream(pair, prompt, z))[:, POSITION].diagonal()
+            acts[POSITION] = pair.down.activation.select(p)
         spliced = scorer.splice_site(pair, prompt, acts)
         assert kl_model == pytest.approx(float(kl(own, spliced)[POSITION]), rel=2e-3, abs=1e-5)
         assert kl_circuit == pytest.approx(float(kl(of_full, spliced)[POSITION]), rel=2e-3, abs=1e-5)
-    assert curve.kl_circuit[-1] == pytest.approx(0, abs=1e-6)
     assert curve.recovery[0] == 0
     assert curve.recovery[-1] == pytest.approx(1)
     assert journey.curve(POSITION).edges[:4] == (0, 1, 2, 5)
@@ -181,6 +169,9 @@ def test_a_chain_is_measured_as_on_the_curve_of_its_record():
     nothing = journey.measure([ss.Circuit.of(pair, []) for pair in pairs])
     assert nothing.kl_circuit == pytest.approx(float(expected.kl_circuit[0, 0]), rel=1e-4)
     assert found.recovery == pytest.approx(1 - found.kl_circuit / nothing.kl_circuit)
+    text = ss.measure_chain([ss.Circuit(pair, level <= 1) for pair, level in zip(pairs, levels, strict=True)], TOKENS)
+    assert text.kl_model == pytest.approx(float(expected.kl_model[1].mean()), rel=1e-4)
+    assert text.recovery == pytest.approx(float(1 - expected.kl_circuit[1].mean() / expected.kl_circuit[0].mean()))
 
 
 def test_local_questions_about_a_chain_start_from_what_the_pair_before_leaves():
@@ -199,8 +190,9 @@ def test_local_questions_about_a_chain_start_from_what_the_pair_before_leaves():
     curve = journey.curve(POSITION, block=str(pairs[0].block))
     assert curve.recovery[-1] == pytest.approx(1)
     full = scorer_full(pairs[1], second)
-    acts = z.clone()
-    acts[POSITION] = 0  # no local edges at the first pair
+    acts, removed = z.clone(), torch.zeros_like(first.z)  # no local edges at the first pair
+    empty = scorer.downstream(pairs[0], first, scorer.upstream(pairs[0], first, removed.unsqueeze(0)))[0]
+    acts[POSITION] = pairs[0].down.activation.select(empty)[POSITION]
     behind = scorer_full(pairs[1], replace(second, z=acts))
     ends = [
         pairs[1].lm.logits_from(sites[2], pairs[1].down.decode(a).unsqueeze(0))[0, POSITION] for a in (full, behind)

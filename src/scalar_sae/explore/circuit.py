@@ -10,7 +10,7 @@ A downstream latent is recomputed from its kept edges alone, and is 0 without an
 reconstruction is spliced into the model; special tokens keep the model's own activation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.explore.measure import measured
-from scalar_sae.explore.passage import passages
+from scalar_sae.explore.passage import check_consecutive, passages
 from scalar_sae.explore.plain import Measured
 from scalar_sae.explore.stage import Stage, check_latents
 from scalar_sae.lm.model import LanguageModel
@@ -167,7 +167,7 @@ class Circuit:
         Raises:
             UserError: an output is not finite, or all tokens are special.
         """
-        return measured([passage.readings([self.kept]) for passage in passages([self.pair], tokens)])
+        return measure_chain([self], tokens)
 
     def latents(self, prompt: Prompt) -> Float[Tensor, "token n_down"]:
         """Downstream latent activations under the circuit."""
@@ -181,6 +181,30 @@ class Circuit:
     @cached_property
     def _readout(self) -> Readout:
         return Readout.of(self.pair)
+
+
+def measure_chain(
+    circuits: Sequence[Circuit],
+    tokens: Integer[Tensor, "prompt token"],
+    on_progress: Callable[[float], object] = lambda done: None,
+) -> Measured:
+    """Measure how much circuits of consecutive pairs carry together, as on the curve of a whole-model circuit.
+
+    Args:
+        circuits: one for each pair, in the order of the forward pass. Each pair starts from what the one before it
+            leaves.
+        tokens: the text, at least one prompt with an ordinary token.
+        on_progress: called with the share that is done.
+
+    Raises:
+        UserError: the pairs are not consecutive, an output is not finite, or all tokens are special.
+    """
+    pairs, found = [circuit.pair for circuit in circuits], []
+    check_consecutive(pairs)
+    for passage in passages(pairs, tokens):
+        found.append(passage.readings([circuit.kept for circuit in circuits]))
+        on_progress(len(found) / len(tokens))
+    return measured(found)
 
 
 def _filled(pair: Pair, value: bool) -> Bool[Tensor, "n_up n_down"]:

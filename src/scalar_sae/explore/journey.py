@@ -155,8 +155,8 @@ class Journey:
     ) -> LocalEdges:
         """The edges that act on the downstream latents at a token, by the exact effect of removing each.
 
-        One upstream latent is removed at one position from the input of one downstream latent, and everything else
-        stays as in the full circuit. At a block with attention the source may be an earlier token.
+        One active upstream latent is removed at one position from the input of one downstream latent, and everything
+        else stays as in the full circuit. At a block with attention the source may be an earlier token.
 
         Args:
             position: the token of the downstream latents.

@@ -1,8 +1,9 @@
 """What acts on the downstream latents at one token of a prompt, and what they do to the prediction after it.
 
-An edge is local here: from an upstream latent at one position (the source) to a downstream latent at one token. Without
-attention between them the two positions are the same. Its effect is exact: the upstream latent is removed at the source
-alone, from the input of this downstream latent alone.
+An edge is local here: from an upstream latent that is active at one position (the source) to a downstream latent at one
+token. Without attention between them the two positions are the same. Its effect is exact: the upstream latent is set to
+its ablated value at the source alone, in the input of this downstream latent alone. Latents that are not active at a
+position have no edges there and stay at zero, also under mean ablation, as under the ranking `local`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -88,8 +89,8 @@ def local(stage: Stage, position: int, on_progress: Progress = lambda done: None
 
 
 def players(here: Stage) -> tuple[Int[Tensor, " player"], Int[Tensor, " player"]]:
-    """Positions and upstream latents whose removal changes something."""
-    source, up = (here.change != 0).nonzero(as_tuple=True)
+    """Positions and upstream latents that are active there."""
+    source, up = here.active.nonzero(as_tuple=True)
     return source, up
 
 
@@ -145,7 +146,7 @@ def kept_at(stage: Stage, position: int, counts: Sequence[int] | None, on_progre
     first, n_up = position + 1 - len(here.change), stage.pair.up.d_sae
     player = torch.searchsorted(source * n_up + up, (found.source - first) * n_up + found.up)
     adds = here.pair.added(up, here.change[source, up])
-    acts, pre_acts = [], torch.zeros_like(here.pre_acts[-1])
+    acts, pre_acts = [], here.pair.pre_acts(here.ablated.unsqueeze(0), here.prompt)[0, -1]
     for number, (before, count) in enumerate(pairwise([0, *chosen])):
         gained = found.down[before:count].unique()
         for some in gained.split(at_once(here)) if len(gained) and count != n_all else ():
@@ -170,7 +171,7 @@ def _recomputed(
     kept = adds.new_zeros(len(latents), len(source))
     there = torch.isin(down, latents)
     kept[torch.searchsorted(latents, down[there]), player[there]] = 1.0
-    x = here.base.repeat(len(latents), 1, 1)
+    x = here.ablated.repeat(len(latents), 1, 1)
     for token in source.unique().tolist():
         at = source == token
         x[:, token] += kept[:, at] @ adds[at]

@@ -23,12 +23,14 @@ class Intervention(Plain):
     """A change of one edge, one upstream latent or one downstream latent.
 
     `Intervention(up=17, down=40)` removes an edge, `Intervention(up=17)` an upstream latent and `Intervention(down=40)`
-    a downstream latent, each at every position. What is changed is the difference between an activation and the value
-    that ablation sets it to; `factor` multiplies this difference.
+    a downstream latent, each at every position.
 
     - An edge: downstream latent `down` is computed from a changed activation of upstream latent `up`.
     - An upstream latent: every downstream latent is computed from its changed activation.
-    - A downstream latent: its activation is changed after the activation rule. Other latents keep theirs.
+    - A downstream latent: `factor` multiplies its activation after the activation rule. Other latents keep theirs.
+
+    What changes upstream is the difference between the activation and the value that ablation sets it to (zero, or the
+    latent's mean): `factor` multiplies this difference.
 
     Raises:
         ValidationError: neither latent is named, or a list of positions is empty.
@@ -131,7 +133,7 @@ class LocalEdge(Plain):
 
 
 class LocalEdges(Plain):
-    """The edges that act on the downstream latents at one token, largest size first."""
+    """The edges from active upstream latents that act on the downstream latents at one token, largest size first."""
 
     block: str
     position: int
@@ -190,8 +192,8 @@ class LocalCurve(Plain):
     block: str
     position: int
     edges: tuple[int, ...]
-    """Numbers of kept edges, ascending: from 0 to all that have an effect, then all possible ones, which give the full
-    circuit."""
+    """Numbers of kept edges, ascending: from 0 to all that have an effect, then all edges from active latents. These
+    give the full circuit."""
     kl_model: tuple[float, ...]
     """KL(model || circuit) at the token, in nats."""
     kl_circuit: tuple[float, ...]

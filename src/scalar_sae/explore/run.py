@@ -7,6 +7,7 @@
 Each part is read on first use.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from scalar_sae.own_text import evaluation_text
 from scalar_sae.records.results import Results
 from scalar_sae.saes.sources import Group, site_in
 from scalar_sae.saes.store import load_saes
+from scalar_sae.scoring.chain import chain
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.sites import Block, Site
 
@@ -81,6 +83,19 @@ class Run:
             UserError: the run has no such SAEs.
         """
         return Pair.between(self.lm, block, self._group(method), special)
+
+    def chain(self, method: str, sites: Sequence[Site | str], special: Rule = "skip") -> list[Pair]:
+        """The pairs between neighbouring sites of a whole-model circuit.
+
+        Args:
+            method: the name of the SAEs in the run.
+            sites: at least three sites on the residual stream, or their names.
+            special: the rule for special tokens (lm/special.py).
+
+        Raises:
+            UserError: the run has no such SAEs, or the sites make no chain.
+        """
+        return chain(self.lm, self._group(method), [Site.of(site) for site in sites], self.lm.special_ids(special))
 
     def features(self, method: str, site: Site | str) -> Features:
         """The feature tables that `scalar features` wrote for an SAE of this run.

@@ -35,7 +35,8 @@ class Scaled(NamedTuple):
     up: int | None
     down: int | None
     factor: Float[Tensor, " token"]
-    """What multiplies the difference from the ablated value; 1 where nothing changes."""
+    """What multiplies an upstream latent's difference from its ablated value, or a downstream latent's activation; 1
+    where nothing changes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,16 @@ class Stage:
     def whole(self) -> Float[Tensor, "token d_model"]:
         """The upstream reconstruction."""
         return self.pair.reconstruct(self.prompt.z, self.prompt)
+
+    @property
+    def active(self) -> Bool[Tensor, "token n_up"]:
+        """Where upstream latents are active and their removal changes something."""
+        return (self.prompt.z != 0) & (self.change != 0)
+
+    @cached_property
+    def ablated(self) -> Float[Tensor, "token d_model"]:
+        """The upstream reconstruction with every latent ablated where it is active. Elsewhere it stays at zero."""
+        return self.whole - (self.change * self.active) @ self.pair.up.W_dec
 
     @cached_property
     def pre_acts_without(self) -> Float[Tensor, "token n_down"]:
