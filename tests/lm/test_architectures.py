@@ -158,7 +158,8 @@ def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(family: st
         torch.testing.assert_close(pre_acts, scorer.pre_acts(pair, prompt, keep_index <= index), atol=2e-5, rtol=1e-4)
     none, some, everything = (acts for _, acts in subs)
     full = pair.down.encode(pair.compute(pair.up.decode(prompt.z).unsqueeze(0), prompt.up_skip))[0]
-    assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(11, -1))
+    ablated = pair.compute(pair.up.b_dec.expand(1, 11, -1), prompt.up_skip)
+    torch.testing.assert_close(none, pair.down.encode(ablated)[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(everything, full, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(some, full)
 

@@ -86,10 +86,9 @@ def circuit_latents(
     weight = kept.float() * (torch.ones(len(z), 1, 1) if factor is None else factor)
     p = torch.zeros(tokens.shape[1], pair.down.d_sae)
     for j in range(pair.down.d_sae):
-        if kept[:, j].any():
-            x = torch.where(special, own_up, pair.up.decode(off + weight[..., j] * (z - off)).unsqueeze(0))
-            with replaced(hf, pair.block.up, x):
-                p[:, j] = pair.down.pre_acts(activation(hf, pair.block.down, tokens))[0, :, j]
+        x = torch.where(special, own_up, pair.up.decode(off + weight[..., j] * (z - off)).unsqueeze(0))
+        with replaced(hf, pair.block.up, x):
+            p[:, j] = pair.down.pre_acts(activation(hf, pair.block.down, tokens))[0, :, j]
     return pair.down.activation.select(p.masked_fill(special[0], 0.0))
 
 

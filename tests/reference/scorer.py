@@ -1,4 +1,4 @@
-"""The obvious scorer: one masked pass per downstream latent that has an edge, per edge count, in plain PyTorch.
+"""The obvious scorer: one masked pass per downstream latent and edge count, in plain PyTorch.
 
 The yardstick for the benchmark's exactness and speed. Nothing here is clever; check it by eye. Where `kept` is
 [n_up, n_down] the edges are the same at every token; [token, n_up, n_down] holds a choice for each token. At special
@@ -37,18 +37,24 @@ def splice_site(pair: Pair, prompt: Prompt, acts: torch.Tensor) -> torch.Tensor:
     return pair.lm.logits_from(pair.splice_site, x, state.skip)[0]
 
 
-def pre_acts(pair: Pair, prompt: Prompt, kept: torch.Tensor) -> torch.Tensor:
-    """p(E) of one prompt: [token, n_down]."""
-    z, ablation_value = prompt.z, torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value
+def mean(pair: Pair) -> torch.Tensor:
+    """What an ablated latent is set to, whatever the token: [n_up]."""
+    return torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value
+
+
+def mean_where_active(pair: Pair, prompt: Prompt) -> torch.Tensor:
+    """The same in rankings and for local edges: a latent that is not active stays at zero: [token, n_up]."""
+    return torch.where(prompt.z > 0, mean(pair), 0.0)
+
+
+def pre_acts(pair: Pair, prompt: Prompt, kept: torch.Tensor, off: torch.Tensor | None = None) -> torch.Tensor:
+    """p(E) of one prompt, where latents without a kept edge are set to `off`: [token, n_down]."""
+    z, off = prompt.z, mean(pair) if off is None else off
     p = torch.zeros(z.shape[0], pair.down.d_sae)
-    with_edge = kept.any(0) if kept.dim() == 2 else kept.any(1)  # [n_down] or [token, n_down]
-    somewhere = with_edge if kept.dim() == 2 else with_edge.any(0)
-    for some in somewhere.nonzero()[:, 0].split(64) if somewhere.any() else ():
+    for some in torch.arange(pair.down.d_sae).split(64):
         own = kept.T[some].unsqueeze(1) if kept.dim() == 2 else kept[..., some].permute(2, 0, 1)  # latent, token, n_up
-        kept_z = torch.where(own, z, ablation_value)
+        kept_z = torch.where(own, z, off)
         p[:, some] = downstream(pair, prompt, upstream(pair, prompt, kept_z))[range(len(some)), :, some].T
-    if kept.dim() == 3 and not pair.block.mixes_tokens:
-        p[~with_edge] = 0  # the latent has no edge at this token
     return p
 
 
@@ -64,7 +70,7 @@ def _one_changed(pair: Pair, prompt: Prompt, p: torch.Tensor, start: torch.Tenso
     for i in range(pair.up.d_sae):
         kept = start.clone()
         kept[i] = False
-        changed = pre_acts(pair, prompt, kept)
+        changed = pre_acts(pair, prompt, kept, mean_where_active(pair, prompt))
         for j in range(pair.down.d_sae):
             alone = p.clone()
             alone[:, j] = changed[:, j]
@@ -74,15 +80,15 @@ def _one_changed(pair: Pair, prompt: Prompt, p: torch.Tensor, start: torch.Tenso
 
 def path_gradient(pair: Pair, prompt: Prompt, alphas: torch.Tensor) -> torch.Tensor:
     """Squared (change x mean gradient of relu(p_j)), a backward pass a target position: [n_up, n_down]."""
-    ablation_value = torch.zeros(pair.up.d_sae) if pair.ablation_value is None else pair.ablation_value
-    path = prompt.z - ablation_value
+    off = mean_where_active(pair, prompt)
+    path = prompt.z - off
     n_token = len(path)
     total = torch.zeros(pair.up.d_sae, pair.down.d_sae)
     for j in range(pair.down.d_sae):
         for target in range(n_token):
             gradient = torch.zeros_like(path)
             for alpha in alphas:
-                point = (ablation_value + alpha * path).requires_grad_()
+                point = (off + alpha * path).requires_grad_()
                 p = downstream(pair, prompt, upstream(pair, prompt, point.unsqueeze(0)))[0]
                 gradient += torch.autograd.grad(p[target, j].relu(), point)[0] / len(alphas)
             total[:, j] += (path * gradient).sum(0).square()

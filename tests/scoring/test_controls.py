@@ -38,8 +38,8 @@ def _sae(d_model: int, rule: Activation) -> SAE:
 
 @pytest.mark.parametrize("block", ["ff_block.0", "transformer_block.0"])
 def test_padding_moves_no_recovery_score(block: str):
-    pair = tiny_pair(block)
-    plain, wide = (score(pair, TEXTS, CONFIG.model_copy(update={"control": control})) for control in (None, "padded"))
+    pair, config = tiny_pair(block), CONFIG.model_copy(update={"ranking": "leave_one_out_with_prior"})
+    plain, wide = (score(pair, TEXTS, config.model_copy(update={"control": control})) for control in (None, "padded"))
     assert wide.control == "padded"
     assert wide.n_edges == 4 * plain.n_edges
     assert wide.n_live_edges == plain.n_live_edges

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from scalar_sae.records.results import Curves
 from scalar_sae.scoring import metrics
-from scalar_sae.scoring.curve import AsPublished, measure
+from scalar_sae.scoring.conventions import AsPublished
+from scalar_sae.scoring.curve import measure
 from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings import published
 from scalar_sae.scoring.rankings.order import NOT_KEPT
@@ -133,7 +134,7 @@ def test_sub_circuits_curves_and_areas(case: Case):
     reaches_all = bool(counts[-1] == pair.n_edges)
     curves = []
     for number, prompt in enumerate(read(pair, golden["prompt_ids"].long())):
-        subs = sweep(pair, prompt, edges, len(counts), readout, lambda p: published.select(pair, p))
+        subs = sweep(pair, prompt, edges, len(counts), readout, AsPublished())
         for index, sub in enumerate(subs):
             if index == len(counts) - 1 and reaches_all:
                 break

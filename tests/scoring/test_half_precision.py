@@ -53,7 +53,8 @@ def test_both_identities_hold_through_the_closed_form(family: str, dtype: torch.
     for index, (pre_acts, _) in enumerate(subs):
         torch.testing.assert_close(pre_acts, scorer.pre_acts(pair, prompt, keep_index <= index), **close)
     none, _, everything = (acts for _, acts in subs)
-    assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(11, -1))
+    ablated = pair.compute(pair.up.b_dec.expand(1, 11, -1), prompt.up_skip)
+    torch.testing.assert_close(none, pair.down.encode(ablated)[0], **close)
     torch.testing.assert_close(everything, pair.full_circuit(prompt), **close)
 
 
@@ -74,9 +75,11 @@ def test_a_block_with_attention_is_that_of_the_same_weights_in_float32(family: s
 def test_scores_are_those_of_the_same_weights_in_float32_within_the_interval(
     family: str, block: str, dtype: torch.dtype
 ):
-    texts = Texts(*(torch.randint(0, 64, (8, 11), generator=torch.Generator().manual_seed(s)) for s in (0, 1)), data={})
+    texts = Texts(
+        *(torch.randint(0, 64, (n, 11), generator=torch.Generator().manual_seed(n)) for n in (8, 20)), data={}
+    )
     config = ScoreConfig(
-        ranking="leave_one_out_with_prior", rank_prompts=8, prompts=8, context=11, edges="coarse", special="count"
+        ranking="leave_one_out_with_prior", rank_prompts=8, prompts=20, context=11, edges="coarse", special="count"
     )
     half, wide = (score(pair_of(lm, block), texts, config) for lm in (family_lm(family, dtype), upcast(family, dtype)))
     assert half.kl_circuit[-1] < 1e-5

@@ -30,10 +30,11 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch; torch.set_num_threads(1)
 from scalar_sae.scoring import curve, memory
+from scalar_sae.scoring.conventions import CONVENTIONS
 from scalar_sae.scoring.rankings import base, effects, registry, shapley
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.rankings.order import keep_indices
-from scalar_sae.scoring.pair import ActiveLatents, read
+from scalar_sae.scoring.pair import read
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.lm import outputs
@@ -115,7 +116,7 @@ pair = replace(pair, lm=tiny_lm(d_model=256), up=ends[0], down=ends[1])
 (prompt,) = read(pair, torch.arange(16).view(1, 16))
 z = prompt.z.clone()
 z[0] = 1.0
-prompt = replace(prompt, z=z, slots=ActiveLatents.of(z, z))
+prompt = replace(prompt, z=z, slots=pair.active(z, prompt.x_up))
 edges = GlobalEdges(keep_indices(torch.rand(2**15, 8), np.array([0, 1000, 100_000]), 0))
 before = begin()
 for sub in sweep(pair, prompt, edges, 3):
@@ -143,7 +144,7 @@ weights = 4 * 16 * d_vocab  # a product brings the unembedding into another orde
 print(resident("VmHWM") - before, memory.COUNTED * 16 * d_vocab + weights)
 """
 OUTPUTS = {
-    "OUTPUT_BYTES": 'curve.measure(pair, prompt, edges, 3, False, curve.CONVENTIONS["published"], Readout.of(pair))',
+    "OUTPUT_BYTES": 'curve.measure(pair, prompt, edges, 3, False, CONVENTIONS["published"], Readout.of(pair))',
     "LABEL_BYTES": "effects.fisher(pair, prompt, 4, torch.Generator())",
 }
 

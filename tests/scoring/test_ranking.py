@@ -58,7 +58,7 @@ def test_the_attributions_of_ig_add_up(block: str, ablation_value: bool):
     prompt = next(read(pair, TOKENS))
     alphas = [(step + 0.5) / 400 for step in range(400)]
     total = sum(effect.sum(0) for _, effect in effects.of_a_gradient(pair, prompt, COLUMNS, alphas))
-    ends = torch.stack([pair.base(prompt), pair.up.decode(prompt.z)])
+    ends = pair.up.decode(torch.stack([scorer.mean_where_active(pair, prompt), prompt.z]))
     before, after = pair.pre_acts(ends, prompt).relu()
     torch.testing.assert_close(total, after - before, atol=0.02, rtol=0.01)
 
@@ -69,7 +69,7 @@ def test_the_values_of_shapley_add_up(block: str, ablation_value: bool):
     pair = tiny_pair(block, ablation_value=ablation_value)
     prompt = next(read(pair, TOKENS))
     _, effect = effects.of_random_orders(pair, prompt, COLUMNS, 3, torch.Generator().manual_seed(0))
-    ends = torch.stack([pair.base(prompt), pair.up.decode(prompt.z)])
+    ends = pair.up.decode(torch.stack([scorer.mean_where_active(pair, prompt), prompt.z]))
     before, after = pair.down.activation.select(pair.pre_acts(ends, prompt))
     torch.testing.assert_close(effect.sum(0), after - before, atol=1e-5, rtol=1e-4)
 
@@ -146,7 +146,9 @@ def test_local_effects_by_removing_one_latent_at_one_token():
             for j in range(20):
                 alone = p.clone()
                 alone[:, j] = changed[:, j]
-                expected = (pair.down.activation.select(alone) - before)[:, j].norm()
+                norm, drive = pair.down.W_dec[j].norm(), (alone - p)[:, j].norm()
+                effect = (pair.down.activation.select(alone) - before)[:, j].norm()
+                expected = effect * norm if effect > 0 else -1 / (1 + drive * norm)
                 torch.testing.assert_close(size[token, slot, j], expected, atol=1e-5, rtol=1e-3)
 
 

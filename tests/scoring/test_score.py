@@ -108,7 +108,6 @@ def test_local_and_global_and_random_orders():
 def test_mean_ablation_is_another_score():
     pair = tiny_pair("ff_block.0")
     zero, mean = (scored(pair, config=CONFIG.model_copy(update={"ablation": how})) for how in ("zero", "mean"))
-    assert zero.kl_circuit[0] == pytest.approx(mean.kl_circuit[0])
     assert zero.kl_circuit[5] != pytest.approx(mean.kl_circuit[5], rel=1e-3)
 
 

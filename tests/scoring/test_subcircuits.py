@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scalar_sae.errors import UserError
 from scalar_sae.scoring import chain
 from scalar_sae.scoring.config import ScoreConfig
+from scalar_sae.scoring.conventions import CONVENTIONS
 from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read
 from scalar_sae.scoring.rankings import effects
 from scalar_sae.scoring.rankings.order import keep_indices
@@ -77,11 +78,12 @@ def test_every_sub_circuit_is_the_obvious_one(
     assert live_before.max() > 0
 
 
-@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+@pytest.mark.parametrize(("kind", "ablation_value"), [("topk", False), ("jumprelu", True)])
 @pytest.mark.parametrize("block", BLOCKS[:5])
-def test_local_sub_circuits_are_the_obvious_ones(block: str, kind: str):
-    pair = tiny_pair(block, kind=kind)
+def test_local_sub_circuits_are_the_obvious_ones(block: str, kind: str, ablation_value: bool):
+    pair = tiny_pair(block, kind=kind, ablation_value=ablation_value)
     prompt = one_prompt(pair)
+    off = scorer.mean_where_active(pair, prompt)
     effect = effects.at_every_token(pair, prompt)
     assert (effect > 0).any()
     counts = torch.tensor([0, 1, 2, 5, 20, 10**6])
@@ -94,7 +96,7 @@ def test_local_sub_circuits_are_the_obvious_ones(block: str, kind: str):
             used = prompt.slots.used[t].nonzero()[:, 0]
             order = effect[t, used].flatten().sort(descending=True, stable=True).indices[:n]
             kept[t, prompt.slots.latent[t, used[order // 20]], order % 20] = True
-        torch.testing.assert_close(sub.pre_acts, scorer.pre_acts(pair, prompt, kept), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(sub.pre_acts, scorer.pre_acts(pair, prompt, kept, off), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["relu", "jumprelu"])
@@ -118,13 +120,18 @@ def test_live_edges_only_grow_where_no_latent_falls_silent(block: str, kind: str
     [("topk", False), ("topk", True), ("relu", False), ("jumprelu", True), ("groupmax", False), ("groupmax", True)],
 )
 @pytest.mark.parametrize("block", BLOCKS)
-def test_all_edges_are_the_full_circuit_and_no_edges_the_decoder_bias(block: str, ablation_value: bool, kind: str):
+def test_all_edges_are_the_full_circuit_and_no_edges_the_ablated_one(block: str, ablation_value: bool, kind: str):
     pair = tiny_pair(block, ablation_value=ablation_value, kind=kind)
     counts = np.array([0, 100, pair.n_edges])
     edges = GlobalEdges(keep_indices(torch.rand(24, 20), counts, 0))
     for prompt in read(pair, TOKENS):
         none, _, everything = (sub.acts.clone() for sub in sweep(pair, prompt, edges, 3))
-        assert torch.equal(pair.down.decode(none), pair.down.b_dec.expand(10, -1))
+        off = torch.zeros(24) if pair.ablation_value is None else pair.ablation_value
+        x = pair.up.decode(off.expand(10, -1)).unsqueeze(0)
+        ablated = pair.down.encode(pair.lm.run(pair.block.up, pair.block.down, x, prompt.up_skip))[0]
+        torch.testing.assert_close(none, ablated, atol=1e-5, rtol=1e-5)
+        authors = next(sweep(pair, prompt, edges, 1, conventions=CONVENTIONS["published"]))
+        assert torch.equal(pair.down.decode(authors.acts), pair.down.b_dec.expand(10, -1))
         y = pair.lm.run(pair.block.up, pair.block.down, pair.up.decode(prompt.z).unsqueeze(0), prompt.up_skip)
         full = pair.down.encode(y)[0]
         torch.testing.assert_close(everything, full, atol=1e-5, rtol=1e-5)

@@ -91,9 +91,11 @@ def test_all_edges_are_the_spliced_run_and_no_edges_the_ablated_one(case: str):
     )
     edges = GlobalEdges(keep_indices(torch.rand(24, 20), np.array([0, 100, 480]), 0))
     x_hat = pair.up.decode(pair.up.encode(x_up.x), x_up.x)
-    y = lm.run(block.up, block.down, x_hat, lm.states(TOKENS, [block.up])[block.up].skip)
-    for acts, index in ((down.encode(y), 2), (torch.zeros(2, 12, 20), 0)):
-        x = down.decode(acts, x_down.x)
+    beside_up = lm.states(TOKENS, [block.up])[block.up].skip
+    everything = lm.run(block.up, block.down, x_hat, beside_up)
+    nothing = lm.run(block.up, block.down, pair.up.decode(torch.zeros(2, 12, 24), x_up.x), beside_up)
+    for y, index in ((everything, 2), (nothing, 0)):
+        x = down.decode(down.encode(y), x_down.x)
         expected = lm.logits_from(pair.splice_site, x, beside.skip).log_softmax(-1)
         for number, prompt in enumerate(read(pair, TOKENS)):
             sub = [one.acts.clone() for one in sweep(pair, prompt, edges, 3)][index]

@@ -15,7 +15,7 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.records.results import Record, Results
 from scalar_sae.saes.store import SaeCard, load_sae, save_sae
 from scalar_sae.scoring.config import ScoreConfig, held_out
-from scalar_sae.scoring.pair import Pair, read
+from scalar_sae.scoring.pair import Pair, mean_ablated, read
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.sites import Block, Site
@@ -53,6 +53,7 @@ def by_hand(run: Path, count: int) -> tuple[float, float]:
     pairs = [Pair(lm, Block(SITES[i], SITES[i + 1]), saes[i], saes[i + 1]) for i in range(2)]
     config = ScoreConfig(ranking="leave_one_out_with_prior", rank_prompts=2, prompts=3, context=12)
     texts = held_out(load_held_out(str(run / "text.txt"), lm.tokenizer), config)
+    pairs = [mean_ablated(pair, texts.ranking) for pair in pairs]
     rankings = [rank(pair, texts.ranking, "leave_one_out_with_prior", 0) for pair in pairs]
     kept = [keep_indices(scores, np.array([min(count, scores.numel())]), 0) == 0 for scores in rankings]
     divergences: list[list[float]] = []

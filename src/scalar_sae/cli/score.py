@@ -70,7 +70,9 @@ def score(
     edges: Annotated[
         str | None, typer.Option(help="`full` (the default), `coarse`, `published`, or counts such as 1,2,4,8.")
     ] = None,
-    ablation: Annotated[str, typer.Option(help="What a removed latent is set to: `zero` or `mean`.")] = "zero",
+    ablation: Annotated[
+        str | None, typer.Option(help="What a removed latent is set to: `mean` (the default) or `zero`.")
+    ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="As the authors' code: their ranking, counts, conventions and text.")
     ] = False,

@@ -65,7 +65,7 @@ def print_records(records: "list[Record]") -> None:
             + (f", {record.control}" if record.control else ""),
             ("never" if edges is None else f"{edges:,.0f}")
             + (f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else "")
-            + (f", dip {record.dip['90']:.2f}" if record.dip["90"] > DEEP else ""),
+            + (f", dip {dip:.2f}" if (dip := record.dip["90"] or 0.0) > DEEP else ""),
             "never" if live is None else f"{live:.1f}",
             f"{record.log_area:.3f}",
             f"{record.floor.kl:.3f}",

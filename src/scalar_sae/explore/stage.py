@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scalar_sae.errors import UserError
-from scalar_sae.scoring.pair import ActiveLatents, Pair, Prompt
+from scalar_sae.scoring.pair import Pair, Prompt
 from scalar_sae.scoring.sweep.closed_form import Readout
 
 PASS_BYTES = 2**25
@@ -51,8 +51,8 @@ class Stage:
         """The same with other upstream activations, such as those that the pair before it leaves."""
         if torch.equal(z, self.prompt.z):
             return self
-        change = self.pair.ablation_delta(z, self.prompt.x_up, self.prompt.special)
-        return replace(self, prompt=replace(self.prompt, z=z, slots=ActiveLatents.of(z, change)))
+        slots = self.pair.active(z, self.prompt.x_up, self.prompt.special)
+        return replace(self, prompt=replace(self.prompt, z=z, slots=slots))
 
     def rows(self, rows: slice) -> "Stage":
         """Some neighbouring tokens of the prompt."""
@@ -160,8 +160,6 @@ class Stage:
             columns = torch.cat([((n_kept > 0) & (n_kept < n_used)).nonzero()[:, 0], columns]).unique()
         for column, value in self._computed(kept, edges, columns):
             found[:, column] = self.prompt.at_text(value.T)
-        if kept is not None:
-            found[:, ~kept.any(0)] = 0.0
         return found
 
     def _computed(

@@ -24,7 +24,7 @@ from scalar_sae.records.results import Curves
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.curve import check_finite, kl_of_mean, sizes
 from scalar_sae.scoring.metrics import Counts
-from scalar_sae.scoring.pair import ActiveLatents, Pair, Prompt, read
+from scalar_sae.scoring.pair import Pair, Prompt, read
 from scalar_sae.scoring.rankings.order import NOT_KEPT, keep_indices
 from scalar_sae.scoring.resume import Partial
 from scalar_sae.scoring.sweep.closed_form import Readout
@@ -136,7 +136,7 @@ def _run(
     """What stands behind the model's last layer, live edges per token in all pairs, live latents at the last site."""
     z, live = prompts[0].z, 0.0
     for pair, readout, prompt, keep_index in zip(pairs, readouts, prompts, kept, strict=True):
-        here = replace(prompt, z=z, slots=ActiveLatents.of(z, pair.ablation_delta(z, prompt.x_up, prompt.special)))
+        here = replace(prompt, z=z, slots=pair.active(z, prompt.x_up, prompt.special))
         (sub,) = sweep(pair, here, GlobalEdges(keep_index), 1, readout)
         z = sub.acts
         live += prompt.mean(sub.live_edges.float()).item()

@@ -1,7 +1,6 @@
 """The curve of one prompt: how far is the model's output with a sub-circuit put in from the output without?"""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,75 +11,14 @@ from scalar_sae.errors import UserError
 from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.outputs import compare, kl, log_probs
 from scalar_sae.records.results import Curves
+from scalar_sae.scoring.conventions import Conventions, LogProbs
 from scalar_sae.scoring.pair import Pair, Prompt
-from scalar_sae.scoring.rankings import published
 from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import Edges
 from scalar_sae.scoring.sweep.subcircuits import sweep
 
 PASS_BYTES = 2**25
 """Sub-circuits run on to the end of the model so many at a time that their widest activation fits this."""
-
-LogProbs = Float[Tensor, "*#batch d_vocab"]
-
-
-@runtime_checkable
-class Conventions(Protocol):
-    """How a sub-circuit's pre-activations become a divergence: ours, or the authors'."""
-
-    def select(self, pair: Pair, pre_acts: Float[Tensor, "*batch n_down"]) -> Float[Tensor, "*batch n_down"]:
-        """Downstream activations."""
-        ...
-
-    def full_circuit(self, pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
-        """Downstream activations that `kl_circuit` is measured from."""
-        ...
-
-    def kl(self, p: LogProbs, q: LogProbs) -> Float[Tensor, "*batch"]:
-        """KL(p || q) in nats from log-probabilities."""
-        ...
-
-    last_is_full_circuit: bool
-    """Whether n = N stands for the full circuit and is not computed as a sub-circuit."""
-
-
-class Exact:
-    """As scoring/README.md defines it."""
-
-    last_is_full_circuit = False
-
-    def select(self, pair: Pair, pre_acts: Float[Tensor, "*batch n_down"]) -> Float[Tensor, "*batch n_down"]:
-        """Down's activation rule."""
-        return pair.down.activation.select(pre_acts)
-
-    def full_circuit(self, pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
-        """down.encode(F(up.decode(z)))."""
-        return pair.full_circuit(prompt)
-
-    def kl(self, p: LogProbs, q: LogProbs) -> Float[Tensor, "*batch"]:
-        """KL(p || q) in nats from log-probabilities."""
-        return kl(p, q)
-
-
-class AsPublished:
-    """As the authors' code computes it (published.py)."""
-
-    last_is_full_circuit = True
-
-    def select(self, pair: Pair, pre_acts: Float[Tensor, "*batch n_down"]) -> Float[Tensor, "*batch n_down"]:
-        """TopK without ReLU."""
-        return published.select(pair, pre_acts)
-
-    def full_circuit(self, pair: Pair, prompt: Prompt) -> Float[Tensor, "token n_down"]:
-        """What their hooks leave."""
-        return published.full_circuit(pair, prompt)
-
-    def kl(self, p: LogProbs, q: LogProbs) -> Float[Tensor, "*batch"]:
-        """With their epsilon."""
-        return published.kl(p, q)
-
-
-CONVENTIONS: dict[str, Conventions] = {"exact": Exact(), "published": AsPublished()}
 
 
 @torch.no_grad()
@@ -115,7 +53,7 @@ def measure(
     live_edges: list[Tensor] = []
 
     def sub_circuits() -> Iterator[Float[Tensor, "token n_down"]]:
-        for sub in sweep(pair, prompt, edges, n_counts, readout, lambda p: conventions.select(pair, p)):
+        for sub in sweep(pair, prompt, edges, n_counts, readout, conventions):
             live_edges.append(prompt.mean(sub.live_edges.float()))
             is_all = len(live_edges) == n_counts and reaches_all
             yield whole if is_all and conventions.last_is_full_circuit else sub.acts

@@ -81,7 +81,7 @@ def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, n_slo
 
 def least_slots(pair: Pair) -> int:
     """Slots that a token has at the least, as far as that is known before one is read."""
-    return (_k(pair) or 1) if pair.ablation_value is None else pair.up.d_sae
+    return _k(pair) or 1
 
 
 def resident(pair: Pair) -> int:
@@ -99,41 +99,30 @@ def _always(pair: Pair) -> int:
 
 def _sweep(pair: Pair, n_token: int, n_counts: int) -> int:
     """What a sweep holds beside the edges."""
-    used = _k(pair) or pair.up.d_sae
+    used = _k(pair) if pair.ablation_value is None else None
+    used = used or pair.up.d_sae  # under mean ablation every upstream latent
     if pair.block.mixes_tokens:  # an upstream latent of any token changes all of them
         used = min(used * n_token, pair.up.d_sae)
     changes = CHANGE_BYTES * min(n_counts, used + 1)
     places = (PLACE_BYTES + changes) * n_token * pair.down.d_sae
-    return (
-        _always(pair)
-        + WORKSPACE
-        + _readout(pair)
-        + places
-        + _slots(pair, n_token)
-        + OUTPUT_BYTES * n_token * pair.lm.d_vocab
-    )
+    return _always(pair) + WORKSPACE + _readout(pair) + places + OUTPUT_BYTES * n_token * pair.lm.d_vocab
 
 
 def _k(pair: Pair) -> int | None:
     """How many upstream latents every token uses, where that is fixed."""
     rule = pair.up.activation
-    return rule.k if isinstance(rule, (TopK, GroupMax)) and pair.ablation_value is None else None
+    return rule.k if isinstance(rule, (TopK, GroupMax)) else None
 
 
 def _prompt(pair: Pair, n_token: int) -> int:
     """What a prompt takes while edges are ranked on it."""
     labels = LABEL_BYTES * n_token * pair.lm.d_vocab
-    return PLACE_BYTES * n_token * pair.down.d_sae + _slots(pair, n_token) + labels
+    return PLACE_BYTES * n_token * pair.down.d_sae + labels
 
 
 def _readout(pair: Pair) -> int:
     """Down's encoder times the MLP's output matrix."""
     return 4 * pair.down.d_sae * 5 * pair.lm.d_model
-
-
-def _slots(pair: Pair, n_token: int) -> int:
-    """Under mean ablation each token has a slot for every upstream latent: its place twice, change and two marks."""
-    return 0 if pair.ablation_value is None else 22 * n_token * pair.up.d_sae
 
 
 def _left(pair: Pair, gigabytes: float, held: int, least: int) -> int:

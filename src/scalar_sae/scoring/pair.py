@@ -21,27 +21,19 @@ from scalar_sae.sites import Block, Site
 
 @dataclass(frozen=True, eq=False)
 class ActiveLatents:
-    """The upstream latents of every token whose removal changes something, as many slots as the busiest token needs."""
+    """The upstream latents that are active at each token, as many slots as the busiest token needs."""
 
     latent: Int[Tensor, "token slot"]
     used: Bool[Tensor, "token slot"]
     """Whether the slot holds a latent; the rest of the row is padding."""
-    live: Bool[Tensor, "token slot"]
-    """Whether that latent is active. Under mean ablation latents that are not hold slots too."""
+    adds: Float[Tensor, "token slot"]
+    """What the latent adds along its decoder row; zero in padding."""
     change: Float[Tensor, "token slot"]
-    """What the latent adds along its decoder row."""
-
-    @classmethod
-    def of(cls, z: Float[Tensor, "token n_up"], change: Float[Tensor, "token n_up"]) -> "ActiveLatents":
-        """Gather the latents that change something, in the order of their indices."""
-        differs = change != 0
-        n_slots = max(1, int(differs.sum(-1).max()))
-        latent = differs.byte().topk(n_slots, dim=-1).indices.sort(dim=-1).values
-        return cls(latent, differs.gather(-1, latent), z.gather(-1, latent) > 0, change.gather(-1, latent))
+    """What it adds beyond its ablated value; zero in padding."""
 
     def of_tokens(self, rows: slice) -> "ActiveLatents":
         """The slots of some tokens."""
-        return ActiveLatents(self.latent[rows], self.used[rows], self.live[rows], self.change[rows])
+        return ActiveLatents(self.latent[rows], self.used[rows], self.adds[rows], self.change[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,10 +186,46 @@ class Pair:
         """The upstream reconstruction from latent activations."""
         return prompt.with_own(self.up.decode(z, prompt.x_up), prompt.x_start)
 
+    def bias(self, prompt: Prompt) -> Float[Tensor, "token d_model"]:
+        """The same with every latent at zero."""
+        bias = self.up.b_dec.expand_as(prompt.x_up)
+        return prompt.with_own(self.up.add_passthrough(bias, prompt.x_up), prompt.x_start)
+
     def base(self, prompt: Prompt) -> Float[Tensor, "token d_model"]:
         """The same with every latent ablated."""
         bias = self.up.b_dec if self.ablation_value is None else self.ablation_value @ self.up.W_dec + self.up.b_dec
         return prompt.with_own(self.up.add_passthrough(bias.expand_as(prompt.x_up), prompt.x_up), prompt.x_start)
+
+    def with_active_ablated(self, prompt: Prompt) -> Float[Tensor, "token d_model"]:
+        """The upstream reconstruction with every latent ablated where it is active. Elsewhere it stays at zero."""
+        slots = prompt.slots
+        change = torch.zeros_like(prompt.z).scatter_add_(1, slots.latent, slots.change)
+        return self.reconstruct(prompt.z, prompt) - change @ self.up.W_dec
+
+    def scaled(self, adds: Float[Tensor, "*many d_model"], prompt: Prompt) -> Float[Tensor, "*many_and_token d_model"]:
+        """What decoded latents add to the reconstruction at each token: scaled by a run-time norm, nothing at special
+        tokens.
+
+        Args:
+            adds: the sum of latents times their decoder rows, [..., one, d_model] or [..., token, d_model].
+            prompt: where.
+        """
+        scale = 1.0 if self.up.norm is None else self.up.norm.scale(prompt.x_up)
+        return adds * _at_text(torch.ones_like(prompt.x_up[:, :1]) * scale, prompt.special)
+
+    def active(
+        self,
+        z: Float[Tensor, "token n_up"],
+        x_up: Float[Tensor, "token d_model"],
+        special: Bool[Tensor, " token"] | None = None,
+    ) -> ActiveLatents:
+        """The latents that are active at each token, in the order of their indices."""
+        used = z != 0
+        latent = used.byte().topk(max(1, int(used.sum(-1).max())), dim=-1).indices.sort(dim=-1).values
+        used, adds = used.gather(-1, latent), z.gather(-1, latent)
+        adds = adds if self.up.norm is None else adds * self.up.norm.scale(x_up)
+        delta = self.ablation_delta(z, x_up, special)
+        return ActiveLatents(latent, used, adds, delta.gather(-1, latent).masked_fill(~used, 0.0))
 
     def ablation_delta(
         self,
@@ -221,10 +249,6 @@ class Pair:
     def added(self, latent: Int[Tensor, "*many"], change: Float[Tensor, "*many"]) -> Float[Tensor, "*many d_model"]:
         """What upstream latents add to the reconstruction with these changes."""
         return change.unsqueeze(-1) * self.up.W_dec[latent]
-
-    def contributions(self, slots: ActiveLatents) -> Float[Tensor, "token slot d_model"]:
-        """What each slot adds to `base` when it is kept; zero in padding."""
-        return self.added(slots.latent, slots.change)
 
     def compute(
         self, x: Float[Tensor, "batch token d_model"], up_skip: Float[Tensor, "_ token d_model"] | None
@@ -325,7 +349,7 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
             tokens=row,
             special=special,
             z=z,
-            slots=ActiveLatents.of(z, pair.ablation_delta(z, x_up, special)),
+            slots=pair.active(z, x_up, special),
             x_up=x_up,
             up_skip=states[up].skip,
             down_skip=states[pair.splice_site].skip,

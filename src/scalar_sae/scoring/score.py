@@ -22,7 +22,8 @@ from scalar_sae.malloc import trim_malloc
 from scalar_sae.records.results import Curves, Record
 from scalar_sae.scoring.config import ScoreConfig, ScoreSettings, counts_of
 from scalar_sae.scoring.controls import CONTROLS
-from scalar_sae.scoring.curve import CONVENTIONS, measure
+from scalar_sae.scoring.conventions import CONVENTIONS
+from scalar_sae.scoring.curve import measure
 from scalar_sae.scoring.metrics import Counts
 from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read, with_site_mean
 from scalar_sae.scoring.rankings.base import KeepJob, OnProgress, Ranking
@@ -33,7 +34,7 @@ from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import Edges
 from scalar_sae.scoring.texts import Texts
 
-DEFINITIONS = 4
+DEFINITIONS = 5
 """Changes when what a ranking or a curve is does: nothing that was begun before is gone on with."""
 
 PROMPTS_A_TRIM = 8

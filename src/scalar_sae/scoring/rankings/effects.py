@@ -42,10 +42,8 @@ class AblationUnits:
         if not pair.block.mixes_tokens:
             return cls(slots.latent.T, slots.change.T)
         latent = slots.latent[slots.used].unique()
-        return cls(
-            latent.unsqueeze(1).expand(-1, len(prompt.z)),
-            pair.ablation_delta(prompt.z, prompt.x_up, prompt.special).T[latent],
-        )
+        change = torch.zeros_like(prompt.z).scatter_add_(1, slots.latent, slots.change)
+        return cls(latent.unsqueeze(1).expand(-1, len(prompt.z)), change.T[latent])
 
     def batches(self, pair: Pair, n_columns: int) -> Iterator["AblationUnits"]:
         """A few players at a time."""
@@ -129,14 +127,14 @@ def of_random_orders(
     pair: Pair, prompt: Prompt, columns: slice, n_orders: int, generator: torch.Generator
 ) -> tuple[AblationUnits, Float[Tensor, "player token n_col"]]:
     """Mean exact change of each latent's activation as the players enter one after the other, over random orders."""
-    players = AblationUnits.of(pair, prompt)
+    players, start = AblationUnits.of(pair, prompt), pair.with_active_ablated(prompt)
     n_player, n_token = players.latent.shape
     mean = players.change.new_zeros(n_player, n_token, len(range(*columns.indices(pair.down.d_sae))))
     for _ in range(n_orders):
         draws = torch.rand(n_player, 1 if pair.block.mixes_tokens else n_token, generator=generator, device="cpu")
         order = draws.argsort(0).expand(-1, n_token).to(mean.device)
         entering = AblationUnits(players.latent.gather(0, order), players.change.gather(0, order))
-        x = pair.base(prompt).unsqueeze(0)
+        x = start.unsqueeze(0)
         acts = pair.down.activation.select(pair.pre_acts(x, prompt))[..., columns]
         place = order.unsqueeze(-1).expand(-1, -1, mean.shape[-1]).split(1)
         done = 0
@@ -154,10 +152,12 @@ def of_a_gradient(
 ) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"]]]:
     """Change times gradient of relu(pre-activation), averaged over points base + alpha (x - base): forward mode.
 
+    At `base` all active latents are ablated.
+
     The tangent of one player gives its effect on every latent at every position.
     """
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
-    base = pair.base(prompt)
+    base = pair.with_active_ablated(prompt)
     path = pair.reconstruct(prompt.z, prompt) - base
     for some in AblationUnits.of(pair, prompt).batches(pair, W.shape[1]):
         tangent = some.adds(pair)
@@ -197,15 +197,20 @@ def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator
 
 @torch.no_grad()
 def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_down"]:
-    """Size of the exact change when an edge is removed at one token alone: the order of local edges.
+    """The order of local edges: size of the exact change when an edge is removed at one token alone, in units of the
+    model's activations (times the norm of the downstream latent's decoder row).
+
+    An edge without an effect is below zero. These edges are ordered by the change of the latent's pre-activation: one
+    that keeps a latent from being active has no effect as long as others do the same.
 
     At a block with attention a removal is felt at later positions too: root of the sum of squares over them.
     """
+    norms = pair.down.W_dec.norm(dim=1)
     if not pair.block.mixes_tokens:
         (n_token, n_slot), done = prompt.slots.latent.shape, 0
         by_slot = prompt.z.new_empty(n_slot, n_token, pair.down.d_sae)
-        for _, effect, _ in of_removal(pair, prompt, slice(0, pair.down.d_sae)):
-            torch.abs(effect, out=by_slot[done : done + len(effect)])
+        for _, effect, drive in of_removal(pair, prompt, slice(0, pair.down.d_sae)):
+            by_slot[done : done + len(effect)] = _shown_or_likely(effect.abs_(), drive.abs_(), norms)
             done += len(effect)
         return by_slot.transpose(0, 1)
     rule, start = pair.down.activation, pair.reconstruct(prompt.z, prompt)
@@ -219,7 +224,15 @@ def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_do
         token, slot = rows // n_slot, rows % n_slot
         x = start.repeat(len(rows), 1, 1)
         x[every[: len(rows)], token] -= pair.added(slots.latent[token, slot], slots.change[token, slot])
-        size[rows] = (
-            (rule.activate_independently(pair.pre_acts(x, prompt), competing_threshold) - acts).square().sum(1).sqrt()
-        )
+        changed = pair.pre_acts(x, prompt)
+        drive = torch.linalg.vector_norm(changed - pre_acts, dim=1)
+        effect = torch.linalg.vector_norm(rule.activate_independently(changed, competing_threshold) - acts, dim=1)
+        size[rows] = _shown_or_likely(effect, drive, norms)
     return size.view(n_token, n_slot, -1)
+
+
+def _shown_or_likely(
+    effect: Float[Tensor, "*many n_down"], drive: Float[Tensor, "*many n_down"], norms: Float[Tensor, " n_down"]
+) -> Float[Tensor, "*many n_down"]:
+    """Effects; where there is none, below zero, in the order of the change of the pre-activation."""
+    return torch.where(effect > 0, effect * norms, -1 / (1 + drive * norms))

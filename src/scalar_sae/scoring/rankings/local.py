@@ -27,10 +27,10 @@ class LocalRanking(Ranking):
         pair, tokens = job.pair, job.texts.scoring
         n_slot = max((prompt.slots.latent.shape[1] for prompt in read(pair, tokens)), default=1)
         room = local_bytes(pair, job.memory, tokens.shape[1], len(job.counts), n_slot)
-        grid, norms = torch.from_numpy(job.counts).to(pair.device), pair.down.W_dec.norm(dim=1)
+        grid = torch.from_numpy(job.counts).to(pair.device)
 
         def of(prompt: Prompt) -> Edges:
-            return LocalEdges(effects.at_every_token(pair, prompt).mul_(norms), grid, prompt, room)
+            return LocalEdges(effects.at_every_token(pair, prompt), grid, prompt, room)
 
         job.on_progress(min(job.n_ranked, len(job.texts.ranking)) / distributed.world_size())
         return KeptEdges(of, n_slot * pair.down.d_sae)

@@ -5,13 +5,13 @@ effect there, as in an attribution graph: n counts edges per token. A sweep asks
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from scalar_sae.scoring.pair import Prompt
+from scalar_sae.scoring.pair import Pair, Prompt
 from scalar_sae.scoring.rankings.order import NOT_KEPT
 
 ORDER_BYTES = 40
@@ -37,9 +37,28 @@ class EdgeTile:
         return (token + self.rows.start) * self.n_down + column + self.columns.start
 
 
+class Parts(NamedTuple):
+    """What the upstream site is made of when a downstream latent is recomputed."""
+
+    start: Float[Tensor, "token d_model"]
+    """What is there whatever is kept."""
+    adds: Float[Tensor, "token slot"]
+    """What a kept slot adds to it along its decoder row."""
+    empty: Float[Tensor, "token d_model"]
+    """What is there when nothing is kept."""
+
+
 @runtime_checkable
 class Edges(Protocol):
     """What a sweep asks."""
+
+    def parts(self, pair: Pair, prompt: Prompt) -> Parts:
+        """What the upstream site is made of."""
+        ...
+
+    def unkept(self, pair: Pair) -> "Unkept | None":
+        """What stands in for edges that are not kept, where it depends on the downstream latent and the count."""
+        ...
 
     def here(self, prompt: Prompt, rows: slice, columns: slice) -> EdgeTile:
         """The edges of some tokens and downstream latents."""
@@ -48,30 +67,66 @@ class Edges(Protocol):
     def levels_at(self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]) -> UInt8[Tensor, "n slot"]:
         """Levels of the edges from a token's slots to a downstream latent."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Unkept:
+    """The means of upstream latents without a kept edge, under mean ablation.
+
+    Such a latent adds its mean at every token, whether or not it is active there. What these latents add together
+    depends on the downstream latent and on the count, and on no token.
+    """
+
+    keep_index: UInt8[Tensor, "n_up n_down"]
+    adds: Float[Tensor, "n_up d_model"]
+    """What the mean of each upstream latent adds."""
+
+    def of(self, column: Int[Tensor, " row"], count: Int[Tensor, " row"]) -> Float[Tensor, "row d_model"]:
+        """Their sum, for a downstream latent at a count in each row."""
+        return (self.keep_index[:, column] > count).T.float() @ self.adds
+
+    def gained(self, columns: slice, n_counts: int) -> Int[Tensor, "n_counts n_col"]:
+        """How many edges each count adds to some downstream latents."""
+        keep_index = self.keep_index[:, columns].long().clamp(max=n_counts)
+        gained = keep_index.new_zeros(n_counts + 1, keep_index.shape[1])
+        return gained.scatter_add_(0, keep_index, torch.ones_like(keep_index))[:-1]
 
 
 class GlobalEdges:
     """One circuit for every token: the levels of a ranking."""
 
     def __init__(self, keep_index: UInt8[Tensor, "n_up n_down"]) -> None:
-        self._keep_index = keep_index
+        self.keep_index = keep_index
         self._first = keep_index.amin(0)
+
+    def parts(self, pair: Pair, prompt: Prompt) -> Parts:
+        """What the upstream site is made of, but for what `unkept` adds."""
+        return Parts(pair.bias(prompt), prompt.slots.adds, pair.base(prompt))
+
+    def unkept(self, pair: Pair) -> "Unkept | None":
+        """The means of the latents without a kept edge; None under zero ablation."""
+        if pair.ablation_value is None:
+            return None
+        return Unkept(self.keep_index, pair.ablation_value.unsqueeze(1) * pair.up.W_dec)
 
     def here(self, prompt: Prompt, rows: slice, columns: slice) -> EdgeTile:
         """The edges of some tokens and downstream latents."""
         slots = prompt.slots.of_tokens(rows)
-        keep_index = self._keep_index[:, columns][slots.latent].masked_fill(~slots.used.unsqueeze(-1), NOT_KEPT)
+        keep_index = self.keep_index[:, columns][slots.latent].masked_fill(~slots.used.unsqueeze(-1), NOT_KEPT)
         first = self._first[columns].expand(len(keep_index), -1)
-        n_down = self._keep_index.shape[1]
+        n_down = self.keep_index.shape[1]
         return EdgeTile(rows, columns, n_down, keep_index.transpose(1, 2).contiguous(), first, slots.used.sum(1))
 
     def levels_at(self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]) -> UInt8[Tensor, "n slot"]:
         """Levels of the edges from a token's slots to a downstream latent."""
-        return self._keep_index[prompt.slots.latent[token], latent.unsqueeze(1)]
+        return self.keep_index[prompt.slots.latent[token], latent.unsqueeze(1)]
 
 
 class LocalEdges:
-    """A circuit for every token: the edges from its slots in the order of their effect."""
+    """A circuit for every token: the edges from its slots in the order of their effect.
+
+    Latents that are not active at a token have no edges there. They stay at zero, also under mean ablation.
+    """
 
     def __init__(
         self,
@@ -83,7 +138,7 @@ class LocalEdges:
         """Order the edges of every token.
 
         Args:
-            effect: size of an edge's effect; ties are taken in the order of the latents.
+            effect: what edges are ordered by; ties are taken in the order of the latents.
             counts: edges kept per token, ascending.
             prompt: whose slots the effects belong to.
             room: bytes for ordering; tokens are ordered as many at a time as fit.
@@ -97,12 +152,21 @@ class LocalEdges:
         width = max(1, room // (ORDER_BYTES * n_slot * n_down))
         for start in range(0, n_token, width):
             rows = slice(start, start + width)
-            flat = effect[rows].masked_fill(padding[rows], -1.0).flatten(1)
+            flat = effect[rows].masked_fill(padding[rows], -torch.inf).flatten(1)
             order = flat.sort(dim=1, descending=True, stable=True).indices
             keep_index = torch.empty_like(flat, dtype=torch.uint8).scatter_(1, order, by_rank.expand_as(order))
             self._keep_index[rows] = (
                 keep_index.view(-1, n_slot, n_down).masked_fill(padding[rows], NOT_KEPT).transpose(1, 2)
             )
+
+    def parts(self, pair: Pair, prompt: Prompt) -> Parts:
+        """What the upstream site is made of."""
+        ablated = pair.with_active_ablated(prompt)
+        return Parts(ablated, prompt.slots.change, ablated)
+
+    def unkept(self, pair: Pair) -> "Unkept | None":
+        """Nothing beyond `parts`."""
+        return None
 
     def here(self, prompt: Prompt, rows: slice, columns: slice) -> EdgeTile:
         """The edges of some tokens and downstream latents."""

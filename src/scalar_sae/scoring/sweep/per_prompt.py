@@ -7,12 +7,12 @@ share one pass, all that keep every one share another. The rest run in batches, 
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from scalar_sae.scoring.pair import ActiveLatents, Pair, Prompt
 from scalar_sae.scoring.sweep.closed_form import Readout
-from scalar_sae.scoring.sweep.edges import Edges, EdgeTile
+from scalar_sae.scoring.sweep.edges import Edges, EdgeTile, Parts
 from scalar_sae.scoring.sweep.per_token import Updates
 
 PASS_BYTES = 2**25
@@ -26,15 +26,17 @@ LEVEL_BYTES = 2**26
 def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts: int) -> Iterator[Updates]:
     """Every change of a downstream pre-activation along the sweep, some latents at a time."""
     n_token, n_slot = prompt.slots.latent.shape
-    ends = torch.stack([pair.base(prompt), pair.reconstruct(prompt.z, prompt)])
+    parts, unkept = edges.parts(pair, prompt), edges.unkept(pair)
+    ends = torch.stack([parts.empty, pair.reconstruct(prompt.z, prompt)])
     without, with_all = pair.pre_acts(ends, prompt)
     batch = n_passes(readout, prompt)
     columns = max(1, LEVEL_BYTES // (n_token * n_slot))
-    adds = Adds(pair, prompt.slots)
+    adds = Adds(pair, prompt.slots, parts)
     for start in range(0, pair.down.d_sae, columns):
         some = edges.here(prompt, slice(0, n_token), slice(start, min(start + columns, pair.down.d_sae)))
-        count, column, n_kept = _changes(some, n_counts)
-        n_all = some.n_used.sum()
+        gained = _gained(some, n_counts) if unkept is None else unkept.gained(some.columns, n_counts)
+        count, column, n_kept = _changes(gained, some.first.amin(0))
+        n_all = some.n_used.sum() if unkept is None else pair.up.d_sae
         for ends_at, value in ((0, without), (int(n_all), with_all)):
             at = n_kept == ends_at
             if at.any():
@@ -43,7 +45,8 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
         for c, j in zip(count[between].split(batch), column[between].split(batch), strict=True):
             if len(c):
                 kept = some.keep_index[:, j] <= c.view(-1, 1)
-                yield _update(some, c, j, evaluated(readout, adds, prompt, start + j, kept))
+                means = None if unkept is None else unkept.of(start + j, c)
+                yield _update(some, c, j, evaluated(readout, adds, prompt, start + j, kept, means))
 
 
 def n_passes(readout: Readout, prompt: Prompt) -> int:
@@ -55,41 +58,41 @@ def n_passes(readout: Readout, prompt: Prompt) -> int:
 class Adds:
     """What kept slots add to the upstream reconstruction."""
 
-    def __init__(self, pair: Pair, slots: ActiveLatents) -> None:
+    def __init__(self, pair: Pair, slots: ActiveLatents, parts: Parts) -> None:
         """All are held, or none where a very busy token would make that too much."""
-        self._pair, self._slots = pair, slots
+        self.start = parts.start
+        self._pair, self._slots, self._adds = pair, slots, parts.adds
         self._most = max(1, ADD_BYTES // (4 * pair.up.d_model))
-        self._held = pair.contributions(slots) if slots.latent.numel() <= self._most else None
+        self._held = pair.added(slots.latent, parts.adds) if slots.latent.numel() <= self._most else None
 
     def of(self, kept: Bool[Tensor, "token row slot"]) -> Float[Tensor, "token row d_model"]:
         """The sum over the kept slots of each row."""
         if self._held is not None:
             return kept.to(self._held.dtype) @ self._held
         slots = self._slots
-        total = slots.change.new_zeros(*kept.shape[:2], self._pair.up.d_model)
+        total = self._adds.new_zeros(*kept.shape[:2], self._pair.up.d_model)
         for token, used in enumerate(slots.used):
             for some in used.nonzero()[:, 0].split(self._most):
-                adds = self._pair.added(slots.latent[token, some], slots.change[token, some])
+                adds = self._pair.added(slots.latent[token, some], self._adds[token, some])
                 total[token].addmm_(kept[token][:, some].to(adds.dtype), adds)
         return total
 
 
+def _gained(some: EdgeTile, n_counts: int) -> Int[Tensor, "n_counts n_col"]:
+    """How many edges from slots of the prompt each count adds to some downstream latents."""
+    parts = some.keep_index.split(16)  # sums take int64
+    return torch.stack(
+        [torch.stack([(part == count).sum((0, 2)) for part in parts]).sum(0) for count in range(n_counts)]
+    )
+
+
 def _changes(
-    some: EdgeTile, n_counts: int
+    gained: Int[Tensor, "n_counts n_col"], first: UInt8[Tensor, " n_col"]
 ) -> tuple[Int[Tensor, " change"], Int[Tensor, " change"], Int[Tensor, " change"]]:
-    """Where a count changes a latent: (count, latent, number of kept edges from slots in the whole prompt)."""
-    first = some.first.amin(0)
-    n_kept = torch.zeros_like(first, dtype=torch.long)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for count in range(n_counts):
-        gained = torch.stack([(part == count).sum((0, 2)) for part in some.keep_index.split(16)]).sum(
-            0
-        )  # sums take int64
-        n_kept = n_kept + gained
-        column = ((gained > 0) | (first == count)).nonzero()[:, 0]
-        found.append((torch.full_like(column, count), column, n_kept[column]))
-    count, column, kept = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return count, column, kept
+    """Where a count changes a latent: (count, latent, number of edges that it keeps then)."""
+    counts = torch.arange(len(gained), device=gained.device).unsqueeze(1)
+    count, column = ((gained > 0) | (first == counts)).nonzero(as_tuple=True)
+    return count, column, gained.cumsum(0)[count, column]
 
 
 def _update(
@@ -107,10 +110,13 @@ def evaluated(
     prompt: Prompt,
     latent: Int[Tensor, " row"],
     kept: Bool[Tensor, "token row slot"],
+    means: Float[Tensor, "row d_model"] | None,
 ) -> Float[Tensor, "row token"]:
     """Pre-activation of a downstream latent in each row, under the edges that the row keeps; 0 at special tokens."""
     pair = readout.pair
-    x = adds.of(kept).transpose(0, 1) + pair.base(prompt)
+    x = adds.of(kept).transpose(0, 1) + adds.start
+    if means is not None:
+        x += pair.scaled(means.unsqueeze(1), prompt)
     if readout.start != pair.block.up:
         x = pair.run_to(readout.start, x, prompt.up_skip)
     features = readout.features(x, prompt.up_skip)

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from scalar_sae.scoring.pair import Pair, Prompt
 from scalar_sae.scoring.rankings.order import NOT_KEPT
 from scalar_sae.scoring.sweep.closed_form import Readout
-from scalar_sae.scoring.sweep.edges import Edges, EdgeTile
+from scalar_sae.scoring.sweep.edges import Edges, EdgeTile, Parts
 
 CACHE_BYTES = 2**22
 """Working sets stay about this large: what a core's cache holds."""
@@ -49,17 +49,17 @@ class Contributions:
     """To the hidden layer, before the norm's scale; None where it does not pay."""
 
     @classmethod
-    def of(cls, readout: Readout, prompt: Prompt, rows: slice) -> "Contributions":
+    def of(cls, readout: Readout, prompt: Prompt, parts: Parts, rows: slice | Int[Tensor, " row"]) -> "Contributions":
         """The shares of some of a prompt's tokens."""
-        adds = readout.pair.contributions(prompt.slots.of_tokens(rows))
-        x = torch.cat([adds, readout.pair.base(prompt)[rows].unsqueeze(1)], 1)
+        adds = readout.pair.added(prompt.slots.latent[rows], parts.adds[rows])
+        x = torch.cat([adds, parts.start[rows].unsqueeze(1)], 1)
         pays = readout.ff is not None and x.shape[1] < x.shape[2]
         return cls(x, readout.project(x) if pays else None)
 
 
 def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts: int) -> Iterator[Updates]:
     """Every change of a downstream pre-activation along the sweep, some tokens and latents at a time."""
-    ends = torch.stack([pair.base(prompt), pair.reconstruct(prompt.z, prompt)])
+    ends = torch.stack([edges.parts(pair, prompt).empty, pair.reconstruct(prompt.z, prompt)])
     without, with_all = pair.pre_acts(ends, prompt)
     for some, shares in pieces(readout, prompt, edges, slice(0, pair.down.d_sae)):
         yield _entering(some, without, n_counts)
@@ -76,12 +76,13 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
 def pieces(readout: Readout, prompt: Prompt, edges: Edges, columns: slice) -> Iterator[tuple[EdgeTile, Contributions]]:
     """A prompt cut so that the weights of a piece's latents, and its levels, stay in the cache."""
     n_token, n_slot = prompt.slots.latent.shape
+    parts = edges.parts(readout.pair, prompt)
     n_columns = max(64, CACHE_BYTES // (4 * readout.weights.shape[1]))
     n_tokens = max(1, CACHE_BYTES // (4 * n_slot * min(n_columns, columns.stop - columns.start)))
     n_tokens = min(128, n_tokens, max(1, SHARE_BYTES // (4 * (n_slot + 1) * readout.width)))
     for start in range(0, n_token, n_tokens):
         rows = slice(start, min(start + n_tokens, n_token))
-        shares = Contributions.of(readout, prompt, rows)
+        shares = Contributions.of(readout, prompt, parts, rows)
         for column in range(columns.start, columns.stop, n_columns):
             yield edges.here(prompt, rows, slice(column, min(column + n_columns, columns.stop))), shares
 
