@@ -15,7 +15,7 @@ from scalar_sae.records.sae_results import SaeFidelity
 from scalar_sae.scoring.compare import Ratio, ratios
 
 BASE = "topk"
-SCORES = ("edges_at.90", "edges_at.99", "log_area", "absolute", "relative", "floor.kl")
+SCORES = ("edges_at.90", "log_area", "absolute", "relative", "floor.kl")
 
 
 def summary(results: Results) -> str:

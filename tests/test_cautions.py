@@ -9,7 +9,7 @@ from scalar_sae.records.results import Floor, PromptCurves, Record, Results
 from scalar_sae.report.model_card import model_card
 from scalar_sae.report.page import render
 from scalar_sae.saes.trained import Trained
-from tests.scoring.test_compare import record
+from tests.scoring.test_compare import COUNTS, record
 
 
 def sound(method: str = "topk", block: str = "ff_block.0", n_prompts: int = 20, **changes: Any) -> Record:
@@ -32,7 +32,7 @@ def trained(steps: int, tokens: int, latents: int = 10) -> dict[str, Any]:
 
 
 MISSED = Trained(steps=10**6, tokens=10**9, latents=10, wanted_l0=10.0, l0=84.0)
-KL = {"kl_model": [4.0, *[1.0] * 40]}
+KL = {"kl_model": [4.0, *[1.0] * (len(COUNTS) - 1)]}
 QUANTILES: dict[Any, Any] = {"50": 10.0, "90": 20.0, "99": 30.0}
 
 
@@ -41,7 +41,8 @@ QUANTILES: dict[Any, Any] = {"50": 10.0, "90": 20.0, "99": 30.0}
     [
         {}, {"n_prompts": 24}, {"n_prompts": 49, "edges_at": QUANTILES | {"99": None}},
         KL | floor(1.0), {"kl_model": [1.0, 0.5]} | floor(0.5), trained(1000, 1000),
-        {"lowest_recovery": -0.1}, {"dip": {"50": 0.5, "90": 0.01, "99": 0.5}}, {"n_edges": 1024}, {"trained": {}},
+        {"lowest_recovery": -0.1}, {"kl_model": [1.0, 0.19, 0.209, 0.1], "kl_mean": 1.0},
+        {"dip": {"50": 0.5, "90": 0.01, "99": 0.5}}, {"n_edges": 1024}, {"trained": {}},
     ],
 )  # fmt: skip
 def test_nothing_is_said_at_the_limit(changes: dict[str, Any]):
@@ -59,6 +60,18 @@ def test_nothing_is_said_at_the_limit(changes: dict[str, Any]):
         ({"n_prompts": 50, "edges_at": QUANTILES | {"99": None}}, "Recovery never reaches 99 %"),
         ({"n_edges": 2000}, "The curve stops before all edges"),
         ({"dip": {"50": 0.0, "90": 0.011, "99": 0.0}}, "Recovery falls below 90 % again"),
+        (
+            {"faithful_at": {"50": 1.0, "80": None, "90": None}},
+            "Faithfulness never reaches 80 %, at any count of the curve.",
+        ),
+        (
+            {"faithful_at": {"50": 1.0, "80": None, "90": None}, "kl_mean": 0.4},
+            "Faithfulness never reaches 80 %, because of the floor.",
+        ),
+        (
+            {"kl_model": [1.0, 0.19, 0.22, 0.1], "kl_mean": 1.0},
+            "Faithfulness falls below 80 % again at a larger count than faithful@80.",
+        ),
         ({"lowest_recovery": -0.11}, "Recovery falls below -0.1: some sub-circuits are worse"),
         (
             {"trained": {"up": MISSED, "down": MISSED}},
@@ -122,15 +135,16 @@ def test_rankings_and_controls_tell_rows_apart_where_not_all_of_them_are_meant()
 
 def test_a_report_and_a_model_card_say_them_once():
     rows = [one.model_copy(update={"ranking": "leave_one_out_with_prior"}) for one in table()]
+    never = {"50": 1.0, "80": None, "90": None}
     rows[0] = rows[0].model_copy(
-        update={"edges_at": QUANTILES | {"90": None}, "live_edges_at": QUANTILES | {"90": None}}
+        update={"edges_at": QUANTILES | {"90": None}, "faithful_at": never, "faithful_live_at": never}
     )
     page = render(Results(records=rows), {}, "run")
     card = model_card("me/mine", [], Results(records=rows))
     for text in (page, card):
         assert text.count("The floor is above 1 nat") == 1
         assert text.count("Only 5 prompts were scored") == 1
-    assert page.count("<td>never<small>") == 2
+    assert page.count("<td>never<small>") == 3
     assert (
         render(Results(records=[sound(ranking="leave_one_out_with_prior")]), {}, "run").count('class="say caution"')
         == 0

@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from scalar_sae.records.results import Record
 from scalar_sae.saes.methods.unverified import REMARK
+from scalar_sae.scoring import metrics
 from scalar_sae.scoring.intervals import FEW_PROMPTS, enough
 
 LARGE_FLOOR = 1.0
@@ -13,7 +16,9 @@ FEW_STEPS = 1000
 FEW_TOKENS = 100
 """Limit in tokens per latent."""
 DEEP = 0.01
-"""Fall of recovery below 90 % from which it is reported."""
+"""Fall of recovery below 90 %, or of faithfulness below 80 %, from which it is reported."""
+POOR = "†"
+"""Marks recovery scores that are measured against a poor full circuit."""
 WORSE = -0.1
 """Recovery below which circuits are reported as worse than no edges."""
 
@@ -21,6 +26,12 @@ WORSE = -0.1
 def cautions(record: Record) -> list[str]:
     """Reasons why the scores of a record may be unreliable; empty if none is known."""
     return [*_of_text(record), *_of_floor(record), *_of_curve(record), *_of_training(record)]
+
+
+def dips(record: Record) -> bool:
+    """Whether faithfulness falls clearly below 80 % after it first reached it."""
+    faithful = metrics.faithfulness(np.array(record.kl_model), record.kl_mean)
+    return float(metrics.dip(faithful, 0.8)) > DEEP
 
 
 def cautions_of(records: Sequence[Record]) -> list[str]:
@@ -44,16 +55,21 @@ def _of_text(record: Record) -> Iterator[str]:
 
 
 def _of_floor(record: Record) -> Iterator[str]:
-    if record.floor.kl > record.kl_model[0] / 2:
+    if record.poor_full_circuit:
         yield (
-            "The floor is more than half of the KL of the circuit without edges: the full circuit, against which "
-            "recovery is measured, is itself poor."
+            f"The floor is more than half of the KL of the circuit without edges: the full circuit, against which "
+            f"recovery scores (marked {POOR}) are measured, is itself poor."
         )
     if record.floor.kl > LARGE_FLOOR:
         yield f"The floor is above {LARGE_FLOOR:g} nat: even the circuit with all edges predicts unlike the model."
 
 
 def _of_curve(record: Record) -> Iterator[str]:
+    if record.faithful_at["80"] is None:
+        most = "because of the floor" if record.floor.kl > 0.2 * record.kl_mean else "at any count of the curve"
+        yield f"Faithfulness never reaches 80 %, {most}."
+    if dips(record):
+        yield "Faithfulness falls below 80 % again at a larger count than faithful@80."
     n_prompts = len(record.prompts.floor_kl)
     missed = [q for q, edges in record.edges_at.items() if edges is None and enough(f"edges_at.{q}", n_prompts)]
     if missed:

@@ -147,7 +147,7 @@ def test_records_are_short_when_they_are_shown_and_tables_when_they_are_compared
     results = ss.load_run(finished_run).results
     record = results.records[0]
     assert len(repr(record)) < 200
-    assert repr(record).startswith(f"Record({record.block}, {record.method}, {record.ranking}: 90 % recovery")
+    assert repr(record).startswith(f"Record({record.block}, {record.method}, {record.ranking}: 80 % faithfulness")
     assert repr(record) == f"Record({record})"
     assert repr(results).startswith(f"Results({len(results.records)} records")
     assert repr(ss.Results()) == "Results(nothing yet)"
@@ -155,5 +155,5 @@ def test_records_are_short_when_they_are_shown_and_tables_when_they_are_compared
         assert (row["block"], row["method"], row["ranking"]) == (made.block, made.method, made.ranking)
         assert row["edges_at_90"] == made.edges_at["90"]
         assert row["faithful_at_80"] == made.faithful_at["80"]
-        assert (row["edges_at_90_low"], row["edges_at_90_high"]) == (made.ci["edges_at.90"] or (None, None))
+        assert (row["faithful_at_80_low"], row["faithful_at_80_high"]) == (made.ci["faithful_at.80"] or (None, None))
         assert row["floor_kl"] == made.floor.kl

@@ -16,7 +16,7 @@ from scalar_sae.report.page import Links, compare, controls, render, write_repor
 from scalar_sae.report.ratios import Claim, Claims, claims, sentence
 from scalar_sae.report.scores_csv import as_csv
 from scalar_sae.scoring.compare import Ratio
-from tests.scoring.test_compare import FAITHFUL
+from tests.scoring.test_compare import FAITHFUL, few
 
 LEVELS = ("50", "80", "90")
 
@@ -26,11 +26,12 @@ def record(
     method: str,
     ranking: str,
     n_down: int,
-    edges_90: float | None,
+    edges: float | None,
     absolute: float,
     curve: Sequence[float] = (2.0, 1.0, 0.5, 0.1),
 ) -> Record:
-    curve = list(curve)
+    """A record whose faithfulness is 80 % where its recovery is 90 %: the mean costs half of what no edges cost."""
+    curve, kl_mean = list(curve), curve[0] / 2
     of_prompt = [[y] * 20 for y in curve]
     interval = (0.9, 1.1)
     ci: dict = {
@@ -39,19 +40,19 @@ def record(
     ci |= {f"{kind}.{q}": interval for kind in ("edges_at", "live_edges_at") for q in ("50", "90", "99")}
     kinds = ("faithful_at", "faithful_from", "faithful_live_at")
     ci |= {"kl_mean": interval, "unfaithful_area": interval} | {f"{k}.{q}": interval for k in kinds for q in LEVELS}
-    ci |= {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit", "recovery")}
+    ci |= {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit", "recovery", "faithfulness")}
     return Record(
         block=block, method=method, ranking=ranking, seed=0, n_up=512, n_down=n_down, n_edges=512 * n_down,
         n_live_edges=1000, n_tokens=16, edges=[0, 1, 100, 262144], kl_model=curve, kl_circuit=curve,
         live_edges=[0, 1, 2, 3], l0_down=[0, 1, 2, 10], absolute=absolute, relative=absolute / (512 * n_down), pure=5.0,
-        edges_at={"50": 10, "90": edges_90, "99": None}, live_edges_at={"50": 1, "90": 2, "99": None},
+        edges_at={"50": 10, "90": edges, "99": None}, live_edges_at={"50": 1, "90": 2, "99": None},
         dip={"50": 0, "90": 0, "99": 0}, log_area=0.3, lowest_recovery=0.0,
-        largest_rise=Rise(mean=0.0, most=0.0), floor=Floor(kl=0.1, ce_increase=0.05), ci=ci, kl_mean=2.5,
-        **FAITHFUL,
+        largest_rise=Rise(mean=0.0, most=0.0), floor=Floor(kl=0.1, ce_increase=0.05), ci=ci, kl_mean=kl_mean,
+        **FAITHFUL | {"faithful_at": {"50": 10, "80": edges, "90": None}},
         config={"prompts": 2, "rank_prompts": 2, "context": 16, "edges": "full"}, versions={"torch": "x"},
         data={"corpus": "c", "fingerprint": "f", "ranked_on": "a", "scored_on": "b"}, seconds=1.0,
         prompts=PromptCurves(kl_model=of_prompt, kl_circuit=of_prompt, live_edges=of_prompt, l0_down=of_prompt,
-                             floor_kl=[0.1] * 20, floor_ce=[0.1] * 20, kl_mean=[2.5] * 20, n_tokens=[16] * 20,
+                             floor_kl=[0.1] * 20, floor_ce=[0.1] * 20, kl_mean=[kl_mean] * 20, n_tokens=[16] * 20,
                              n_targets=[15] * 20),
     )  # fmt: skip
 
@@ -98,7 +99,7 @@ def test_identical_curves_score_exactly_the_do_nothing_value(results: Results):
 
 
 def test_a_ratio_over_blocks_is_the_geometric_mean_of_the_blocks():
-    """Recovery passes 90 % between two counts: edges@90 is interpolated in log n there, here by hand."""
+    """Curves pass the level between two counts: the score is interpolated in log n there, here by hand."""
     curves = {("ff_block.0", "topk"): [1, 0.5, 0.05, 0], ("ff_block.0", "x"): [1, 0.5, 0.2, 0],
               ("ff_block.1", "topk"): [1, 0.4, 0.1, 0], ("ff_block.1", "x"): [1, 0.05, 0.0, 0]}  # fmt: skip
     records = [record(block, method, "r", 512, 1.0, 1.0, curve) for (block, method), curve in curves.items()]
@@ -115,13 +116,14 @@ def test_a_ratio_over_blocks_is_the_geometric_mean_of_the_blocks():
         ("ff_block.1", 1),
         ("all ff_block", 2),
     ]
-    assert [row.edges.value for row in rows] == pytest.approx([first, second, math.sqrt(first * second)])
+    for of in (lambda row: row.edges, lambda row: row.recovered):
+        assert [of(row).value for row in rows] == pytest.approx([first, second, math.sqrt(first * second)])
     assert [row.block for row in claims(records).overall] == ["all ff_block"]
 
 
 def ratio(block: str, method: str, value: float, interval: tuple[float, float] | None) -> Claim:
     found = Ratio(block, method, value, interval, None, True, False, n_prompts=20, n_blocks=4)
-    return Claim(block, method, found, found)
+    return Claim(block, method, found, found, found)
 
 
 def test_the_sentence_says_no_more_than_the_intervals(results: Results):
@@ -130,7 +132,7 @@ def test_the_sentence_says_no_more_than_the_intervals(results: Results):
     more = ratio("all transformer_block", "staircase", 2.2, (1.3, 3.5))
     undecided = ratio("all ff_block", "staircase", 1.72, (0.9, 3.61))
     never = ratio("all ff_block", "relu", math.inf, None)
-    aim = "To recover 90 % of the full circuit's effect on the output, "
+    aim = "For 80 % faithfulness to the model's own output, "
     assert sentence(records, Claims([undecided], "")) == (
         f"{aim}it is undecided whether staircase at FF blocks (1.72 times as many, 95 % interval 0.9 to 3.61) needs "
         "more or fewer edges than topk."
@@ -139,11 +141,11 @@ def test_the_sentence_says_no_more_than_the_intervals(results: Results):
         f"{aim}matryoshka at FF blocks (0.24 times as many, 95 % interval 0.12 to 0.5) needs fewer edges than topk; "
         "staircase at transformer blocks (2.2 times as many, 95 % interval 1.3 to 3.5) needs more edges than topk; "
         "for staircase at FF blocks (1.72 times as many, 95 % interval 0.9 to 3.61) this is undecided; "
-        "for relu at FF blocks there is no ratio, because not every curve reaches 90 %."
+        "for relu at FF blocks there is no ratio, because not every curve reaches 80 %."
     )
 
 
-def test_a_block_that_never_reaches_90_percent_is_not_left_out_of_the_ratio_over_blocks():
+def test_a_block_that_never_reaches_80_percent_is_not_left_out_of_the_ratio_over_blocks():
     low = (2.0, 1.9, 1.8, 1.7)
     records = [record(f"ff_block.{i}", "topk", "r", 512, 50.0, 1.0, (2.0, 1.0, 0.1, 0.0)) for i in (0, 1)]
     records += [record("ff_block.0", "x", "r", 512, 50.0, 1.0, (2.0, 1.0, 0.1, 0.0))]
@@ -152,18 +154,44 @@ def test_a_block_that_never_reaches_90_percent_is_not_left_out_of_the_ratio_over
     assert [row.verdict for row in found.rows] == ["undecided", "never reached", "never reached"]
     assert "for x at FF blocks there is no ratio" in sentence(records, found) or "x" in sentence(records, found)
     page = render(Results(records=records), {}, "run")
-    assert page.count("no ratio<small>not every curve gets there") == 2
+    assert page.count("no ratio<small>not every curve gets there") == 4
 
 
 def test_without_a_baseline_the_sentence_is_about_the_first_pair():
     one = record("ff_block.0", "mine", "r", 512, 1000.0, 1.0)
-    one.ci["edges_at.90"] = (900.0, 1100.0)
+    one.ci["faithful_at.80"] = (900.0, 1100.0)
     assert sentence([one], claims([one])) == (
-        "The SAEs mine at ff_block.0 need 1,000 of 262,144 possible edges (95 % interval 900 to 1,100) to recover 90 % "
-        "of the full circuit's effect on the output."
+        "The SAEs mine at ff_block.0 need 1,000 of 262,144 possible edges (95 % interval 900 to 1,100) for 80 % "
+        "faithfulness to the model's own output."
     )
     assert "There are no two sets of SAEs to compare" in render(Results(records=[one]), {}, "run")
+    never = record("ff_block.0", "mine", "r", 512, None, 1.0)
+    assert sentence([never], claims([never])) == (
+        "The SAEs mine at ff_block.0 never reach 80 % faithfulness to the model's own output."
+    )
     assert sentence([], claims([])) == "No pair of SAEs has been scored here."
+
+
+def test_pairs_with_a_poor_full_circuit_are_marked_where_recovery_stands():
+    good, poor = (record("ff_block.0", method, "r", 512, 1000.0, 1.0) for method in ("topk", "x"))
+    poor = poor.model_copy(update={"floor": Floor(kl=1.01, ce_increase=1.0)})
+    assert (good.poor_full_circuit, poor.poor_full_circuit) == (False, True)
+    page = render(Results(records=[good, poor]), {}, "run")
+    assert page.count("1,000 †<small>") == 1
+    assert page.count("1.00 †<small>") == 1
+    assert "the full circuit, against which recovery scores (marked †) are measured, is itself poor. (x)" in page
+
+
+def test_with_few_prompts_the_sentence_and_the_table_say_so():
+    records = [few(record("ff_block.0", method, "r", 512, 1000.0, 1.0), 3) for method in ("topk", "x")]
+    assert sentence(records, claims(records)) == (
+        "For 80 % faithfulness to the model's own output, for x at ff_block.0 (1 times as many) there are not enough "
+        "prompts to decide."
+    )
+    assert "from too few prompts for an interval" in sentence(records[:1], claims(records[:1]))
+    page = render(Results(records=records), {}, "run")
+    assert page.count("not enough prompts</small>") == 3
+    assert page.count("Only 3 prompts were scored: not enough prompts for 95 % intervals, which need 20.") == 1
 
 
 def test_records_that_do_not_compare_have_a_reason_in_the_place_of_ratios():
@@ -185,6 +213,8 @@ def test_intervals_of_reductions_come_from_those_of_the_ratio(results: Results):
 def test_the_csv_holds_every_score_and_its_interval(results: Results):
     rows = list(csv.DictReader(as_csv(results.records).splitlines()))
     assert len(rows) == len(results.records)
+    assert (rows[0]["faithful_at.80"], rows[0]["poor_full_circuit"]) == ("1000.0", "False")
+    assert list(rows[0]).index("faithful_at.80") < list(rows[0]).index("edges_at.90")
     assert (rows[0]["block"], rows[0]["edges_at.90"], rows[0]["edges_at.99"]) == ("ff_block.0", "1000.0", "")
     assert (rows[0]["floor.kl"], rows[0]["floor.kl.low"], rows[0]["floor.kl.high"]) == ("0.1", "0.9", "1.1")
 
@@ -257,7 +287,7 @@ def test_the_page_in_a_browser(page: Any):
     assert len(charts) == 3
     assert "1,000" not in charts[0].text
     point = page.find_element("css selector", "#curves circle title").get_attribute("textContent")
-    assert point == "topk, 1 edges (1.0 live a token): 0.500 [0.900, 1.100]"
+    assert point == "topk, 1 edges (1.0 live a token): 0.000 [0.900, 1.100]"
 
 
 @pytest.mark.browser

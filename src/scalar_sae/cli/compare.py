@@ -23,8 +23,8 @@ def compare(
     ],
     base: Annotated[str, typer.Option(help="Name of the SAEs that the others are compared with.")] = "topk",
     score: Annotated[
-        str, typer.Option(help="`edges_at.90`, `live_edges_at.90`, `log_area`, `absolute`, `relative`, `pure`, ...")
-    ] = "edges_at.90",
+        str, typer.Option(help="`faithful_at.80`, `unfaithful_area`, `edges_at.90`, `absolute`, `relative`, ...")
+    ] = "faithful_at.80",
     ranking: Annotated[str, typer.Option(help="Records of this ranking.")] = "leave_one_out_with_prior",
     matched: Annotated[
         bool, typer.Option("--matched", help="Compare families such as topk-k5, topk-k10 at the baseline's fidelity.")
@@ -34,11 +34,11 @@ def compare(
 
     SAEs of one name in several files are taken for seeds: the mean of their log scores, intervals over seeds too.
 
-    Example: **scalar compare runs/quickstart --base topk --score edges_at.90**
+    Example: **scalar compare runs/quickstart --base topk --score faithful_at.80**
     """
-    from scalar_sae.cautions import cautions_of
+    from scalar_sae.cautions import POOR, cautions_of
     from scalar_sae.records.results import Results
-    from scalar_sae.scoring.compare import at_matched_fidelity, ratios
+    from scalar_sae.scoring.compare import RECOVERY, at_matched_fidelity, ratios
 
     paths = [path / "results.json" if path.is_dir() else path for path in files]
     everything = [Results.read(path) for path in paths]
@@ -55,7 +55,8 @@ def compare(
         block = ratio.block + (f" ({ratio.n_blocks} blocks)" if ratio.n_blocks > 1 else "")
         nothing = "" if ratio.do_nothing is None else f"{ratio.do_nothing:.3g}"
         paired = "yes" if ratio.paired else "no"
-        table.add_row(block, ratio.method, _said(ratio), _interval(ratio), nothing, paired)
+        poor = f" {POOR}" if ratio.poor_full_circuit and score in RECOVERY else ""
+        table.add_row(block, ratio.method, _said(ratio) + poor, _interval(ratio), nothing, paired)
 
     def tell_all() -> None:
         show(table)

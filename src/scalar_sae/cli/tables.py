@@ -12,7 +12,7 @@ from scalar_sae.errors import one_line
 
 if TYPE_CHECKING:
     from scalar_sae.records.results import Record, Results
-    from scalar_sae.records.sae_results import SaeReading, TextRead
+    from scalar_sae.records.sae_results import Interval, SaeReading, TextRead
 
 
 PUBLISHED = ("absolute", "pure", "relative", "do nothing")
@@ -39,23 +39,23 @@ def show(table: Table) -> None:
 
 
 def print_records(records: "list[Record]") -> None:
-    """Headline scores, a row a record, and what speaks against them; the published scores too if one was scored as the
-    authors do.
+    """Headline scores, a row a record, recovery beside them, and what speaks against them; the published scores too if
+    one was scored as the authors do.
     """
-    from scalar_sae.cautions import DEEP
+    from scalar_sae.cautions import DEEP, POOR, dips
 
     published = any(record.config.get("conventions") == "published" for record in records)
     table = PlainTable(title="SCALAR: lower is better, 95 % intervals over prompts and between edge counts")
     for column in ("block", "SAEs", "ranking"):
         table.add_column(column, no_wrap=True)
-    for column in ("edges@90", "live", "log area", "floor", "faithful@80", *(PUBLISHED if published else ())):
+    for column in ("faithful@80", "live", "area", "floor", "edges@90", *(PUBLISHED if published else ())):
         table.add_column(column, justify="right")
     if published:
         table.caption = "do nothing: the ratio of two relative scores, to the block's first SAEs, if curves were equal"
     n_edges: dict[str, int] = {}  # of a block's first SAEs
     for record in records:
-        edges, interval = record.edges_at["90"], record.ci["edges_at.90"]
-        live = record.live_edges_at["90"]
+        live, stays = record.faithful_live_at["80"], record.faithful_from["80"]
+        dip = record.dip["90"] or 0.0
         do_nothing = n_edges.setdefault(record.block, record.n_edges) / record.n_edges
         areas = (record.absolute, record.pure, record.relative, do_nothing) if published else ()
         table.add_row(
@@ -63,18 +63,25 @@ def print_records(records: "list[Record]") -> None:
             record.method,
             (record.ranking if len(record.ranking) < 20 else Path(record.ranking).name)
             + (f", {record.control}" if record.control else ""),
-            ("never" if edges is None else f"{edges:,.0f}")
-            + (f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else "")
-            + (f", dip {dip:.2f}" if (dip := record.dip["90"] or 0.0) > DEEP else ""),
+            _edges(record.faithful_at["80"], record.ci["faithful_at.80"])
+            + ("" if not dips(record) else ", does not stay" if stays is None else f", stays from {stays:,.0f}"),
             "never" if live is None else f"{live:.1f}",
-            f"{record.log_area:.3f}",
+            f"{record.unfaithful_area:.3f}",
             f"{record.floor.kl:.3f}",
-            "never" if (faithful := record.faithful_at["80"]) is None else f"{faithful:,.0f}",
+            _edges(record.edges_at["90"], record.ci["edges_at.90"])
+            + (f", dip {dip:.2f}" if dip > DEEP else "")
+            + (f" {POOR}" if record.poor_full_circuit else ""),
             *(f"{value:.4g}" for value in areas),
         )
     show(table)
     name_texts(map(text_of, records))
     print_cautions(records)
+
+
+def _edges(n: float | None, interval: "Interval | list[Interval] | None") -> str:
+    """A number of edges with its interval."""
+    between = f" [{interval[0]:,.0f}, {interval[1]:,.0f}]" if isinstance(interval, tuple) else ""
+    return "never" if n is None else f"{n:,.0f}{between}"
 
 
 def print_cautions(records: "Sequence[Record]") -> None:

@@ -22,7 +22,7 @@ SCORES = (
     *(f"{kind}.{q}" for kind in ("faithful_at", "faithful_from", "faithful_live_at") for q in FAITHFULNESS),
 )  # fmt: skip
 """Scores that have an interval, or null, in `ci`."""
-BANDS = ("kl_model", "kl_circuit", "recovery")
+BANDS = ("kl_model", "kl_circuit", "recovery", "faithfulness")
 """Curves that have an interval in `ci` at every edge count."""
 SETTINGS = ("prompts", "context", "edges", "rank_prompts")
 DATA = ("corpus", "fingerprint", "ranked_on", "scored_on")
@@ -60,8 +60,8 @@ def _record(record: Any) -> Problems:
     for name in SCORES:
         if isinstance(record.ci.get(name), list):
             yield f"ci.{name}: expected one interval"
-    for name in BANDS:
-        if record.ci.get("floor.kl") is not None or record.ci.get(name) is not None:
+    if any(record.ci.get(name) is not None for name in BANDS):  # too few prompts give none of them
+        for name in BANDS:
             yield from _length(f"ci.{name}", record.ci.get(name), n)
     n_prompts = len(record.prompts.floor_kl)
     for name in ("floor_ce", "kl_mean", "n_tokens", "n_targets"):

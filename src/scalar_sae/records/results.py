@@ -220,6 +220,13 @@ class Record(BaseModel):
     """Wall-clock time of ranking and sweep."""
 
     @property
+    def poor_full_circuit(self) -> bool:
+        """Whether the floor is more than half of the KL of the circuit without edges. Recovery scores, which compare
+        with the full circuit, then describe the smaller part of what splicing costs.
+        """
+        return self.floor.kl > self.kl_model[0] / 2
+
+    @property
     def key(self) -> tuple[str, str, str, str | None]:
         """The fields that identify a record within a run."""
         return self.block, self.method, self.ranking, self.control
@@ -230,23 +237,24 @@ class Record(BaseModel):
         Returns:
             `edges` (counts; for local edges, per token), `recovery` (1 - kl_circuit / kl_circuit without any edge),
             `kl_model`, `kl_circuit`, `faithfulness` (1 - kl_model / kl_mean), `live_edges` and `l0_down`. The first
-            three scores have the ends of their 95 % intervals over prompts as `recovery_low`, `recovery_high` and so
+            four scores have the ends of their 95 % intervals over prompts as `recovery_low`, `recovery_high` and so
             on, or None if the record has no intervals.
         """
         recovered = recovery(np.array(self.edges), np.array(self.kl_circuit)).tolist()
         columns: dict[str, list[Any]] = {"edges": self.edges}
-        for name, values in (("recovery", recovered), ("kl_model", self.kl_model), ("kl_circuit", self.kl_circuit)):
+        faithful = [1 - kl / self.kl_mean if self.kl_mean > 0 else 0.0 for kl in self.kl_model]
+        curves = {"recovery": recovered, "kl_model": self.kl_model, "kl_circuit": self.kl_circuit}
+        for name, values in (curves | {"faithfulness": faithful}).items():
             bands: Any = self.ci.get(name) or [(None, None)] * len(values)
             columns |= {name: values, f"{name}_low": [low for low, _ in bands], f"{name}_high": [up for _, up in bands]}
-        faithful = [1 - kl / self.kl_mean if self.kl_mean > 0 else 0.0 for kl in self.kl_model]
-        columns |= {"faithfulness": faithful, "live_edges": self.live_edges, "l0_down": self.l0_down}
+        columns |= {"live_edges": self.live_edges, "l0_down": self.l0_down}
         return Table(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
-    def plot(self, of: str = "recovery", ax: Any = None) -> Any:
+    def plot(self, of: str = "faithfulness", ax: Any = None) -> Any:
         """Draw a column of the curve with Matplotlib, with its 95 % interval. Returns the axes.
 
         Args:
-            of: `recovery`, `kl_model`, `kl_circuit`, `faithfulness`, `live_edges` or `l0_down`.
+            of: `faithfulness`, `recovery`, `kl_model`, `kl_circuit`, `live_edges` or `l0_down`.
             ax: axes to draw on, such as those of another record; None creates new ones.
 
         Raises:
@@ -256,9 +264,9 @@ class Record(BaseModel):
 
     def __str__(self) -> str:
         control = f", {self.control}" if self.control else ""
-        n, interval = self.edges_at["90"], self.ci.get("edges_at.90")
+        n, interval = self.faithful_at["80"], self.ci.get("faithful_at.80")
         between = "" if not interval else " [{:,.0f}, {:,.0f}]".format(*interval)
-        needed = "90 % recovery not reached" if n is None else f"90 % recovery at {n:,.0f}{between} edges"
+        needed = "80 % faithfulness not reached" if n is None else f"80 % faithfulness at {n:,.0f}{between} edges"
         unit = " a token" if self.scope == "local" else f" of {self.n_edges:,}"
         return f"{self.block}, {self.method}, {self.ranking}{control}: {needed}{unit}"
 
@@ -291,19 +299,20 @@ class Results(BaseModel):
         """The scores, one row per record.
 
         Returns:
-            The record's `block`, `method`, `ranking` and `control`; `edges_at_50`, `edges_at_90` with the ends of its
-            95 % interval, and `edges_at_99`; `faithful_at_50`, `faithful_at_80` and `faithful_at_90` (None where a
-            level is not reached); `log_area`, `absolute`, `relative`, `pure`, `n_edges`, `n_live_edges`,
-            `lowest_recovery`, `floor_kl`, `largest_rise_mean` and `largest_rise_most` (nats). docs/results.md defines
-            them.
+            The record's `block`, `method`, `ranking` and `control`; `faithful_at_50`, `faithful_at_80` with the ends of
+            its 95 % interval, and `faithful_at_90`; `edges_at_50`, `edges_at_90` and `edges_at_99` (None where a level
+            is not reached); `poor_full_circuit`, where `edges_at` means little; `unfaithful_area`, `log_area`,
+            `absolute`, `relative`, `pure`, `n_edges`, `n_live_edges`, `lowest_recovery`, `floor_kl`,
+            `largest_rise_mean` and `largest_rise_most` (nats). docs/results.md defines them.
         """
         rows = Table()
         for record in self.records:
-            low, high = record.ci.get("edges_at.90") or (None, None)
+            low, high = record.ci.get("faithful_at.80") or (None, None)
             of = {name: getattr(record, name) for name in ("block", "method", "ranking", "control")}
-            at = {f"edges_at_{q}": n for q, n in record.edges_at.items()}
-            at |= {"edges_at_90_low": low, "edges_at_90_high": high}
-            at |= {f"faithful_at_{q}": n for q, n in record.faithful_at.items()}
+            at = {f"faithful_at_{q}": n for q, n in record.faithful_at.items()}
+            at |= {"faithful_at_80_low": low, "faithful_at_80_high": high}
+            at |= {f"edges_at_{q}": n for q, n in record.edges_at.items()}
+            at |= {"poor_full_circuit": record.poor_full_circuit, "unfaithful_area": record.unfaithful_area}
             names = ("log_area", "absolute", "relative", "pure", "n_edges", "n_live_edges", "lowest_recovery")
             nats = {"floor_kl": record.floor.kl}
             nats |= {"largest_rise_mean": record.largest_rise.mean, "largest_rise_most": record.largest_rise.most}

@@ -22,12 +22,22 @@ def method_colours(methods: Sequence[str]) -> dict[str, int]:
     return {name: number % N_COLOURS for number, name in enumerate(ordered)}
 
 
+def faithfulness_curves(records: Sequence[Record], colours: dict[str, int]) -> list[Chart]:
+    """Faithfulness against edges kept, a chart a block; edges in random order are dotted."""
+    curves = [(record, 1 - np.array(record.kl_model) / (record.kl_mean or 1.0)) for record in records]
+    return _by_block(curves, "faithfulness", _share("faithfulness", curves), colours, rule=0.8)
+
+
 def recovery_curves(records: Sequence[Record], colours: dict[str, int]) -> list[Chart]:
     """Recovery against edges kept, a chart a block; edges in random order are dotted."""
     curves = [(record, 1 - np.array(record.kl_circuit) / (record.kl_circuit[0] or 1.0)) for record in records]
+    return _by_block(curves, "recovery", _share("recovery", curves), colours, rule=0.9)
+
+
+def _share(title: str, curves: Sequence[tuple[Record, np.ndarray]]) -> Axis:
+    """An axis from zero, or from where the lowest curve is, down to -1, to 1."""
     least = min((float(curve.min()) for record, curve in curves if record.ranking != "random"), default=0.0)
-    y = linear_axis("recovery", max(-1.0, min(-0.1, least - 0.05)), 1.05)
-    return _by_block(curves, "recovery", y, colours, rule=0.9)
+    return linear_axis(title, max(-1.0, min(-0.1, least - 0.05)), 1.05)
 
 
 def kl_curves(records: Sequence[Record], colours: dict[str, int]) -> list[Chart]:

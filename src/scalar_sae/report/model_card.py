@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from scalar_sae.cautions import cautions_of
+from scalar_sae.cautions import POOR, cautions_of
 from scalar_sae.records.results import Results
 from scalar_sae.records.sae_results import SaeFidelity
 from scalar_sae.report.text import visible
@@ -61,16 +61,21 @@ def _scores(results: Results) -> list[str]:
             record.block,
             record.method,
             record.ranking,
-            "never" if record.edges_at["90"] is None else f"{record.edges_at['90']:,.0f}",
-            f"{record.log_area:.2f}",
+            _number(record.faithful_at["80"]),
+            f"{record.unfaithful_area:.2f}",
             f"{record.floor.kl:.2f}",
+            _number(record.edges_at["90"]) + (f" {POOR}" if record.poor_full_circuit else ""),
         ]
         for record in records
     ]
-    header = ["block", "SAEs", "ranking", "edges@90", "log area", "floor (nats)"]
+    header = ["block", "SAEs", "ranking", "faithful@80", "area", "floor (nats)", "edges@90"]
     against = [f"- {_plain(said, _CAUTION_CHARACTERS)}" for said in cautions_of(records)]
     parts = ["## SCALAR: how sparsely they interact (lower is better)", _table(header, rows), "\n".join(against)]
     return [part for part in parts if part]
+
+
+def _number(edges: float | None) -> str:
+    return "never" if edges is None else f"{edges:,.0f}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

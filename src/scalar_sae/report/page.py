@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import yaml
 
-from scalar_sae.cautions import DEEP, cautions_of
+from scalar_sae.cautions import DEEP, POOR, cautions_of, dips
 from scalar_sae.errors import UserError
 from scalar_sae.io import write_text
 from scalar_sae.readers import parse_yaml, read_text
@@ -115,6 +115,11 @@ def render(results: Results, config: dict[str, Any], title: str, links: Links | 
         controls=controls(results),
         published=compare(published),
         published_cautions=cautions_of(published),
+        poor=POOR,
+        dips=[record.key for record in exact if dips(record)],
+        faithfulness_charts=[
+            figures.faithfulness_curves(some, colours) for some in _by_kind(exact + results.under("random"))
+        ],
         recovery_charts=[figures.recovery_curves(some, colours) for some in _by_kind(exact + results.under("random"))],
         kl_charts=[figures.kl_curves(some, colours) for some in _by_kind(published)],
         saes=results.saes,

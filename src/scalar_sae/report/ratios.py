@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, get_args
 from scalar_sae.errors import UserError
 from scalar_sae.records.results import Record
 from scalar_sae.report.text import name_in_chart
-from scalar_sae.scoring.compare import Ends, Ratio, ratios
+from scalar_sae.scoring.compare import HEADLINE, Ends, Ratio, ratios
+from scalar_sae.scoring.intervals import FEW_PROMPTS
 
 BASELINE = "topk"
 MOST_NAMED = 3
@@ -24,9 +25,11 @@ class Claim(NamedTuple):
     block: str
     method: str
     edges: Ratio
-    """Of edges@90."""
+    """Of faithful@80."""
     area: Ratio
-    """Of log areas."""
+    """Of the areas above the curves of faithfulness."""
+    recovered: Ratio
+    """Of edges@90."""
 
     @property
     def verdict(self) -> Verdict:
@@ -68,11 +71,11 @@ def claims(records: Sequence[Record]) -> Claims:
     if BASELINE not in methods or len(methods) < 2:
         return Claims([], f"There are no two sets of SAEs to compare: {BASELINE} and another.")
     try:
-        edges, areas = (ratios(list(records), BASELINE, score) for score in ("edges_at.90", "log_area"))
+        found = [ratios(list(records), BASELINE, score) for score in (HEADLINE, "unfaithful_area", "edges_at.90")]
     except UserError as error:
         return Claims([], f"The records do not compare: {error}")
-    rows = [Claim(one.block, one.method, one, area) for one, area in zip(edges.rows, areas.rows, strict=True)]
-    return Claims(rows, "", edges.left_out)
+    rows = [Claim(one[0].block, one[0].method, *one) for one in zip(*(each.rows for each in found), strict=True)]
+    return Claims(rows, "", found[0].left_out)
 
 
 def sentence(records: Sequence[Record], found: Claims) -> str:
@@ -87,48 +90,53 @@ def sentence(records: Sequence[Record], found: Claims) -> str:
         for verdict, some in by_verdict.items()
         if some and verdict in ("fewer", "more")
     ]
-    open_, never = by_verdict["undecided"], by_verdict["never reached"]
+    open_, never, few = (by_verdict[name] for name in ("undecided", "never reached", "not enough prompts"))
     if open_ and not decided:
         needs = "needs" if len(open_) == 1 else "need"
         decided.append(f"it is undecided whether {_named(open_)} {needs} more or fewer edges than {BASELINE}")
     elif open_:
         decided.append(f"for {_named(open_)} this is undecided")
+    if few:
+        decided.append(f"for {_named(few)} there are not enough prompts to decide")
     if never:
-        decided.append(f"for {_named(never)} there is no ratio, because not every curve reaches 90 %")
-    return f"To recover 90 % of the full circuit's effect on the output, {'; '.join(decided)}."
+        decided.append(f"for {_named(never)} there is no ratio, because not every curve reaches 80 %")
+    return f"For 80 % faithfulness to the model's own output, {'; '.join(decided)}."
 
 
 def _of_one(record: Record) -> str:
     """What a record says by itself."""
-    edges, interval = record.edges_at["90"], record.ci["edges_at.90"]
+    edges, interval = record.faithful_at["80"], record.ci["faithful_at.80"]
     what = f"{name_in_chart(record.method)} at {name_in_chart(record.block)}"
     if edges is None:
-        return f"The SAEs {what} never recover 90 % of the full circuit's effect on the output."
-    within = (
-        f" (95 % interval {interval[0]:,.0f} to {interval[1]:,.0f})"
-        if isinstance(interval, tuple)
-        else ", with no upper end to their interval"
-    )
+        return f"The SAEs {what} never reach 80 % faithfulness to the model's own output."
+    if len(record.prompts.floor_kl) < FEW_PROMPTS:
+        within = " (from too few prompts for an interval)"
+    elif isinstance(interval, tuple):
+        within = f" (95 % interval {interval[0]:,.0f} to {interval[1]:,.0f})"
+    else:
+        within = ", with no upper end to their interval,"
     return (
-        f"The SAEs {what} need {edges:,.0f} of {record.n_edges:,} possible edges{within} to recover 90 % of the full "
-        "circuit's effect on the output."
+        f"The SAEs {what} need {edges:,.0f} of {record.n_edges:,} possible edges{within} for 80 % faithfulness to the "
+        "model's own output."
     )
 
 
 def _named(some: Sequence[Claim]) -> str:
     """Comparisons with their ratios; of many the first, and how many more there are."""
     names = [
-        f"{name_in_chart(row.method)} at {name_in_chart(row.where)}"
-        + (
-            f" ({_times(row.edges.value)} times as many, 95 % interval {_ends(row.edges.interval)})"
-            if row.edges.interval
-            else ""
-        )
-        for row in some[:MOST_NAMED]
+        f"{name_in_chart(row.method)} at {name_in_chart(row.where)}" + _ratio(row.edges) for row in some[:MOST_NAMED]
     ]
     if len(some) > MOST_NAMED:
         names.append(f"{len(some) - MOST_NAMED} more")
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _ratio(ratio: Ratio) -> str:
+    """A ratio with its interval, if it has them."""
+    if ratio.never:
+        return ""
+    within = f", 95 % interval {_ends(ratio.interval)}" if ratio.interval else ""
+    return f" ({_times(ratio.value)} times as many{within})"
 
 
 def _times(value: float) -> str:

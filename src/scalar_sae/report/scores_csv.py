@@ -8,12 +8,23 @@ from collections.abc import Sequence
 from scalar_sae.records.results import Record
 
 SCORES = (
+    "faithful_at.80", "faithful_at.50", "faithful_at.90", "faithful_from.80", "faithful_live_at.80", "unfaithful_area",
     "edges_at.50", "edges_at.90", "edges_at.99", "live_edges_at.50", "live_edges_at.90", "live_edges_at.99", "log_area",
-    "faithful_at.50", "faithful_at.80", "faithful_at.90", "kl_mean", "unfaithful_area",
-    "floor.kl", "floor.ce_increase", "absolute", "relative", "pure",
+    "kl_mean", "floor.kl", "floor.ce_increase", "absolute", "relative", "pure",
 )  # fmt: skip
 """Each gets three columns: its value and both ends of its interval."""
-_NAMES = ("block", "method", "ranking", "control", "scope", "n_up", "n_down", "n_edges", "n_live_edges")
+_NAMES = (
+    "block",
+    "method",
+    "ranking",
+    "control",
+    "scope",
+    "n_up",
+    "n_down",
+    "n_edges",
+    "n_live_edges",
+    "poor_full_circuit",
+)
 
 
 def as_csv(records: Sequence[Record]) -> str:

@@ -28,8 +28,11 @@ from scalar_sae.scoring.intervals import FEW_FOR_99, FEW_PROMPTS, ends, enough, 
 FAMILY = re.compile(r"(.+?)-(?:k|lambda|l0-?)([0-9.e+-]+)$")
 """Names of SAEs of one method at several sparsities: `topk-k10`, `jacobian-lambda0.01`."""
 
-HEADLINE = "edges_at.90"
+HEADLINE = "faithful_at.80"
 """The score that is compared if none is named."""
+
+RECOVERY = ("log_area", *(f"{kind}.{q}" for kind in ("edges_at", "live_edges_at", "dip") for q, _ in metrics.QUANTILES))
+"""Scores that compare with the full circuit of the pair itself."""
 
 Resampled = Float[np.ndarray, "3 one_and_resamples"]
 """A score, the least and the most that it could be on a finer grid; of all prompts, then of each resample of them."""
@@ -63,6 +66,8 @@ class Ratio:
     """The fewest prompts that one of the records was scored on."""
     n_blocks: int = 1
     """Blocks that the ratio is over."""
+    poor_full_circuit: bool = False
+    """Whether a recovery score of one of the records means little, because its floor is large."""
 
     @property
     def never(self) -> bool:
@@ -96,6 +101,7 @@ class _Beside:
     paired: bool
     base_never: bool
     n_prompts: int
+    poor_full_circuit: bool
 
     @property
     def kind(self) -> str:
@@ -234,6 +240,7 @@ def _beside(mine: list[Record], base: list[Record], score: str) -> _Beside:
         paired=all(_same_text(base[0], record) for record in base + mine),
         base_never=bool(np.isposinf(reference[VALUE, 0])),
         n_prompts=min(len(record.prompts.floor_kl) for record in base + mine),
+        poor_full_circuit=any(record.poor_full_circuit for record in base + mine),
     )
 
 
@@ -258,6 +265,7 @@ def _interpolated(family: str, members: list[list[Record]], base: list[Record], 
         nothing=float(np.interp(wanted[0], floors[:, 0], nothing)),
         paired=all(one.paired for one in each),
         n_prompts=min(one.n_prompts for one in each),
+        poor_full_circuit=any(one.poor_full_circuit for one in each),
     )
 
 
@@ -289,6 +297,7 @@ def _ratio(block: str, some: list[_Beside], score: str) -> Ratio:
         base_never=base_never,
         n_prompts=n_prompts,
         n_blocks=len(some),
+        poor_full_circuit=any(one.poor_full_circuit for one in some),
     )
 
 

@@ -110,11 +110,13 @@ def _scores(
         for name, found in resampled.items()
         if not name.startswith(("dip", "lowest"))
     }
-    for name, curve in (("kl_model", curves.kl_model), ("kl_circuit", curves.kl_circuit)):
-        bands = metrics.over_prompts(curve, curves.n_tokens, drawn)
-        ci[name] = _band(n_prompts, bands)
-        if name == "kl_circuit":
-            ci["recovery"] = _band(n_prompts, metrics.recovery(counts, bands.T).T)
+    kl_model, kl_circuit = (
+        metrics.over_prompts(curve, curves.n_tokens, drawn).T for curve in (curves.kl_model, curves.kl_circuit)
+    )
+    faithful = metrics.faithfulness(kl_model, metrics.over_prompts(curves.kl_mean, curves.n_tokens, drawn))
+    bands = {"kl_model": kl_model, "kl_circuit": kl_circuit, "faithfulness": faithful}
+    bands["recovery"] = metrics.recovery(counts, kl_circuit)
+    ci |= {name: _band(n_prompts, band.T) for name, band in bands.items()}
     values = {name: float(found.value[0]) if enough(name, n_prompts) else np.nan for name, found in measured.items()}
     return values, ci
 
