@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import re
 import threading
 import zipfile
 from dataclasses import replace
@@ -261,3 +262,46 @@ def test_tokens_of_a_text_are_shown_without_acting(explorer: Explorer):
     found = explorer.answer("tokens", {**ABOUT, "text": "a\x00\n<b>"})
     assert found["tokens"] == ["a", "␀", "↵", "<", "b", ">"]
     assert torch.tensor(found["special"]).any().item() is False
+
+
+def test_an_edge_matters_on_prompts_of_the_scored_text(subject: Subject, explorer: Explorer, pair: Any):
+    (record,) = subject.pairs[KEY].records
+    text, (up, down, _) = subject.texts(record).scoring, explorer.answer("map", ABOUT)["edges"][0]
+    found = explorer.answer("edge", {**ABOUT, "up": up, "down": down})
+    kl = [Journey(pair, row[None]).intervene([ss.Intervention(up=up, down=down)]).kl_mean for row in text]
+    assert found["kl"] == pytest.approx(sum(kl) / len(kl), rel=1e-3)
+    assert [one["prompt"] for one in found["examples"]] == sorted(range(len(kl)), key=lambda row: -kl[row])
+    assert found["examples"][0]["text"] == subject.lm.tokenizer.decode(text[found["examples"][0]["prompt"]].tolist())
+
+
+def test_saes_without_a_run_are_explored_without_a_record_or_a_folder(subject: Subject, tmp_path: Path):
+    group = subject.pairs[KEY].group
+    alone = Subject.of_saes("alone", subject.lm, {"m": group}, ss.Block.parse("ff_block.0"), lambda: subject.text)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as few:
+        few.setattr("scalar_sae.explorer.subject.PROMPTS", 3)
+        found = Explorer(alone).answer("map", {"pair": KEY, "ranking": "leave_one_out"})
+    assert found["curve"] == []
+    assert found["described"] is False
+    assert len(found["edges"]) == 480
+    assert Explorer(alone).answer("run", {})["pairs"][0]["records"] is False
+
+
+STYLE = Path(__file__).parents[2] / "web" / "src" / "style.css"
+READ_ON = [("text", "back"), ("text", "panel"), ("soft", "back"), ("soft", "panel"), ("text", "accent-back"),
+           ("text", "pin-back"), ("pin", "pin-back"), ("error", "back"), ("error", "panel")]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_words_stand_out_from_what_they_stand_on(scheme: int):
+    """The contrast that WCAG 2.2 asks for at level AA (criterion 1.4.3): 4.5 to 1."""
+    colours = dict(re.findall(r"--([\w-]+): #([0-9a-f]{6})", STYLE.read_text().split(":root {")[1 + scheme]))
+
+    def light(name: str) -> float:
+        channels = [int(colours[name][at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    for words, back in READ_ON:
+        low, high = sorted((light(words), light(back)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (words, back)

@@ -19,7 +19,7 @@ export function said(one: Intervention, state: State, labels?: Labels): string {
 export function TestView({ state, labels, tokens }: { state: State; labels?: Labels; tokens: Asked<TokensAnswer> }) {
   const last = (tokens.answer?.tokens.length ?? 0) - 1;
   const at = state.at < 0 ? last : Math.min(state.at, last);
-  const body = state.changes.length && state.text && at >= 0
+  const body = state.changes.length && tokens.progress === undefined && at >= 0
     ? { pair: state.pair, ranking: state.ranking, text: state.text, position: at, interventions: state.changes } : null;
   const change = useAnswer("change", body);
   return (

@@ -28,7 +28,7 @@ function Page({ run }: { run: Run }) {
   const about = { pair: pair.key, ranking };
   const map = useAnswer("map", ready ? about : null);
   const tokens = useAnswer("tokens", ready && state.text ? { ...about, text: state.text } : null);
-  const length = tokens.answer?.tokens.length ?? 0;
+  const length = tokens.progress === undefined ? tokens.answer?.tokens.length ?? 0 : 0; // not of the prompt before
   const step = useAnswer("step", ready && state.view === "journey" && state.at >= 0 && state.at < length ? { ...about, text: state.text, position: state.at } : null);
   const labels = map.answer?.labels;
   return (

@@ -5,6 +5,7 @@ A question is a name and a body. To add one, write its body as a class, a functi
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -153,7 +154,7 @@ def about_run(subject: Subject, question: AboutRun, on_progress: OnProgress) -> 
         }
         for pair in subject.pairs.values()
     ]
-    return {"name": visible(subject.name), "lm": visible(subject.lm.name), "version": __version__, "pairs": pairs}
+    return {"name": visible(subject.name), "lm": visible(_model(subject)), "version": __version__, "pairs": pairs}
 
 
 def examples(subject: Subject, question: Examples, on_progress: OnProgress) -> list[str]:
@@ -271,7 +272,7 @@ def as_graph(subject: Subject, question: Graph, on_progress: OnProgress) -> dict
     edges = journey.edges(at, MOST, on_progress=lambda share: on_progress(share / 2)).edges
     return graph(
         title=f"{subject.name}: {question.pair}, token {at}",
-        model=subject.lm.name,
+        model=_model(subject),
         prompt=question.text,
         tokens=journey.texts,
         position=at,
@@ -295,6 +296,12 @@ def circuit(pair: Pair, pinned: Pinned) -> Circuit:
     for i, j in pinned.edges:
         kept[i, j] = True
     return Circuit(pair, kept)
+
+
+def _model(subject: Subject) -> str:
+    """The language model's name; of one that lies in a folder the folder's."""
+    name = subject.lm.name
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def _read(subject: Subject, question: Any) -> tuple[Pair, torch.Tensor]:

@@ -1,0 +1,129 @@
+"""Take the explorer's pictures of a finished run, and measure the page: python docs/make_explorer.py RUN.
+
+RUN has results and, for the words on features, the tables of `scalar features`. Headless Chromium shows the page. The
+pictures go to docs/explorer.png (a map with pinned edges) and docs/explorer-journey.png (a prompt at a token). The
+figures are printed: seconds from the command to a usable page, milliseconds of a pin, seconds of the recovery of fifty
+pinned edges, megabytes of the server.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from selenium import webdriver
+
+HERE = Path(__file__).parent
+PROMPT = "def __init__(self, name):\n        self."
+
+
+def chromium(profile: str) -> webdriver.Chrome:
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or "chromium"
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "hide-scrollbars",
+        "window-size=1400,1060",
+        f"user-data-dir={profile}",
+    ):
+        options.add_argument(f"--{flag}")
+    return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+
+
+def until(found: Any) -> float:
+    """Seconds until something is there."""
+    start = time.perf_counter()
+    while not found():
+        if time.perf_counter() - start > 600:
+            raise TimeoutError
+        time.sleep(0.005)
+    return time.perf_counter() - start
+
+
+def memory(process: int) -> float:
+    """Megabytes that a process holds."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+
+
+def main(run: str, prompt: str, position: int) -> None:
+    command = [sys.executable, "-m", "scalar_sae", "explore", run, "--port", "0"]
+    with (
+        tempfile.TemporaryDirectory() as profile,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+    ):
+        browser = chromium(profile)
+        try:
+            started = time.perf_counter()
+            assert server.stdout is not None
+            url = re.search(r"http\S+", server.stdout.readline())[0]  # type: ignore[index]
+            print(f"address after {time.perf_counter() - started:.1f} s, {memory(server.pid):.0f} MB")
+
+            def all_of(css: str) -> list[Any]:
+                return browser.find_elements("css selector", css)
+
+            browser.get(url)
+            print(f"map after {until(lambda: all_of('svg.columns .node')):.2f} s more")
+            browser.get(url)
+            print(f"map again after {until(lambda: all_of('svg.columns .node')):.2f} s, {memory(server.pid):.0f} MB")
+            state = dict(pair.split("=", 1) for pair in browser.current_url.split("#")[1].split("&"))
+            about = {name: state[name] for name in ("pair", "ranking")}
+            edges = browser.execute_async_script(
+                "const done = arguments[1], headers = {'Content-Type': 'application/json'};"
+                "fetch('ask/map', {method: 'POST', headers, body: arguments[0]}).then((r) => r.text())"
+                ".then((t) => done(JSON.parse(t.trim().split('\\n').pop()).answer.edges))",
+                json.dumps({name: value.replace("%2F", "/") for name, value in about.items()}),
+            )
+            text = quote(prompt)
+            shared = f"#pair={about['pair']}&ranking={about['ranking']}&text={text}&n=64"
+
+            def opened(more: str) -> None:
+                browser.get("about:blank")
+                browser.get(url + shared + more)
+
+            fifty = quote(json.dumps([f"u{i}-d{j}" for i, j, _ in edges[:50]]))
+            opened(f"&pins={fifty}")
+            until(lambda: all_of("#recovery"))
+            script = (
+                "const done = arguments[0], button = [...document.querySelectorAll('#pins li button')].pop();"
+                "const recovery = () => document.querySelector('#recovery')?.dataset.edges;"
+                "const start = performance.now(); let drawn; const watch = new MutationObserver(() => {"
+                " if (recovery() === '49') { watch.disconnect(); done([drawn, performance.now() - start]); } });"
+                "watch.observe(document.body, {subtree: true, childList: true, attributes: true, characterData: true});"
+                "button.click();"
+                "requestAnimationFrame(() => setTimeout(() => { drawn = performance.now() - start; }));"
+            )
+            drawn, recovered = browser.execute_async_script(script)
+            print(f"a pin is drawn after {drawn:.0f} ms, the recovery of 49 edges is there after {recovered:.0f} ms")
+            hover = browser.execute_async_script(
+                "const done = arguments[0], node = document.querySelectorAll('svg.columns .node')[3];"
+                "const start = performance.now();"
+                "node.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}));"
+                "requestAnimationFrame(() => setTimeout(() => done(performance.now() - start)))"
+            )
+            print(f"a hover is drawn after {hover:.0f} ms")
+
+            strongest = [f"u{i}-d{j}" for i, j, _ in edges[:12]]
+            opened(f"&pins={quote(json.dumps(strongest[:5]))}&focus=u{edges[0][0]}")
+            until(lambda: all_of("#recovery") and all_of("#feature .card"))
+            browser.save_screenshot(str(HERE / "explorer.png"))
+            opened(f"&view=journey&at={position}&pins={quote(json.dumps(strongest[:5]))}")
+            print(f"journey at a token after {until(lambda: all_of('#n-local')):.2f} s")
+            time.sleep(0.5)
+            browser.save_screenshot(str(HERE / "explorer-journey.png"))
+            print(f"{memory(server.pid):.0f} MB at the end")
+        finally:
+            browser.quit()
+            server.send_signal(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else PROMPT, int(sys.argv[3]) if len(sys.argv) > 3 else 20)
