@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scalar_sae.saes.store import load_sae, load_saes, save_sae
     from scalar_sae.scoring.config import ScoreConfig, held_out
     from scalar_sae.scoring.pair import Pair, mean_ablated
-    from scalar_sae.scoring.score import score
+    from scalar_sae.scoring.score import prepared, score
     from scalar_sae.sites import Block, Site
     from scalar_sae.table import Table
 
@@ -62,6 +62,7 @@ _HOME = {
     "load_saes": "saes.store",
     "mean_ablated": "scoring.pair",
     "measure_chain": "explore.circuit",
+    "prepared": "scoring.score",
     "rank_edges": "explore.edges",
     "save_sae": "saes.store",
     "score": "scoring.score",
@@ -97,6 +98,7 @@ __all__ = [
     "load_saes",
     "mean_ablated",
     "measure_chain",
+    "prepared",
     "rank_edges",
     "save_sae",
     "score",

@@ -79,16 +79,16 @@ def test_what_is_no_run_is_refused(finished_run: Path, tmp_path: Path):
 def test_the_same_score_from_python_and_from_the_command(finished_run: Path):
     run = ss.load_run(finished_run)
     made = next(record for record in run.results.records if record.method == "topk" and record.block == "ff_block.0")
-    settings = {name: made.config[name] for name in ("prompts", "context", "edges", "rank_prompts")}
+    settings = {name: made.config[name] for name in ("prompts", "context", "edges", "rank_prompts", "ablation")}
     config = ss.ScoreConfig(ranking=made.ranking, **settings)
     record = ss.score(run.pair("topk", "ff_block.0"), ss.held_out(run.text, config), config, method="topk")
     assert record.kl_model == made.kl_model
     n = made.edges[2]
     texts = ss.held_out(run.text, config)
-    edges = ss.rank_edges(run.pair("topk", "ff_block.0"), texts.ranking, made.ranking)
+    edges = ss.rank_edges(ss.prepared(run.pair("topk", "ff_block.0"), texts, config), texts.ranking, made.ranking)
     measured, row = edges.circuit(n).measure(texts.scoring), made.curve()[2]
     assert row["edges"] == measured.edges == n
-    for name in ("recovery", "kl_model", "kl_circuit", "live_edges", "l0_down"):
+    for name in ("recovery", "faithfulness", "kl_model", "kl_circuit", "live_edges", "l0_down"):
         assert getattr(measured, name) == pytest.approx(row[name], abs=1e-5)
     assert measured.floor_kl == pytest.approx(made.floor.kl, abs=1e-6)
 

@@ -6,8 +6,9 @@
     with cut.spliced():                              # the model with the circuit in place of its own computation
         pair.lm.logits(tokens)
 
-A downstream latent is recomputed from its kept edges alone, and is 0 without any (scoring/README.md). The downstream
-reconstruction is spliced into the model; special tokens keep the model's own activation.
+A downstream latent is recomputed from its kept edges alone, with all other upstream latents ablated: set to zero, or to
+their means (`mean_ablated`). The downstream reconstruction is spliced into the model; special tokens keep the model's
+own activation.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -77,7 +78,7 @@ class Circuit:
         Args:
             edges: edges to remove. Edges that are not kept are ignored.
             up: upstream latents whose edges are all removed.
-            down: downstream latents whose edges are all removed, so that they are 0.
+            down: downstream latents whose edges are all removed.
 
         Raises:
             UserError: the pair has no such edge or latent.

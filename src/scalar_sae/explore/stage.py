@@ -5,9 +5,9 @@ A downstream latent j of a circuit is computed from its own upstream activations
     x_j = base + sum over upstream latents i and positions s of  w_j[s, i] * change[s, i] * W_dec[i]
 
 `base` is the upstream reconstruction with every latent ablated, `change` is activation less ablated value, and w_j is 1
-for a kept edge, 0 for another and the product of the factors of all interventions that name it. Only latents that keep
-some of the active upstream latents, or that an intervention names, need a computation of their own. All others are
-those of the whole reconstruction, or of none. Fifty edges in a pair of thousands of latents therefore cost little.
+for a kept edge and 0 for another. Interventions that name the edge multiply it by their factors. Only latents that keep
+some but not all of the upstream latents, or that an intervention names, need a computation of their own. All others are
+those of the whole reconstruction, or of `base`. Fifty edges in a pair of thousands of latents therefore cost little.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,7 +96,7 @@ class Stage:
     @cached_property
     def ablated(self) -> Float[Tensor, "token d_model"]:
         """The upstream reconstruction with every latent ablated where it is active. Elsewhere it stays at zero."""
-        return self.whole - (self.change * self.active) @ self.pair.up.W_dec
+        return self.pair.with_active_ablated(self.prompt)
 
     @cached_property
     def pre_acts_without(self) -> Float[Tensor, "token n_down"]:
