@@ -7,9 +7,10 @@ The preset (recipes.yaml) is a study's preset with one more section, `sweep`: va
 method is trained once with each combination of them, all combinations in one run. A run that was stopped goes on. Each
 combination becomes a row of `recipes.jsonl` in the output folder. The rows and the choices are printed as a table.
 
-The combination with the least validation loss is chosen. The loss is the method's own if the method fixes L0. A steered
-penalty or a threshold reaches its L0 only approximately, and own losses are then not comparable. For such methods the
-loss is the FVU, and combinations whose L0 misses the target by more than a tenth are left out.
+The combination with the least validation loss is chosen, among those whose L0 is within a tenth of the one asked for.
+The loss is the FVU. Own losses of the methods are not comparable, since they contain penalties of different weights and
+an auxiliary loss that depends on how many latents are dead. Jacobian SAEs are the exception: their term has a fixed
+weight, so their own loss is what is compared.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 from scalar_sae.io import write_text
 from scalar_sae.readers import parse_yaml, read_text
+from scalar_sae.saes.methods.jacobian import JacobianPenalty
 from scalar_sae.saes.trained import L0_TOLERANCE
 from scalar_sae.study import StudyConfig, train_run
 from scalar_sae.training.config import LONGEST, TrainConfig, validated
@@ -43,17 +45,15 @@ class Row(NamedTuple):
     """Share of latents that never fire on the validation text."""
     ce_increase: float
     """Increase of the cross-entropy in nats when one SAE is spliced in."""
-    own_loss: float
-    """The method's own loss, summed over its sites."""
+    loss: float
+    """What is compared."""
     wanted_l0: float | None
     """The L0 that was asked for; None if the method fixes it."""
 
     @property
-    def loss(self) -> float:
-        """What the choice minimises."""
-        if self.wanted_l0 is None:
-            return self.own_loss
-        return self.fvu if abs(self.l0 - self.wanted_l0) <= L0_TOLERANCE * self.wanted_l0 else float("inf")
+    def matched(self) -> bool:
+        """Whether the L0 that was asked for is reached."""
+        return self.wanted_l0 is None or abs(self.l0 - self.wanted_l0) <= L0_TOLERANCE * self.wanted_l0
 
 
 def combinations(sweep: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -82,13 +82,13 @@ def rows(name: str, config: TrainConfig, run: Path, sweep: dict[str, list[Any]])
         saes = last[method.name]["saes"].values()
         mean = {key: fmean(sae[key] for sae in saes) for key in ("l0", "fvu", "dead", "ce_increase", "val_loss")}
         own_loss = mean.pop("val_loss")
-        yield Row(name, fields, config.lr * method.lr_scale, **mean, own_loss=own_loss, wanted_l0=method.wanted_l0(0))
+        loss = own_loss if isinstance(method, JacobianPenalty) else mean["fvu"]
+        yield Row(name, fields, config.lr * method.lr_scale, **mean, loss=loss, wanted_l0=method.wanted_l0(0))
 
 
 def chosen(found: list[Row]) -> int | None:
     """The number of the row with the least loss; None if every row misses its L0."""
-    best = min(range(len(found)), key=lambda number: found[number].loss)
-    return best if found[best].loss < float("inf") else None
+    return min((number for number, row in enumerate(found) if row.matched), key=lambda n: found[n].loss, default=None)
 
 
 def table(found: list[Row]) -> str:
