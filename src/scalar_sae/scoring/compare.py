@@ -80,6 +80,20 @@ class Ratio:
         return self.n_prompts < FEW_PROMPTS
 
 
+@dataclass(frozen=True)
+class Level:
+    """A score of some SAEs at a block, or its geometric mean over blocks (`all ...`)."""
+
+    block: str
+    method: str
+    value: float | None
+    """Mean over SAE seeds; None where a block or a seed never reaches the score."""
+    interval: Ends | None
+    """95 %, as in `Ratio`."""
+    n_seeds: int
+    """The fewest seeds at one of the blocks."""
+
+
 class Ratios(NamedTuple):
     """Ratios, and what could not be compared."""
 
@@ -135,6 +149,41 @@ def ratios(records: list[Record], base: str, score: str = HEADLINE) -> Ratios:
         here, there = (", ".join(sorted({b for b, m in seeds if (m == base) is own})) for own in (True, False))
         raise UserError(f"no block in common with {base}: it has {here}, the others have {there or 'none'}")
     return Ratios(_table(found, score), _without_partner(seeds, base))
+
+
+def levels(records: list[Record], score: str) -> list[Level]:
+    """A score of every method, per block, and over blocks where there are several of a kind.
+
+    Args:
+        records: of one ranking; several of one block and method are of SAEs from several seeds.
+        score: a score's name, as in a record's `ci`.
+
+    Raises:
+        UserError: no records, no such score or too few prompts for it, or records that do not compare.
+    """
+    if not records:
+        raise UserError(f"no records to take {score} from")
+    seeds = _by_block_and_method(records, records[0].method)
+    with np.errstate(divide="ignore", invalid="ignore"):  # infinite where never reached
+        logs = {key: _over_seeds(mine, score, _logarithm) for key, mine in seeds.items()}
+    rows: list[Level] = []
+    for method, kind in dict.fromkeys((method, block.split(".")[0]) for block, method in seeds):
+        blocks = [block for block, name in seeds if name == method and block.split(".")[0] == kind]
+        groups = {block: [block] for block in blocks} | ({f"all {kind}": blocks} if len(blocks) > 1 else {})
+        for where, some in groups.items():
+            mean = np.mean([logs[block, method] for block in some], 0)
+            value = float(np.exp(mean[VALUE, 0]))
+            n_prompts = min(len(one.prompts.floor_kl) for block in some for one in seeds[block, method])
+            rows.append(
+                Level(
+                    block=where,
+                    method=method,
+                    value=value if np.isfinite(value) else None,
+                    interval=_ends(mean[:, 1:], n_prompts),
+                    n_seeds=min(len(seeds[block, method]) for block in some),
+                )
+            )
+    return rows
 
 
 def _without_partner(seeds: Seeds, base: str) -> list[str]:
