@@ -1,97 +1,127 @@
-"""The tables of docs/zoo.md, from a run of the `zoo` preset, on standard output.
+"""The table of methods in docs/zoo.md, from runs of the preset `table`, one per seed.
 
-scalar quickstart --preset zoo --out runs/zoo && python docs/make_zoo.py runs/zoo
+python docs/make_zoo.py runs/table/0 runs/table/1 runs/table/2    # reads the runs, writes zoo_table.json and the page
+python docs/make_zoo.py                                           # writes the page from zoo_table.json
 """
 
+import json
 import sys
 from pathlib import Path
 from statistics import fmean
-
-import numpy as np
-from make_rankings import cell
+from typing import Any
 
 from scalar_sae.records.results import Record, Results
 from scalar_sae.records.sae_results import SaeFidelity
-from scalar_sae.scoring.compare import Ratio, ratios
+from scalar_sae.scoring.compare import Ends, levels, ratios
+from scalar_sae.sites import Block
 
 BASE = "topk"
-SCORES = ("edges_at.90", "log_area", "absolute", "relative", "floor.kl")
+HEADLINE = "faithful_at.80"
+LEVELS = ("faithful_at.50", HEADLINE, "faithful_at.90", "unfaithful_area", "floor.kl")
+FIDELITY = ("fvu", "l0", "dead", "ce_increase")
+PAGE, TABLE = (Path(__file__).parent / name for name in ("zoo.md", "zoo_table.json"))
+START, END = "<!-- made by make_zoo.py -->", "<!-- end -->"
+
+Cell = dict[str, Any]
+"""A score: `value` (None for never), `interval` (None if it is not known) and `seeds`."""
 
 
-def summary(results: Results) -> str:
-    """One row a method: fidelity as the mean over its SAEs, scores as the mean over the layers (edges: geometric)."""
+def collected(runs: list[Results]) -> dict[str, Any]:
+    """What the page needs of some runs, small enough to be checked in."""
+    ranking = runs[0].records[0].ranking
+    records = [record for run in runs for record in run.under(ranking)]
+    first = records[0]
+    saes = [sae for run in runs for sae in run.saes]
+    kinds = list(dict.fromkeys(record.block.split(".")[0] for record in records))
+    settings = {name: first.config.get(name) for name in ("prompts", "rank_prompts", "context", "edges", "ablation")}
+    return {
+        "ranking": ranking,
+        "settings": settings,
+        "versions": first.versions,
+        "kinds": {kind: of_kind([r for r in records if r.block.startswith(f"{kind}.")], saes) for kind in kinds},
+    }
+
+
+def of_kind(records: list[Record], saes: list[SaeFidelity]) -> dict[str, Any]:
+    """Scores at the blocks of a kind, by method and block and over all blocks, and the fidelity of the SAEs there."""
+    found: dict[str, dict[str, dict[str, Cell]]] = {}
+    for score in LEVELS:
+        for one in levels(records, score):
+            cell = {"value": one.value, "interval": one.interval, "seeds": one.n_seeds}
+            found.setdefault(one.method, {}).setdefault(one.block.split(" ")[0], {})[score] = cell
+    beside: dict[str, Cell] = {}
+    if BASE in found and len(found) > 1:
+        for one in ratios(records, BASE, HEADLINE).rows:
+            if one.block.startswith("all") or len({record.block for record in records}) == 1:
+                beside[one.method] = {"value": None if one.base_never else one.value, "interval": one.interval}
+    blocks = sorted({record.block for record in records})
+    sites = {str(site) for name in blocks for block in [Block.parse(name)] for site in (block.up, block.down)}
+    here = [sae for sae in saes if sae.site in sites and sae.method in found]
+    return {"blocks": blocks, "levels": found, "ratios": beside, "fidelity": fidelity(here)}
+
+
+def fidelity(saes: list[SaeFidelity]) -> dict[str, dict[str, list[float]]]:
+    """Mean over sites and seeds, and the least and the largest, of each measure of a method's SAEs."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for method in dict.fromkeys(sae.method for sae in saes):
+        mine = [sae for sae in saes if sae.method == method]
+        values = {name: [getattr(sae, name) for sae in mine] for name in FIDELITY}
+        found[method] = {name: [fmean(each), min(each), max(each)] for name, each in values.items()}
+    return found
+
+
+def tables(content: dict[str, Any]) -> str:
+    """The settings in a sentence, then for each kind of block the methods and the methods block by block."""
+    settings = content["settings"]
     lines = [
-        "| SAEs | L0 | FVU | CE + (one) | CE + (all) | dead | FF block: edges@90 | log area | relative (do nothing) "
-        "| transformer block: edges@90 | log area | relative (do nothing) |",
-        "|---|" + "---|" * 11,
+        f"{settings['prompts']} prompts of {settings['context']} tokens, edges ranked by `{content['ranking']}` on "
+        f"{settings['rank_prompts']} others, removed latents set to {settings['ablation']}.",
+        "",
     ]
-    spliced = {one.method: one.ce_increase for one in results.spliced}
-    for method in dict.fromkeys(record.method for record in results.records):
-        saes = [sae for sae in results.saes if sae.method == method]
-        both = [scores(results, method, kind) for kind in ("ff_block", "transformer_block")]
-        all_spliced = f"{spliced[method]:.2f}" if method in spliced else "–"
-        lines.append(
-            f"| {method} | {fidelity(saes)[0]} | {all_spliced} | {fidelity(saes)[1]} | {both[0]} | {both[1]} |"
-        )
+    for kind, found in content["kinds"].items():
+        lines += [f"**{kind}: geometric means over {', '.join(found['blocks'])}**", ""]
+        lines += ["| SAEs | faithful@80 | relative to TopK | floor (nats) | FVU | L0 | dead | CE + |", "|---" * 8 + "|"]
+        over = "all" if len(found["blocks"]) > 1 else found["blocks"][0]
+        for method, blocks in found["levels"].items():
+            levels_of, quality = blocks[over], found["fidelity"][method]
+            ratio = "1" if method == BASE else shown(found["ratios"].get(method), ".2g")
+            cells = [shown(levels_of[HEADLINE], ",.0f"), ratio, shown(levels_of["floor.kl"], ".2f")]
+            cells += [f"{quality['fvu'][0]:.3f}", f"{quality['l0'][0]:.1f}", f"{quality['dead'][0]:.0%}"]
+            lines.append(f"| {' | '.join([method, *cells, format(quality['ce_increase'][0], '.3f')])} |")
+        lines += ["", f"**{kind}: every block**", ""]
+        lines += ["| SAEs | block | faithful@50 | faithful@80 | faithful@90 | unfaithful area | floor (nats) |"]
+        lines += ["|---" * 7 + "|"]
+        forms = (",.0f", ",.0f", ",.0f", ".2f", ".2f")
+        for method, blocks in found["levels"].items():
+            for block in found["blocks"]:
+                each = [shown(blocks[block][score], form) for score, form in zip(LEVELS, forms, strict=True)]
+                lines.append(f"| {' | '.join([method, block, *each])} |")
+        lines.append("")
     return "\n".join(lines)
 
 
-def fidelity(saes: list[SaeFidelity]) -> tuple[str, str]:
-    """Means over the SAEs of a method: L0, FVU, CE increase; share of dead latents."""
-    l0, fvu = fmean(sae.l0 for sae in saes), fmean(sae.fvu for sae in saes)
-    ce, dead = fmean(sae.ce_increase for sae in saes), fmean(sae.dead for sae in saes)
-    return f"{l0:.1f} | {fvu:.3f} | {ce:.3f}", f"{dead:.1%}"
+def shown(cell: Cell | None, form: str) -> str:
+    """A score with its interval."""
+    if cell is None:
+        return "–"
+    if cell["value"] is None:
+        return "never"
+    interval: Ends | None = cell["interval"]
+    if interval is None:
+        return format(cell["value"], form)
+    low, high = ("?" if end is None else format(end, form) for end in interval)
+    return f"{cell['value']:{form}} [{low}, {high}]"
 
 
-def scores(results: Results, method: str, kind: str) -> str:
-    """Means over the blocks of a kind: edges@90 (geometric), log area, the published relative score and its do-nothing
-    value, the baseline's curves over as many possible edges."""
-    records = of_kind(results.records, kind)
-    mine = [record for record in records if record.method == method]
-    if not mine:
-        return "– | – | –"
-    edges = [record.edges_at["90"] for record in mine]
-    shown = "never" if None in edges else f"{np.exp(np.mean(np.log(np.array(edges, dtype=float)))):,.0f}"
-    areas = {record.block: record.absolute for record in records if record.method == BASE}
-    nothing = fmean(areas[record.block] / record.n_edges for record in mine)
-    relative = f"{fmean(r.relative for r in mine):.3f} ({nothing:.3f})"
-    return f"{shown} | {fmean(r.log_area for r in mine):.2f} | {relative}"
-
-
-def of_kind(records: list[Record], kind: str) -> list[Record]:
-    """The pairs' records at the blocks of a kind, controls left out."""
-    return [record for record in records if record.block.startswith(kind) and record.control is None]
-
-
-def relative(records: list[Record], kind: str) -> str:
-    """Every method over the baseline: geometric means over the blocks of a kind, with 95 % intervals over prompts."""
-    lines = [f"**{kind}**", "", f"| SAEs | {' | '.join(SCORES)} |", "|---|" + "---|" * len(SCORES)]
-    some = of_kind(records, kind)
-    by_score = {s: {r.method: r for r in ratios(some, BASE, s).rows if r.block.startswith("all")} for s in SCORES}
-    for method in dict.fromkeys(record.method for record in some):
-        row = ["1" if method == BASE else beside_nothing(by_score[score][method]) for score in SCORES]
-        lines.append(f"| {method} | {' | '.join(row)} |")
-    return "\n".join([*lines, ""])
-
-
-def beside_nothing(ratio: Ratio) -> str:
-    """A ratio with its interval; of relative scores, what two identical curves would give beside it."""
-    return cell(ratio) + ("" if ratio.do_nothing is None else f" (nothing: {ratio.do_nothing:.2g})")
-
-
-def sites(results: Results) -> str:
-    """FVU and L0 of every SAE."""
-    places = list(dict.fromkeys(sae.site for sae in results.saes))
-    lines = [f"| SAEs | {' | '.join(places)} |", "|---|" + "---|" * len(places)]
-    for method in dict.fromkeys(sae.method for sae in results.saes):
-        found = {sae.site: f"{sae.fvu:.3f} ({sae.l0:.1f})" for sae in results.saes if sae.method == method}
-        lines.append(f"| {method} | {' | '.join(found.get(place, '–') for place in places)} |")
-    return "\n".join(lines)
+def page(text: str, content: dict[str, Any]) -> str:
+    """The page with the tables in their place."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{tables(content)}{END}{after}"
 
 
 if __name__ == "__main__":
-    found = Results.read(Path(sys.argv[1]) / "results.json")
-    print(summary(found), "", sep="\n")
-    for kind in ("ff_block", "transformer_block"):
-        print(relative(found.records, kind))
-    print(sites(found))
+    if runs := [Results.read(Path(name) / "results.json") for name in sys.argv[1:]]:
+        TABLE.write_text(json.dumps(collected(runs), indent=1) + "\n", encoding="utf-8")
+    made = page(PAGE.read_text(encoding="utf-8"), json.loads(TABLE.read_text(encoding="utf-8")))
+    PAGE.write_text(made, encoding="utf-8")

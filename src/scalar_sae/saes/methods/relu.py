@@ -11,6 +11,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from scalar_sae.bounds import Rate
 from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.components.sparsity_control import PenaltyMethod, Sparsity, SparsityWeight
 from scalar_sae.saes.methods.base import Acts, Name, Progress, Scale, TrainableSAEs, squared_error
@@ -25,6 +26,8 @@ class ReluConfig(PenaltyMethod, frozen=True):
     """Folder of these SAEs in a run."""
     scale: Scale = "sqrt_d"
     """Scale of the activations in which the penalty's weight applies."""
+    lr_scale: Rate = 3.0
+    """Factor on the run's learning rate. An L1 penalty needs about three times TopK's rate (docs/training.md)."""
     sparsity: Sparsity = Sparsity(weight=5.0)
     """Weight of the L1 penalty."""
 

@@ -27,6 +27,7 @@ from pydantic import Field, NonNegativeFloat, field_validator
 from torch import Tensor
 
 from scalar_sae import distributed
+from scalar_sae.bounds import Rate
 from scalar_sae.saes.activation import JumpReLU, ReLU
 from scalar_sae.saes.components.sparsity_control import PenaltyMethod, Sparsity, SparsityWeight
 from scalar_sae.saes.methods.base import Acts, Name, Progress, Scale, TrainableSAEs, Weights, squared_error
@@ -44,6 +45,8 @@ class ATMConfig(PenaltyMethod, frozen=True):
     """Folder of these SAEs in a run."""
     scale: Scale = "sqrt_d"
     """Scale in which the penalty's weight counts."""
+    lr_scale: Rate = 3.0
+    """Factor on the run's learning rate. An L1 penalty needs about three times TopK's rate (docs/training.md)."""
     sparsity: Sparsity = Sparsity(weight=5.0)
     """Weight of the L1 penalty."""
     decay: float = Field(default=0.99, ge=0, lt=1)
