@@ -3,8 +3,8 @@
     .peers/bin/python -m benchmarks.yardsticks --out runs/yardsticks     # where the peers are installed: make bench
 
 Every trainer reads the same activations of one site in the same batches. Ours trains once, as the preset `table` says.
-The peers' own trainers train once with each of four learning rates, with a warm-up and a linear decay over the last
-fifth, and the best of the four counts. L0 is matched: one controller steers the weight of a penalty to the same L0, for
+The peers' own trainers train once with each of three learning rates, with a warm-up and a linear decay over the last
+fifth, and the best of the three counts. L0 is matched: one controller steers the weight of a penalty to the same L0, for
 the peers too. FVU and L0 are measured on validation text with the SAE of inference. Each run becomes a line of
 `yardsticks.jsonl` in the output folder. Runs that are there already are not repeated.
 """
@@ -32,9 +32,11 @@ from scalar_sae.training.loop import text_to_choose_on
 
 SITE = Site("resid_mid", 1)
 K, EXPANSION = 10, 8
-LRS = (9e-4, 3e-3, 9e-3, 3e-2)
+LRS = (3e-3, 9e-3, 3e-2)
 WARMUP = 50
-METHODS = ("topk", "topk-gao", "batch_topk", "jumprelu", "gated", "relu")
+METHODS = ("topk", "topk-gao", "topk-auxk", "batch_topk", "jumprelu", "gated", "relu")
+OTHERS = {"topk-auxk": "zoo"}
+"""Methods that another preset than `table` has, with that preset."""
 OURS, LENS, DICTIONARY = "scalar-sae", "SAELens", "dictionary_learning"
 
 
@@ -95,7 +97,9 @@ def ours(data: Data, name: str) -> Trained:
 
 
 def at_the_site(config: TrainConfig, name: str) -> Any:
-    """A method of the preset at this site alone."""
+    """A method of the preset, or of another one, at this site alone."""
+    if name in OTHERS:
+        config = validated(TrainConfig, read_preset(OTHERS[name])["train"], "train")
     [method] = [method for method in config.saes if method.name == name]
     return method.model_copy(update={"sites": [str(SITE)]})
 
@@ -196,8 +200,8 @@ def run(data: Data, method: str, trainer: str, lr: float) -> dict[str, Any]:
 
 
 def peers_name(method: str) -> str:
-    """Both recipes of TopK are measured against the peers' TopK."""
-    return "topk" if method == "topk-gao" else method
+    """Every recipe of TopK is measured against the peers' TopK."""
+    return method.partition("-")[0]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -226,7 +230,7 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for method in METHODS:
         own = config.lr * at_the_site(config, method).lr_scale
-        peers = () if method == "topk-gao" else (LENS, DICTIONARY)
+        peers = (LENS, DICTIONARY) if method == peers_name(method) else ()
         for trainer, lr in [(OURS, own), *((peer, lr) for peer in peers for lr in LRS)]:
             if any((row["method"], row["trainer"], row["lr"]) == (method, trainer, lr) for row in rows):
                 continue
