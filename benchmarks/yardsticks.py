@@ -2,11 +2,11 @@
 
     .peers/bin/python -m benchmarks.yardsticks --out runs/yardsticks     # where the peers are installed: make bench
 
-Every trainer reads the same activations of one site in the same batches. Ours trains once, as the preset `table` says.
-The peers' own trainers train once with each of three learning rates, with a warm-up and a linear decay over the last
-fifth, and the best of the three counts. L0 is matched: one controller steers the weight of a penalty to the same L0, for
-the peers too. FVU and L0 are measured on validation text with the SAE of inference. Each run becomes a line of
-`yardsticks.jsonl` in the output folder. Runs that are there already are not repeated.
+Every trainer reads the same activations of one site in the same batches. Ours trains once, with the recipe of the
+preset `table`. The peers' own trainers train once with each of three learning rates, with a warm-up and a linear decay
+over the last fifth, and the best of the three counts. L0 is matched: one controller steers the weight of a penalty to
+the same L0, for the peers too. FVU and L0 are measured on validation text with the SAE of inference. Each run becomes a
+line of `yardsticks.jsonl` in the output folder. Runs that are there already are not repeated.
 """
 
 import argparse
