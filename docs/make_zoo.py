@@ -6,6 +6,7 @@ python docs/make_zoo.py                                           # writes the p
 
 import json
 import sys
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,7 +54,8 @@ def of_kind(records: list[Record], saes: list[SaeFidelity]) -> dict[str, Any]:
     if BASE in found and len(found) > 1:
         for one in ratios(records, BASE, HEADLINE).rows:
             if one.block.startswith("all") or len({record.block for record in records}) == 1:
-                beside[one.method] = {"value": None if one.base_never else one.value, "interval": one.interval}
+                known = isfinite(one.value) and not one.base_never
+                beside[one.method] = {"value": one.value if known else None, "interval": one.interval}
     blocks = sorted({record.block for record in records})
     sites = {str(site) for name in blocks for block in [Block.parse(name)] for site in (block.up, block.down)}
     here = [sae for sae in saes if sae.site in sites and sae.method in found]
