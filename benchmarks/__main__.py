@@ -18,7 +18,8 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
-from scalar_sae.scoring.curve import Exact, measure
+from scalar_sae.scoring.conventions import EXACT
+from scalar_sae.scoring.curve import measure
 from scalar_sae.scoring.metrics import published_counts
 from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings.order import keep_indices
@@ -74,7 +75,7 @@ def whole(pair: Pair, edges: GlobalEdges, n_counts: int, tokens: torch.Tensor) -
     readout = Readout.of(pair)
     start = time.perf_counter()
     for prompt in read(pair, tokens):
-        measure(pair, prompt, edges, n_counts, True, Exact(), readout)
+        measure(pair, prompt, edges, n_counts, True, EXACT, readout)
     return time.perf_counter() - start
 
 

@@ -14,7 +14,8 @@ from benchmarks.staircase import staircase_pair
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.scoring.config import counts_of
-from scalar_sae.scoring.curve import Exact, measure
+from scalar_sae.scoring.conventions import EXACT
+from scalar_sae.scoring.curve import measure
 from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.registry import rank
@@ -106,7 +107,7 @@ def _scored(
         yield found
     start = where.now()
     for number, prompt in enumerate(read(pair, scored), 1):
-        curves = measure(pair, prompt, edges, len(counts), True, Exact(), readout)
+        curves = measure(pair, prompt, edges, len(counts), True, EXACT, readout)
         seconds = where.now() - start
         found |= {
             "prompts scored": number, "scoring (s)": seconds, "a prompt (s)": seconds / number,
