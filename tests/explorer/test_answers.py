@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import re
+import socket
+import sys
 import threading
 import zipfile
 from dataclasses import replace
@@ -16,6 +18,7 @@ import pytest
 import torch
 
 import scalar_sae as ss
+from scalar_sae.cli import main
 from scalar_sae.errors import UserError
 from scalar_sae.explore.journey import Journey
 from scalar_sae.explorer import answers, edges
@@ -27,6 +30,7 @@ from scalar_sae.scoring.rankings.order import strongest
 from scalar_sae.scoring.rankings.registry import rank
 from tests.explorer.subjects import CONFIG, KEY, RANKING, small_subject
 from tests.helpers import random_sae
+from tests.robustness.hostile import write_tables
 
 ABOUT = {"pair": KEY, "ranking": RANKING}
 TEXT = "def f(x):"
@@ -305,3 +309,37 @@ def test_words_stand_out_from_what_they_stand_on(scheme: int):
     for words, back in READ_ON:
         low, high = sorted((light(words), light(back)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (words, back)
+
+
+def test_tables_of_another_sae_are_refused(tmp_path: Path):
+    subject = small_subject(tmp_path, tables=False)
+    write_tables(tmp_path / "features" / "m" / "resid_mid.0")  # of four features
+    with pytest.raises(UserError, match="4 features, the SAE has 24"):
+        Explorer(subject).answer("card", {"pair": KEY, "end": "up", "latent": 0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "needs a run, or --saes"),
+        (["RUN", "--saes", "x", "--block", "ff_block.0"], "give one of them"),
+        (["RUN", "--block", "ff_block.0"], "go with --saes"),
+        (["--saes", "x"], "--block"),
+        (["RUN"], "not a run directory"),
+        (["RUN", "--port", "TAKEN"], "choose another"),
+    ],
+)
+def test_a_wrong_command_ends_in_one_line(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = {"RUN": str(tmp_path), "TAKEN": str(taken.getsockname()[1])}
+        monkeypatch.setattr(sys, "argv", ["scalar", "explore", *(words.get(one, one) for one in arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said in error
+    assert error.count("\n") == 1

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from xml.etree.ElementTree import fromstring as parsed
 
 import pytest
 from selenium.common.exceptions import StaleElementReferenceException
@@ -18,6 +19,7 @@ from tests.explorer.subjects import KEY, RANKING, small_subject
 from tests.helpers import running
 
 ABOUT = {"pair": KEY, "ranking": RANKING}
+SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "<img src=x onerror='window.ran=1'>\u202eback\x00" + "x" * 10_000
 
 
@@ -61,6 +63,16 @@ class Page:
     def key(self, css: str, key: str) -> None:
         script = "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: arguments[1], bubbles: true}))"
         self.browser.execute_script(script, self.one(css), key)
+
+    def saved(self, kind: str, css: str) -> bytes:
+        """What a button saves."""
+        script = (
+            "const [kind, css, done] = arguments, make = URL.createObjectURL;"
+            "URL.createObjectURL = (blob) => { if (blob.type === kind) blob.arrayBuffer().then((buffer) =>"
+            " done([...new Uint8Array(buffer)])); URL.createObjectURL = make; return make(blob); };"
+            "document.querySelector(css).click();"
+        )
+        return bytes(self.browser.execute_async_script(script, kind, css))
 
     def state(self, name: str) -> Any:
         """A part of the address."""
@@ -150,6 +162,14 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
         assert {one for one in local if one[0] == "d"} == {f"d{edge['down']}" for edge in first_n}
         assert {one for one in local if one[0] == "u"} == {f"u{edge['up']}@5" for edge in first_n}
 
+        # pictures of what is drawn
+        svg = parsed(page.saved("image/svg+xml", "#svg").decode())
+        assert {text.text for text in svg.iter(f"{SVG}text") if text.text} >= {"Upstream", "Downstream", "Predicted"}
+        assert len(list(svg.iter(f"{SVG}rect"))) == len(local) + 1  # and the ground
+        png = page.saved("image/png", "#png")
+        assert png.startswith(b"\x89PNG")
+        assert len(png) > 5000
+
         # an intervention: the distributions before and after are the engine's
         page.press("#view-test")
         page.put("#add-up", str(first_n[0]["up"]))
@@ -174,13 +194,7 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
         # what leaves the page: a folder that opens from disk, in the same state
         page.press("#view-map")
         page.one("svg.columns .node")
-        saved = browser.execute_async_script(
-            "const done = arguments[0], make = URL.createObjectURL;"
-            "URL.createObjectURL = (blob) => { if (blob.type === 'application/zip') blob.arrayBuffer().then((buffer) =>"
-            " done([...new Uint8Array(buffer)])); return make(blob); };"
-            "document.getElementById('export').click();"
-        )
-        zipfile.ZipFile(io.BytesIO(bytes(saved))).extractall(tmp_path)
+        zipfile.ZipFile(io.BytesIO(page.saved("application/zip", "#export"))).extractall(tmp_path)
         drawing = page.text("svg.columns")
 
         # hostile prompts and addresses

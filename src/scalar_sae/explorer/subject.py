@@ -175,7 +175,13 @@ class Subject:
         if not (folder / "latents.parquet").is_file():
             return None
         if folder not in self._cards:
-            self._cards[folder] = Cards.read(folder)
+            found, width = Cards.read(folder), pair.sae(end).d_sae
+            if found.n_latents != width:
+                raise UserError(
+                    f"{folder}: tables of {found.n_latents:,} features, the SAE has {width:,}; move the folder away "
+                    "and run scalar features again"
+                )
+            self._cards[folder] = found
         return self._cards[folder]
 
 
