@@ -80,9 +80,10 @@ export function JourneyView({ state, pair, tokens, step }: { state: State; pair:
           {tokens.answer?.special[state.at] && <p class="hint">A special token keeps the model's own activation: it has no edges.</p>}
           {points.length > 1 && <Curve label="Local edges" points={points} n={edges} onCount={(local) => set({ local })} />}
           <p class="reading" role="status">
-            <b id="n-local">{count(edges)}</b> of {some(answer.edges.n_edges, "local edge")} at token {state.at}
+            <b id="n-local">{count(edges)}</b> of {some(points[points.length - 1]?.edges ?? 0, "local edge")} at token {state.at}
             {point && <>: they carry <b id="local-recovery">{percent(point.recovery)}</b> of the prediction after it, KL from the full circuit {number(kl)} nats.</>}
-            {edges > answer.edges.edges.length && ` ${count(answer.edges.edges.length)} are sent to this page.`}
+            {" "}{count(answer.edges.n_edges)} of all change a feature when they alone are removed
+            {answer.edges.n_edges > answer.edges.edges.length ? `; the strongest ${count(answer.edges.edges.length)} are sent to this page.` : "."}
             {found.left > 0 && ` ${count(found.left)} are not drawn, for their features have no room.`}
           </p>
           <Columns columns={found.columns} links={found.links} focus={state.focus} label="Local edges to the prediction"
