@@ -19,6 +19,9 @@ KEY, RANKING = f"m/{BLOCK}", "leave_one_out"
 CONFIG = ScoreConfig(ranking=RANKING, prompts=3, rank_prompts=4, context=12)
 
 
+NAME = "<i>small</i> run\u202e"
+
+
 def small_subject(folder: Path, *, tables: bool = True) -> Subject:
     """A subject whose files lie in a folder."""
     lm = tiny_lm(d_vocab=128)
@@ -32,4 +35,4 @@ def small_subject(folder: Path, *, tables: bool = True) -> Subject:
             rows = ids[:240].long().view(-1, 12)
             read_features(lm, site, sae, rows, folder / "features" / "m" / str(site), n_examples=3, batch=2)
     subject = PairSubject(KEY, "m", BLOCK, group, (record,))
-    return Subject("small run", lm, lambda: corpus, {KEY: subject}, folder)
+    return Subject(NAME, lm, lambda: corpus, {KEY: subject}, folder)

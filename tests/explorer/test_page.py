@@ -90,6 +90,7 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
 
         # the map: what stands beside the slider is the record's
         page.one("svg.columns .node")
+        assert page.text("h1").startswith("<i>small</i> run[U+202E]")
         point = next(point for point in record.curve() if point["edges"] == 32)
         page.put(".curve input", str(record.edges.index(32)))
         page.until(lambda: page.one("#n-edges").text == "32")

@@ -26,6 +26,7 @@ from scalar_sae.errors import UserError, one_line, reason
 from scalar_sae.explorer.answers import QUESTIONS, Question
 from scalar_sae.explorer.subject import Subject
 from scalar_sae.loopback import LoopbackServer, RefusedError, application, page_routes
+from scalar_sae.malloc import trim_malloc
 from scalar_sae.readers import explained, parse_json
 
 BODY_BYTES = 2**20
@@ -63,6 +64,7 @@ class Explorer:
                 self._remembered.move_to_end(key)
                 return self._remembered[key]
         found = QUESTIONS[name].answer(self._subject, question, on_progress)
+        trim_malloc()
         with self._lock:
             self._remembered[key] = found
             while len(self._remembered) > REMEMBERED:
