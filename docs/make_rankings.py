@@ -1,41 +1,21 @@
-"""From runs of the `rankings` preset: docs/rankings-by-block.md whole, the tables of docs/rankings.md on standard
-output, a picture of each run.
+"""From runs of the `rankings` preset: docs/rankings-by-block.md whole, and the tables of docs/rankings.md on standard
+output.
 
 scalar quickstart --preset rankings --out runs/rankings && python docs/make_rankings.py runs/rankings [ANOTHER RUN ...]
 """
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-import plotly.graph_objects as go
-from make_picture import picture
-from plotly.colors import qualitative
-from plotly.subplots import make_subplots
 
 from scalar_sae.records.results import Record, Results
 from scalar_sae.records.sae_results import Interval
 from scalar_sae.scoring.compare import Ratio, ratios
 
 DOCS = Path(__file__).parent
-INK, GRID = "#1d2433", "#e6e9ef"
 SCORES = ("edges_at.50", "edges_at.90", "log_area", "pure")
-
-
-def style(figure: go.Figure, height: int) -> go.Figure:
-    """The look of the picture."""
-    figure.update_layout(
-        template="plotly_white",
-        height=height,
-        margin={"l": 64, "r": 16, "t": 76, "b": 56},
-        font={"family": "Inter, system-ui, -apple-system, 'Segoe UI', sans-serif", "size": 13, "color": INK},
-        legend={"orientation": "h", "y": 1.24, "x": 0},
-    )
-    figure.update_xaxes(gridcolor=GRID, zeroline=False)
-    figure.update_yaxes(gridcolor=GRID, zeroline=False)
-    return figure
 
 
 def groups(results: Results) -> dict[tuple[str, str], list[Record]]:
@@ -133,37 +113,9 @@ def measured(record: Record, score: str, value: float | None, form: str) -> str:
     return ("never" if value is None else f"{value:{form}}") + low_high
 
 
-def figure(results: Results) -> go.Figure:
-    """Mean recovery over the blocks of each group against edges kept."""
-    some = groups(results)
-    titles = [f"{kind}, {saes}" for kind, saes in some]
-    drawn = make_subplots(1, len(some), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02)
-    for column, records in enumerate(some.values(), start=1):
-        names = list(dict.fromkeys(record.method for record in records))
-        for name, colour in zip(names, qualitative.D3, strict=False):
-            mine = [record for record in records if record.method == name]
-            grid = np.geomspace(1, min(record.n_edges for record in mine), 60)
-            curves = [
-                np.interp(np.log(grid), np.log(r.edges[1:]), 1 - np.array(r.kl_circuit[1:]) / r.kl_circuit[0])
-                for r in mine
-            ]
-            line = {"color": colour, "width": 1.6, "dash": "dot" if name == "random" else "solid"}
-            drawn.add_scatter(
-                x=grid, y=np.mean(curves, 0), name=name, line=line, showlegend=column == 1, row=1, col=column
-            )
-    drawn.update_xaxes(type="log", title_text="edges kept", exponentformat="power", dtick=1)
-    drawn.update_yaxes(range=[-0.4, 1.03])
-    drawn.update_yaxes(title_text="recovery, mean over four layers", col=1)
-    return style(drawn, height=420)
-
-
 if __name__ == "__main__":
     runs = {Path(name).name: Results.read(Path(name) / "results.json") for name in sys.argv[1:]}
     (DOCS / "rankings-by-block.md").write_text(by_block(runs), encoding="utf-8")
-    for name, found in runs.items():
+    for found in runs.values():
         print(tables(found))
         print(absolute(found))
-        with tempfile.TemporaryDirectory() as folder:
-            page = Path(folder) / "page.html"
-            figure(found).write_html(page, config={"displayModeBar": False})
-            picture(page, DOCS / f"{name}.png", (1280, 440))
