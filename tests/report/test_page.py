@@ -2,8 +2,10 @@
 
 import csv
 import math
+import random
+import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import pytest
 from scalar_sae.records.results import Floor, PromptCurves, Record, Results, Rise
 from scalar_sae.records.sae_results import SaeFidelity
 from scalar_sae.report.chart import Axis, linear_axis, log_axis
+from scalar_sae.report.environment import asset, viewer
 from scalar_sae.report.page import Links, compare, controls, render, write_report
 from scalar_sae.report.ratios import Claim, Claims, claims, sentence
 from scalar_sae.report.scores_csv import as_csv
 from scalar_sae.scoring.compare import Ratio
+from scalar_sae.scoring.config import counts_of
 from tests.scoring.test_compare import FAITHFUL, few
 
 LEVELS = ("50", "80", "90")
@@ -247,11 +251,11 @@ def test_controls_stand_beside_their_pair(results: Results):
     assert controls(results) == []
     first = results.records[0]
     padded = first.model_copy(update={"control": "padded", "relative": first.relative / 4})
-    random = record("ff_block.0", "topk", "random", 512, 200_000.0, 300.0)
+    shuffled = record("ff_block.0", "topk", "random", 512, 200_000.0, 300.0)
     local = record("ff_block.0", "topk", "local", 512, 77.0, 300.0)
-    more = results.model_copy(update={"records": [*results.records, padded, random, local]})
+    more = results.model_copy(update={"records": [*results.records, padded, shuffled, local]})
     (control,) = controls(more)
-    assert (control.record, control.random, control.padded, control.shuffled) == (first, random, padded, None)
+    assert (control.record, control.random, control.padded, control.shuffled) == (first, shuffled, padded, None)
     page = render(more, {}, "run")
     assert 'id="controls"' in page
     assert "<td>77.0<small>" in page
@@ -262,6 +266,38 @@ def test_controls_stand_beside_their_pair(results: Results):
 def test_text_from_files_cannot_inject_markup(results: Results):
     page = render(results, {"train": {"lm": "<script>alert(1)</script>", "tokens": 5}}, "x")
     assert "<script>alert(1)" not in page
+
+
+def test_a_report_as_large_as_the_quickstarts_is_below_a_megabyte():
+    """Four FF blocks, two groups of SAEs and four rankings, at the full grid of edge counts."""
+    draw, counts = random.Random(0), counts_of("full", 512 * 512).tolist()
+    records: list[Record] = []
+    for ranking in ("leave_one_out_with_prior", "published", "local", "random"):
+        for block, method in product([f"ff_block.{n}" for n in range(4)], ["topk", "staircase-pair"]):
+            one = record(block, method, ranking, 512, draw.uniform(1e3, 1e5), draw.uniform(1e4, 1e5))
+            curve = sorted((draw.uniform(0.1, 3) for _ in counts), reverse=True)
+            lines = {"kl_model": curve, "kl_circuit": curve, "live_edges": curve, "l0_down": curve}
+            bands = {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit", "recovery")}
+            prompts = one.prompts.model_copy(update={name: [[y] * 20 for y in curve] for name in lines})
+            changes = {"edges": counts, **lines, "prompts": prompts, "ci": one.ci | bands}
+            records.append(one.model_copy(update=changes))
+    text = render(Results(records=records), {}, "run")
+    assert text.count("<svg") >= 4
+    assert 100_000 < len(text.encode()) < 1_000_000
+
+
+def test_pages_of_features_have_the_colours_of_the_report(results: Results):
+    """By day and by night: no page has a colour of its own but the dark band at the top."""
+    colours = asset("colours.css")
+    assert "prefers-color-scheme: dark" in colours
+    assert colours.strip() in render(results, {}, "run")
+    for name in ("features", "blind"):
+        css = viewer(name)["page.css"]
+        assert css.startswith(colours)
+        rest = css.removeprefix(colours)
+        assert {use for use in re.findall(r"var\((--\w[\w-]*)", rest)} <= set(re.findall(r"(--\w[\w-]*):", colours))
+        own = re.sub(r"var\([^)]*\)|^header.*$", "", rest, flags=re.MULTILINE)
+        assert not re.findall(r"#[0-9a-f]{3,6}\b|\bwhite\b(?!-)|\bblack\b", own)
 
 
 @pytest.fixture

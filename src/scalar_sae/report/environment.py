@@ -28,7 +28,7 @@ def viewer(name: str) -> dict[str, str]:
     """The three files of a page that shows features: `index.html`, `page.css`, `page.js`."""
     return {
         "index.html": environment().get_template(f"{name}.html.j2").render(csp=POLICY),
-        "page.css": asset("viewer.css") + asset(f"{name}.css"),
+        "page.css": asset("colours.css") + asset("viewer.css") + asset(f"{name}.css"),
         "page.js": asset(f"{name}.js"),
     }
 
