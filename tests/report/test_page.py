@@ -23,6 +23,8 @@ from scalar_sae.scoring.config import counts_of
 from tests.scoring.test_compare import FAITHFUL, few
 
 LEVELS = ("50", "80", "90")
+BANDS = ("kl_model", "kl_circuit", "recovery", "faithfulness")
+"""Curves that have an interval at every count."""
 
 
 def record(
@@ -44,7 +46,7 @@ def record(
     ci |= {f"{kind}.{q}": interval for kind in ("edges_at", "live_edges_at") for q in ("50", "90", "99")}
     kinds = ("faithful_at", "faithful_from", "faithful_live_at")
     ci |= {"kl_mean": interval, "unfaithful_area": interval} | {f"{k}.{q}": interval for k in kinds for q in LEVELS}
-    ci |= {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit", "recovery", "faithfulness")}
+    ci |= {name: [(0.9 * y, 1.1 * y) for y in curve] for name in BANDS}
     return Record(
         block=block, method=method, ranking=ranking, seed=0, n_up=512, n_down=n_down, n_edges=512 * n_down,
         n_live_edges=1000, n_tokens=16, edges=[0, 1, 100, 262144], kl_model=curve, kl_circuit=curve,
@@ -277,7 +279,7 @@ def test_a_report_as_large_as_the_quickstarts_is_below_a_megabyte():
             one = record(block, method, ranking, 512, draw.uniform(1e3, 1e5), draw.uniform(1e4, 1e5))
             curve = sorted((draw.uniform(0.1, 3) for _ in counts), reverse=True)
             lines = {"kl_model": curve, "kl_circuit": curve, "live_edges": curve, "l0_down": curve}
-            bands = {name: [(0.9 * y, 1.1 * y) for y in curve] for name in ("kl_model", "kl_circuit", "recovery")}
+            bands = {name: [(0.9 * y, 1.1 * y) for y in curve] for name in BANDS}
             prompts = one.prompts.model_copy(update={name: [[y] * 20 for y in curve] for name in lines})
             changes = {"edges": counts, **lines, "prompts": prompts, "ci": one.ci | bands}
             records.append(one.model_copy(update=changes))
