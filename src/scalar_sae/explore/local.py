@@ -15,13 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scalar_sae.errors import UserError
+from scalar_sae.explore.attention import Heads, LastQuery, heads_of
+from scalar_sae.explore.passes import PASS_BYTES, at_last, at_once
 from scalar_sae.explore.plain import LatentEffect, LocalEdge, LocalEdges, NextToken, Outputs
 from scalar_sae.explore.stage import Stage
 from scalar_sae.lm.outputs import kl, log_probs
 from scalar_sae.sites import Block
 
-PASS_BYTES = 2**25
-"""Passes are taken so many at a time that their widest activation fits this."""
+CHUNK = 2**12
+"""Removals at earlier tokens are taken so many at a time."""
 MOST = 5_000
 """Maximum number of edges in an answer."""
 
@@ -101,35 +103,58 @@ def _effects(
     rule, pair = here.pair.down.activation, here.pair
     pre_acts = here.pre_acts[-1:]
     threshold, acts = rule.competing_threshold(pre_acts), rule.select(pre_acts)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    counts = bool(here.prompt.text[-1])
-    for rows in torch.arange(len(up), device=up.device).split(at_once(here)) if counts and len(up) else ():
-        x = here.whole.repeat(len(rows), 1, 1)
-        x[torch.arange(len(rows)), source[rows]] -= pair.added(up[rows], here.change[source[rows], up[rows]])
-        changed = at_last(here, x) @ pair.down.W_enc + pair.down.b_enc
+    nothing = torch.zeros(0, dtype=torch.long, device=up.device)
+    found: list[tuple[Tensor, Tensor, Tensor]] = [(nothing, nothing, pre_acts.new_zeros(0))]
+    done = 0
+    for rows, y in _without_each(here, source, up) if here.prompt.text[-1] else ():
+        changed = y @ pair.down.W_enc + pair.down.b_enc
         effect = acts - rule.activate_independently(changed.unsqueeze(1), threshold)[:, 0]
         player, down = effect.nonzero(as_tuple=True)
         found.append((rows[player], down, effect[player, down]))
-        on_progress(float(rows[-1] + 1) / len(up))
-    if not found:
-        nothing = torch.zeros(0, dtype=torch.long, device=up.device)
-        return nothing, nothing, pre_acts.new_zeros(0)
+        done += len(rows)
+        on_progress(done / len(up))
     player, down, effect = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return player, down, effect
+    order = player.argsort(stable=True)
+    return player[order], down[order], effect[order]
 
 
-def at_once(here: Stage) -> int:
-    """How many passes over a cut prompt are taken at a time."""
-    pair = here.pair
-    widest = max(len(here.change) * here.pair.lm.d_model * 4, here.readout.width, pair.down.d_sae)
-    return max(1, PASS_BYTES // (4 * widest))
+def _without_each(
+    here: Stage, source: Int[Tensor, " player"], up: Int[Tensor, " player"]
+) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "row d_model"]]]:
+    """What down's encoder multiplies at the last token when each player alone is removed, some players at a time.
+
+    Removals at earlier tokens change nothing at the last one but what it attends to, which saves their passes where the
+    heads are known. All others are passes over the prompt.
+    """
+    add = here.pair.added(up, here.change[source, up])
+    last = source == len(here.change) - 1
+    heads, known = None, None
+    if not last.all():
+        heads = _heads(here)
+        known = None if heads is None else LastQuery.of(here, heads)
+    passes = torch.ones_like(last) if known is None else last
+    rows = passes.nonzero()[:, 0]
+    for some in rows.split(at_once(here)) if len(rows) else ():
+        x = here.whole.repeat(len(some), 1, 1)
+        x[torch.arange(len(some)), source[some]] -= add[some]
+        yield some, at_last(here, x)
+    rows = (~passes).nonzero()[:, 0]
+    if heads is None or known is None or not len(rows):
+        return
+    one = here.rows(slice(len(here.change) - 1, len(here.change)))
+    for some in rows.split(CHUNK):
+        outputs = known.without(here, heads, source[some], add[some])
+        for part, its in zip(some.split(at_once(one)), outputs.split(at_once(one)), strict=True):
+            with heads.replaced(its.flatten(1)):
+                yield part, at_last(one, one.whole.repeat(len(part), 1, 1))
 
 
-def at_last(here: Stage, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row d_model"]:
-    """What down's encoder multiplies at the last token when x stands at the upstream site."""
-    where = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-    where[:, -1] = True
-    return here.pair.down.normalize_input(here.pair.compute_at(where, x, here.prompt.up_skip))
+def _heads(here: Stage) -> Heads | None:
+    """The heads of the block's attention, where they can be told apart."""
+    try:
+        return heads_of(here)
+    except UserError:
+        return None
 
 
 @torch.no_grad()

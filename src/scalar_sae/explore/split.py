@@ -15,27 +15,23 @@ With two positions or two components the mean of the two orders is the Shapley v
 split in the same way: the activation rule is applied to each pre-activation while j alone changes.
 """
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from scalar_sae.errors import UserError
-from scalar_sae.explore.local import at_last, at_once
+from scalar_sae.explore.attention import Heads, heads_of
+from scalar_sae.explore.passes import at_last, at_once
 from scalar_sae.explore.plain import Part, Split
 from scalar_sae.explore.stage import Stage
-from scalar_sae.lm.attention import Attention
-from scalar_sae.sites import Site
 
 
 @torch.no_grad()
 def split(stage: Stage, up: int, down: int, position: int, on_progress: Callable[[float], object]) -> Split:
     """The parts of an edge's effect at a token (Journey.split)."""
-    here, heads = stage.upto(position), _heads(stage)
+    here, heads = stage.upto(position), heads_of(stage)
     source = (here.change[:, up] != 0).nonzero()[:, 0]
     if not here.prompt.text[-1]:
         source = source[:0]
@@ -72,7 +68,7 @@ def split(stage: Stage, up: int, down: int, position: int, on_progress: Callable
 
 def _along(
     here: Stage,
-    heads: "_Heads | None",
+    heads: Heads | None,
     value: "_Value",
     source: Int[Tensor, " source"],
     add: Float[Tensor, "source d_model"],
@@ -127,94 +123,3 @@ class _Value:
         rule, n_down = self.here.pair.down.activation, self.here.pair.down.d_sae
         changed = pre_acts.view(-1, 1, 1).expand(-1, 1, n_down)
         return rule.activate_independently(changed, self.threshold)[:, 0, self.latent]
-
-
-@dataclass(frozen=True, eq=False)
-class _Heads:
-    """The heads of the one attention layer of a block: the input of its output projection, a piece a head."""
-
-    projection: nn.Module
-    n: int
-
-    def outputs(self, here: Stage, x: Float[Tensor, "row token d_model"]) -> Float[Tensor, "row head d_head"]:
-        """What each head gives at the last token."""
-        found: list[Tensor] = []
-
-        def see(_: nn.Module, args: tuple[Any, ...]) -> None:
-            found.append(args[0][:, -1].unflatten(-1, (self.n, -1)))
-
-        hook = self.projection.register_forward_pre_hook(see)
-        try:
-            for some in x.split(at_once(here)):
-                here.pair.compute(some, here.prompt.up_skip)
-        finally:
-            hook.remove()
-        return torch.cat(found)
-
-    @contextmanager
-    def replaced(self, outputs: Float[Tensor, "row d_heads"]) -> Generator[None]:
-        """Within the block the heads give these outputs at a prompt's only token."""
-        done = 0
-
-        def give(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-            nonlocal done
-            some = outputs[done : done + len(args[0])]
-            done += len(some)
-            return (some.unsqueeze(1).to(args[0]),)
-
-        hook = self.projection.register_forward_pre_hook(give)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-
-def _heads(stage: Stage) -> _Heads | None:
-    """The heads between the two ends of a block; None where no attention lies between them.
-
-    Raises:
-        UserError: there are several attention layers, or the heads cannot be told apart.
-    """
-    block = stage.pair.block
-    layers = [
-        number
-        for number in range(block.up.layer, block.down.layer + 1)
-        if block.up.depth <= Site("attn_in", number).depth < block.down.depth
-    ]
-    if not layers:
-        return None
-    if len(layers) > 1:
-        raise UserError(f"{block}: holds {len(layers)} attention layers; an edge is split over the heads of one")
-    attention = next(
-        function
-        for one in stage.pair.computation.layers[layers[0]].stages
-        for branch in one.branches
-        for _, function in branch.steps
-        if isinstance(function, Attention)
-    )
-    n_heads = getattr(stage.pair.lm.hf.config.get_text_config(), "num_attention_heads", 0)
-    projection = _projection(attention, stage)
-    if projection is None or not n_heads:
-        raise UserError(f"{block}: the heads of {type(attention.module).__name__} cannot be told apart")
-    return _Heads(projection, n_heads)
-
-
-def _projection(attention: Attention, stage: Stage) -> nn.Module | None:
-    """The linear map whose output is the attention's: the last that its forward calls. None if there is none."""
-    called: list[tuple[nn.Module, Tensor]] = []
-
-    def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            called.append((module, output))
-
-    linear = [
-        m for m in attention.module.modules() if isinstance(w := getattr(m, "weight", None), Tensor) and w.dim() == 2
-    ]
-    hooks = [module.register_forward_hook(see) for module in linear]
-    try:
-        output = attention(stage.whole[:1].unsqueeze(0).to(next(attention.module.parameters())))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    module, last = called[-1] if called else (None, None)
-    return module if last is not None and last.equal(output) else None
