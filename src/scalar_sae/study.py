@@ -302,7 +302,7 @@ def _score_run(config: StudyConfig, lm: LanguageModel, out: Path) -> Results:
         path, lm, [(done[job.key], job.pair) for job in wanted if job.key in done and not job.config.control]
     )
     jobs = [job for job in wanted if job.key not in done]
-    costs = [(job.config.prompts + job.config.n_rank_prompts) * _weight(job.pair) for job in jobs]
+    costs = [job.config.steps(job.config.n_rank_prompts, job.config.prompts) * _weight(job.pair) for job in jobs]
     total = sum(cost * share for cost, share in zip(costs, distributed.shares(len(jobs)), strict=True))
     with Bar("score", total) as bar:
         work = partial(_record, texts, out, bar)

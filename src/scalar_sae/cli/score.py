@@ -57,6 +57,14 @@ def score(
             min=1,
         ),
     ] = None,
+    rank_halves: Annotated[
+        bool,
+        typer.Option(
+            "--rank-halves",
+            help="Rank on each half of the ranking prompts too: intervals include the error of the ranking text. Takes "
+            "three times as long.",
+        ),
+    ] = False,
     context: Annotated[
         int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
@@ -111,7 +119,7 @@ def score(
     place = Block.parse(block)
     settings = {"ranking": ranking, "rank_prompts": rank_prompts, "prompts": prompts, "context": context}
     settings |= {"edges": edges, "ablation": ablation, "memory": memory, "seed": seed, "control": control}
-    settings |= {"allow_trained_text": allow_trained_text}
+    settings |= {"allow_trained_text": allow_trained_text, "rank_halves": rank_halves}
     settings |= {"special": None if special is None else parse_rule(special)}
     config = score_config(settings, published=published)
     check_model_and_text(lm, dtype, tokens)
@@ -121,7 +129,7 @@ def score(
     config, texts = prompts_of(tokens, model, saes, chosen, method, config, context)
     say_left_out(model, texts, config)
     results = Results()
-    total = sum(distributed.shares(len(pairs))) * (config.prompts + config.n_rank_prompts)
+    total = sum(distributed.shares(len(pairs))) * config.steps(config.n_rank_prompts, config.prompts)
     with making(out) as partial, Bar("score", total) as bar:
 
         def record(name: str) -> Record:

@@ -202,6 +202,10 @@ class Record(BaseModel):
     unfaithful_area: float
     """Mean of 1 - faithfulness over log n, from 1 to 2^18 edges whatever the pair. Above 1 where circuits are worse
     than the mean."""
+    rank_halves: dict[str, tuple[float | None, float | None]] = {}
+    """Scores, by name, under the orders of edges that the two halves of the ranking text give; null for a level that is
+    not reached. Empty if they were not scored. Where they were, the intervals of these scores include the error of the
+    ranking text."""
     ci: dict[str, Interval | list[Interval] | None]
     """95 % intervals by name of the score (`edges_at.90`, `floor.kl`), and per count for the curves. Intervals of
     scores that are interpolated between edge counts include the error of the grid. Null where fewer than 20 prompts

@@ -83,6 +83,8 @@ def _score_circuit(
     start = time.perf_counter()
     if config.conventions != "exact":
         raise UserError(f"conventions {config.conventions}: the authors score no circuits of several pairs; take exact")
+    if config.rank_halves:
+        raise UserError("rank_halves: a circuit of several pairs is ranked on one text; leave rank_halves out")
     if config.control is not None:
         raise UserError(f"control {config.control}: a circuit of several pairs has no controls; leave control out")
     special = lm.special_ids(config.special)

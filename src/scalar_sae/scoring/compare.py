@@ -23,7 +23,7 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.special import listed
 from scalar_sae.records.results import Record
 from scalar_sae.scoring import metrics
-from scalar_sae.scoring.intervals import FEW_FOR_99, FEW_PROMPTS, ends, enough, resamples
+from scalar_sae.scoring.intervals import FEW_FOR_99, FEW_PROMPTS, ends, enough, resamples, widen
 
 FAMILY = re.compile(r"(.+?)-(?:k|lambda|l0-?)([0-9.e+-]+)$")
 """Names of SAEs of one method at several sparsities: `topk-k10`, `jacobian-lambda0.01`."""
@@ -110,6 +110,10 @@ class _Beside:
     method: str
     logs: Resampled
     """Logarithm of the ratio."""
+    halves: Float[np.ndarray, " two"]
+    """Logarithm of the ratio under the orders of either half of the ranking text; the ratio itself where they were not
+    scored, or where no order moves the score.
+    """
     nothing: float
     """The same of what two identical curves would give in `relative`."""
     paired: bool
@@ -166,6 +170,7 @@ def levels(records: list[Record], score: str) -> list[Level]:
     seeds = _by_block_and_method(records, records[0].method)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinite where never reached
         logs = {key: _over_seeds(mine, score, _logarithm) for key, mine in seeds.items()}
+        halves = {key: _of_halves(mine, score) for key, mine in seeds.items()}
     rows: list[Level] = []
     for method, kind in dict.fromkeys((method, block.split(".")[0]) for block, method in seeds):
         blocks = [block for block, name in seeds if name == method and block.split(".")[0] == kind]
@@ -179,7 +184,7 @@ def levels(records: list[Record], score: str) -> list[Level]:
                     block=where,
                     method=method,
                     value=value if np.isfinite(value) else None,
-                    interval=_ends(mean[:, 1:], n_prompts),
+                    interval=_ends(mean, np.mean([halves[block, method] for block in some], 0), n_prompts),
                     n_seeds=min(len(seeds[block, method]) for block in some),
                 )
             )
@@ -246,7 +251,7 @@ def _by_block_and_method(records: list[Record], base: str) -> Seeds:
     Raises:
         UserError: they were scored in different ways, one of them is there twice, or none is of the baseline.
     """
-    for setting in ("conventions", "ablation"):
+    for setting in ("conventions", "ablation", "rank_halves"):
         values = list(dict.fromkeys(str(record.config.get(setting)) for record in records))
         if len(values) > 1:
             raise UserError(f"records with {setting} {' and '.join(values)} do not compare; score them alike")
@@ -280,11 +285,13 @@ def _beside(mine: list[Record], base: list[Record], score: str) -> _Beside:
     with np.errstate(divide="ignore", invalid="ignore"):  # infinite where never reached, NaN where neither is
         reference = _over_seeds(base, score, _logarithm)
         logs = _over_seeds(mine, score, _logarithm) - reference[[VALUE, MOST, LEAST]]
+        halves = _of_halves(mine, score) - _of_halves(base, score)
     nothing = [np.mean([np.log(record.n_edges) for record in records]) for records in (base, mine)]
     return _Beside(
         block=mine[0].block,
         method=mine[0].method,
         logs=logs,
+        halves=halves,
         nothing=float(nothing[0] - nothing[1]),
         paired=all(_same_text(base[0], record) for record in base + mine),
         base_never=bool(np.isposinf(reference[VALUE, 0])),
@@ -300,6 +307,7 @@ def _interpolated(family: str, members: list[list[Record]], base: list[Record], 
     each = [_beside(member, base, score) for member in members]
     logs, nothing = np.stack([one.logs for one in each]), np.array([one.nothing for one in each])
     order = floors.argsort(0)
+    halves = np.stack([one.halves for one in each])[order[:, 0]]
     nothing, floors = nothing[order[:, 0]], np.take_along_axis(floors, order, 0)
     logs = np.take_along_axis(logs, order[:, None], 0)
     return replace(
@@ -311,6 +319,7 @@ def _interpolated(family: str, members: list[list[Record]], base: list[Record], 
                 for some in logs.swapaxes(0, 1)
             ]
         ),
+        halves=np.array([np.interp(wanted[0], floors[:, 0], half) for half in halves.T]),
         nothing=float(np.interp(wanted[0], floors[:, 0], nothing)),
         paired=all(one.paired for one in each),
         n_prompts=min(one.n_prompts for one in each),
@@ -335,12 +344,13 @@ def _ratio(block: str, some: list[_Beside], score: str) -> Ratio:
     with np.errstate(invalid="ignore", over="ignore"):  # one never gets there in this block, the other in that
         logs = np.mean([one.logs for one in some], 0)
         value = np.exp(logs[VALUE, 0])
+        halves = np.mean([one.halves for one in some], 0)
     base_never, n_prompts = any(one.base_never for one in some), min(one.n_prompts for one in some)
     return Ratio(
         block=block,
         method=some[0].method,
         value=float(value),
-        interval=None if base_never else _ends(logs[:, 1:], n_prompts),
+        interval=None if base_never else _ends(logs, halves, n_prompts),
         do_nothing=float(np.exp(np.mean([one.nothing for one in some]))) if score == "relative" else None,
         paired=all(one.paired for one in some),
         base_never=base_never,
@@ -350,14 +360,24 @@ def _ratio(block: str, some: list[_Beside], score: str) -> Ratio:
     )
 
 
-def _ends(logs: Float[np.ndarray, "3 resample"], n_prompts: int) -> Ends | None:
-    """The interval of a ratio from its logarithm in each resample, NaN where that is not known."""
-    if n_prompts < FEW_PROMPTS:
+def _ends(logs: Resampled, halves: Float[np.ndarray, " two"], n_prompts: int) -> Ends | None:
+    """The interval of a ratio from its logarithm, NaN where that is not known."""
+    one, two = halves
+    if n_prompts < FEW_PROMPTS or not (one == two or np.isfinite([one, two, logs[VALUE, 0]]).all()):
         return None
-    least, most = logs[LEAST], logs[MOST]
+    least, most = logs[[LEAST, MOST], 1:]
     found = ends(np.where(np.isnan(least), -np.inf, least), np.where(np.isnan(most), np.inf, most), n_prompts)
+    found = widen(found, logs[VALUE, 0], one, two)
     low, high = (float(np.exp(end)) if np.isfinite(end) else None for end in found)
     return None if low is None and high is None else (low, high)
+
+
+def _of_halves(records: list[Record], score: str) -> Float[np.ndarray, " two"]:
+    """Mean over seeds of the logarithm of a score under the orders of either half of the ranking text; zero where no
+    half moves it. Infinite where one never reaches it.
+    """
+    each = [record.rank_halves.get(score, (1.0, 1.0)) for record in records]
+    return np.log([[np.inf if value is None else value for value in both] for both in each]).mean(0)
 
 
 def _over_seeds(records: list[Record], score: str, of: Callable[[Record, str], Resampled]) -> Resampled:

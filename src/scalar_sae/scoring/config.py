@@ -58,6 +58,9 @@ class ScoreSettings(BaseModel, ABC):
     The authors' conventions count them."""
     overlap: bool = False
     """Rank on the scored text and take the first prompts of it, as the authors do."""
+    rank_halves: bool = False
+    """Also rank on each half of the ranking prompts and score both orders: intervals then include what a score owes to
+    the ranking text. Scoring takes three times as long."""
     memory: float = Field(default=8.0, gt=0, le=1e6)
     """Gigabytes that scoring may take."""
     seed: Seed = 0
@@ -122,6 +125,10 @@ class ScoreConfig(ScoreSettings):
         """Prompts that edges are ranked on."""
         return self.rank_prompts or find_ranking(self.ranking).prompts
 
+    def steps(self, n_ranked: int, n_scored: int) -> int:
+        """Prompts that are ranked on or swept, each as often as it is."""
+        return 2 * n_ranked + 3 * n_scored if self.rank_halves else n_ranked + n_scored
+
 
 class StudyScores(ScoreSettings):
     """The scores that a study computes: every pair under every ranking, and controls of some pairs."""
@@ -157,6 +164,7 @@ class StudyScores(ScoreSettings):
 
     def _score(self, ranking: str, control: Control | None = None) -> ScoreConfig:
         shared = {name: getattr(self, name) for name in ScoreSettings.model_fields}
+        shared["rank_halves"] = self.rank_halves and find_ranking(ranking).reads_text
         return ScoreConfig(**shared, ranking=ranking, rank_prompts=self.rankings[ranking], control=control)
 
 

@@ -65,3 +65,16 @@ def interval(n: int, low: Resamples, high: Resamples | None = None) -> Interval 
         return None
     found = ends(low, low if high is None else high, n)
     return found if np.isfinite(found).all() else None
+
+
+def widen(found: Interval, value: float, one: float, two: float) -> Interval:
+    """An interval with the error of the ranking text added, from the score under the orders of its two halves.
+
+    An order from half of the text has twice the variance, and the difference of two of them four times. So half the
+    difference is a standard error. It adds to both sides of the interval as independent errors do.
+    """
+    if one == two:
+        return found
+    error = 1.96 * abs(one - two) / 2
+    low, high = found
+    return float(value - np.hypot(max(value - low, 0.0), error)), float(value + np.hypot(max(high - value, 0.0), error))

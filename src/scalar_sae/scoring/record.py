@@ -1,5 +1,6 @@
 """From curves to a record: every score with its interval, and what the record says of itself."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.trained import Trained
 from scalar_sae.scoring import metrics
 from scalar_sae.scoring.config import ScoreConfig
-from scalar_sae.scoring.intervals import enough, interval, resamples
+from scalar_sae.scoring.intervals import enough, interval, resamples, widen
 from scalar_sae.scoring.metrics import FAITHFULNESS, QUANTILES, Counts
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.texts import Texts
@@ -37,8 +38,19 @@ def settings_of(config: ScoreConfig, texts: Texts) -> dict[str, Any]:
     return config.model_dump(exclude={"ranking", "control"}) | sizes
 
 
-def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig, **fields: Any) -> Record:
-    """A record with the scores of its curves, of the prompts that have tokens which count."""
+def record_of(
+    curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig, halves: Sequence[Curves] = (), **fields: Any
+) -> Record:
+    """A record with the scores of its curves, of the prompts that have tokens which count.
+
+    Args:
+        curves: a curve of every prompt.
+        counts: edge counts of the curves.
+        n_live: edges that can matter.
+        settings: how the pair was scored.
+        halves: the same of the orders that each half of the ranking text gives, if they were scored.
+        fields: fields of the record.
+    """
     curves = curves.with_text()
     every = np.arange(len(curves.n_tokens))
     means = {
@@ -46,6 +58,7 @@ def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig
         for name in ("kl_model", "kl_circuit", "live_edges", "l0_down")
     }
     rises = metrics.largest_rises(curves.kl_model)
+    by_half = _by_half(counts, halves, n_live, fields["n_edges"])
     values, ci = _scores(counts, curves, n_live, fields["n_edges"], settings.seed)
     return Record(
         seed=settings.seed,
@@ -68,7 +81,11 @@ def record_of(curves: Curves, counts: Counts, n_live: int, settings: ScoreConfig
         faithful_from={q: _finite(values[f"faithful_from.{q}"]) for q, _ in FAITHFULNESS},
         faithful_live_at={q: _finite(values[f"faithful_live_at.{q}"]) for q, _ in FAITHFULNESS},
         unfaithful_area=values["unfaithful_area"],
-        ci=ci,
+        rank_halves=by_half,
+        ci={
+            name: _widened(found, values[name], by_half[name]) if name in by_half else found
+            for name, found in ci.items()
+        },
         prompts=PromptCurves.of(curves),
         versions=versions(),
         **fields,
@@ -119,6 +136,37 @@ def _scores(
     ci |= {name: _band(n_prompts, band.T) for name, band in bands.items()}
     values = {name: float(found.value[0]) if enough(name, n_prompts) else np.nan for name, found in measured.items()}
     return values, ci
+
+
+def _by_half(
+    counts: Counts, halves: Sequence[Curves], n_live: int, n_edges: int
+) -> dict[str, tuple[float | None, float | None]]:
+    """Every score that depends on the order of edges, of the orders that the halves of the ranking text give."""
+    if not halves:
+        return {}
+    one, two = (
+        metrics.every_score(counts, some, n_live, n_edges, np.arange(len(some.n_tokens))[None])
+        for some in (curves.with_text() for curves in halves)
+    )
+    n_prompts = len(halves[0].with_text().n_tokens)
+    return {
+        name: (_finite(float(one[name].value[0])), _finite(float(two[name].value[0])))
+        for name in one
+        if enough(name, n_prompts) and not name.startswith(("dip", "lowest", "floor", "kl_mean"))
+    }
+
+
+def _widened(
+    found: Interval | list[Interval] | None, value: float, halves: tuple[float | None, float | None]
+) -> Interval | None:
+    """An interval that includes the error of the ranking text; None where a half never reaches the score."""
+    one, two = halves
+    if not isinstance(found, tuple) or one is None or two is None:
+        return None
+    if min(found[0], value, one, two) <= 0:
+        return widen(found, value, one, two)
+    low, high = widen((np.log(found[0]), np.log(found[1])), np.log(value), np.log(one), np.log(two))
+    return float(np.exp(low)), float(np.exp(high))
 
 
 def _band(n_prompts: int, curves: Float[np.ndarray, "n_counts resample"]) -> list[Interval] | None:

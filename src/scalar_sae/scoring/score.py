@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scalar_sae import distributed
 from scalar_sae.console import Bar
+from scalar_sae.errors import UserError
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import say_special
 from scalar_sae.malloc import trim_malloc
@@ -70,7 +71,7 @@ def score(
     config = ranking if isinstance(ranking, ScoreConfig) else ScoreConfig(ranking=ranking)
     if on_progress is not None:
         return _score(pair, texts, config, method, on_progress, partial)
-    total = len(texts.ranking[: config.n_rank_prompts]) + len(texts.scoring)
+    total = config.steps(len(texts.ranking[: config.n_rank_prompts]), len(texts.scoring))
     with Bar("score", total / distributed.world_size()) as bar:
         return _score(pair, texts, config, method, bar.step, partial)
 
@@ -83,16 +84,27 @@ def _score(
     pair = prepared(pair, texts, config)
     counts = counts_of(config.edges, pair.n_edges)
     about = describe_pair(pair, texts)
-    checkpoint = Partial(partial, _identity(pair, texts, config, ranking, method, about["hashes"]))
-    edges = ranking.edges(
-        KeepJob(pair, texts, config.n_rank_prompts, counts, config.seed, config.memory, checkpoint, on_progress)
-    )
-    curves = _sweep(pair, texts.scoring, edges.of, counts, config, checkpoint, on_progress)
+    half_texts = _halves(texts, config, ranking)
+    identity = _identity(pair, texts, config, ranking, method, about["hashes"])
+
+    def curves_of(texts: Texts, identity: dict[str, Any]) -> tuple[Curves, int]:
+        """The curves of the order of edges that some ranking text gives, and the edges that can matter."""
+        checkpoint, n_ranked = Partial(partial, identity), min(config.n_rank_prompts, len(texts.ranking))
+        job = KeepJob(pair, texts, n_ranked, counts, config.seed, config.memory, checkpoint, on_progress)
+        edges = ranking.edges(job)
+        return _sweep(pair, texts.scoring, edges.of, counts, config, checkpoint, on_progress), edges.n_live
+
+    curves, n_live = curves_of(texts, identity)
+    halves = [
+        curves_of(replace(texts, ranking=half), identity | {"half": number})[0]
+        for number, half in enumerate(half_texts)
+    ]
     return record_of(
         curves,
         counts,
-        edges.n_live,
+        n_live,
         config,
+        halves=halves,
         method=method,
         ranking=config.ranking,
         scope=ranking.scope,
@@ -101,6 +113,22 @@ def _score(
         seconds=round(time.perf_counter() - start, 2),
         **about,
     )
+
+
+def _halves(texts: Texts, config: ScoreConfig, ranking: Ranking) -> list[Int[Tensor, "prompt token"]]:
+    """The two halves of the ranking prompts, if they are ranked on too.
+
+    Raises:
+        UserError: the ranking does not depend on them, or there is only one prompt.
+    """
+    if not config.rank_halves:
+        return []
+    if not ranking.reads_text:
+        raise UserError(f"rank_halves: the order {config.ranking} does not depend on the ranking text; leave it out")
+    tokens = texts.ranking[: config.n_rank_prompts]
+    if len(tokens) < 2:
+        raise UserError("rank_halves: one ranking prompt has no halves; rank on more prompts, or leave it out")
+    return [tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]]
 
 
 def prepared(pair: Pair, texts: Texts, config: ScoreConfig) -> Pair:

@@ -97,6 +97,8 @@ class Ranking(ABC):
     """What the score of an edge is: a phrase for the command line's help and for the documentation."""
     prompts: int = 64
     """Prompts that edges are ranked on by default."""
+    reads_text: bool = True
+    """Whether the order depends on the ranking text."""
     scope: ClassVar[Literal["global", "local"]]
 
     def fingerprint(self, pair: Pair) -> str:

@@ -52,7 +52,7 @@ class FileRanking(GlobalRanking):
 
 def in_file(path: str) -> FileRanking:
     """The ranking in a file."""
-    return FileRanking(path, "the scores in a file")
+    return FileRanking(path, "the scores in a file", reads_text=False)
 
 
 def saved_scores(path: Path, pair: Pair) -> Float[Tensor, "n_up n_down"]:

@@ -39,4 +39,5 @@ class LocalRanking(Ranking):
 LOCAL = LocalRanking(
     "local",
     "edges chosen anew at every token of the scored text, by the exact effect of removing them there",
+    reads_text=False,
 )

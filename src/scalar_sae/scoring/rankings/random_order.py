@@ -10,4 +10,4 @@ def _add(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: to
     pass
 
 
-RANDOM = EdgewiseRanking("random", "a random order that the seed fixes, as a control", rule=_add)
+RANDOM = EdgewiseRanking("random", "a random order that the seed fixes, as a control", reads_text=False, rule=_add)
