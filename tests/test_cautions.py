@@ -39,7 +39,8 @@ QUANTILES: dict[Any, Any] = {"50": 10.0, "90": 20.0, "99": 30.0}
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"n_prompts": 24}, {"n_prompts": 49, "edges_at": QUANTILES | {"99": None}},
+        {}, {"n_prompts": 24}, {"rank_halves": {"faithful_at.80": (2.0, 1.0)}},
+        {"n_prompts": 49, "edges_at": QUANTILES | {"99": None}},
         KL | floor(1.0), {"kl_model": [1.0, 0.5]} | floor(0.5), trained(1000, 1000),
         {"lowest_recovery": -0.1}, {"kl_model": [1.0, 0.19, 0.209, 0.1], "kl_mean": 1.0},
         {"dip": {"50": 0.5, "90": 0.01, "99": 0.5}}, {"n_edges": 1024}, {"trained": {}},
@@ -72,6 +73,8 @@ def test_nothing_is_said_at_the_limit(changes: dict[str, Any]):
             {"kl_model": [1.0, 0.19, 0.22, 0.1], "kl_mean": 1.0},
             "Faithfulness falls below 80 % again at a larger count than faithful@80.",
         ),
+        ({"rank_halves": {"faithful_at.80": (1.0, 2.1)}}, "Half of the ranking text gives more than 2 times as many"),
+        ({"rank_halves": {"faithful_at.80": (1.0, None)}}, "Half of the ranking text gives more than 2 times as many"),
         ({"lowest_recovery": -0.11}, "Recovery falls below -0.1: some sub-circuits are worse"),
         (
             {"trained": {"up": MISSED, "down": MISSED}},

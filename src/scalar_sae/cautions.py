@@ -17,6 +17,8 @@ FEW_TOKENS = 100
 """Limit in tokens per latent."""
 DEEP = 0.01
 """Fall of recovery below 90 %, or of faithfulness below 80 %, from which it is reported."""
+SHORT = 2
+"""Times as many edges under the order of half of the ranking text, from which the text is reported as short."""
 POOR = "†"
 """Marks recovery scores that are measured against a poor full circuit."""
 WORSE = -0.1
@@ -25,7 +27,7 @@ WORSE = -0.1
 
 def cautions(record: Record) -> list[str]:
     """Reasons why the scores of a record may be unreliable; empty if none is known."""
-    return [*_of_text(record), *_of_floor(record), *_of_curve(record), *_of_training(record)]
+    return [*_of_text(record), *_of_ranking(record), *_of_floor(record), *_of_curve(record), *_of_training(record)]
 
 
 def dips(record: Record) -> bool:
@@ -52,6 +54,15 @@ def _of_text(record: Record) -> Iterator[str]:
         yield f"Only {n} {were} scored: not enough prompts for 95 % intervals, which need {FEW_PROMPTS}."
     if record.data.get("seen") == "trained on":
         yield "The SAEs were trained on the text that was ranked or scored: scores on new text may be worse."
+
+
+def _of_ranking(record: Record) -> Iterator[str]:
+    edges, halves = record.faithful_at["80"], record.rank_halves.get("faithful_at.80", ())
+    if edges is not None and any(half is None or half > SHORT * edges for half in halves):
+        yield (
+            f"Half of the ranking text gives more than {SHORT} times as many edges: the ranking text is short, and a "
+            "longer one would give fewer edges."
+        )
 
 
 def _of_floor(record: Record) -> Iterator[str]:
