@@ -323,7 +323,7 @@ def test_tables_of_another_sae_are_refused(tmp_path: Path):
     [
         ([], "needs a run, or --saes"),
         (["RUN", "--saes", "x", "--block", "ff_block.0"], "give one of them"),
-        (["RUN", "--block", "ff_block.0"], "go with --saes"),
+        (["RUN", "--block", "ff_block.0"], "goes with --saes"),
         (["--saes", "x"], "--block"),
         (["RUN"], "not a run directory"),
         (["RUN", "--port", "TAKEN"], "choose another"),

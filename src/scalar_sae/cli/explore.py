@@ -10,7 +10,7 @@ from scalar_sae.cli.score import ends
 from scalar_sae.cli.subjects import Device, Dtype, Text, check_model_and_text, subjects
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell, waiting_for_user
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, quoted
 
 app = typer.Typer()
 
@@ -44,10 +44,15 @@ def explore(
     from scalar_sae.own_text import evaluation_text
     from scalar_sae.sites import Block
 
-    if (run is None) == (not saes):
+    if run is None and not saes:
         raise UserError("scalar explore needs a run, or --saes with --block; give one of them")
-    if run is not None and (lm or block or method or tokens):
-        raise UserError("--lm, --block, --method and --tokens go with --saes; a run names its own")
+    if run is not None and saes:
+        raise UserError(f"{run} and --saes {quoted(saes[0])}: give one of them")
+    of_saes = {"lm": lm, "block": block, "method": method, "tokens": tokens, "device": device}
+    of_saes |= {"dtype": None if dtype == "auto" else dtype}
+    for name, value in of_saes.items():
+        if run is not None and value is not None:
+            raise UserError(f"--{name} {quoted(value)}: goes with --saes; a run names its own")
     if saes and block is None:
         raise UserError("--saes: name the block between them with --block, such as ff_block.0")
     check_port(port)

@@ -57,7 +57,8 @@ class OptionCase:
 
 PLAIN = {
     "report": "report", "compare": "compare", "ls": "ls", "measure": "measure", "features": "features",
-    "judge": "judge", "blind": "blind", "export": "export", "pull": "pull", "push": "push", "score": "score",
+    "judge": "judge", "blind": "blind", "explore": "explore", "export": "export", "pull": "pull", "push": "push",
+    "score": "score",
     "circuit": "circuit", "quickstart": "quickstart", "train": "train", "train-lm": "new-lm",
 }  # fmt: skip
 """Verb -> the job that its options are put into."""

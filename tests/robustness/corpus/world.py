@@ -67,8 +67,9 @@ JOBS = {
                  ("run",), ("run/results.json", "run/features/topk/resid_mid.0/")),
     "summary": Job(["blind", "--out", "blind", "--summary"], ("blind",)),
     "blind": Job(["blind", "run/saes/topk/resid_mid.0", "run/saes/wide/resid_mid.0", "--out", "blind", "--tokens",
-                  "text.txt", "--pairs", "1", "--prompts", "16", "--port", "0"], ("blind", "run", "text.txt"),
+                  "text.txt", "--pairs", "1", "--prompts", "8", "--port", "0"], ("blind", "run", "text.txt"),
                  fault=("nobody_visits",)),
+    "explore": Job(["explore", "run", "--port", "0"], ("run",), fault=("nobody_visits",)),
     "export": Job(["export", "run", "--out", "exported", "--method", "topk"], ("run",), ("exported",)),
     "pull": Job(["pull", "run", "--out", "pulled"], ("run",), ("pulled",)),
     "push": Job(["push", "run", "me/mine"], ("run",), fault=("no_hub",)),
@@ -98,7 +99,7 @@ def argv(words: Sequence[str], world: Path, judge: str) -> list[str]:
     """The words of a command, with the text of the world and the address of the judge; quiet where it can be."""
     known = {"JUDGE": judge, "TEXT": str(world / "text.txt")}
     verb, *others = (known.get(word, word) for word in words)
-    return [verb, *others] if verb == "blind" else [verb, *HAS_JSON, *others]
+    return [verb, *others] if verb in ("blind", "explore") else [verb, *HAS_JSON, *others]
 
 
 def copy(world: Path, job: Job, to: Path) -> None:
