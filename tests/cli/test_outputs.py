@@ -204,7 +204,7 @@ def test_a_disk_that_becomes_full_is_one_line_that_names_options_of_the_verb(
     if verb == "push":
         given = ["push", run, "me/saes"]
     elif verb == "blind":
-        given = ["blind", sae, sae, "--tokens", text, "--prompts", "16", "--pairs", "2", "--out", tmp_path / "blind"]
+        given = ["blind", sae, sae, "--tokens", text, "--prompts", "8", "--pairs", "2", "--out", tmp_path / "blind"]
     else:
         given = arguments(verb, run, tmp_path, preset, text)
     if verb in ("train", "quickstart"):

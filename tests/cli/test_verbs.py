@@ -63,7 +63,7 @@ VERBS = {
     "report": {"report"},
     "score": {"records", "cautions"},
     "circuit": {"records", "cautions"},
-    "compare": {"score", "base", "ratios", "cautions"},
+    "compare": {"score", "base", "ratios", "left_out", "cautions"},
     "measure": {"results", "saes", "spliced", "seeds", "duplicates", "absorption", "probes"},
     "features": {"results", "pages", "reading"},
     "judge": {"results", "answers", "pages", "reading"},

@@ -18,7 +18,7 @@ from scalar_sae.records.results import Curves, Record
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring.config import ScoreConfig, counts_of
-from scalar_sae.scoring.pair import Pair, read
+from scalar_sae.scoring.pair import Pair, mean_ablated, read
 from scalar_sae.scoring.rankings.from_file import saved_scores
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.registry import find_ranking, rank
@@ -153,7 +153,7 @@ def test_a_saved_ranking_keeps_its_order(tmp_path: Path):
 
 def test_a_saved_ranking_is_read_once_a_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pair, path, reads = tiny_pair("ff_block.0"), tmp_path / "ranks.npy", list[Path]()
-    np.save(path, rank(pair, TEXTS.ranking, "leave_one_out", 0).numpy())
+    np.save(path, rank(mean_ablated(pair, TEXTS.ranking), TEXTS.ranking, "leave_one_out", 0).numpy())
 
     def counting(where: Path, of: Pair) -> torch.Tensor:
         reads.append(where)

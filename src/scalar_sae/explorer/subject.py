@@ -80,6 +80,7 @@ class Subject:
     last_journey: tuple[object, Journey] | None = None
     """The prompt that was looked at last."""
     _cards: dict[Path, Cards] = field(default_factory=dict[Path, Cards])
+    _pairs: dict[tuple[str, str], Pair] = field(default_factory=dict[tuple[str, str], Pair])
 
     @classmethod
     def of_run(cls, run: Run) -> "Subject":
@@ -156,10 +157,6 @@ class Subject:
             pair = Pair.between(self.lm, subject.block, subject.group)
             self._pairs[key, ranking] = prepared(pair, self.texts(record), self.config(record))
         return self._pairs[key, ranking]
-
-    @cached_property
-    def _pairs(self) -> dict[tuple[str, str], Pair]:
-        return {}
 
     def cards(self, key: str, end: str) -> Cards | None:
         """The tables of features of the SAE at the `up` or `down` end of a pair; None if there are none.

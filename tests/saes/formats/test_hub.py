@@ -107,7 +107,7 @@ def test_push_then_pull(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert 'load_saes("hf://me/mine")' in card
     assert "| topk | resid_post.0 | 4 | 8 | TopK 3 |" in card
     assert '"seed": 7' in card
-    assert "| ff_block.0 | topk | leave_one_out_with_prior | 12 | 0.30 | 0.10 |" in card
+    assert "| ff_block.0 | topk | leave_one_out_with_prior | 12 | 0.50 | 0.10 | 12 |" in card
     scalar("pull", "hf://me/mine", "--out", tmp_path / "back")
     back = load_saes(tmp_path / "back")["topk"]
     assert torch.equal(back[Site("resid_mid", 0)].W_dec, sae.W_dec)

@@ -123,9 +123,8 @@ def _values(
     for some in kept_sets.split(max(64, CACHE_BYTES // (4 * readout.width))):
         n = len(some.count)
         for at, latent in enumerate(latents):
-            kept = pad(
-                (some.keep_index[latent] <= some.count).T.float(), (0, 1), value=1.0
-            )  # the start is always there
+            kept = (some.keep_index[latent] <= some.count).T.float()
+            kept = pad(kept, (0, 1), value=1.0)  # the start is always there
             x = torch.addmm(scale[at] * some.x, kept, shares.x[at])
             if shares.hidden is None or some.hidden is None:
                 skip = None if prompt.up_skip is None else prompt.up_skip[:, rows[at]].expand(n, 1, -1)
