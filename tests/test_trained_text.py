@@ -93,6 +93,9 @@ def test_the_share_of_one_text_in_another_is_that_of_its_passages():
     assert share_in(first, sketch(first)) == 1
     assert share_in(second[:, :34], sketch(first)) is not None
     assert share_in(second[:, :31], sketch(first)) is None  # shorter than a passage
+    for empty in (torch.zeros(0, dtype=torch.long), torch.zeros(0, 40, dtype=torch.long)):
+        assert share_in(empty, sketch(first)) is None
+        assert len(sketch(empty)) == 0
 
 
 @pytest.mark.parametrize("block", [256, 2**18])

@@ -25,7 +25,7 @@ def run(where: Where) -> Iterator[Found]:
     found: Found = {}
     lm = LanguageModel.load("python-stdlib")
     corpus = load_corpus("python-stdlib", lm)
-    n_ranked, n_scored, context, grid = (2, 3, 16, "1,1000") if where.small else (32, 20, 128, "full")
+    n_ranked, n_scored, context, grid = (2, 20, 16, "1,1000") if where.small else (32, 20, 128, "full")
     config = ScoreConfig(ranking=RANKING, rank_prompts=n_ranked, prompts=n_scored, context=context, edges=grid)
     texts = held_out(corpus, config)
     for block in ("ff_block.1", "transformer_block.1"):

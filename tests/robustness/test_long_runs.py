@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from scalar_sae.scoring import metrics
+from scalar_sae.scoring.intervals import resamples
 
 MIB = 2**20
 PRELUDE = """
@@ -88,7 +89,7 @@ def test_the_bootstrap_of_many_prompts_holds_one_count_at_a_time():
     import tracemalloc
 
     rng = np.random.default_rng(0)
-    curve, draws = rng.random((30, 500)), metrics.resamples(500, 0)
+    curve, draws = rng.random((30, 500)), resamples(500, 0)
     tracemalloc.start()
     found = metrics.over_prompts(curve, np.full(500, 128.0), draws)
     _, most = tracemalloc.get_traced_memory()

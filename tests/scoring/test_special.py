@@ -324,7 +324,7 @@ def test_records_under_different_rules_do_not_compare():
     skipped, counted = (scored(tiny_pair("ff_block.0"), texts, special=rule) for rule in (SPECIAL, "count"))
     with pytest.raises(UserError, match="with none left out do not compare"):
         ratios([skipped, counted.model_copy(update={"method": "n"})], "m")
-    assert ratios([skipped, skipped.model_copy(update={"method": "n"})], "m").rows[0].value == 1
+    assert ratios([skipped, skipped.model_copy(update={"method": "n"})], "m", "log_area").rows[0].value == 1
 
 
 def test_special_tokens_hold_no_strongest_edges():

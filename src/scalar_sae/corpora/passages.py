@@ -5,6 +5,7 @@ and another text that has the same passages draws the same ones, so two texts ca
 there. Source: Broder (1997), On the resemblance and containment of documents.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -51,7 +52,7 @@ def _bound(found: Int[np.ndarray, " n"]) -> int:
 
 def _hashes(tokens: Tensor) -> Iterator[Int[np.ndarray, " n"]]:
     """The hashes of all passages, block by block. No passage crosses the end of a prompt."""
-    rows = tokens.cpu().numpy().reshape(-1, tokens.shape[-1])
+    rows = tokens.cpu().numpy().reshape(math.prod(tokens.shape[:-1]), tokens.shape[-1])
     yield np.empty(0, np.int64)
     for some in np.array_split(rows, max(1, rows.size // _BLOCK)) if len(rows) > 1 else [rows]:
         for start in range(0, some.shape[1] - PASSAGE + 1, _BLOCK):
