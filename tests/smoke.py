@@ -122,7 +122,7 @@ def verbs(root: Path) -> None:
     scalar("circuit", "--saes", run, "--method", "topk", *along, *on_text, "--rank-prompts", 1)
     scalar("compare", run)
     scalar("measure", run, "--against", root / "other", "--tokens", text, "--prompts", 16, "--context", 32)
-    scalar("features", run, "--method", "topk", "--tokens", text, "--prompts", 32, "--context", 32)
+    scalar("features", run, "--method", "topk", "--tokens", text, "--prompts", 64, "--context", 32)
     site = run / "features" / "topk" / "resid_mid.0"
     with ThreadingHTTPServer(("127.0.0.1", 0), Guesser) as judge:
         threading.Thread(target=judge.serve_forever, daemon=True).start()
