@@ -95,21 +95,22 @@ class Seen:
     """Time of the latest report."""
     since: float
     """Time since which the worker's state has been the same."""
+    gone: bool = False
+    """Whether its process no longer ran before the report was read, which is then its last one."""
 
-    def then(self, beat: Beat, now: float) -> "Seen":
+    def then(self, beat: Beat, now: float, gone: bool = False) -> "Seen":
         """The record after another report."""
         did, does = ((one.operation, one.waits_in, one.ended) for one in (self.beat, beat))
-        return Seen(beat, self.heard if beat == self.beat else now, self.since if does == did else now)
+        return Seen(beat, self.heard if beat == self.beat else now, self.since if does == did else now, gone)
 
 
-def verdict(rank: int, seen: Sequence[Seen | None], now: float, here: str) -> str | None:
+def verdict(rank: int, seen: Sequence[Seen | None], now: float) -> str | None:
     """The reason why this worker should end, or None.
 
     Args:
         rank: index of this worker.
         seen: the latest report of every worker; None for a worker that has not begun.
         now: the current time.
-        here: name of this machine.
     """
     everybody = [one for one in seen if one is not None]
     if len(everybody) < len(seen):
@@ -119,17 +120,14 @@ def verdict(rank: int, seen: Sequence[Seen | None], now: float, here: str) -> st
     for other, one in enumerate(everybody):
         if one.beat.ended and waits and one.beat.operation < mine.beat.operation:
             return f"worker {other} ({one.beat}) has ended, and worker {rank} waits for it ({mine.beat.waits_in})"
-        if not one.beat.ended and _dead(one, now, here):
+        elsewhere = one.beat.host != mine.beat.host
+        if not one.beat.ended and (one.gone or elsewhere and now - one.heard > SILENT):
             return f"worker {other} ({one.beat}) has died"
     doing = {(one.beat.operation, one.beat.waits_in) for one in everybody}
     if len(doing) > 1 and all(one.beat.waits_in and now - one.since > APART for one in everybody):
         where = ", ".join(f"worker {other} in {one.beat.waits_in}" for other, one in enumerate(everybody))
         return f"the workers wait for different things ({where}): they do not see the same files"
     return None
-
-
-def _dead(one: Seen, now: float, here: str) -> bool:
-    return not runs(one.beat.pid) if one.beat.host == here else now - one.heard > SILENT
 
 
 class _Watch(threading.Thread):
@@ -148,6 +146,7 @@ class _Watch(threading.Thread):
         while not self._ending.wait(BEAT):
             try:
                 self._say()
+                gone = [one is not None and self._gone(one.beat) for one in seen]
                 beats = [self._read(rank) for rank in range(self._n)]
             except RuntimeError as error:  # the store no longer exists
                 if self._ending.is_set():
@@ -155,10 +154,10 @@ class _Watch(threading.Thread):
                 _stop(f"worker {self._rank}: torchrun does not answer ({reason(error)})")
             now = time.monotonic()
             seen = [
-                one.then(beat, now) if one and beat else Seen(beat, now, now) if beat else None
-                for one, beat in zip(seen, beats, strict=True)
+                one.then(beat, now, ended) if one and beat else Seen(beat, now, now) if beat else None
+                for one, beat, ended in zip(seen, beats, gone, strict=True)
             ]
-            why = verdict(self._rank, seen, now, self._mine.host)
+            why = verdict(self._rank, seen, now)
             if why is not None and not self._ending.is_set():
                 _stop(why)
 
@@ -171,8 +170,12 @@ class _Watch(threading.Thread):
         key = f"{self._prefix}/{rank}"
         return Beat(**json.loads(self._store.get(key))) if self._store.check([key]) else None
 
+    def _gone(self, beat: Beat) -> bool:
+        return beat.host == self._mine.host and not runs(beat.pid)
+
     def _end(self) -> None:
         self._ending.set()
+        self.join(SILENT)  # the process would be aborted if it ended while this thread is in the store
         with suppress(RuntimeError):  # torchrun has ended
             self._say()
 

@@ -14,10 +14,15 @@ HERE = Beat("here", os.getpid())
 
 
 def seen(
-    operation: int, waits_in: str = "", host: str = "here", heard: int | float = 1000, since: int | float = 0, **more
+    operation: int,
+    waits_in: str = "",
+    host: str = "here",
+    heard: int | float = 1000,
+    since: int | float = 0,
+    **more: bool,
 ) -> Seen:
-    beat = Beat(host, more.pop("pid", os.getpid()), operation=operation, waits_in=waits_in, **more)
-    return Seen(beat, float(heard), float(since))
+    beat = Beat(host, os.getpid(), operation=operation, waits_in=waits_in, ended=more.get("ended", False))
+    return Seen(beat, float(heard), float(since), more.get("gone", False))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,9 @@ def seen(
         (seen(3, "a sum", since=1000 - BEAT), seen(2, ended=True), None),
         (seen(3, "a sum"), seen(3, ended=True), None),
         (seen(3), seen(2, ended=True), None),
-        (seen(3), seen(2, pid=2**22 + 5), r"worker 1 \(.*\) has died"),
+        (seen(3), seen(2, gone=True), r"worker 1 \(.*\) has died"),
+        (seen(3), seen(2, ended=True, gone=True), None),
+        (seen(3), seen(2, heard=0), None),
         (seen(3), seen(2, host="there", heard=1000 - SILENT + 1), None),
         (seen(3), seen(2, host="there", heard=1000 - SILENT - 1), r"worker 1 \(.* on there\) has died"),
         (seen(3), seen(2, host="there", heard=0, ended=True), None),
@@ -43,7 +50,7 @@ def seen(
 def test_what_makes_a_worker_end(mine: Seen, other: Seen | None, said: str | None):
     import re
 
-    found = verdict(0, [mine, other], 1000.0, "here")
+    found = verdict(0, [mine, other], 1000.0)
     assert (found is None) if said is None else (found is not None and re.search(said, found)), found
 
 
@@ -61,13 +68,14 @@ SCRIPT = """
 import os, signal, sys, time
 import torch; torch.set_num_threads(1)
 from scalar_sae import watch, distributed
-watch.BEAT, watch.APART = 0.3, 2.0
+watch.BEAT, watch.APART = float(sys.argv[2]), 2.0
 distributed.init()
 distributed.barrier()
 first, how = distributed.rank() == 0, sys.argv[1]
 if how == "leaves" and not first:
     sys.exit(0)
 if how == "agrees":
+    watch.APART = 60.0
     distributed.check_agreement("results.json", distributed.broadcast_from_first(lambda: [1, 2]))
     print("the same")
     sys.exit(0)
@@ -94,14 +102,15 @@ def test_a_job_ends_when_one_of_its_workers_does_something_else(tmp_path: Path, 
     script = tmp_path / "work.py"
     script.write_text(SCRIPT)
     begun = time.monotonic()
-    done = subprocess.run([*TORCHRUN, str(script), how], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*TORCHRUN, str(script), how, "0.3"], capture_output=True, text=True, timeout=120)
     assert time.monotonic() - begun < 100
     assert done.returncode != 0
     assert any(part in done.stderr for part in said.split("|")), done.stderr
 
 
-def test_workers_that_see_the_same_go_on(tmp_path: Path):
+def test_workers_that_see_the_same_go_on_and_end_well_while_they_report(tmp_path: Path):
+    """Both report all the time, so that each ends in the middle of a report of its own and of a look at the other."""
     script = tmp_path / "work.py"
     script.write_text(SCRIPT)
-    done = subprocess.run([*TORCHRUN, str(script), "agrees"], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.count("the same") == 2
+    done = subprocess.run([*TORCHRUN, str(script), "agrees", "0.0001"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.count("the same")) == (0, 2), done.stderr
