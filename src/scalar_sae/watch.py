@@ -121,7 +121,7 @@ def verdict(rank: int, seen: Sequence[Seen | None], now: float) -> str | None:
         if one.beat.ended and waits and one.beat.operation < mine.beat.operation:
             return f"worker {other} ({one.beat}) has ended, and worker {rank} waits for it ({mine.beat.waits_in})"
         elsewhere = one.beat.host != mine.beat.host
-        if not one.beat.ended and (one.gone or elsewhere and now - one.heard > SILENT):
+        if not one.beat.ended and (one.gone or (elsewhere and now - one.heard > SILENT)):
             return f"worker {other} ({one.beat}) has died"
     doing = {(one.beat.operation, one.beat.waits_in) for one in everybody}
     if len(doing) > 1 and all(one.beat.waits_in and now - one.since > APART for one in everybody):
