@@ -13,6 +13,7 @@ from scalar_sae.scoring.pair import Pair, read
 from tests.helpers import moved, random_sae, tiny_lm, tiny_pair
 from tests.lm.families import PARALLEL, family_lm
 from tests.reference import hooked, scorer
+from tests.reference.scalar import run
 
 BLOCKS = ["ff_block.0", "ff_layer.1", "attn_block.1", "transformer_block.0", "resid_mid.0->resid_post.1"]
 TOKENS = torch.randint(32, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -120,11 +121,10 @@ def test_a_spliced_model_shows_the_activations_behind_the_splice():
         assert torch.equal(found[site], own[site])
     assert torch.equal(found["resid_post.0"], found["resid_pre.1"])
     assert not torch.allclose(found["resid_post.0"], own["resid_post.0"], atol=1e-2)
-    with hooked.replaced(pair.lm.hf, ss.Site("resid_post", 0), found["resid_post.0"]):
-        torch.testing.assert_close(
-            hooked.activation(pair.lm.hf, ss.Site("mlp_out", 1), TOKENS), found["mlp_out.1"], **CLOSE
-        )
-        torch.testing.assert_close(pair.lm.hf(TOKENS, use_cache=False).logits, logits, **CLOSE)
+    with torch.no_grad():
+        expected, seen = run(pair.lm.hf, TOKENS, {("resid_post", 0): found["resid_post.0"]}, len(TOKENS))
+    torch.testing.assert_close(seen["mlp_out", 1], found["mlp_out.1"], **CLOSE)
+    torch.testing.assert_close(expected, logits, **CLOSE)
 
 
 @pytest.mark.parametrize("name", PARALLEL[:2])

@@ -40,8 +40,7 @@ def pre_act(pair: Pair, x: Tensor, j: int, heads: Tensor | None = None) -> tuple
         return (mixed,)
 
     hook = projection.register_forward_pre_hook(see)
-    with hooked.replaced(pair.lm.hf, pair.block.up, x):
-        y = hooked.activation(pair.lm.hf, pair.block.down, TOKENS)
+    y = hooked.activation(pair, pair.block.down, TOKENS, {pair.block.up: x})
     hook.remove()
     return float(pair.down.pre_acts(y)[0, POSITION, j]), found[0]
 

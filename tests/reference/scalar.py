@@ -153,9 +153,13 @@ def full_circuit(pair: Pair, p: Prompt) -> Tensor:
 def published_full_circuit(pair: Pair, p: Prompt) -> Tensor:
     """What the hooks of the authors' code leave instead."""
     u = pre_acts(pair, p, p.z[None])[0]
-    if pair.up_site[0] == "resid_mid":  # they replace what the norm reads; the stream beside it is the model's own
+    kinds = pair.up_site[0], pair.down_site[0]
+    if kinds == (
+        "resid_mid",
+        "resid_post",
+    ):  # they replace what the norm reads; the stream beside it is the model's own
         u = u + (p.x_up - pair.up.decode(p.z)) @ pair.down.W_enc
-    if pair.up_site[0] == "resid_pre":  # they replace nothing
+    if kinds == ("resid_pre", "resid_post"):  # they replace nothing
         u = pair.down.pre_acts(p.x_down)
     return latents(pair, p, u)
 

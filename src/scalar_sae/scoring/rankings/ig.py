@@ -22,6 +22,6 @@ def _add(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: to
 
 IG = EdgewiseRanking(
     "ig",
-    f"integrated gradients of latent j's pre-activation, where positive, from the ablated input ({STEPS} steps)",
+    f"integrated gradients of the positive part of latent j's pre-activation, from the ablated input ({STEPS} steps)",
     rule=_add,
 )

@@ -85,7 +85,7 @@ def _density(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Float[Tensor, "
 
 LEAVE_ONE_OUT = EdgewiseRanking(
     "leave_one_out",
-    "exact change of latent j's activation, after selection, when latent i is removed and all others stay",
+    "exact change of latent j's activation, after selection, when this edge alone is removed",
     rule=add_removals,
 )
 LEAVE_ONE_OUT_WITH_PRIOR = WithPrior(
