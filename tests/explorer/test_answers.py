@@ -187,7 +187,11 @@ GRAPH: dict[str, Any] = {
     "properties": {
         "metadata": {"type": "object", "required": ["slug", "scan", "prompt_tokens", "prompt"],
                      "properties": {name: {"type": "string"} for name in ("slug", "scan", "prompt")}
-                     | {"prompt_tokens": {"type": "array", "items": {"type": "string"}}}},
+                     | {"prompt_tokens": {"type": "array", "items": {"type": "string"}},
+                        "info": {"type": "object", "properties": {
+                            "description": {"type": "string"}, "create_time_ms": {"type": "number"},
+                            "generator": {"type": "object", "properties": {
+                                name: {"type": "string"} for name in ("name", "version", "url")}}}}}},
         "qParams": {"type": "object", "properties": {"pinnedIds": {"type": "array", "items": {"type": "string"}},
                                                      "supernodes": {"type": "array"}, "linkType": {"type": "string"},
                                                      "clickedId": {"type": "string"}, "sg_pos": {"type": "string"}}},
@@ -204,7 +208,8 @@ GRAPH: dict[str, Any] = {
             "properties": {"source": {"type": "string"}, "target": {"type": "string"}, "weight": {"type": "number"}}}},
     },
 }  # fmt: skip
-"""What a front end for attribution graphs requires of a file, by the published schema."""
+"""What a front end for attribution graphs requires of a file: types and required fields of Neuronpedia's schema
+(github.com/hijohnnylin/neuronpedia, apps/webapp/app/api/graph/graph-schema.json), stated for what we write."""
 
 
 def test_a_graph_is_what_other_viewers_read_and_holds_what_was_shown(explorer: Explorer):

@@ -25,13 +25,14 @@ export function drawnEdges(step: StepAnswer, state: State): [number, number, num
 export function drawn(step: StepAnswer, n: number, state: State, tokens: string[], mixes: boolean): Drawn {
   const edges = step.edges.edges.slice(0, n);
   const sourceId = (source: number, up: number) => `u${up}@${source}`;
-  const sources = [...new Map(edges.map((e) => [sourceId(e.source, e.up), e])).values()].slice(0, ROWS);
-  const downs = [...new Map(edges.map((e) => [e.down, e])).values()].slice(0, ROWS);
-  const ids = new Set([...sources.map((e) => sourceId(e.source, e.up)), ...downs.map((e) => `d${e.down}`)]);
+  const firstOf = (some: LocalEdge[], id: (e: LocalEdge) => string) => [...new Map(some.map((e) => [id(e), e])).values()].slice(0, ROWS);
+  const ofUp = (e: LocalEdge) => sourceId(e.source, e.up), ofDown = (e: LocalEdge) => `d${e.down}`;
+  const ids = new Set([...firstOf(edges, ofUp).map(ofUp), ...firstOf(edges, ofDown).map(ofDown)]);
   const outputs = new Map(step.outputs.latents.map((one) => [one.latent, one]));
   const isPinned = (id: string) => state.pins.includes(id) || state.pins.some((other) => other.startsWith(`${id}-`) || other.endsWith(`-${id}`));
-  const kept = edges.filter((e) => ids.has(sourceId(e.source, e.up)) && ids.has(`d${e.down}`));
-  const links: Link[] = kept.map((e) => ({ from: sourceId(e.source, e.up), to: `d${e.down}`, weight: e.size, negative: e.effect < 0 }));
+  const kept = edges.filter((e) => ids.has(ofUp(e)) && ids.has(ofDown(e)));
+  const sources = firstOf(kept, ofUp), downs = firstOf(kept, ofDown);
+  const links: Link[] = kept.map((e) => ({ from: ofUp(e), to: ofDown(e), weight: e.size, negative: e.effect < 0 }));
   const most = Math.max(...links.map((link) => link.weight), 1e-30);
   const logits = downs.flatMap((e) => outputs.get(e.down)?.logits.map((logit, i) => ({ e, logit, i })) ?? []);
   const strongest = Math.max(...logits.map(({ logit }) => Math.abs(logit)), 1e-30);
@@ -40,7 +41,7 @@ export function drawn(step: StepAnswer, n: number, state: State, tokens: string[
     {
       title: "Upstream",
       nodes: sources.map((e) => ({
-        id: sourceId(e.source, e.up), label: nameOf(`u${e.up}`, state, step.labels) + (mixes ? ` @${e.source} ${token(tokens[e.source] ?? "")}` : ""),
+        id: ofUp(e), label: nameOf(`u${e.up}`, state, step.labels) + (mixes ? ` @${e.source} ${token(tokens[e.source] ?? "")}` : ""),
         pinned: isPinned(`u${e.up}`), detail: `${detailOf(`u${e.up}`, step.labels)} Activation ${number(e.up_activation)} at token ${e.source}.`,
       })),
     },
@@ -49,7 +50,7 @@ export function drawn(step: StepAnswer, n: number, state: State, tokens: string[
       nodes: downs.map((e) => {
         const output = outputs.get(e.down);
         return {
-          id: `d${e.down}`, label: nameOf(`d${e.down}`, state, step.labels), pinned: isPinned(`d${e.down}`),
+          id: ofDown(e), label: nameOf(`d${e.down}`, state, step.labels), pinned: isPinned(`d${e.down}`),
           detail: `${detailOf(`d${e.down}`, step.labels)} Activation ${number(e.down_activation)}.${output ? ` Removing it changes the prediction by ${number(output.kl)} nats.` : ""}`,
         };
       }),

@@ -127,7 +127,7 @@ class Split(Step):
 class Group(Question):
     """Features that stand together under a name."""
 
-    name: Annotated[str, Field(max_length=1000)]
+    name: Text
     members: Annotated[list[str], Field(max_length=MOST)]
 
 

@@ -67,7 +67,7 @@ def graph(
     ]
     for number, token in enumerate(outputs.predicted):
         name, text = f"3_{token.token}_{position}", visible(token.text)
-        shown = _node(name, number, 3, position, "logit", f'Output "{text}" (p={token.p:.3f})')
+        shown = _node(name, token.token, 3, position, "logit", f'Output "{text}" (p={token.p:.3f})')
         nodes[name] = shown | {"token_prob": token.p, "is_target_logit": number == 0}
         links += [
             _link(f"2_{one.latent}_{position}", name, one.logits[number])
