@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from scalar_sae.explore.circuit import Circuit, measure_chain
     from scalar_sae.explore.edges import RankedEdges, rank_edges
     from scalar_sae.explore.examples import edge_examples
+    from scalar_sae.explore.explanations import explain_edge, explain_features
     from scalar_sae.explore.features import Features
+    from scalar_sae.explore.groups import group_features
     from scalar_sae.explore.journey import Journey
     from scalar_sae.explore.plain import Intervention, interventions_from
     from scalar_sae.explore.run import Run, load_run
@@ -53,7 +55,10 @@ _HOME = {
     "UserError": "errors",
     "edge_examples": "explore.examples",
     "evaluation_text": "own_text",
+    "explain_edge": "explore.explanations",
+    "explain_features": "explore.explanations",
     "fitted": "saes.fitted",
+    "group_features": "explore.groups",
     "held_out": "scoring.config",
     "interventions_from": "explore.plain",
     "load_corpus": "corpora",
@@ -89,7 +94,10 @@ __all__ = [
     "__version__",
     "edge_examples",
     "evaluation_text",
+    "explain_edge",
+    "explain_features",
     "fitted",
+    "group_features",
     "held_out",
     "interventions_from",
     "load_corpus",

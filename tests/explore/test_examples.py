@@ -31,7 +31,7 @@ def test_prompts_of_an_edge_are_in_the_order_of_what_its_removal_does():
     reached = 0
     for number, prompt in enumerate(read(pair, TOKENS)):
         change = full.latents(prompt)[:, j] - full.without(edges=[(i, j)]).latents(prompt)[:, j]
-        reached += bool(change.abs().max() > 0)
+        reached += bool(change.abs().max() > 1e-5)
         for row in found.examples:
             if row.prompt == number:
                 assert row.effect == pytest.approx(float(change[row.position]), abs=1e-5)
@@ -46,3 +46,13 @@ def test_an_edge_that_reaches_no_prompt_says_so_and_one_that_does_not_exist_is_r
     assert (found.n_reached, found.kl, found.quantiles[-1]) == (0, 0, 0)
     with pytest.raises(UserError, match="downstream latent 20"):
         ss.edge_examples(pair, 0, 20, TOKENS)
+
+
+def test_prompts_without_the_upstream_latent_are_not_reached():
+    pair = tiny_pair("ff_block.0", n_up=64, k=2)
+    tokens = torch.randint(32, (20, 3), generator=torch.Generator().manual_seed(1))
+    z = torch.stack([prompt.z for prompt in read(pair, tokens)])
+    i = int(((z > 0).any(1).float().mean(0) - 0.5).abs().argmin())
+    j = int(torch.stack([ss.Journey(pair, row[None]).latents()[1] for row in tokens]).sum((0, 1)).argmax())
+    found = ss.edge_examples(pair, i, j, tokens)
+    assert 0 < found.n_reached <= int((z[..., i] > 0).any(1).sum()) < len(tokens)

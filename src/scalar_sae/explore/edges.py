@@ -3,6 +3,7 @@
 edges = rank_edges(pair, texts.ranking)          # exact effect of removing each edge
 edges.top(20)                                    # the strongest twenty
 edges.circuit(500)                               # the circuit at 500 edges of the curve
+edges.groups(500)                                # features that these edges join to the same others
 """
 
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.explore.circuit import Circuit
 from scalar_sae.explore.features import Features
+from scalar_sae.explore.groups import ALIKE, group_features
+from scalar_sae.explore.plain import FeatureGroup
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.rankings.base import RankingJob
 from scalar_sae.scoring.rankings.order import strongest
@@ -68,6 +71,20 @@ class RankedEdges:
                 row[f"{end}_promotes"] = features.promotes(row[end])
             rows.append(row)
         return rows
+
+    def groups(self, n: int, alike: float = ALIKE) -> tuple[FeatureGroup, ...]:
+        """Group the features of the n strongest edges by their attribution profiles (explore/groups.py).
+
+        Args:
+            n: number of edges.
+            alike: mean cosine that two groups need to be joined.
+
+        Raises:
+            UserError: `alike` is out of range, or there are too many features.
+        """
+        up, down = strongest(self.scores, n, self.seed).T
+        weights = self.scores[up, down].tolist()
+        return group_features(zip(up.tolist(), down.tolist(), weights, strict=True), alike)
 
     def circuit(self, n: int) -> Circuit:
         """The circuit of the n strongest edges: the one that a curve under this ranking has at n edges.

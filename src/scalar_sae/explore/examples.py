@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from scalar_sae.explore.passage import passages
 from scalar_sae.explore.plain import QUANTILES, EdgeExample, EdgeExamples
-from scalar_sae.explore.stage import Scaled, check_latents
+from scalar_sae.explore.stage import Scaled, Stage, check_latents
 from scalar_sae.lm.outputs import compare
 from scalar_sae.scoring.pair import Pair
 
@@ -44,9 +44,7 @@ def edge_examples(
     sums, n_reached, n_text = 0.0, 0, 0
     for number, passage in enumerate(passages([pair], tokens)):
         stage = passage.last
-        removed = Scaled(up, down, stage.change.new_zeros(len(stage.change)))
-        acts = stage.acts(None, [removed])
-        effect = (stage.full - acts)[:, down]
+        acts, effect = without_edge(stage, up, down)
         kl, at = 0.0, int(effect.abs().argmax())
         if effect.any():
             after = compare(passage.lm, passage.end(acts), [passage.full_log_probs], passage.tokens).kl[0, 0]
@@ -68,3 +66,13 @@ def edge_examples(
             EdgeExample(prompt=number, position=at, effect=effect, kl=kl) for kl, number, at, effect in found[:n]
         ),
     )
+
+
+def without_edge(stage: Stage, up: int, down: int) -> tuple[Float[Tensor, "token n_down"], Float[Tensor, " token"]]:
+    """Downstream activations of the full circuit without one edge, at every position, and what the edge adds to the
+    downstream latent's. It is computed in one way with and without the edge, so that it is 0 where nothing is removed.
+    """
+    with_it, without = (
+        stage.acts(None, [Scaled(up, down, stage.change.new_full((len(stage.change),), factor))]) for factor in (1, 0)
+    )
+    return without, (with_it - without)[:, down]

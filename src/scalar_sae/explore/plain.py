@@ -1,7 +1,7 @@
 """Interventions, and what the questions about a prompt return: plain data that `model_dump_json` turns into JSON."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -266,6 +266,32 @@ class EdgeExamples(Plain):
     def table(self) -> Table:
         """The prompts as a table."""
         return table(self.examples)
+
+
+class FeatureGroup(Plain):
+    """Features at one end of a pair whose attribution profiles are alike (explore/groups.py)."""
+
+    end: Literal["up", "down"]
+    members: tuple[int, ...]
+    """Those with the largest sums of weights first."""
+    alike: float
+    """Mean cosine between the profiles of two members."""
+
+
+class Explained(Plain):
+    """What a judge said of an edge or of some features, and how well it told from these words alone where they are
+    active, on prompts that it was not shown.
+    """
+
+    explanation: str | None
+    """None: too few examples to explain or to test it."""
+    detection: float | None
+    """Balanced accuracy of telling texts where they are active from others; guessing scores 0.5. None: no score, or the
+    judge did not give one answer per text."""
+    fuzzing: float | None
+    """Balanced accuracy of telling texts with the right tokens marked from others."""
+    judge: str
+    """The judge's model."""
 
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)

@@ -40,6 +40,8 @@ SHOWN = 5
 FEWEST = 4
 """Minimum number of texts of each kind for a latent to be tested."""
 
+Example = dict[str, Any]
+"""A row of the table of contexts (tables.py): `kind`, `prompt`, `position`, `start`, `tokens`, `acts`."""
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -59,7 +61,7 @@ class Judged(BaseModel):
 
 
 class Said(BaseModel):
-    """One line of `.judging.jsonl`: one answer about a latent that is not finished."""
+    """One answer: a line of `.judging.jsonl`, about a latent that is not finished, or of a file of `kept`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -140,6 +142,17 @@ def _judge(
     return out
 
 
+def kept(judge: Judge, path: Path) -> Judge:
+    """A judge whose answers are kept in a file, so that none is paid for twice.
+
+    Raises:
+        UserError: the file is damaged, or cannot be written.
+    """
+    jsonl.check_appendable(path)
+    said = {line.question: line.answer for line in jsonl.read(path, Said)}
+    return judge._replace(ask=_remembering(judge.ask, said, path, [judge.model, judge.url]))
+
+
 def _remembering(ask: Ask, said: dict[str, str], path: Path, about: list[Any]) -> Ask:
     """Wrap a judge so that its answers are saved in a file, and answers in `said` are not asked for again."""
 
@@ -177,7 +190,7 @@ def read_judged(folder: Path) -> list[Judged]:
 
 
 def judged(
-    rows: list[dict[str, Any]],
+    rows: list[Example],
     vocabulary: dict[int, str],
     ask: Ask,
     rng: np.random.Generator,
