@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import threading
+import urllib.request
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,15 @@ import torch
 import scalar_sae as ss
 from scalar_sae.cli import main
 from scalar_sae.errors import UserError
+from scalar_sae.evaluation.features.judges import Judge
+from scalar_sae.explore.explanations import explain_edge, explain_features
 from scalar_sae.explore.journey import Journey
 from scalar_sae.explorer import answers, edges
 from scalar_sae.explorer.answers import Answerer, Question
-from scalar_sae.explorer.app import Explorer, Export, StoppedError, exported
+from scalar_sae.explorer.app import Explorer, Export, StoppedError, exported, serve
 from scalar_sae.explorer.subject import Subject
 from scalar_sae.loopback import RefusedError
+from scalar_sae.report.text import visible
 from scalar_sae.scoring.rankings.order import strongest
 from scalar_sae.scoring.rankings.registry import rank
 from tests.explorer.subjects import CONFIG, KEY, RANKING, small_subject
@@ -43,7 +47,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 @pytest.fixture(scope="module")
 def explorer(subject: Subject) -> Explorer:
-    return Explorer(subject)
+    return Explorer(lambda: subject)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +177,7 @@ def test_work_is_told_in_shares_and_stops_when_nobody_waits(subject: Subject, mo
             raise
 
     monkeypatch.setitem(answers.QUESTIONS, "long", Answerer(Question, long))
-    explorer = Explorer(subject)
+    explorer = Explorer(lambda: subject)
     assert asyncio.run(_lines(explorer, "long", {}, 2)) == [{"progress": 0.25}] * 2
     assert ended.wait(20)
     said = asyncio.run(_lines(explorer, "tokens", {**ABOUT, "text": TEXT}, 100))  # the next question is answered
@@ -251,7 +255,7 @@ def test_an_export_is_a_folder_with_the_page_and_its_answers(explorer: Explorer)
 
 
 def test_features_without_tables_have_no_cards_and_are_said_to_have_none(tmp_path: Path):
-    explorer = Explorer(small_subject(tmp_path, tables=False))
+    explorer = Explorer(lambda: small_subject(tmp_path, tables=False))
     assert explorer.answer("card", {"pair": KEY, "end": "up", "latent": 3}) == {"missing": True}
     assert explorer.answer("map", ABOUT)["described"] is False
 
@@ -273,6 +277,63 @@ def test_tokens_of_a_text_are_shown_without_acting(explorer: Explorer):
     assert torch.tensor(found["special"]).any().item() is False
 
 
+def test_groups_and_explanations_are_those_of_the_engine(subject: Subject, pair: Any, tmp_path: Path):
+    (record,) = subject.pairs[KEY].records
+    texts = subject.texts(record)
+    asked: list[str] = []
+    judge = Judge(lambda question: asked.append(question) or "1, 0, 1\u202e", "m<")
+    judged = Subject("x", subject.lm, subject.read_text, subject.pairs, subject.folder, judge)
+    explorer = Explorer(lambda: judged)
+    assert explorer.answer("run", {})["judge"] == "m<"
+    found = explorer.answer("groups", {**ABOUT, "edges": 200, "alike": 0.5})
+    ranked = ss.RankedEdges(pair, RANKING, rank(pair, texts.ranking[:4], RANKING, CONFIG.seed), CONFIG.seed)
+    expected = ranked.groups(200, 0.5)
+    assert [one["members"] for one in found] == [[f"{g.end[0]}{one}" for one in g.members] for g in expected]
+    assert [one["alike"] for one in found] == pytest.approx([g.alike for g in expected], rel=1e-4)
+    assert found
+    up, down = explorer.answer("map", ABOUT)["edges"][0][:2]
+    answer = explorer.answer("explain", {**ABOUT, "edge": [up, down]})
+    by_hand = explain_edge(pair, up, down, judge, texts.ranking[:4], texts.scoring)
+    assert answer == {**by_hand.model_dump(), "explanation": visible(by_hand.explanation or "") or None}
+    answer = explorer.answer("explain", {**ABOUT, "up": [up], "down": [down]})
+    by_hand = explain_features(pair, judge, texts.ranking[:4], texts.scoring, [up], [down])
+    assert answer["detection"] == by_hand.detection
+    with pytest.raises(UserError, match="no features"):
+        explorer.answer("explain", ABOUT)
+
+
+def test_without_a_judge_nothing_is_explained_and_that_is_said(explorer: Explorer):
+    assert explorer.answer("run", {})["judge"] is None
+    with pytest.raises(UserError, match="--judge"):
+        explorer.answer("explain", {**ABOUT, "edge": [0, 0]})
+
+
+def test_a_server_whose_subject_cannot_be_loaded_says_why_to_the_page_and_ends():
+    def load() -> Subject:
+        entered.wait(20)
+        raise UserError("the model is damaged")
+
+    entered = threading.Event()
+    with serve(load, 0) as server:
+
+        def visit() -> None:
+            page = urllib.request.urlopen(server.url, timeout=20).read()
+            assert b"page.js" in page  # it is there while the model is loaded
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(f"{server.url}ask/run", b"{}", headers)
+            with urllib.request.urlopen(request, timeout=20) as reply:
+                entered.set()
+                heard.append(json.loads(reply.read().splitlines()[-1]))
+
+        heard: list[Any] = []
+        visitor = threading.Thread(target=visit, daemon=True)
+        visitor.start()
+        with pytest.raises(UserError, match="the model is damaged"):
+            server.run()
+        visitor.join(20)
+    assert heard == [{"error": "the model is damaged"}]
+
+
 def test_an_edge_matters_on_prompts_of_the_scored_text(subject: Subject, explorer: Explorer, pair: Any):
     (record,) = subject.pairs[KEY].records
     text, (up, down, _) = subject.texts(record).scoring, explorer.answer("map", ABOUT)["edges"][0]
@@ -289,11 +350,11 @@ def test_saes_without_a_run_are_explored_without_a_record_or_a_folder(subject: S
     monkey = pytest.MonkeyPatch()
     with monkey.context() as few:
         few.setattr("scalar_sae.explorer.subject.PROMPTS", 3)
-        found = Explorer(alone).answer("map", {"pair": KEY, "ranking": "leave_one_out"})
+        found = Explorer(lambda: alone).answer("map", {"pair": KEY, "ranking": "leave_one_out"})
     assert found["curve"] == []
     assert found["described"] is False
     assert len(found["edges"]) == 480
-    assert Explorer(alone).answer("run", {})["pairs"][0]["records"] is False
+    assert Explorer(lambda: alone).answer("run", {})["pairs"][0]["records"] is False
 
 
 STYLE = Path(__file__).parents[2] / "web" / "src" / "style.css"
@@ -320,7 +381,7 @@ def test_tables_of_another_sae_are_refused(tmp_path: Path):
     subject = small_subject(tmp_path, tables=False)
     write_tables(tmp_path / "features" / "m" / "resid_mid.0")  # of four features
     with pytest.raises(UserError, match="4 features, the SAE has 24"):
-        Explorer(subject).answer("card", {"pair": KEY, "end": "up", "latent": 0})
+        Explorer(lambda: subject).answer("card", {"pair": KEY, "end": "up", "latent": 0})
 
 
 @pytest.mark.parametrize(
@@ -332,6 +393,7 @@ def test_tables_of_another_sae_are_refused(tmp_path: Path):
         (["--saes", "x"], "--block"),
         (["RUN"], "not a run directory"),
         (["RUN", "--port", "TAKEN"], "choose another"),
+        (["RUN", "--url", "http://127.0.0.1:1/v1"], "--judge"),
     ],
 )
 def test_a_wrong_command_ends_in_one_line(

@@ -2,10 +2,13 @@
 
 import io
 import json
+import socket
+import threading
 import time
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +17,13 @@ from xml.etree.ElementTree import fromstring as parsed
 import pytest
 from selenium.common.exceptions import StaleElementReferenceException
 
+from scalar_sae.errors import UserError
+from scalar_sae.evaluation.features import judge
+from scalar_sae.evaluation.features.judges import Judge
+from scalar_sae.explorer import answers
+from scalar_sae.explorer.answers import Answerer
 from scalar_sae.explorer.app import Explorer, serve
+from scalar_sae.explorer.subject import Subject
 from tests.explorer.subjects import KEY, RANKING, small_subject
 from tests.helpers import running
 
@@ -83,9 +92,12 @@ class Page:
 @pytest.mark.browser
 def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
     subject = small_subject(tmp_path / "run")
-    explorer, (record,) = Explorer(subject), subject.pairs[KEY].records  # asked only while the server has no work
+    explorer, (record,) = (
+        Explorer(lambda: subject),
+        subject.pairs[KEY].records,
+    )  # asked only while the server has no work
     page = Page(browser)
-    with running(serve(subject, 0)) as server:
+    with running(serve(lambda: subject, 0)) as server:
         browser.get(server.url)
 
         # the map: what stands beside the slider is the record's
@@ -122,7 +134,21 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
         ends = dict(zip(("up", "down"), edges[0], strict=True))
         assert kl == pytest.approx(explorer.answer("edge", {**ABOUT, **ends})["kl"], rel=1e-3)
 
-        # groups and names, hostile ones too
+        assert page.one("#no-judge")
+
+        # groups by attribution profile: a group is a node
+        page.put("#alike", "0.5")
+        page.press("#cluster")
+        expected = explorer.answer("groups", {**ABOUT, "edges": 32, "alike": 0.5})
+        page.until(lambda: page.state("groups"))
+        assert [group["members"] for group in page.state("groups")] == [group["members"] for group in expected]
+        for number, group in enumerate(expected):
+            assert page.one(f"[data-id=g{number}{group['members'][0][0]}]")
+            assert not any(page.all(f"[data-id={member}]") for member in group["members"])
+        page.press("#dissolve")
+        page.one(f"[data-id=u{top[0][0]}]")
+
+        # groups and names by hand, hostile ones too
         page.key(f"[data-id=u{top[0][0]}]", "Enter")
         page.put("#name", "<b>mine</b>")
         for end in ("u", "d"):
@@ -223,6 +249,92 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
     browser.get((tmp_path / "explorer" / "index.html").as_uri())
     page.until(lambda: page.all("svg.columns") and page.text("svg.columns") == drawing)
     assert "exported from scalar explore" in page.one(".banner").text
+
+
+@pytest.mark.browser
+def test_a_judge_explains_two_tabs_are_apart_and_a_lost_connection_is_regained(
+    tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(judge, "FEWEST", 2)  # the text is short
+    small = small_subject(tmp_path / "run")
+    going, release = threading.Event(), threading.Event()
+
+    def ask(question: str) -> str:
+        going.set()
+        assert release.wait(30)
+        return f"<b>{HOSTILE[:40]}"
+
+    subject = replace(small, judge=Judge(ask, "<i>judge"))
+    guessing = Explorer(lambda: replace(small, judge=Judge(lambda question: "1", "guessing")))
+    edges = [row[:2] for row in guessing.answer("map", ABOUT)["edges"]]
+    ends = next(row for row in edges if guessing.answer("explain", {**ABOUT, "edge": row})["explanation"])
+    page, edge = Page(browser), f"u{ends[0]}-d{ends[1]}"
+    with running(serve(lambda: subject, 0)) as server:
+        browser.get(f"{server.url}#focus={edge}")
+        assert "<i>judge" in page.text("#explain")
+        page.press("#explain")
+        assert going.wait(30)
+
+        # another tab is served by the same thread, one answer after the other, and has a state of its own
+        first = browser.current_window_handle
+        browser.switch_to.new_window("tab")
+        browser.get(f"{server.url}#n=2")
+        page.until(lambda: "ranking the edges" in page.one("body").text or page.all("svg.columns"))
+        release.set()
+        page.until(lambda: len(page.all("svg.columns .node")) > 0)
+        assert page.state("focus") is None
+        browser.close()
+        browser.switch_to.window(first)
+        assert page.text("#explained").startswith("<b><img src=x onerror='window.ran=1'>[U+202E]")
+        assert browser.execute_script("return window.ran") is None
+        assert page.state("focus") == edge
+
+        # the connection is lost and regained
+        lose = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+        browser.execute_cdp_cmd("Network.enable", {})
+        browser.execute_cdp_cmd("Network.emulateNetworkConditions", lose)
+        page.press("#view-journey")
+        page.put("#text", "def g(y):")
+        page.press("#read")
+        page.until(lambda: "The server does not answer" in page.one("body").text)
+        browser.execute_cdp_cmd(
+            "Network.emulateNetworkConditions",
+            {**lose, "offline": False, "downloadThroughput": -1, "uploadThroughput": -1},
+        )
+        page.press(".again")
+        page.until(lambda: len(page.all(".tokens button")) == len("def g(y):"))
+        browser.get_log("browser")  # the browser's own line about it
+
+
+@pytest.mark.browser
+def test_a_server_that_dies_in_the_middle_of_an_intervention_leaves_the_state_in_the_address(
+    tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+):
+    subject, dead = small_subject(tmp_path / "run"), threading.Event()
+
+    def change(subject: Subject, question: answers.Change, on_progress: Any) -> Any:
+        on_progress(0.5)
+        dead.wait(30)
+        raise UserError("too late")
+
+    page, changes = Page(browser), [{"up": 1, "factor": 0}]
+    state = f"#view=test&at=2&text={quote('def f(x):')}&changes={quote(json.dumps(changes))}"
+    with monkeypatch.context() as held, running(serve(lambda: subject, 0)) as server:
+        held.setitem(answers.QUESTIONS, "change", Answerer(answers.Change, change))
+        browser.get(server.url + state)
+        page.until(lambda: "50.0 %" in page.one("body").text)
+        for transport in [one.transport for one in server._server.server_state.connections]:
+            transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        page.until(lambda: "The server ended before it had answered" in page.one("body").text)
+        dead.set()
+        assert (page.state("changes"), page.state("at"), page.state("text")) == (changes, 2, "def f(x):")
+        left = browser.execute_script("return location.hash")
+    with running(serve(lambda: subject, 0)) as server:  # the part from # on behind the new address
+        browser.get(server.url + left)
+        body = {**ABOUT, "text": "def f(x):", "position": 2, "interventions": changes}
+        kl = float(page.one("#change-kl").get_attribute("data-kl"))
+        assert kl == pytest.approx(Explorer(lambda: subject).answer("change", body)["kl"], rel=1e-3)
+    browser.get_log("browser")  # the browser's own line about it
 
 
 def shown(share: float) -> str:

@@ -3,7 +3,7 @@
 import type { CardContent } from "./card";
 
 export interface Pair { key: string; method: string; block: string; rankings: string[]; records: boolean; mixes: boolean }
-export interface Run { name: string; lm: string; version: string; pairs: Pair[] }
+export interface Run { name: string; lm: string; judge: string | null; version: string; pairs: Pair[] }
 export interface Point {
   edges: number; recovery: number; recovery_low: number | null; recovery_high: number | null; kl_model: number;
   kl_circuit: number; faithfulness: number; live_edges: number; l0_down: number;
@@ -39,6 +39,8 @@ export interface EdgeAnswer {
   examples: { prompt: number; position: number; effect: number; kl: number; text: string; tokens: string[] }[];
 }
 export interface SplitAnswer { effect: number; pre_act: number; parts: { source: number; head: number | null; effect: number; pre_act: number }[] }
+export interface ExplainAnswer { explanation: string | null; detection: number | null; fuzzing: number | null; judge: string }
+export type GroupsAnswer = { members: string[]; alike: number }[];
 export interface Intervention { up?: number; down?: number; positions?: number[]; factor: number }
 export interface ChangeAnswer {
   position: number; kl: number; kl_mean: number; reached: number[];
@@ -48,6 +50,7 @@ export interface ChangeAnswer {
 export interface Answers {
   run: Run; examples: string[]; map: MapAnswer; card: CardAnswer; tokens: TokensAnswer; recovery: Measured;
   "held-out": Measured; step: StepAnswer; change: ChangeAnswer; edge: EdgeAnswer; split: SplitAnswer; graph: unknown;
+  groups: GroupsAnswer; explain: ExplainAnswer;
 }
 export type Name = keyof Answers;
 
@@ -73,18 +76,19 @@ export async function ask<N extends Name>(
   const found = here(name, body);
   if (found !== undefined) return found;
   if (!live) throw new Error("This page has no server behind it, and this was not looked at before it was written.");
+  const gone = (what: string) => (error: unknown): never => {
+    if (signal?.aborted) throw error;
+    throw new Error(`${what} Try again. If it has ended, start scalar explore anew and put the part of this page's address from # on behind the new address: it keeps what you did.`);
+  };
   const reply = await fetch(`ask/${name}`, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
-  }).catch((error: unknown) => {
-    if (signal?.aborted) throw error;
-    throw new Error("The server does not answer. Start scalar explore again; the address of this page keeps what you did.");
-  });
+  }).catch(gone("The server does not answer."));
   if (!reply.ok || !reply.body) throw new Error(((await reply.json()) as { error: string }).error);
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("The server ended before it had answered.");
+    const { value, done } = await reader.read().catch(gone("The server ended before it had answered."));
+    if (done) return gone("The server ended before it had answered.")(undefined);
     const lines = (rest + value).split("\n");
     rest = lines.pop() ?? "";
     for (const line of lines) {

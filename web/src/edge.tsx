@@ -1,12 +1,13 @@
 /** The panel of an edge: on which prompts it matters, and at a block with attention what carries it. */
 import type { EdgeAnswer, Labels } from "./api";
+import { Explain } from "./explain";
 import { useAnswer } from "./hooks";
 import { nameOf } from "./labels";
 import { Waiting } from "./parts";
 import { pin, set, type State } from "./state";
 import { number, percent, some, token } from "./text";
 
-export function EdgePanel({ state, labels, mixes }: { state: State; labels?: Labels; mixes: boolean }) {
+export function EdgePanel({ state, labels, mixes, judge }: { state: State; labels?: Labels; mixes: boolean; judge: string | null }) {
   const [from, to] = state.focus.split("-") as [string, string];
   const edge = { up: Number(from.slice(1)), down: Number(to.slice(1)) };
   const about = { pair: state.pair, ranking: state.ranking };
@@ -21,6 +22,7 @@ export function EdgePanel({ state, labels, mixes }: { state: State; labels?: Lab
         <button type="button" onClick={() => set({ focus: from })}>Upstream feature</button>
         <button type="button" onClick={() => set({ focus: to })}>Downstream feature</button>
       </p>
+      <Explain about={{ ...about, edge: [edge.up, edge.down] }} judge={judge} />
       {parts.answer && (
         <table>
           <caption>What carries it to token {state.at}: effect {number(parts.answer.effect)}, the sum of</caption>

@@ -5,18 +5,19 @@ import { useAnswer } from "./hooks";
 import { EdgePanel } from "./edge";
 import { detailOf, nameOf } from "./labels";
 import { Waiting } from "./parts";
-import { edgeId, pin, set, type State } from "./state";
+import { Explain } from "./explain";
+import { edgeId, pin, pinned, set, type State } from "./state";
 import { count, number, short } from "./text";
 
 const LISTED = 40;
 
-export function Focus({ state, map, step, mixes }: { state: State; map?: MapAnswer; step?: StepAnswer; mixes: boolean }) {
+export function Focus({ state, map, step, mixes, judge }: { state: State; map?: MapAnswer; step?: StepAnswer; mixes: boolean; judge: string | null }) {
   const id = state.focus, labels = step && state.view !== "map" ? step.labels : map?.labels;
   const feature = /^[ud]\d+$/.test(id);
   const card = useAnswer("card", feature ? { pair: state.pair, end: id.startsWith("u") ? "up" : "down", latent: Number(id.slice(1)) } : null);
   if (!id) return null;
-  if (id.includes("-")) return <EdgePanel state={state} labels={labels} mixes={mixes} />;
-  if (!feature) return <GroupPanel state={state} labels={labels} />;
+  if (id.includes("-")) return <EdgePanel state={state} labels={labels} mixes={mixes} judge={judge} />;
+  if (!feature) return <GroupPanel state={state} labels={labels} judge={judge} />;
   const pinnedHere = state.pins.includes(id);
   return (
     <section aria-label="Feature" id="feature">
@@ -74,12 +75,15 @@ function Edges({ state, map, step, labels }: { state: State; map?: MapAnswer; st
   );
 }
 
-function GroupPanel({ state, labels }: { state: State; labels?: Labels }) {
-  const group = state.groups[Number(state.focus.slice(1))];
+function GroupPanel({ state, labels, judge }: { state: State; labels?: Labels; judge: string | null }) {
+  const at = Number(state.focus.slice(1)), group = state.groups[at];
   if (!group) return null;
+  const { up, down } = pinned(group.members);
+  const about = { pair: state.pair, ranking: state.ranking, up, down };
   return (
     <section aria-label="Group" id="feature">
       <h2>{nameOf(state.focus, state)}</h2>
+      <Explain about={about} judge={judge} onName={(name) => set({ groups: state.groups.map((other, i) => (i === at ? { ...other, name } : other)) })} />
       <ul class="pins">{group.members.map((id) => <li key={id}><button type="button" class="words" onClick={() => set({ focus: id })}>{id.startsWith("u") ? "up " : "down "}{nameOf(id, state, labels)}</button></li>)}</ul>
       <p class="hint">The line of a group is as wide as that of its members' strongest edge.</p>
     </section>

@@ -1,6 +1,6 @@
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { here, live, type Run } from "./api";
+import { live, type Run } from "./api";
 import { Focus } from "./focus";
 import { useAnswer } from "./hooks";
 import { TestView } from "./interventions";
@@ -52,7 +52,7 @@ function Page({ run }: { run: Run }) {
       <main>
         <div class="view">
           {state.view !== "map" && <Prompt state={state} tokens={tokens} />}
-          {state.view === "map" && <Waiting asked={map} what="ranking edges" />}
+          {state.view === "map" && <Waiting asked={map} what="ranking the edges of this pair, which is done once and kept" />}
           {state.view === "map" && map.answer && <MapView map={map.answer} state={state} />}
           {state.view === "journey" && <JourneyView state={state} pair={pair} tokens={tokens} step={step} />}
           {state.view === "test" && <TestView state={state} labels={labels} tokens={tokens} />}
@@ -60,7 +60,7 @@ function Page({ run }: { run: Run }) {
         <aside>
           {state.view === "map" && <details open={state.pins.length > 0 && !state.text}><summary>Prompt: {state.text ? `“${short(state.text, 40)}”` : "none yet"}</summary><Prompt state={state} tokens={tokens} /></details>}
           <Pins state={state} labels={labels} />
-          <Focus state={state} map={map.answer} step={step.answer} mixes={pair.mixes} />
+          <Focus state={state} map={map.answer} step={step.answer} mixes={pair.mixes} judge={run.judge} />
         </aside>
       </main>
       <footer><p>Keys: Tab and arrows move, Enter opens a feature, p pins it. scalar-sae {run.version}.</p></footer>
@@ -68,9 +68,16 @@ function Page({ run }: { run: Run }) {
   );
 }
 
-const run = here("run", {});
-const root = document.getElementById("page");
-if (root && run) {
-  document.title = `${short(run.name, 40)}: explorer`;
-  render(<Page run={run} />, root);
+/** The page, once the server has loaded what it is about. */
+function Opening() {
+  const asked = useAnswer("run", {});
+  const name = asked.answer?.name;
+  useEffect(() => {
+    if (name !== undefined) document.title = `${short(name, 40)}: explorer`;
+  }, [name]);
+  if (asked.answer) return <Page run={asked.answer} />;
+  return <main class="opening"><Waiting asked={asked} what="loading the language model and the SAEs, which takes a few seconds" /></main>;
 }
+
+const root = document.getElementById("page");
+if (root) render(<Opening />, root);

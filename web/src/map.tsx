@@ -1,13 +1,13 @@
 /** The map of a pair: its strongest edges, and what they recover. */
-import { useMemo } from "preact/hooks";
-import type { Label, MapAnswer } from "./api";
+import { useMemo, useState } from "preact/hooks";
+import { ask, live, type Label, type MapAnswer } from "./api";
 import { Columns, type Column, type Link } from "./columns";
 import { Curve, nearest } from "./curve";
 import { detailOf, nameOf } from "./labels";
-import { pin, set, type Sort, type State } from "./state";
+import { pin, set, state as now, type Sort, type State } from "./state";
 import { count, number, percent, some } from "./text";
 
-const ROWS = 150;
+const ROWS = 150, GROUPS = 100;
 const SORTS: Record<Sort, string> = { edges: "most edges", effect: "strongest edge", density: "most frequent", number: "number" };
 
 export interface Gathered { columns: Column[]; links: Link[]; drawn: number; shown: number }
@@ -98,6 +98,7 @@ export function MapView({ map, state }: { map: MapAnswer; state: State }) {
           <label>Sort by <select id="sort" value={state.sort} onChange={(event) => set({ sort: event.currentTarget.value as Sort })}>
             {Object.entries(SORTS).map(([key, words]) => <option key={key} value={key}>{words}</option>)}
           </select></label>
+          {live && <Cluster map={map} edges={sent} state={state} />}
         </p>
         {!map.described && <p class="hint">Features have no words here: scalar features writes the tables that hold them.</p>}
       </div>
@@ -106,6 +107,30 @@ export function MapView({ map, state }: { map: MapAnswer; state: State }) {
             onFocus={(id) => set({ focus: id.startsWith("g") ? id.slice(0, -1) : id })} onPin={(id) => !id.startsWith("g") && pin(id)} />
         : <p class="hint">{state.query ? "No feature matches." : "No edges: move the slider to the right."}</p>}
     </section>
+  );
+}
+
+/** Groups the drawn features whose attribution profiles are alike. Those that stand in a group stay there. */
+function Cluster({ map, edges, state }: { map: MapAnswer; edges: number; state: State }) {
+  const [alike, setAlike] = useState(0.7), [note, setNote] = useState("");
+  const cluster = async () => {
+    const found = await ask("groups", { pair: state.pair, ranking: state.ranking, edges, alike });
+    const taken = new Set(now().groups.flatMap((group) => group.members));
+    const fresh = found.map(({ members }) => members.filter((id) => !taken.has(id))).filter((members) => members.length > 1).slice(0, GROUPS);
+    set({ groups: [...now().groups, ...fresh.map((members) => ({ name: `${nameOf(members[0]!, state, map.labels)} +${members.length - 1}`, members }))] });
+    setNote(fresh.length ? `${some(fresh.length, "new group")}.` : "No features are so alike.");
+  };
+  return (
+    <>
+      <label>Group features alike by <select id="alike" value={alike} onChange={(event) => setAlike(Number(event.currentTarget.value))}>
+        {[0.5, 0.7, 0.9, 0.99].map((value) => <option key={value} value={value}>{value}</option>)}
+      </select></label>
+      <button type="button" id="cluster" title="Cosine between the weights of two features' edges to all others" onClick={() => {
+        setNote("");
+        cluster().catch((error: Error) => setNote(error.message));
+      }}>Group by profile</button>
+      <span role="status">{note}</span>
+    </>
   );
 }
 

@@ -1,10 +1,11 @@
 /** Small parts that several views have. */
 import type { Asked } from "./hooks";
+import { live } from "./api";
 import { percent } from "./text";
 
 /** How far an answer is, with a button that stops it; or why there is none. */
 export function Waiting({ asked, what }: { asked: Asked<unknown>; what: string }) {
-  if (asked.error) return <p class="error" role="alert">{asked.error}</p>;
+  if (asked.error) return <p class="error" role="alert">{asked.error} {live && <button type="button" class="again" onClick={asked.again}>Try again</button>}</p>;
   if (asked.progress === undefined) return null;
   return (
     <p class="waiting" role="status">

@@ -51,13 +51,13 @@ export function Pins({ state, labels }: { state: State; labels?: Labels }) {
           <p class="hint">Kept are the pinned edges, and all edges from a pinned upstream to a pinned downstream feature.</p>
         </>
       )}
-      {state.groups.length > 0 && <h3>Groups</h3>}
+      {state.groups.length > 0 && <h3>Groups <button type="button" id="dissolve" onClick={() => set({ groups: [], focus: state.focus.startsWith("g") ? "" : state.focus })}>Dissolve all</button></h3>}
       <ul class="pins">
         {state.groups.map((group, g) => (
           <li key={g}>
             <input aria-label={`Name of group ${g + 1}`} class="group-name" value={group.name} maxLength={200} onInput={(event) =>
               set({ groups: state.groups.map((other, i) => (i === g ? { ...other, name: event.currentTarget.value } : other)) })} />
-            <span>{some(group.members.length, "feature")}</span>
+            <button type="button" class="words" onClick={() => set({ focus: `g${g}` })}>{some(group.members.length, "feature")}</button>
             <button type="button" aria-label={`Dissolve group ${g + 1}`} onClick={() => set({ groups: state.groups.filter((_, i) => i !== g), focus: "" })}>✕</button>
           </li>
         ))}

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from scalar_sae.cli.subjects import Device, Dtype, Text, check_model_and_text, s
 from scalar_sae.cli.verbs import Outcome, verb
 from scalar_sae.console import tell, waiting_for_user
 from scalar_sae.errors import UserError, quoted
+
+if TYPE_CHECKING:
+    from scalar_sae.evaluation.features.judges import Judge
+    from scalar_sae.explorer.subject import Subject
 
 app = typer.Typer()
 
@@ -27,6 +31,13 @@ def explore(
     block: Annotated[str | None, typer.Option(help="The block between them, such as `ff_block.0`.")] = None,
     method: Annotated[str | None, typer.Option(help="One group of SAEs, if there are several.")] = None,
     tokens: Text = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="A language model that explains edges and groups: a folder or Hub id, or a model of --url."),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server of the judge (key: OPENAI_API_KEY), as `scalar judge`.")
+    ] = None,
     port: Annotated[int, typer.Option(help="Port on this machine; 0 is any free one.", min=0, max=65535)] = 8766,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -37,12 +48,9 @@ def explore(
 
     Example: **scalar explore runs/quickstart**
     """
-    from scalar_sae.explore.run import load_run
     from scalar_sae.explorer.app import serve
-    from scalar_sae.explorer.subject import Subject
     from scalar_sae.loopback import check_port
-    from scalar_sae.own_text import evaluation_text
-    from scalar_sae.sites import Block
+    from scalar_sae.run_folder import run_folder
 
     if run is None and not saes:
         raise UserError("scalar explore needs a run, or --saes with --block; give one of them")
@@ -55,18 +63,56 @@ def explore(
             raise UserError(f"--{name} {quoted(value)}: goes with --saes; a run names its own")
     if saes and block is None:
         raise UserError("--saes: name the block between them with --block, such as ff_block.0")
+    if url and not judge:
+        raise UserError(f"--url {quoted(url)}: name the server's model with --judge")
     check_port(port)
     if run is not None:
-        subject = Subject.of_run(load_run(run))
-    else:
-        paths, place = saes or [], Block.parse(block or "")
-        check_model_and_text(lm, dtype, tokens)
-        model, groups = subjects(lm, paths, method, device, dtype, ends(place))
-        subject = Subject.of_saes(
-            ", ".join(paths), model, groups, place, lambda: evaluation_text(model, paths, tokens, method=method)
-        )
-    with serve(subject, port) as server, waiting_for_user():
+        run_folder(run)
+
+    def load() -> "Subject":
+        subject = _of_saes(saes or [], block or "", method, lm, tokens, device, dtype) if run is None else _of_run(run)
+        subject.judge = None if judge is None else _judge(judge, url, subject.folder)
+        return subject
+
+    with serve(load, port) as server, waiting_for_user():
         tell(f"Open {server.url} in a browser on this machine; Ctrl-C ends.")
         with suppress(KeyboardInterrupt):
             server.run()
     return Outcome({"url": server.url}, lambda: None)
+
+
+def _of_run(run: Path) -> "Subject":
+    from scalar_sae.explore.run import load_run
+    from scalar_sae.explorer.subject import Subject
+
+    return Subject.of_run(load_run(run))
+
+
+def _of_saes(
+    paths: list[str],
+    block: str,
+    method: str | None,
+    lm: str | None,
+    tokens: str | None,
+    device: str | None,
+    dtype: str,
+) -> "Subject":
+    from scalar_sae.explorer.subject import Subject
+    from scalar_sae.own_text import evaluation_text
+    from scalar_sae.sites import Block
+
+    place = Block.parse(block)
+    check_model_and_text(lm, dtype, tokens)
+    model, groups = subjects(lm, paths, method, device, dtype, ends(place))
+    return Subject.of_saes(
+        ", ".join(paths), model, groups, place, lambda: evaluation_text(model, paths, tokens, method=method)
+    )
+
+
+def _judge(model: str, url: str | None, folder: Path | None) -> "Judge":
+    """The judge. Its answers are kept in a run directory, if they can be."""
+    from scalar_sae.evaluation.features.judge import kept
+    from scalar_sae.evaluation.features.judges import endpoint, local
+
+    judge = endpoint(url, model) if url else local(model)
+    return judge if folder is None else kept(judge, folder / "explorer" / "judge.jsonl")

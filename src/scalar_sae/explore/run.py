@@ -19,6 +19,7 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
 from scalar_sae.own_text import evaluation_text
 from scalar_sae.records.results import Results
+from scalar_sae.run_folder import run_folder
 from scalar_sae.saes.sources import Group, site_in
 from scalar_sae.saes.store import load_saes
 from scalar_sae.scoring.chain import chain
@@ -121,7 +122,4 @@ def load_run(folder: str | Path) -> Run:
     Raises:
         UserError: it is not a run directory.
     """
-    run = Run(Path(folder).expanduser())
-    if not (run.folder / "config.yaml").is_file() or not (run.folder / "lm").is_dir():
-        raise UserError(f"{folder}: not a run directory (it has no config.yaml and lm/); load_saes reads single SAEs")
-    return run
+    return Run(run_folder(folder))

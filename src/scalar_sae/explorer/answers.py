@@ -15,6 +15,8 @@ from scalar_sae._version import __version__
 from scalar_sae.errors import UserError
 from scalar_sae.explore.circuit import Circuit
 from scalar_sae.explore.examples import edge_examples
+from scalar_sae.explore.explanations import explain_edge, explain_features
+from scalar_sae.explore.groups import group_features
 from scalar_sae.explore.journey import Journey
 from scalar_sae.explore.measure import measured
 from scalar_sae.explore.passage import passages
@@ -124,6 +126,23 @@ class Split(Step):
     down: Latent
 
 
+class Groups(AboutPair):
+    """Which features have similar attribution profiles?"""
+
+    edges: Annotated[int, Field(ge=0, le=MOST)]
+    """The strongest edges, of which the profiles are made."""
+    alike: Annotated[float, Field(gt=0, le=1)]
+    """Mean cosine that two groups need to be joined."""
+
+
+class Explain(AboutPair):
+    """What does an edge do, or what do some features have in common, in the words of the judge?"""
+
+    edge: tuple[Latent, Latent] | None = None
+    up: Annotated[list[Latent], Field(max_length=MOST)] = []
+    down: Annotated[list[Latent], Field(max_length=MOST)] = []
+
+
 class Group(Question):
     """Features that stand together under a name."""
 
@@ -154,7 +173,9 @@ def about_run(subject: Subject, question: AboutRun, on_progress: OnProgress) -> 
         }
         for pair in subject.pairs.values()
     ]
-    return {"name": visible(subject.name), "lm": visible(_model(subject)), "version": __version__, "pairs": pairs}
+    judge = None if subject.judge is None else visible(subject.judge.model)
+    about = {"name": visible(subject.name), "lm": visible(_model(subject)), "judge": judge}
+    return {**about, "version": __version__, "pairs": pairs}
 
 
 def examples(subject: Subject, question: Examples, on_progress: OnProgress) -> list[str]:
@@ -256,6 +277,35 @@ def edge(subject: Subject, question: Edge, on_progress: OnProgress) -> dict[str,
     return found | {"levels": QUANTILES}
 
 
+def groups(subject: Subject, question: Groups, on_progress: OnProgress) -> list[dict[str, Any]]:
+    """Groups of the features of the strongest edges, by attribution profile."""
+    edges = top_edges(subject, question.pair, question.ranking, on_progress).slice(0, question.edges)
+    rows = zip(*(edges[name].to_pylist() for name in ("up", "down", "weight")), strict=True)
+    return [
+        {"members": [f"{group.end[0]}{one}" for one in group.members], "alike": group.alike}
+        for group in group_features(rows, question.alike)
+    ]
+
+
+def explain(subject: Subject, question: Explain, on_progress: OnProgress) -> dict[str, Any]:
+    """What the judge says of an edge or of a group on the ranking text, tested on the text of the record.
+
+    Raises:
+        UserError: there is no judge, or it does not answer.
+    """
+    if subject.judge is None:
+        raise UserError("no judge: start scalar explore with --judge, and it explains edges and groups")
+    record = subject.pair_subject(question.pair).record(question.ranking)
+    pair, texts = subject.pair(question.pair, question.ranking), subject.texts(record)
+    shown, judge = texts.ranking[: subject.config(record).n_rank_prompts], subject.judge
+    if question.edge is not None:
+        found = explain_edge(pair, *question.edge, judge, shown, texts.scoring, on_progress=on_progress)
+    else:
+        found = explain_features(pair, judge, shown, texts.scoring, question.up, question.down, on_progress=on_progress)
+    said = None if found.explanation is None else visible(found.explanation)
+    return {**found.model_dump(), "explanation": said, "judge": visible(found.judge)}
+
+
 def split(subject: Subject, question: Split, on_progress: OnProgress) -> dict[str, Any]:
     """The parts of an edge's effect at a token, by source token and head."""
     pair, ids = _read(subject, question)
@@ -344,5 +394,7 @@ QUESTIONS = {
     "change": Answerer(Change, change),
     "edge": Answerer(Edge, edge),
     "split": Answerer(Split, split),
+    "groups": Answerer(Groups, groups),
+    "explain": Answerer(Explain, explain),
     "graph": Answerer(Graph, as_graph),
 }

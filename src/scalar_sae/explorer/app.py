@@ -2,7 +2,10 @@
 
 A question is posted to `ask/NAME`. The answer is one line `{"answer": ...}` or `{"error": "..."}`, after any number of
 lines `{"progress": share}`. Who hangs up stops the work. One thread computes, because the model holds what is spliced
-into it; questions about files wait for nothing.
+into it; questions about files wait for nothing but the subject.
+
+The page is there at once. The model is loaded in the thread that computes, and so are the libraries that it needs:
+this module imports none of them.
 """
 
 import asyncio
@@ -12,22 +15,24 @@ import sys
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from scalar_sae.errors import UserError, one_line, reason
-from scalar_sae.explorer.answers import QUESTIONS, Question
-from scalar_sae.explorer.subject import Subject
 from scalar_sae.loopback import LoopbackServer, RefusedError, application, page_routes
 from scalar_sae.malloc import trim_malloc
 from scalar_sae.readers import explained, parse_json
+
+if TYPE_CHECKING:
+    from scalar_sae.explorer.answers import Question
+    from scalar_sae.explorer.subject import Subject
 
 BODY_BYTES = 2**20
 """Of a question."""
@@ -36,6 +41,8 @@ REMEMBERED = 64
 _FILES = ("index.html", "page.css", "page.js")
 _LIGHT = ("run", "card")
 """Questions about files alone."""
+_FIRST = "run"
+"""The question that a page asks while the subject is loaded."""
 
 
 class StoppedError(Exception):
@@ -43,11 +50,11 @@ class StoppedError(Exception):
 
 
 class Explorer:
-    """Answers questions about a subject."""
+    """Answers questions about a subject, which is loaded in the thread that computes."""
 
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
+    def __init__(self, load: "Callable[[], Subject]") -> None:
         self._heavy, self._light = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.subject: Future[Subject] = self._heavy.submit(load)
         self._remembered: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -55,15 +62,16 @@ class Explorer:
         """The answer to a question.
 
         Raises:
-            UserError: it is no question, or about something that is not there.
+            UserError: it is no question, or about something that is not there; or the subject cannot be loaded.
         """
-        question = parsed(name, body)
+        subject = self.subject.result()
+        questions, question = _questions(), parsed(name, body)
         key = f"{name} {question.model_dump_json()}"
         with self._lock:
             if key in self._remembered:
                 self._remembered.move_to_end(key)
                 return self._remembered[key]
-        found = QUESTIONS[name].answer(self._subject, question, on_progress)
+        found = questions[name].answer(subject, question, on_progress)
         trim_malloc()
         with self._lock:
             self._remembered[key] = found
@@ -113,17 +121,25 @@ class Explorer:
         return await asyncio.get_running_loop().run_in_executor(self._heavy, work)
 
 
-def parsed(name: str, body: Any) -> Question:
+def _questions() -> dict[str, Any]:
+    """What can be asked. Importing it takes seconds, which the thread that loads the subject has spent."""
+    from scalar_sae.explorer.answers import QUESTIONS
+
+    return QUESTIONS
+
+
+def parsed(name: str, body: Any) -> "Question":
     """A question from its name and body.
 
     Raises:
         UserError: the body does not fit.
         RefusedError: there is no such question.
     """
-    if name not in QUESTIONS:
+    questions = _questions()
+    if name not in questions:
         raise RefusedError(404, "no such question")
     try:
-        return QUESTIONS[name].body.model_validate_json(json.dumps(body))
+        return questions[name].body.model_validate_json(json.dumps(body))
     except ValidationError as error:
         raise UserError(f"{name}: {explained(error)}") from error
 
@@ -170,20 +186,41 @@ def exported(explorer: Explorer, wanted: Export) -> bytes:
     return content.getvalue()
 
 
-def serve(subject: Subject, port: int) -> LoopbackServer:
-    """A server on this machine alone; `run` starts it.
+class ExplorerServer(LoopbackServer):
+    """Serves the page at once. It ends when the subject cannot be loaded."""
+
+    def __init__(self, explorer: Explorer, routes: Sequence[BaseRoute], port: int) -> None:
+        super().__init__(application(routes), port, BODY_BYTES)
+        self._loading = explorer.subject
+        self._loading.add_done_callback(lambda loading: self.stop() if loading.exception() else None)
+
+    def run(self) -> None:
+        """Answer requests until the user presses Ctrl-C, which raises KeyboardInterrupt.
+
+        Raises:
+            UserError: the subject cannot be loaded.
+        """
+        super().run()
+        if self._loading.done():
+            self._loading.result()
+
+
+def serve(load: "Callable[[], Subject]", port: int) -> ExplorerServer:
+    """A server on this machine alone; `run` starts it. What it is about is loaded meanwhile.
 
     Raises:
         UserError: the port is taken.
     """
-    explorer = Explorer(subject)
+    explorer = Explorer(load)
 
     async def ask(request: Request) -> Response:
         name, body = request.path_params["name"], await request.json()
-        parsed(name, body)
+        if name != _FIRST:
+            await asyncio.shield(asyncio.wrap_future(explorer.subject))
+            parsed(name, body)
         return StreamingResponse(explorer.lines(name, body), media_type="application/x-ndjson")
 
-    pages = {name: static(name) for name in _FILES} | {"data.js": data(True, {"run {}": explorer.answer("run", {})})}
+    pages = {name: static(name) for name in _FILES} | {"data.js": data(True, {})}
 
     async def export(request: Request) -> Response:
         try:
@@ -193,4 +230,4 @@ def serve(subject: Subject, port: int) -> LoopbackServer:
         return Response(await explorer.soon(lambda: exported(explorer, wanted)), media_type="application/zip")
 
     posted = [Route("/ask/{name}", ask, methods=["POST"]), Route("/export", export, methods=["POST"])]
-    return LoopbackServer(application([*page_routes(pages), *posted]), port, BODY_BYTES)
+    return ExplorerServer(explorer, [*page_routes(pages), *posted], port)

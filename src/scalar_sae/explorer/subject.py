@@ -9,6 +9,7 @@ from typing import Any
 
 from scalar_sae.corpora import Corpus
 from scalar_sae.errors import UserError, unknown
+from scalar_sae.evaluation.features.judges import Judge
 from scalar_sae.explore.journey import Journey
 from scalar_sae.explore.run import Run
 from scalar_sae.lm.model import LanguageModel
@@ -77,6 +78,8 @@ class Subject:
     pairs: Mapping[str, PairSubject]
     folder: Path | None = None
     """The run directory, where tables of features lie and ranked edges are kept; None: single SAEs."""
+    judge: Judge | None = None
+    """Explains edges and groups; None: nobody does."""
     last_journey: tuple[object, Journey] | None = None
     """The prompt that was looked at last."""
     _cards: dict[Path, Cards] = field(default_factory=dict[Path, Cards])

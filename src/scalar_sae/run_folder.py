@@ -1,0 +1,17 @@
+"""What makes a folder a run directory. Nothing is read, so that a command can say at once that it is none."""
+
+from pathlib import Path
+
+from scalar_sae.errors import UserError
+
+
+def run_folder(path: str | Path) -> Path:
+    """The folder of a run.
+
+    Raises:
+        UserError: it is not a run directory.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "config.yaml").is_file() or not (folder / "lm").is_dir():
+        raise UserError(f"{path}: not a run directory (it has no config.yaml and lm/); load_saes reads single SAEs")
+    return folder
