@@ -13,7 +13,8 @@ from typing import Any
 
 from scalar_sae.records.results import Record, Results
 from scalar_sae.records.sae_results import SaeFidelity
-from scalar_sae.scoring.compare import Ends, levels, ratios
+from scalar_sae.scoring.compare import method_scores, ratios
+from scalar_sae.scoring.resampled import Ends
 from scalar_sae.sites import Block
 
 BASE = "topk"
@@ -47,7 +48,7 @@ def of_kind(records: list[Record], saes: list[SaeFidelity]) -> dict[str, Any]:
     """Scores at the blocks of a kind, by method and block and over all blocks, and the fidelity of the SAEs there."""
     found: dict[str, dict[str, dict[str, Cell]]] = {}
     for score in LEVELS:
-        for one in levels(records, score):
+        for one in method_scores(records, score):
             cell = {"value": one.value, "interval": one.interval, "seeds": one.n_seeds}
             found.setdefault(one.method, {}).setdefault(one.block.split(" ")[0], {})[score] = cell
     beside: dict[str, Cell] = {}
@@ -59,7 +60,7 @@ def of_kind(records: list[Record], saes: list[SaeFidelity]) -> dict[str, Any]:
     blocks = sorted({record.block for record in records})
     sites = {str(site) for name in blocks for block in [Block.parse(name)] for site in (block.up, block.down)}
     here = [sae for sae in saes if sae.site in sites and sae.method in found]
-    return {"blocks": blocks, "levels": found, "ratios": beside, "fidelity": fidelity(here)}
+    return {"blocks": blocks, "scores": found, "ratios": beside, "fidelity": fidelity(here)}
 
 
 def fidelity(saes: list[SaeFidelity]) -> dict[str, dict[str, list[float]]]:
@@ -84,17 +85,17 @@ def tables(content: dict[str, Any]) -> str:
         lines += [f"**{kind}: geometric means over {', '.join(found['blocks'])}**", ""]
         lines += ["| SAEs | faithful@80 | relative to TopK | floor (nats) | FVU | L0 | dead | CE + |", "|---" * 8 + "|"]
         over = "all" if len(found["blocks"]) > 1 else found["blocks"][0]
-        for method, blocks in found["levels"].items():
-            levels_of, quality = blocks[over], found["fidelity"][method]
+        for method, blocks in found["scores"].items():
+            scores_of, quality = blocks[over], found["fidelity"][method]
             ratio = "1" if method == BASE else shown(found["ratios"].get(method), ".2g")
-            cells = [shown(levels_of[HEADLINE], ",.0f"), ratio, shown(levels_of["floor.kl"], ".2f")]
+            cells = [shown(scores_of[HEADLINE], ",.0f"), ratio, shown(scores_of["floor.kl"], ".2f")]
             cells += [f"{quality['fvu'][0]:.3f}", f"{quality['l0'][0]:.1f}", f"{quality['dead'][0]:.0%}"]
             lines.append(f"| {' | '.join([method, *cells, format(quality['ce_increase'][0], '.3f')])} |")
         lines += ["", f"**{kind}: every block**", ""]
         lines += ["| SAEs | block | faithful@50 | faithful@80 | faithful@90 | unfaithful area | floor (nats) |"]
         lines += ["|---" * 7 + "|"]
         forms = (",.0f", ",.0f", ",.0f", ".2f", ".2f")
-        for method, blocks in found["levels"].items():
+        for method, blocks in found["scores"].items():
             for block in found["blocks"]:
                 each = [shown(blocks[block][score], form) for score, form in zip(LEVELS, forms, strict=True)]
                 lines.append(f"| {' | '.join([method, block, *each])} |")

@@ -9,7 +9,7 @@ import pytest
 
 from scalar_sae.records.results import Record, Results
 from scalar_sae.records.sae_results import SaeFidelity
-from scalar_sae.scoring.compare import levels, ratios
+from scalar_sae.scoring.compare import method_scores, ratios
 from tests.scoring.test_compare import record
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -49,7 +49,7 @@ def test_the_tables_are_those_of_compare_with_never_and_intervals(
     zoo: dict[str, Any], runs: list[Results], content: dict[str, Any]
 ):
     records = [one for run in runs for one in run.records]
-    found = {row.method: row for row in levels(records, "faithful_at.80") if row.block == "all ff_block"}
+    found = {row.method: row for row in method_scores(records, "faithful_at.80") if row.block == "all ff_block"}
     beside = {row.method: row for row in ratios(records, "topk", "faithful_at.80").rows if row.n_blocks == 2}
     lines = [line for line in zoo["tables"](content).splitlines() if line.startswith("| ")]
     topk, other, wide = lines[1:4]

@@ -12,7 +12,8 @@ from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError
 from scalar_sae.records.results import Curves, Floor, PromptCurves, Record, Results, Rise
 from scalar_sae.scoring import metrics
-from scalar_sae.scoring.compare import at_matched_fidelity, levels, ratios
+from scalar_sae.scoring.compare import method_scores, ratios
+from scalar_sae.scoring.matched import at_matched_fidelity
 from tests.test_study import scalar
 
 FAITHFUL: dict[str, Any] = {
@@ -187,22 +188,22 @@ def family(block: str, floors: dict[int, float]) -> list[Record]:
     return [record(block, f"new-k{k}", 10 + 3 * k, floor=floor) for k, floor in floors.items()]
 
 
-def test_a_level_is_the_geometric_mean_over_seeds_and_blocks():
+def test_the_score_of_a_method_is_the_geometric_mean_over_seeds_and_blocks():
     records = [record("ff_block.0", "topk", 20), record("ff_block.1", "topk", 80), record("resid_pre.0", "topk", 30)]
-    rows = {row.block: row for row in levels(records, "edges_at.90")}
+    rows = {row.block: row for row in method_scores(records, "edges_at.90")}
     assert set(rows) == {"ff_block.0", "ff_block.1", "all ff_block", "resid_pre.0"}
     assert rows["ff_block.0"].value == pytest.approx(found_edges(20))
     assert rows["all ff_block"].value == pytest.approx((found_edges(20) * found_edges(80)) ** 0.5)
     assert rows["ff_block.0"].interval == pytest.approx(step_at(20)), "every prompt has the same recovery"
-    [of_seeds] = levels(seeds("topk", 20, 80), "edges_at.90")
+    [of_seeds] = method_scores(seeds("topk", 20, 80), "edges_at.90")
     assert (of_seeds.value, of_seeds.n_seeds) == (pytest.approx((found_edges(20) * found_edges(80)) ** 0.5), 2)
     assert of_seeds.interval == pytest.approx((step_at(20)[0], step_at(80)[1])), "seeds are drawn too"
 
 
-def test_a_level_that_one_seed_never_reaches_is_never():
-    [level] = levels(seeds("topk", 20, 1e9), "edges_at.90")
-    assert level.value is None
-    assert level.interval is None or level.interval[1] is None
+def test_a_score_that_one_seed_never_reaches_is_never():
+    [of_seeds] = method_scores(seeds("topk", 20, 1e9), "edges_at.90")
+    assert of_seeds.value is None
+    assert of_seeds.interval is None or of_seeds.interval[1] is None
 
 
 def test_a_block_whose_family_does_not_reach_the_floor_is_named_once():

@@ -38,7 +38,8 @@ def compare(
     """
     from scalar_sae.cautions import POOR, cautions_of
     from scalar_sae.records.results import Results
-    from scalar_sae.scoring.compare import RECOVERY, at_matched_fidelity, ratios
+    from scalar_sae.scoring.compare import RECOVERY, ratios
+    from scalar_sae.scoring.matched import at_matched_fidelity
 
     paths = [path / "results.json" if path.is_dir() else path for path in files]
     everything = [Results.read(path) for path in paths]

@@ -12,12 +12,11 @@ the device of its weights. Results are at least float32 and are returned on the 
 """
 
 import sys
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,13 +34,10 @@ from scalar_sae.lm.layers import SiteState
 from scalar_sae.lm.loading import Origin, check_whole, load_hf, load_tokenizer, locate, precision
 from scalar_sae.lm.norms import AnyNorm
 from scalar_sae.lm.recognition import dissect
-from scalar_sae.lm.special import FIRST, Rule, Special, find_special, listed, ordered
-from scalar_sae.lm.stretch import Stretch, widened
+from scalar_sae.lm.special import FIRST, Rule, Special, find_special, listed, named_by
+from scalar_sae.lm.stretch import Replacement, Stretch, widened
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
-
-Replacement = Callable[[Tensor], Tensor]
-"""From the activation at a site to its replacement, both [batch, token, d_model]."""
 
 SiteName = TypeVar("SiteName", Site, str)
 """A site, or the name that `Site.parse` reads."""
@@ -142,11 +138,7 @@ class LanguageModel(nn.Module):
             return self.special_tokens
         if rule == "first":
             return (FIRST, *self.special_tokens)
-        special = () if rule == "count" else ordered(rule)
-        for token in special:
-            if token != FIRST and token >= self.d_vocab:
-                raise UserError(f"special token {token}: the vocabulary of {self.name} ends at {self.d_vocab - 1}")
-        return special
+        return () if rule == "count" else named_by(rule, self.d_vocab, self.name)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -386,17 +378,7 @@ class LanguageModel(nn.Module):
             first: the state at the first of the sites.
             replace: the replacement at each site, in any order.
         """
-        places = sorted(replace)
-        here = first._replace(x=replace[places[0]](first.x))
-        weight = self._anatomy.layers[0].weight
-        for start, stop in pairwise(places):
-            if start.same_place(stop):
-                continue
-            here = SiteState(here.x.to(weight), None if here.skip is None else here.skip.to(weight))
-            [(_, here)] = deque(self._stretch.walk(start, stop, here), maxlen=1)
-            here = SiteState(widened(here.x, first.x), None if here.skip is None else widened(here.skip, first.x))
-            here = here._replace(x=replace[stop](here.x))
-        return here
+        return self._stretch.spliced(first, replace)
 
     def feed_forward(self, layer: int) -> FeedForward:
         """The norm and MLP of one layer as plain tensors.

@@ -83,6 +83,19 @@ def ordered(special: Iterable[int | First]) -> Special:
     return (FIRST, *ids) if FIRST in there else tuple(ids)
 
 
+def named_by(rule: Iterable[int | First], d_vocab: int, model: str) -> Special:
+    """The special tokens that a rule names, for a model with `d_vocab` token ids.
+
+    Raises:
+        UserError: an id lies outside the vocabulary.
+    """
+    special = ordered(rule)
+    for token in special:
+        if token != FIRST and token >= d_vocab:
+            raise UserError(f"special token {token}: the vocabulary of {model} ends at {d_vocab - 1}")
+    return special
+
+
 def counted(tokens: Int[Tensor, "*prompt token"], special: Collection[int | First]) -> Bool[Tensor, "*prompt token"]:
     """A mask of the tokens that are not special, of whole prompts from their first token on."""
     kept = ~torch.isin(tokens, tokens.new_tensor([token for token in ordered(special) if token != FIRST]))

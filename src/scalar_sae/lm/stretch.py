@@ -1,8 +1,9 @@
 """Consecutive layers of a model, as a function from one site to a later one."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from scalar_sae.errors import UserError
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.layers import Layer, SiteState
 from scalar_sae.sites import Site
+
+Replacement = Callable[[Tensor], Tensor]
+"""From the activation at a site to its replacement, both [batch, token, d_model]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,27 @@ class Stretch:
         if not place.same_place(end):
             raise UserError(f"{start}->{end}: {self.name} runs attention and MLP side by side; none leads to the other")
         return widened(here.x, x)
+
+    def spliced(self, first: SiteState, replace: Mapping[Site, Replacement]) -> SiteState:
+        """The state at the last of some sites, with the activation at each of them replaced.
+
+        A replacement is a function of the current activation, so a later site sees the effect of earlier ones.
+
+        Args:
+            first: the state at the first of the sites.
+            replace: the replacement at each site, in any order.
+        """
+        places = sorted(replace)
+        here = first._replace(x=replace[places[0]](first.x))
+        for start, stop in pairwise(places):
+            if start.same_place(stop):
+                continue
+            weight = self.layers[start.layer].weight
+            here = SiteState(here.x.to(weight), None if here.skip is None else here.skip.to(weight))
+            [(_, here)] = deque(self.walk(start, stop, here), maxlen=1)
+            here = SiteState(widened(here.x, first.x), None if here.skip is None else widened(here.skip, first.x))
+            here = here._replace(x=replace[stop](here.x))
+        return here
 
     def feed_forward(self, layer: int) -> FeedForward:
         """The norm and MLP of one layer as plain tensors.

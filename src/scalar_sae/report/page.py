@@ -20,7 +20,8 @@ from scalar_sae.report import figures
 from scalar_sae.report.environment import ONE_FILE, environment
 from scalar_sae.report.ratios import BASELINE, claims, sentence
 from scalar_sae.report.scores_csv import as_address, as_csv
-from scalar_sae.scoring.compare import Ends, ratios
+from scalar_sae.scoring.compare import ratios
+from scalar_sae.scoring.resampled import Ends
 
 
 class Comparison(NamedTuple):

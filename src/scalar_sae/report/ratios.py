@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple, get_args
 from scalar_sae.errors import UserError
 from scalar_sae.records.results import Record
 from scalar_sae.report.text import name_in_chart
-from scalar_sae.scoring.compare import HEADLINE, Ends, Ratio, ratios
+from scalar_sae.scoring.compare import HEADLINE, Ratio, ratios
 from scalar_sae.scoring.intervals import FEW_PROMPTS
+from scalar_sae.scoring.resampled import Ends
 
 BASELINE = "topk"
 MOST_NAMED = 3

@@ -1,19 +1,15 @@
 """Are two sets of SAEs different? Ratios of a score, block by block and over blocks, with paired intervals.
 
-Both were scored on the same prompts, so each resample draws the same prompts for both and the ratio's interval is
-narrower than the scores' own. Over blocks the ratios are averaged geometrically: a sum would be its largest block.
-SAEs of one method from several seeds count as one entry, the mean of its log scores; a resample draws seeds too.
+Both sets were scored on the same prompts, so each resample (resampled.py) draws the same prompts for both. The interval
+of the ratio is therefore narrower than the intervals of the two scores. Over blocks, ratios are averaged geometrically:
+an arithmetic mean would mostly show the block with the largest ratio.
 
-What a grid of edge counts leaves open is part of the interval: the least ratio is the least score over the baseline's
-most, in every resample, at every block. A resample may leave a ratio open altogether, since a curve never reaches the
-score or a family does not reach the baseline's floor. If more resamples do than an interval leaves out, its end is not
-known.
+The error of the grid of edge counts is part of the interval. In every resample and at every block, the least ratio is
+the least score over the most that the baseline's score could be. A ratio is unknown in a resample where a curve never
+reaches the score. If it is unknown in more resamples than lie beyond an end of the interval, this end is not known.
 """
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,24 +19,24 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.lm.special import listed
 from scalar_sae.records.results import Record
 from scalar_sae.scoring import metrics
-from scalar_sae.scoring.intervals import FEW_FOR_99, FEW_PROMPTS, ends, enough, resamples, widen
-
-FAMILY = re.compile(r"(.+?)-(?:k|lambda|l0-?)([0-9.e+-]+)$")
-"""Names of SAEs of one method at several sparsities: `topk-k10`, `jacobian-lambda0.01`."""
+from scalar_sae.scoring.intervals import FEW_PROMPTS
+from scalar_sae.scoring.resampled import (
+    LEAST,
+    MOST,
+    VALUE,
+    Ends,
+    Resampled,
+    interval_of_exponential,
+    logarithm,
+    of_halves,
+    over_seeds,
+)
 
 HEADLINE = "faithful_at.80"
 """The score that is compared if none is named."""
 
 RECOVERY = ("log_area", *(f"{kind}.{q}" for kind in ("edges_at", "live_edges_at", "dip") for q, _ in metrics.QUANTILES))
 """Scores that compare with the full circuit of the pair itself."""
-
-Resampled = Float[np.ndarray, "3 one_and_resamples"]
-"""A score, the least and the most that it could be on a finer grid; of all prompts, then of each resample of them."""
-VALUE, LEAST, MOST = 0, 1, 2
-"""Rows of `Resampled`."""
-
-Ends = tuple[float | None, float | None]
-"""Both ends of an interval; None for one that is not known."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Level:
+class MethodScore:
     """A score of some SAEs at a block, or its geometric mean over blocks (`all ...`)."""
 
     block: str
@@ -103,13 +99,12 @@ class Ratios(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Beside:
-    """Some SAEs beside the baseline at one block."""
+class LogRatio:
+    """The logarithm of the ratio of some SAEs to the baseline at one block, resample by resample."""
 
     block: str
     method: str
     logs: Resampled
-    """Logarithm of the ratio."""
     halves: Float[np.ndarray, " two"]
     """Logarithm of the ratio under the orders of either half of the ranking text; the ratio itself where they were not
     scored, or where no order moves the score.
@@ -123,7 +118,7 @@ class _Beside:
 
     @property
     def kind(self) -> str:
-        """Of the block."""
+        """The kind of the block, such as `ff_block`."""
         return self.block.split(".")[0]
 
 
@@ -143,19 +138,19 @@ def ratios(records: list[Record], base: str, score: str = HEADLINE) -> Ratios:
         UserError: no such score or too few prompts for it, no record of the baseline, no block in common with it, or
             records that do not compare.
     """
-    seeds = _by_block_and_method(records, base)
+    seeds = by_block_and_method(records, base)
     found = [
-        _beside(mine, seeds[block, base], score)
+        log_ratio(mine, seeds[block, base], score)
         for (block, method), mine in seeds.items()
         if method != base and (block, base) in seeds
     ]
     if not found:
         here, there = (", ".join(sorted({b for b, m in seeds if (m == base) is own})) for own in (True, False))
         raise UserError(f"no block in common with {base}: it has {here}, the others have {there or 'none'}")
-    return Ratios(_table(found, score), _without_partner(seeds, base))
+    return Ratios(table(found, score), without_partner(seeds, base))
 
 
-def levels(records: list[Record], score: str) -> list[Level]:
+def method_scores(records: list[Record], score: str) -> list[MethodScore]:
     """A score of every method, per block, and over blocks where there are several of a kind.
 
     Args:
@@ -167,11 +162,11 @@ def levels(records: list[Record], score: str) -> list[Level]:
     """
     if not records:
         raise UserError(f"no records to take {score} from")
-    seeds = _by_block_and_method(records, records[0].method)
+    seeds = by_block_and_method(records, records[0].method)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinite where never reached
-        logs = {key: _over_seeds(mine, score, _logarithm) for key, mine in seeds.items()}
-        halves = {key: _of_halves(mine, score) for key, mine in seeds.items()}
-    rows: list[Level] = []
+        logs = {key: over_seeds(mine, score, logarithm) for key, mine in seeds.items()}
+        halves = {key: of_halves(mine, score) for key, mine in seeds.items()}
+    rows: list[MethodScore] = []
     for method, kind in dict.fromkeys((method, block.split(".")[0]) for block, method in seeds):
         blocks = [block for block, name in seeds if name == method and block.split(".")[0] == kind]
         groups = {block: [block] for block in blocks} | ({f"all {kind}": blocks} if len(blocks) > 1 else {})
@@ -180,18 +175,20 @@ def levels(records: list[Record], score: str) -> list[Level]:
             value = float(np.exp(mean[VALUE, 0]))
             n_prompts = min(len(one.prompts.floor_kl) for block in some for one in seeds[block, method])
             rows.append(
-                Level(
+                MethodScore(
                     block=where,
                     method=method,
                     value=value if np.isfinite(value) else None,
-                    interval=_ends(mean, np.mean([halves[block, method] for block in some], 0), n_prompts),
+                    interval=interval_of_exponential(
+                        mean, np.mean([halves[block, method] for block in some], 0), n_prompts
+                    ),
                     n_seeds=min(len(seeds[block, method]) for block in some),
                 )
             )
     return rows
 
 
-def _without_partner(seeds: Seeds, base: str) -> list[str]:
+def without_partner(seeds: Seeds, base: str) -> list[str]:
     """Blocks at which the baseline or another method of the same kind of block has no record."""
     said = [f"{block} of {method}: {base} has no record there" for block, method in seeds if (block, base) not in seeds]
     for method in dict.fromkeys(method for _, method in seeds if method != base):
@@ -205,47 +202,7 @@ def _without_partner(seeds: Seeds, base: str) -> list[str]:
     return said
 
 
-def at_matched_fidelity(records: list[Record], base: str, score: str = HEADLINE) -> Ratios:
-    """Families over k or lambda (`topk-k5`, `topk-k10`, ...) against the baseline at the baseline's own floor.
-
-    The logarithm of the score is interpolated linearly in KL(full model || full circuit) between the two members that
-    enclose it. A block whose family does not enclose that floor is left out. In a resample of the prompts where it does
-    not, the ratio is not known.
-
-    Raises:
-        UserError: no such baseline, no family that encloses its floor, or records that do not compare.
-    """
-    seeds = _by_block_and_method(records, base)
-    families: dict[tuple[str, str], list[list[Record]]] = {}
-    for (block, method), mine in seeds.items():
-        name = FAMILY.match(method)
-        if name and method != base and (block, base) in seeds:
-            families.setdefault((name[1], block), []).append(mine)
-    left_out = _without_partner(seeds, base)
-    others = dict.fromkeys(method for _, method in seeds if method != base and not FAMILY.match(method))
-    left_out += [f"{method}: its name says no k, lambda or l0, so it is in no family" for method in others]
-    found: list[_Beside] = []
-    for (family, block), members in families.items():
-        floors, wanted = [_floor(member) for member in members], _floor(seeds[block, base])
-        if len(members) > 1 and min(floors) <= wanted <= max(floors):
-            found.append(_interpolated(family, members, seeds[block, base], score))
-        else:
-            there = f"{min(floors):.3g}" + (f" to {max(floors):.3g}" if len(members) > 1 else " alone")
-            left_out.append(f"{block} of {family}: floors of {there} nats do not enclose that of {base}, {wanted:.3g}")
-    if not found:
-        raise UserError(
-            f"no family of SAEs (names such as topk-k5, topk-k10) encloses the fidelity of {base} anywhere: "
-            + "; ".join(left_out)
-        )
-    return Ratios(_table(found, score), left_out)
-
-
-def _floor(records: list[Record]) -> float:
-    """Mean over seeds of KL(full model || full circuit)."""
-    return fmean(np.average(record.prompts.floor_kl, weights=record.prompts.n_tokens) for record in records)
-
-
-def _by_block_and_method(records: list[Record], base: str) -> Seeds:
+def by_block_and_method(records: list[Record], base: str) -> Seeds:
     """The records that are compared.
 
     Raises:
@@ -280,14 +237,14 @@ def _seeds(a: Record, b: Record) -> bool:
     return alike and a.hashes != b.hashes
 
 
-def _beside(mine: list[Record], base: list[Record], score: str) -> _Beside:
+def log_ratio(mine: list[Record], base: list[Record], score: str) -> LogRatio:
     """The ratio of two means over seeds, resample by resample."""
     with np.errstate(divide="ignore", invalid="ignore"):  # infinite where never reached, NaN where neither is
-        reference = _over_seeds(base, score, _logarithm)
-        logs = _over_seeds(mine, score, _logarithm) - reference[[VALUE, MOST, LEAST]]
-        halves = _of_halves(mine, score) - _of_halves(base, score)
+        reference = over_seeds(base, score, logarithm)
+        logs = over_seeds(mine, score, logarithm) - reference[[VALUE, MOST, LEAST]]
+        halves = of_halves(mine, score) - of_halves(base, score)
     nothing = [np.mean([np.log(record.n_edges) for record in records]) for records in (base, mine)]
-    return _Beside(
+    return LogRatio(
         block=mine[0].block,
         method=mine[0].method,
         logs=logs,
@@ -300,34 +257,7 @@ def _beside(mine: list[Record], base: list[Record], score: str) -> _Beside:
     )
 
 
-def _interpolated(family: str, members: list[list[Record]], base: list[Record], score: str) -> _Beside:
-    """A family at the baseline's floor; NaN in resamples where it does not enclose it."""
-    wanted = _over_seeds(base, "floor.kl", _resampled)[VALUE]
-    floors = np.stack([_over_seeds(member, "floor.kl", _resampled)[VALUE] for member in members])
-    each = [_beside(member, base, score) for member in members]
-    logs, nothing = np.stack([one.logs for one in each]), np.array([one.nothing for one in each])
-    order = floors.argsort(0)
-    halves = np.stack([one.halves for one in each])[order[:, 0]]
-    nothing, floors = nothing[order[:, 0]], np.take_along_axis(floors, order, 0)
-    logs = np.take_along_axis(logs, order[:, None], 0)
-    return replace(
-        each[0],
-        method=family,
-        logs=np.array(
-            [
-                [np.interp(w, f, value, np.nan, np.nan) for w, f, value in zip(wanted, floors.T, some.T, strict=True)]
-                for some in logs.swapaxes(0, 1)
-            ]
-        ),
-        halves=np.array([np.interp(wanted[0], floors[:, 0], half) for half in halves.T]),
-        nothing=float(np.interp(wanted[0], floors[:, 0], nothing)),
-        paired=all(one.paired for one in each),
-        n_prompts=min(one.n_prompts for one in each),
-        poor_full_circuit=any(one.poor_full_circuit for one in each),
-    )
-
-
-def _table(found: list[_Beside], score: str) -> list[Ratio]:
+def table(found: list[LogRatio], score: str) -> list[Ratio]:
     """Method by method and kind by kind: the blocks, and where there are several their geometric mean."""
     rows: list[Ratio] = []
     for method in dict.fromkeys(one.method for one in found):
@@ -340,7 +270,7 @@ def _table(found: list[_Beside], score: str) -> list[Ratio]:
     return rows
 
 
-def _ratio(block: str, some: list[_Beside], score: str) -> Ratio:
+def _ratio(block: str, some: list[LogRatio], score: str) -> Ratio:
     with np.errstate(invalid="ignore", over="ignore"):  # one never gets there in this block, the other in that
         logs = np.mean([one.logs for one in some], 0)
         value = np.exp(logs[VALUE, 0])
@@ -350,7 +280,7 @@ def _ratio(block: str, some: list[_Beside], score: str) -> Ratio:
         block=block,
         method=some[0].method,
         value=float(value),
-        interval=None if base_never else _ends(logs, halves, n_prompts),
+        interval=None if base_never else interval_of_exponential(logs, halves, n_prompts),
         do_nothing=float(np.exp(np.mean([one.nothing for one in some]))) if score == "relative" else None,
         paired=all(one.paired for one in some),
         base_never=base_never,
@@ -358,69 +288,6 @@ def _ratio(block: str, some: list[_Beside], score: str) -> Ratio:
         n_blocks=len(some),
         poor_full_circuit=any(one.poor_full_circuit for one in some),
     )
-
-
-def _ends(logs: Resampled, halves: Float[np.ndarray, " two"], n_prompts: int) -> Ends | None:
-    """The interval of a ratio from its logarithm, NaN where that is not known."""
-    one, two = halves
-    if n_prompts < FEW_PROMPTS or not (one == two or np.isfinite([one, two, logs[VALUE, 0]]).all()):
-        return None
-    least, most = logs[[LEAST, MOST], 1:]
-    found = ends(np.where(np.isnan(least), -np.inf, least), np.where(np.isnan(most), np.inf, most), n_prompts)
-    found = widen(found, logs[VALUE, 0], one, two)
-    low, high = (float(np.exp(end)) if np.isfinite(end) else None for end in found)
-    return None if low is None and high is None else (low, high)
-
-
-def _of_halves(records: list[Record], score: str) -> Float[np.ndarray, " two"]:
-    """Mean over seeds of the logarithm of a score under the orders of either half of the ranking text; zero where no
-    half moves it. Infinite where one never reaches it.
-    """
-    each = [record.rank_halves.get(score, (1.0, 1.0)) for record in records]
-    return np.log([[np.inf if value is None else value for value in both] for both in each]).mean(0)
-
-
-def _over_seeds(records: list[Record], score: str, of: Callable[[Record, str], Resampled]) -> Resampled:
-    """Mean over SAE seeds of a score or its logarithm; in a resample over as many seeds, drawn with replacement, the
-    same ones at every block.
-    """
-    each = np.stack([of(record, score) for record in records], -1)
-    n = len(records)
-    draws = np.random.default_rng([records[0].seed, n]).integers(n, size=(each.shape[1] - 1, n))
-    return np.take_along_axis(each, np.concatenate([np.arange(n)[None], draws])[None], -1).mean(-1)
-
-
-def _resampled(record: Record, score: str) -> Resampled:
-    """A score of the record's prompts, then of each resample of them.
-
-    Raises:
-        UserError: no such score, or not enough prompts for it.
-    """
-    curves = record.prompts.arrays()
-    n = len(record.prompts.floor_kl)
-    draws = np.concatenate([np.arange(n)[None], resamples(n, record.seed)])
-    every = metrics.every_score(np.array(record.edges), curves, record.n_live_edges, record.n_edges, draws)
-    if score not in every:
-        raise unknown("score", score, every)
-    if not enough(score, n):
-        raise UserError(
-            f"{score} of {record.block} {record.method}: {n} prompts are not enough prompts, it needs {FEW_FOR_99}; "
-            "score more prompts, or compare another score"
-        )
-    return np.stack(every[score])
-
-
-def _logarithm(record: Record, score: str) -> Resampled:
-    """Of the score.
-
-    Raises:
-        UserError: it has none.
-    """
-    values = _resampled(record, score)
-    if values[VALUE, 0] <= 0:
-        where = f"{record.block} {record.method}"
-        raise UserError(f"{score} of {where} is {values[VALUE, 0]:.3g}: there are ratios of positive scores only")
-    return np.log(values)
 
 
 def _same_text(a: Record, b: Record) -> bool:
