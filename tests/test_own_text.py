@@ -129,6 +129,36 @@ def test_of_a_text_that_was_read_in_part_the_same_part_is_held_out(form: str, lm
         assert torch.equal(corpus.val, asked.val)
 
 
+@pytest.mark.parametrize("source", ["x" * 5000, "hf://", "a\nb\x1b[31m", "\ud800", "a\0b"])
+def test_a_card_whose_text_cannot_exist_is_refused_in_one_line(
+    source: str, run: Path, lm: LanguageModel, tmp_path: Path
+):
+    shutil.copytree(run, tmp_path / "run")
+    for path in (tmp_path / "run").rglob("sae.json"):
+        card = json.loads(path.read_text())
+        card["recipe"]["data"]["source"] = source
+        path.write_text(json.dumps(card))
+    with pytest.raises(UserError, match=r"no text that the SAEs were trained on: .*name one with --tokens") as refusal:
+        evaluation_text(lm, [tmp_path / "run"])
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("lost", [("recipe",), ("recipe", "data"), ("recipe", "data", "n_train")])
+def test_where_a_card_lost_its_text_the_refusal_of_the_run_s_text_names_the_card(
+    lost: tuple[str, ...], run: Path, text: Path, lm: LanguageModel, tmp_path: Path
+):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run/saes/topk/resid_mid.0/sae.json"
+    card = json.loads(path.read_text())
+    inner = card
+    for key in lost[:-1]:
+        inner = inner[key]
+    del inner[lost[-1]]
+    path.write_text(json.dumps(card))
+    with pytest.raises(UserError, match=r"resid_mid\.0/sae\.json does not say which text.*give other text"):
+        evaluation_text(lm, [tmp_path / "run"], str(text))
+
+
 def test_where_no_file_says_it_must_be_named(run: Path, lm: LanguageModel, tmp_path: Path):
     for saes in ([bare(tmp_path / "bare")], [run, tmp_path / "bare"]):
         with pytest.raises(UserError, match="do not say which text the SAEs were trained on; name one with --tokens"):

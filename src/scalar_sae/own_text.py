@@ -142,15 +142,16 @@ def _checked(corpus: Corpus, saes: Sequence[str | Path], method: str | None, all
     Raises:
         UserError: they were, and that is not allowed.
     """
-    folders = [
-        card.parent for path in saes for card, content in _cards(path, method).items() if _text_of(card, content)
-    ]
-    texts = [sae.text for folder in folders for sae, _ in [load_sae(folder)] if sae.text is not None]
+    cards = [(card, _text_of(card, content)) for path in saes for card, content in _cards(path, method).items()]
+    texts = [sae.text for card, said in cards if said for sae, _ in [load_sae(card.parent)] if sae.text is not None]
     share = largest_share([text for text in texts if text.fingerprint != corpus.fingerprint], corpus.val)
     if not share:
         return corpus
     if not allow:
-        raise UserError(trained_text(corpus.name, share))
+        silent = next(
+            (f" ({card} does not say which text, so no part is held out)" for card, said in cards if not said), ""
+        )
+        raise UserError(trained_text(corpus.name, share, silent))
     return replace(corpus, seen="trained on")
 
 

@@ -10,6 +10,7 @@
 The parts in brackets are optional. A path that contains one of the marks is still found if it exists as written.
 """
 
+import errno
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,14 +90,16 @@ def _hub(spec: str, place: str) -> Address:
             address = replace(address, place=place, **{name: part})
         if found and not part:
             raise UserError(f"{spec}: nothing follows {mark!r}; expected {_EXPECTED}")
-    if Path(address.place).exists():
+    if not address.place:
+        raise UserError(f"{spec}: names no data set; expected {_EXPECTED}")
+    if _exists(address.place):
         raise UserError(f"{spec}: a folder {address.place} lies here; write ./{address.place} to read that one")
     return address
 
 
 def _local(address: Address, marks: list[str]) -> Address | None:
     """The address whose place exists, with as few parts as possible split off at its end."""
-    if Path(address.place).exists():
+    if _exists(address.place):
         return address
     for number, mark in enumerate(marks):
         place, _, part = address.place.rpartition(mark)
@@ -105,3 +108,13 @@ def _local(address: Address, marks: list[str]) -> Address | None:
             if (found := _local(shorter, marks[number + 1 :])) is not None:
                 return found
     return None
+
+
+def _exists(place: str) -> bool:
+    """Whether a path exists. A path that is too long for the file system does not."""
+    try:
+        return Path(place).exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False

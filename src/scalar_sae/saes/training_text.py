@@ -36,10 +36,10 @@ def largest_share(texts: Iterable[TrainingText], tokens: Integer[Tensor, "*promp
     return max((text.share_of(tokens) for text in {text.fingerprint: text for text in texts}.values()), default=0.0)
 
 
-def trained_text(name: str, share: float) -> str:
+def trained_text(name: str, share: float, remark: str = "") -> str:
     """The refusal of a text that SAEs were trained on; a share of 0 is not known."""
     what = f"{percent(share)} of its passages are in" if share else "it is in"
     return (
-        f"{name}: {what} the text that the SAEs were trained on; give other text, or read it all the same with "
+        f"{name}: {what} the text that the SAEs were trained on{remark}; give other text, or read it all the same with "
         "--allow-trained-text (allow_trained_text=True in Python)"
     )
