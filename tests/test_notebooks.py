@@ -1,6 +1,7 @@
 """The notebooks of the documentation: stored executed, small, and true when they are executed again."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,15 @@ TRUE_AT_THE_END = {
 LONG = """
 import time
 from scalar_sae.console import Bar
-with Bar("count", 25) as bar:
+with Bar("count <b>", 25) as bar:
     for n in range(25):
         time.sleep(0.1)
         bar.step()
 with Bar("count quickly", 2) as bar:
     bar.step()
 """
+STOPPED = LONG.replace("time.sleep(0.1)", "1 / (20 - n); time.sleep(0.1)")
+"""The same, stopped after 20 of 25 steps."""
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +50,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("notebooks")
 
 
-def execute(notebook: Any, place: Path) -> None:
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(place)}}, kernel_name="python3")
+class Watched(NotebookClient):
+    """Keeps every state of a display that is redrawn, as HTML."""
+
+    seen: list[str]
+
+    def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+        if msg["msg_type"] in ("display_data", "update_display_data"):
+            self.seen.append(msg["content"]["data"].get("text/html", ""))
+        return super().process_message(msg, cell, cell_index)
+
+
+def execute(notebook: Any, place: Path) -> list[str]:
+    """Execute a notebook and return every state of its displays."""
+    client = Watched(notebook, timeout=300, resources={"metadata": {"path": str(place)}}, kernel_name="python3")
+    client.seen = []
     source = str(Path(__file__).parents[1] / "src")
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     client.execute(env={**os.environ, "PYTHONPATH": source, "PATH": programs})
+    return client.seen
 
 
 def outputs(notebook: Any) -> list[Any]:
@@ -81,15 +98,26 @@ def test_a_notebook_runs_and_shows_what_it_says(name: str, place: Path):
     stored = outputs(notebook)
     notebook.cells += [nbformat.v4.new_code_cell(f"assert {claim}") for claim in TRUE_AT_THE_END[name]]
     execute(notebook, place)
-    assert len(outputs(notebook)) >= len(stored) - 3  # a quick cell leaves no line of progress
+    assert len(outputs(notebook)) >= len(stored) - 3  # a quick cell leaves no bar
 
 
-def test_progress_in_a_notebook_is_one_line_that_is_rewritten(place: Path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LONG)])
-    execute(notebook, place)
-    [shown] = outputs(notebook)
-    assert shown.output_type == "display_data"
-    assert shown.data["text/plain"].startswith("count: done in")
+def test_progress_in_a_notebook_is_one_bar_that_is_redrawn(place: Path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LONG), nbformat.v4.new_code_cell(STOPPED)])
+    for cell in notebook.cells:
+        cell.metadata["tags"] = ["raises-exception"]
+    seen = execute(notebook, place)
+    drawn = re.compile(r'<progress max="1" value="([\d.]+)" aria-label="count &lt;b&gt;"></progress> count &lt;b&gt;: ')
+    bars = [drawn.match(html) for html in seen]
+    values = [float(bar[1]) for bar in bars if bar]
+    finished = values.index(1.0) + 1
+    assert len(values) == len(seen)
+    assert finished >= 2
+    assert values[:finished] == sorted(set(values[:finished]))
+    assert values[-1] == 0.8
+    (done,), (stopped, error) = (cell.outputs for cell in notebook.cells)
+    assert done.data["text/plain"].startswith("[####################] count <b>: done in")
+    assert stopped.data["text/plain"].startswith("[################....] count <b>: stopped after")
+    assert error.ename == "ZeroDivisionError"
 
 
 @pytest.mark.parametrize("name", ["matplotlib.pyplot", "matplotlib"])

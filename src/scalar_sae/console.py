@@ -1,6 +1,6 @@
 """Console output while a command works: progress and messages, on the error stream.
 
-Progress is a bar at a terminal and a line under the cell in a notebook. In a log it is a line about every half minute
+Progress is a bar at a terminal and under the cell of a notebook. In a log it is a line about every half minute
 on the innermost stage. A separate thread writes these lines, so that a log shows progress during long steps and during
 stages without steps.
 """
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from html import escape
 from typing import Any, ClassVar
 
 from rich.console import Console
@@ -198,7 +199,11 @@ class _Log:
 
 
 class _Cell(_Log):
-    """A line under a notebook cell that is rewritten in place. Short stages leave no line."""
+    """A bar under a notebook cell that is redrawn in place. Short stages leave no bar.
+
+    The bar is an element of HTML, which every front end draws without widgets. A front end without HTML shows it as
+    text.
+    """
 
     def start(self) -> None:
         self._next, self._shown = self._began + CELL_INTERVAL, None
@@ -206,18 +211,27 @@ class _Cell(_Log):
     def stop(self, *, finished: bool) -> None:
         if self._shown is not None:
             taken = duration(time.monotonic() - self._began)
-            self._show(f"{self._what}: {'done in' if finished else 'stopped after'} {taken}")
+            share = 1.0 if finished else self._share()
+            self._show(share, f"{self._what}: {'done in' if finished else 'stopped after'} {taken}")
 
     def step(self, n: int | float, note: str | None) -> None:
         super().step(n, note)
         if (now := time.monotonic()) >= self._next:
             self._next = now + CELL_INTERVAL
-            self._show(self._line(now))
+            self._show(self._share(), self._line(now))
 
-    def _show(self, line: str) -> None:
+    def _share(self) -> float | None:
+        return min(1.0, self._done / self._total) if self._total else None
+
+    def _show(self, share: float | None, line: str) -> None:
         from IPython.display import display
 
-        data = {"text/plain": line}
+        value = "" if share is None else f' value="{share:.4f}"'
+        drawn = "" if share is None else f"[{'#' * round(20 * share):.<20}] "
+        data = {
+            "text/plain": drawn + line,
+            "text/html": f'<progress max="1"{value} aria-label="{escape(self._what)}"></progress> {escape(line)}',
+        }
         if self._shown is None:
             self._shown: Any = display(data, raw=True, display_id=True)
         else:
