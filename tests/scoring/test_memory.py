@@ -96,7 +96,7 @@ print(resident("VmHWM") - before, memory._sweep(pair, 16, len(counts)) - memory.
 
 @needs_proc
 def test_a_sweep_stays_within_what_a_budget_counts_for_it():
-    """Random levels: most slots that are used change their latents. Without the changes it would be short."""
+    """Random keep indices: most active latents change a downstream one. Without the changes it would be short."""
     taken, counted, changes = measured(SWEPT)
     assert counted - changes < taken < counted
 
@@ -122,12 +122,12 @@ pair = replace(pair, lm=tiny_lm(d_model=256), up=ends[0], down=ends[1])
 (prompt,) = read(pair, torch.arange(16).view(1, 16))
 z = prompt.z.clone()
 z[0] = 1.0
-prompt = replace(prompt, z=z, slots=pair.active(z, prompt.x_up))
+prompt = replace(prompt, z=z, active=pair.active(z, prompt.x_up))
 edges = GlobalEdges(keep_indices(torch.rand(2**15, 8), np.array([0, 1000, 100_000]), 0))
 before = begin()
 for sub in sweep(pair, prompt, edges, 3):
     pass
-padded = 2 * 4 * prompt.slots.latent.numel() * 256
+padded = 2 * 4 * prompt.active.latent.numel() * 256
 print(resident("VmHWM") - before, memory._sweep(pair, 16, 3) - memory._always(pair), padded)
 """
 
@@ -176,7 +176,7 @@ print(resident("VmHWM") - before, 2 * 4 * 2048 * effects.AblationUnits.of(pair, 
 
 @needs_proc
 def test_shapley_holds_the_means_of_some_latents_at_a_time():
-    """A sixteenth at a time, with what a batch of players takes."""
+    """A sixteenth at a time, with what a batch of units takes."""
     taken, whole = measured(SHAPLEY)
     assert taken < whole / 2
 
@@ -193,7 +193,7 @@ def test_shapley_is_the_same_to_the_bit_however_many_latents_fit(block: str, mon
 
 @pytest.mark.parametrize("ablation_value", [False, True])
 @pytest.mark.parametrize("most", [1, 3])
-def test_a_sweep_is_the_same_where_what_the_slots_add_is_not_held(
+def test_a_sweep_is_the_same_where_what_active_latents_add_is_not_held(
     most: int, ablation_value: bool, monkeypatch: pytest.MonkeyPatch
 ):
     pair = tiny_pair("transformer_block.0", kind="jumprelu", ablation_value=ablation_value)

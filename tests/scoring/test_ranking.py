@@ -58,10 +58,10 @@ def test_the_values_of_shapley_add_up(block: str, ablation_value: bool):
 
 
 def test_shapley_is_the_mean_over_all_orders():
-    """Two players: half the time each enters first."""
+    """Two units: half the time each enters first."""
     pair = tiny_pair("ff_block.1", k=2)
     prompt = next(read(pair, TOKENS[:1, :1]))
-    assert prompt.slots.used.all()
+    assert prompt.active.used.all()
     _, effect = effects.of_random_orders(pair, prompt, COLUMNS, 4000, torch.Generator().manual_seed(0))
     adds = effects.AblationUnits.of(pair, prompt).adds(pair)
     base = pair.base(prompt)
@@ -96,14 +96,14 @@ def test_rounding_is_no_effect(block: str):
     pair = Pair(tiny_lm(d_model=768), Block.parse(block), *ends)
     (prompt,) = read(pair, torch.arange(16).unsqueeze(0))
     n_unused = 0
-    for players, effect, drive in effects.of_removal(pair, prompt, slice(0, 128)):
-        for player, change in enumerate(players.change):
+    for units, effect, drive in effects.of_removal(pair, prompt, slice(0, 128)):
+        for unit, change in enumerate(units.change):
             for token in range(16):
                 unused = (change[: token + 1] == 0).all() if pair.block.mixes_tokens else change[token] == 0
                 if unused:
                     n_unused += 1
-                    assert not effect[player, token].any()
-                    assert not drive[player, token].any()
+                    assert not effect[unit, token].any()
+                    assert not drive[unit, token].any()
     assert n_unused > 100
 
 
@@ -114,9 +114,9 @@ def test_local_effects_by_removing_one_latent_at_one_token():
         size = effects.at_every_token(pair, prompt)
         p = pair.pre_acts(pair.up.decode(prompt.z).unsqueeze(0), prompt)[0]
         before = pair.down.activation.select(p)
-        for token, slot in ((0, 0), (5, 1), (11, 0)):
+        for token, entry in ((0, 0), (5, 1), (11, 0)):
             z = prompt.z.clone()
-            z[token, prompt.slots.latent[token, slot]] = 0
+            z[token, prompt.active.latent[token, entry]] = 0
             changed = pair.pre_acts(pair.up.decode(z).unsqueeze(0), prompt)[0]
             for j in range(20):
                 alone = p.clone()
@@ -124,7 +124,7 @@ def test_local_effects_by_removing_one_latent_at_one_token():
                 norm, drive = pair.down.W_dec[j].norm(), (alone - p)[:, j].norm()
                 effect = (pair.down.activation.select(alone) - before)[:, j].norm()
                 expected = effect * norm if effect > 0 else -1 / (1 + drive * norm)
-                torch.testing.assert_close(size[token, slot, j], expected, atol=1e-5, rtol=1e-3)
+                torch.testing.assert_close(size[token, entry, j], expected, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name, ranking in RANKINGS.items() if ranking.scope == "global"])

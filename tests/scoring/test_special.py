@@ -63,7 +63,7 @@ def check_sweep(pair: Pair, prompt: Prompt, seed: int) -> None:
     keep_index = keep_indices(torch.randn(24, 20, generator=torch.Generator().manual_seed(seed)), COUNTS, seed)
     there = torch.isin(prompt.tokens[0], torch.tensor(SPECIAL))
     assert not prompt.z[there].any()
-    assert not prompt.slots.used[there].any()
+    assert not prompt.active.used[there].any()
     for index, sub in enumerate(sweep(pair, prompt, GlobalEdges(keep_index), len(COUNTS))):
         expected = scorer.pre_acts(pair, prompt, keep_index <= index)
         torch.testing.assert_close(sub.pre_acts, expected, atol=2e-5, rtol=1e-4)
@@ -104,9 +104,9 @@ def test_local_sub_circuits_are_the_obvious_ones(block: str):
         for n, sub in zip(counts, sweep(pair, prompt, LocalEdges(effect, counts, prompt), len(counts)), strict=True):
             kept = torch.zeros(10, 24, 20, dtype=torch.bool)
             for t in range(10):
-                used = prompt.slots.used[t].nonzero()[:, 0]
+                used = prompt.active.used[t].nonzero()[:, 0]
                 order = effect[t, used].flatten().sort(descending=True, stable=True).indices[:n]
-                kept[t, prompt.slots.latent[t, used[order // 20]], order % 20] = True
+                kept[t, prompt.active.latent[t, used[order // 20]], order % 20] = True
             torch.testing.assert_close(sub.pre_acts, scorer.pre_acts(pair, prompt, kept), atol=2e-5, rtol=1e-4)
 
 

@@ -93,9 +93,9 @@ def test_local_sub_circuits_are_the_obvious_ones(block: str, kind: str, ablation
     for n, sub in zip(counts, sweep(pair, prompt, LocalEdges(effect, counts, prompt), len(counts)), strict=True):
         kept = torch.zeros(10, 24, 20, dtype=torch.bool)
         for t in range(10):
-            used = prompt.slots.used[t].nonzero()[:, 0]
+            used = prompt.active.used[t].nonzero()[:, 0]
             order = effect[t, used].flatten().sort(descending=True, stable=True).indices[:n]
-            kept[t, prompt.slots.latent[t, used[order // 20]], order % 20] = True
+            kept[t, prompt.active.latent[t, used[order // 20]], order % 20] = True
         torch.testing.assert_close(sub.pre_acts, scorer.pre_acts(pair, prompt, kept, off), atol=2e-5, rtol=1e-4)
 
 

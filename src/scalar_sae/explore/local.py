@@ -81,23 +81,23 @@ def local(stage: Stage, position: int, on_progress: Progress = lambda done: None
     the model's activations. Ties are in the order of sources and latents.
     """
     here, norms = stage.upto(position), stage.pair.down.W_dec.norm(dim=1)
-    source, up = players(here)
+    source, up = units(here)
     first = position + 1 - len(here.change)  # the position of the cut prompt's first token
-    player, down, effect = _effects(here, source, up, on_progress)
+    unit, down, effect = _effects(here, source, up, on_progress)
     size = effect.abs() * norms[down]
     order = size.argsort(descending=True, stable=True)
-    player, down = player[order], down[order]
-    return Local(source[player] + first, up[player], down, effect[order], size[order])
+    unit, down = unit[order], down[order]
+    return Local(source[unit] + first, up[unit], down, effect[order], size[order])
 
 
-def players(here: Stage) -> tuple[Int[Tensor, " player"], Int[Tensor, " player"]]:
+def units(here: Stage) -> tuple[Int[Tensor, " unit"], Int[Tensor, " unit"]]:
     """Positions and upstream latents that are active there."""
     source, up = here.active.nonzero(as_tuple=True)
     return source, up
 
 
 def _effects(
-    here: Stage, source: Int[Tensor, " player"], up: Int[Tensor, " player"], on_progress: Progress
+    here: Stage, source: Int[Tensor, " unit"], up: Int[Tensor, " unit"], on_progress: Progress
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
     """Player, downstream latent and effect at the last token, where there is one."""
     rule, pair = here.pair.down.activation, here.pair
@@ -109,19 +109,19 @@ def _effects(
     for rows, y in _without_each(here, source, up) if here.prompt.text[-1] else ():
         changed = y @ pair.down.W_enc + pair.down.b_enc
         effect = acts - rule.activate_independently(changed.unsqueeze(1), threshold)[:, 0]
-        player, down = effect.nonzero(as_tuple=True)
-        found.append((rows[player], down, effect[player, down]))
+        unit, down = effect.nonzero(as_tuple=True)
+        found.append((rows[unit], down, effect[unit, down]))
         done += len(rows)
         on_progress(done / len(up))
-    player, down, effect = (torch.cat(parts) for parts in zip(*found, strict=True))
-    order = player.argsort(stable=True)
-    return player[order], down[order], effect[order]
+    unit, down, effect = (torch.cat(parts) for parts in zip(*found, strict=True))
+    order = unit.argsort(stable=True)
+    return unit[order], down[order], effect[order]
 
 
 def _without_each(
-    here: Stage, source: Int[Tensor, " player"], up: Int[Tensor, " player"]
+    here: Stage, source: Int[Tensor, " unit"], up: Int[Tensor, " unit"]
 ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "row d_model"]]]:
-    """What down's encoder multiplies at the last token when each player alone is removed, some players at a time.
+    """What down's encoder multiplies at the last token when each unit alone is removed, some units at a time.
 
     Removals at earlier tokens change nothing at the last one but what it attends to, which saves their passes where the
     heads are known. All others are passes over the prompt.
@@ -162,20 +162,20 @@ def kept_at(stage: Stage, position: int, counts: Sequence[int] | None, on_progre
     """Downstream activations with the n strongest local edges at a token, for each n."""
     found = local(stage, position, lambda done: on_progress(done / 2))
     here = stage.upto(position)
-    source, up = players(here)
+    source, up = units(here)
     n_edges, n_all = len(found.up), len(up) * stage.pair.down.d_sae
     chosen = sorted({0, n_all, *(round_counts(n_edges) if counts is None else counts)})
     for count in chosen:
         if not (0 <= count <= n_edges or count == n_all):
             raise UserError(f"{count} edges: {n_edges:,} of {n_all:,} edges have an effect at token {position}")
     first, n_up = position + 1 - len(here.change), stage.pair.up.d_sae
-    player = torch.searchsorted(source * n_up + up, (found.source - first) * n_up + found.up)
+    unit = torch.searchsorted(source * n_up + up, (found.source - first) * n_up + found.up)
     adds = here.pair.added(up, here.change[source, up])
     acts, pre_acts = [], here.pair.pre_acts(here.ablated.unsqueeze(0), here.prompt)[0, -1]
     for number, (before, count) in enumerate(pairwise([0, *chosen])):
         gained = found.down[before:count].unique()
         for some in gained.split(at_once(here)) if len(gained) and count != n_all else ():
-            pre_acts[some] = _recomputed(here, source, adds, player[:count], found.down[:count], some)
+            pre_acts[some] = _recomputed(here, source, adds, unit[:count], found.down[:count], some)
         row = stage.full.clone()
         if count != n_all:
             row[position] = stage.pair.down.activation.select(pre_acts)
@@ -186,16 +186,16 @@ def kept_at(stage: Stage, position: int, counts: Sequence[int] | None, on_progre
 
 def _recomputed(
     here: Stage,
-    source: Int[Tensor, " player"],
-    adds: Float[Tensor, "player d_model"],
-    player: Int[Tensor, " edge"],
+    source: Int[Tensor, " unit"],
+    adds: Float[Tensor, "unit d_model"],
+    unit: Int[Tensor, " edge"],
     down: Int[Tensor, " edge"],
     latents: Int[Tensor, " some"],
 ) -> Float[Tensor, " some"]:
     """Pre-activations of some downstream latents at the last token, each from its own edges among these."""
     kept = adds.new_zeros(len(latents), len(source))
     there = torch.isin(down, latents)
-    kept[torch.searchsorted(latents, down[there]), player[there]] = 1.0
+    kept[torch.searchsorted(latents, down[there]), unit[there]] = 1.0
     x = here.ablated.repeat(len(latents), 1, 1)
     for token in source.unique().tolist():
         at = source == token

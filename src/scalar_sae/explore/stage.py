@@ -51,8 +51,8 @@ class Stage:
         """The same with other upstream activations, such as those that the pair before it leaves."""
         if torch.equal(z, self.prompt.z):
             return self
-        slots = self.pair.active(z, self.prompt.x_up, self.prompt.special)
-        return replace(self, prompt=replace(self.prompt, z=z, slots=slots))
+        active = self.pair.active(z, self.prompt.x_up, self.prompt.special)
+        return replace(self, prompt=replace(self.prompt, z=z, active=active))
 
     def rows(self, rows: slice) -> "Stage":
         """Some neighbouring tokens of the prompt."""
@@ -63,10 +63,10 @@ class Stage:
             for value in [getattr(prompt, name)]
         }
         special = None if prompt.special is None else prompt.special[rows]
-        slots = prompt.slots.of_tokens(rows)
+        active = prompt.active.of_tokens(rows)
         return replace(
             self,
-            prompt=replace(prompt, **cut, special=special, z=prompt.z[rows], x_up=prompt.x_up[rows], slots=slots),
+            prompt=replace(prompt, **cut, special=special, z=prompt.z[rows], x_up=prompt.x_up[rows], active=active),
         )
 
     def upto(self, position: int) -> "Stage":

@@ -32,7 +32,7 @@ from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.sites import Block, Site
 
-Level = UInt8[Tensor, "_n_up _n_down"]
+KeepIndex = UInt8[Tensor, "_n_up _n_down"]
 
 
 def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site], special: Special = ()) -> list[Pair]:
@@ -64,21 +64,21 @@ def blocks_between(sites: list[Site]) -> list[Block]:
     return [Block(up, down) for up, down in pairwise(sorted(sites))]
 
 
-def one_order(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[Level]:
-    """Levels under one ranking of all pairs' edges together: counts are edges of the whole circuit."""
+def one_order(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[KeepIndex]:
+    """Keep indices under one ranking of all pairs' edges together: counts are edges of the whole circuit."""
     together = keep_indices(torch.cat([s.flatten() for s in scores]).unsqueeze(1), counts, seed)
     return [part.view(s.shape) for part, s in zip(together.split([s.numel() for s in scores]), scores, strict=True)]
 
 
-def same_budget(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[Level]:
-    """Levels under a ranking of its own for each pair: counts are edges of every pair."""
+def same_budget(scores: list[Float[Tensor, "_n_up _n_down"]], counts: Counts, seed: int) -> list[KeepIndex]:
+    """Keep indices under a ranking of its own for each pair: counts are edges of every pair."""
     return [keep_indices(s, np.minimum(counts, s.numel()), seed) for s in scores]
 
 
 @torch.no_grad()
 def curves(
     pairs: list[Pair],
-    keep_index: list[Level],
+    keep_index: list[KeepIndex],
     n_counts: int,
     tokens: Int[Tensor, "prompt token"],
     kept: Partial,
@@ -107,7 +107,7 @@ def curves(
 
 
 def _measure(
-    pairs: list[Pair], readouts: list[Readout], prompts: list[Prompt], keep_index: list[Level], n_counts: int
+    pairs: list[Pair], readouts: list[Readout], prompts: list[Prompt], keep_index: list[KeepIndex], n_counts: int
 ) -> Curves:
     """The curve of one prompt, as each of the pairs sees it."""
     lm, prompt = pairs[0].lm, prompts[0]
@@ -131,12 +131,12 @@ def _measure(
 
 
 def _run(
-    pairs: list[Pair], readouts: list[Readout], prompts: list[Prompt], kept: list[Level]
+    pairs: list[Pair], readouts: list[Readout], prompts: list[Prompt], kept: list[KeepIndex]
 ) -> tuple[Float[Tensor, "one token d_model"], float, float]:
     """What stands behind the model's last layer, live edges per token in all pairs, live latents at the last site."""
     z, live = prompts[0].z, 0.0
     for pair, readout, prompt, keep_index in zip(pairs, readouts, prompts, kept, strict=True):
-        here = replace(prompt, z=z, slots=pair.active(z, prompt.x_up, prompt.special))
+        here = replace(prompt, z=z, active=pair.active(z, prompt.x_up, prompt.special))
         (sub,) = sweep(pair, here, GlobalEdges(keep_index), 1, readout)
         z = sub.acts
         live += prompt.mean(sub.live_edges.float()).item()

@@ -105,7 +105,7 @@ def _score_circuit(
     identity |= {"data": texts.data, "saes": [rules(sae) for sae in ends.values()], "n": len(texts.ranking)}
     kept = Partial(partial, {**identity, "settings": {**settings, "memory": None}})
     rank_text = texts.ranking[: config.n_rank_prompts]
-    keep_index = _levels(pairs, rank_text, ranking, counts, config, one_order, kept, on_progress)
+    keep_index = _keep_indices(pairs, rank_text, ranking, counts, config, one_order, kept, on_progress)
     curves = chain.curves(pairs, keep_index, len(counts), texts.scoring, kept, on_progress)
     return record_of(
         curves,
@@ -137,7 +137,7 @@ def circuit_ranking(name: str, one_order: bool) -> GlobalRanking:
     return find_edgewise(name, "one order for all pairs") if one_order else find_global(name, "a circuit")
 
 
-def _levels(
+def _keep_indices(
     pairs: list[Pair],
     tokens: Int[Tensor, "prompt token"],
     ranking: GlobalRanking,
@@ -146,10 +146,10 @@ def _levels(
     one_order: bool,
     kept: Partial,
     on_progress: OnProgress,
-) -> list[chain.Level]:
-    """Rank every pair of a circuit: the levels of their edges.
+) -> list[chain.KeepIndex]:
+    """Rank every pair of a circuit: the keep indices of their edges.
 
-    At the most nine bytes an edge are held: the scores of all pairs, their copy in one order and the levels.
+    At the most nine bytes an edge are held: the scores of all pairs, their copy in one order and the keep indices.
     """
     everything = sum(9 * pair.n_edges + resident(pair) for pair in pairs)
     found: list[Tensor] = []

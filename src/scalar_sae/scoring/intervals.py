@@ -54,7 +54,7 @@ def ends(low: Resamples, high: Resamples, n: int) -> Interval:
 
 
 def interval(n: int, low: Resamples, high: Resamples | None = None) -> Interval | None:
-    """A 95 % interval; None over fewer than 20 prompts, or where an end is infinite (a level was not reached).
+    """A 95 % interval; None over fewer than 20 prompts, or where an end is infinite (a score was not reached).
 
     Args:
         n: number of prompts, or of what else was drawn.

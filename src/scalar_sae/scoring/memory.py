@@ -1,11 +1,12 @@
 """What scoring a pair keeps in memory, and how a budget is met.
 
-Two things grow with the number of possible edges: their scores (4 bytes) and their levels (1 byte). Three stages
+Two things grow with the number of possible edges: their scores (4 bytes) and their keep indices (1 byte). Three stages
 follow each other, and the largest counts. Ranking holds the scores, and sums squared effects in float64, for as many
-downstream latents at a time as the budget leaves room for. Ordering holds scores and levels. A sweep has the levels
-alone, and a prompt's changes of downstream latents: at the most one a count, or one an upstream latent that a token
-uses. What a stage has freed goes back to the system before the next. Local edges have scores and levels anew for the
-slots of every prompt, and are ordered as many tokens at a time as fit. Several workers (`torchrun`) have a budget each.
+downstream latents at a time as the budget leaves room for. Ordering holds scores and keep indices. A sweep holds the
+keep indices and a prompt's changes of downstream latents: at most one per count, or one per upstream latent that a
+token uses. What a stage has freed goes back to the system before the next. Local edges have scores and keep indices of
+their own for the active latents of every prompt. They are ordered as many tokens at a time as fit. Each of several
+workers (`torchrun`) has a budget of its own.
 """
 
 import math
@@ -68,19 +69,19 @@ def columns_bytes(pair: Pair, gigabytes: float, n_token: int) -> int:
     return min(MOST_RANKING, _left(pair, gigabytes, held, held + SUM_BYTES * pair.up.d_sae) * 8 // SUM_BYTES)
 
 
-def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, n_slot: int) -> int:
+def local_bytes(pair: Pair, gigabytes: float, n_token: int, n_counts: int, n_active: int) -> int:
     """Bytes for ordering the local edges of some tokens at a time.
 
     Raises:
         UserError: the budget is too small for one token at a time.
     """
-    edges = n_slot * pair.down.d_sae
+    edges = n_active * pair.down.d_sae
     held = _sweep(pair, n_token, n_counts) + 5 * n_token * edges
     return min(MOST_RANKING, _left(pair, gigabytes, held, held + ORDER_BYTES * edges))
 
 
-def least_slots(pair: Pair) -> int:
-    """Slots that a token has at the least, as far as that is known before one is read."""
+def fewest_active(pair: Pair) -> int:
+    """The fewest latents that are active at a token, as far as this is known before one is read."""
     return _k(pair) or 1
 
 

@@ -21,18 +21,18 @@ from scalar_sae.sites import Block, Site
 
 @dataclass(frozen=True, eq=False)
 class ActiveLatents:
-    """The upstream latents that are active at each token, as many slots as the busiest token needs."""
+    """The upstream latents that are active at each token, padded to the token with the most."""
 
-    latent: Int[Tensor, "token slot"]
-    used: Bool[Tensor, "token slot"]
-    """Whether the slot holds a latent; the rest of the row is padding."""
-    adds: Float[Tensor, "token slot"]
+    latent: Int[Tensor, "token active"]
+    used: Bool[Tensor, "token active"]
+    """Whether the entry holds a latent; the rest of the row is padding."""
+    adds: Float[Tensor, "token active"]
     """What the latent adds along its decoder row; zero in padding."""
-    change: Float[Tensor, "token slot"]
+    change: Float[Tensor, "token active"]
     """What it adds beyond its ablated value; zero in padding."""
 
     def of_tokens(self, rows: slice) -> "ActiveLatents":
-        """The slots of some tokens."""
+        """The active latents of some tokens."""
         return ActiveLatents(self.latent[rows], self.used[rows], self.adds[rows], self.change[rows])
 
 
@@ -46,7 +46,7 @@ class Prompt:
     """Where special tokens stand (lm/special.py), which keep the model's own activation; None: nowhere."""
     z: Float[Tensor, "token n_up"]
     """Upstream latent activations; none at special tokens."""
-    slots: ActiveLatents
+    active: ActiveLatents
     x_up: Float[Tensor, "token d_model"]
     """The model's own activation that they were encoded from."""
     up_skip: Float[Tensor, "one token d_model"] | None
@@ -198,8 +198,8 @@ class Pair:
 
     def with_active_ablated(self, prompt: Prompt) -> Float[Tensor, "token d_model"]:
         """The upstream reconstruction with every latent ablated where it is active. Elsewhere it stays at zero."""
-        slots = prompt.slots
-        change = torch.zeros_like(prompt.z).scatter_add_(1, slots.latent, slots.change)
+        active = prompt.active
+        change = torch.zeros_like(prompt.z).scatter_add_(1, active.latent, active.change)
         return self.reconstruct(prompt.z, prompt) - change @ self.up.W_dec
 
     def scaled(self, adds: Float[Tensor, "*many d_model"], prompt: Prompt) -> Float[Tensor, "*many_and_token d_model"]:
@@ -349,7 +349,7 @@ def read(pair: Pair, tokens: Int[Tensor, "prompt token"], first: int = 0) -> Ite
             tokens=row,
             special=special,
             z=z,
-            slots=pair.active(z, x_up, special),
+            active=pair.active(z, x_up, special),
             x_up=x_up,
             up_skip=states[up].skip,
             down_skip=states[pair.splice_site].skip,

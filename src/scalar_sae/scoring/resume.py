@@ -23,16 +23,16 @@ from scalar_sae.sealed import load_unfinished, save_tensors
 
 
 class Partial:
-    """The folder of one unfinished record; without a place nothing is kept."""
+    """The folder of one unfinished record; without a folder nothing is kept."""
 
-    def __init__(self, place: Path | None, identity: dict[str, Any]) -> None:
+    def __init__(self, parent: Path | None, identity: dict[str, Any]) -> None:
         """`identity` is all that the record depends on: another one has another folder, which is made here.
 
         Raises:
             UserError: it cannot be made.
         """
         self._of = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self._folder = place / self._of if place else None
+        self._folder = parent / self._of if parent else None
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """What one upstream latent does to every downstream latent: the raw material of the rankings.
 
-The *players* of a prompt are its upstream latents: at a block without attention every token has its own (its slots),
-at a block with attention a player is a latent of the whole prompt, as an edge of a sub-circuit is. A batch of
-players, each removed or added alone, is one batched pass of the block.
+An *ablation unit* is an upstream latent that is removed or added. At a block without attention it is a latent at one
+token. At a block with attention it is a latent of the whole prompt, as an edge of a sub-circuit is. A batch of units,
+each removed or added alone, is one batched pass of the block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,47 +18,48 @@ from scalar_sae.kernels import linear
 from scalar_sae.scoring.pair import Pair, Prompt
 
 BATCH_BYTES = 2**22
-"""Players are taken so many at a time that their effects, in float32, fit this, and hidden layers of 4 d_model too."""
+"""Bytes for a batch of units: their effects in float32, or hidden layers of 4 d_model, whichever is larger."""
 LEAST_ROWS = 512
-"""But so many that they have at least this many tokens together: a product of fewer rows is slow with wide matrices."""
+"""The fewest tokens of a batch, whatever its bytes: a matrix product of fewer rows is slow with wide matrices."""
 MEAN_BYTES = 2**28
-"""Means over random orders, and what their squares take, are found for as many downstream latents as fit this."""
+"""Bytes for means over random orders and their squares. They are computed for as many downstream latents as fit."""
 LABEL_BYTES = 2**26
-"""Labels are drawn so many at a time that their log-probabilities fit this."""
+"""Bytes for the log-probabilities of the labels that are drawn at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class AblationUnits:
     """Upstream latents whose effects are asked for, a row each."""
 
-    latent: Int[Tensor, "player token"]
-    change: Float[Tensor, "player token"]
+    latent: Int[Tensor, "unit token"]
+    change: Float[Tensor, "unit token"]
     """What the latent adds along its decoder row; zero where there is nothing to remove."""
 
     @classmethod
     def of(cls, pair: Pair, prompt: Prompt) -> "AblationUnits":
-        """The players of a prompt."""
-        slots = prompt.slots
+        """The units of a prompt."""
+        active = prompt.active
         if not pair.block.mixes_tokens:
-            return cls(slots.latent.T, slots.change.T)
-        latent = slots.latent[slots.used].unique()
-        change = torch.zeros_like(prompt.z).scatter_add_(1, slots.latent, slots.change)
+            return cls(active.latent.T, active.change.T)
+        latent = active.latent[active.used].unique()
+        change = torch.zeros_like(prompt.z).scatter_add_(1, active.latent, active.change)
         return cls(latent.unsqueeze(1).expand(-1, len(prompt.z)), change.T[latent])
 
     def batches(self, pair: Pair, n_columns: int) -> Iterator["AblationUnits"]:
-        """A few players at a time."""
+        """The units, a batch at a time."""
         n_token = self.latent.shape[1]
         n = max(LEAST_ROWS // n_token, BATCH_BYTES // (4 * n_token * max(n_columns, 4 * pair.lm.d_model)), 1)
         for latent, change in zip(self.latent.split(n), self.change.split(n), strict=True):
             yield AblationUnits(latent, change)
 
-    def adds(self, pair: Pair) -> Float[Tensor, "player token d_model"]:
-        """What each player adds to the upstream reconstruction."""
+    def adds(self, pair: Pair) -> Float[Tensor, "unit token d_model"]:
+        """The part of the upstream reconstruction that each unit adds."""
         return pair.added(self.latent, self.change)
 
-    def touched(self, pair: Pair, prompt: Prompt) -> Bool[Tensor, "player token"]:
-        """Players and tokens where a player changes something that counts: the token is ordinary, and the player adds
-        something there, or at a block with attention at a token that comes before.
+    def touched(self, pair: Pair, prompt: Prompt) -> Bool[Tensor, "unit token"]:
+        """The units and tokens where a unit changes something that counts.
+
+        The token is ordinary, and the unit adds something there or, at a block with attention, at an earlier token.
 
         Elsewhere a computed effect would be rounding, and would count as an effect.
         """
@@ -66,9 +67,9 @@ class AblationUnits:
         return (here.cumsum(1) > 0 if pair.block.mixes_tokens else here) & prompt.text
 
     def add_squares(
-        self, total: Float[Tensor, "n_up n_col"], effect: Float[Tensor, "player token n_col"], mixes_tokens: bool
+        self, total: Float[Tensor, "n_up n_col"], effect: Float[Tensor, "unit token n_col"], mixes_tokens: bool
     ) -> None:
-        """Add the squared effects of the players, summed over tokens, to their latents' rows of `total`."""
+        """Add the squared effects of the units, summed over tokens, to their latents' rows of `total`."""
         square = effect.square()
         if mixes_tokens:  # one latent a row
             total.index_add_(0, self.latent[:, 0], square.sum(1).double())
@@ -79,9 +80,11 @@ class AblationUnits:
 @torch.no_grad()
 def of_removal(
     pair: Pair, prompt: Prompt, columns: slice
-) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"], Float[Tensor, "player token n_col"]]]:
-    """Exact change of each latent's activation, after selection, when one player is removed from the full circuit, and
-    the change of its pre-activation, which moves whether or not the latent is selected.
+) -> Iterator[tuple[AblationUnits, Float[Tensor, "unit token n_col"], Float[Tensor, "unit token n_col"]]]:
+    """The exact changes of each downstream latent when one unit is removed from the full circuit.
+
+    The first is the change of its activation, after selection. The second is the change of its pre-activation, which
+    moves whether or not the latent is selected.
 
     Only the latent's own pre-activation moves. The others stay what they are in the full circuit.
     """
@@ -102,8 +105,8 @@ def _changed(
     start: Float[Tensor, "token d_model"],
     pre_acts: Float[Tensor, "token n_col"],
     columns: slice,
-) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"]]]:
-    """Pre-activations when each player is taken from `start`; those at `start` where nothing changes."""
+) -> Iterator[tuple[AblationUnits, Float[Tensor, "unit token n_col"]]]:
+    """Pre-activations when each unit is removed from `start`. Where nothing changes, they are those at `start`."""
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
     for some in AblationUnits.of(pair, prompt).batches(pair, W.shape[1]):
         where = some.touched(pair, prompt)
@@ -125,15 +128,15 @@ def narrowed(pair: Pair, prompt: Prompt, columns: slice) -> Iterator[slice]:
 @torch.no_grad()
 def of_random_orders(
     pair: Pair, prompt: Prompt, columns: slice, n_orders: int, generator: torch.Generator
-) -> tuple[AblationUnits, Float[Tensor, "player token n_col"]]:
-    """Mean exact change of each latent's activation as the players enter one after the other, over random orders."""
-    players, start = AblationUnits.of(pair, prompt), pair.with_active_ablated(prompt)
-    n_player, n_token = players.latent.shape
-    mean = players.change.new_zeros(n_player, n_token, len(range(*columns.indices(pair.down.d_sae))))
+) -> tuple[AblationUnits, Float[Tensor, "unit token n_col"]]:
+    """Mean exact change of each latent's activation as the units enter one after the other, over random orders."""
+    units, start = AblationUnits.of(pair, prompt), pair.with_active_ablated(prompt)
+    n_unit, n_token = units.latent.shape
+    mean = units.change.new_zeros(n_unit, n_token, len(range(*columns.indices(pair.down.d_sae))))
     for _ in range(n_orders):
-        draws = torch.rand(n_player, 1 if pair.block.mixes_tokens else n_token, generator=generator, device="cpu")
+        draws = torch.rand(n_unit, 1 if pair.block.mixes_tokens else n_token, generator=generator, device="cpu")
         order = draws.argsort(0).expand(-1, n_token).to(mean.device)
-        entering = AblationUnits(players.latent.gather(0, order), players.change.gather(0, order))
+        entering = AblationUnits(units.latent.gather(0, order), units.change.gather(0, order))
         x = start.unsqueeze(0)
         acts = pair.down.activation.select(pair.pre_acts(x, prompt))[..., columns]
         place = order.unsqueeze(-1).expand(-1, -1, mean.shape[-1]).split(1)
@@ -144,17 +147,17 @@ def of_random_orders(
             step = (after - torch.cat([acts, after[:-1]])) / n_orders
             mean.scatter_add_(0, torch.cat(place[done : done + len(step)]), step)
             x, acts, done = xs[-1:], after[-1:], done + len(step)
-    return players, mean
+    return units, mean
 
 
 def of_a_gradient(
     pair: Pair, prompt: Prompt, columns: slice, alphas: Sequence[float]
-) -> Iterator[tuple[AblationUnits, Float[Tensor, "player token n_col"]]]:
+) -> Iterator[tuple[AblationUnits, Float[Tensor, "unit token n_col"]]]:
     """Change times gradient of relu(pre-activation), averaged over points base + alpha (x - base): forward mode.
 
     At `base` all active latents are ablated.
 
-    The tangent of one player gives its effect on every latent at every position.
+    The tangent of one unit gives its effect on every latent at every position.
     """
     W, b = pair.down.W_enc[:, columns], pair.down.b_enc[columns]
     base = pair.with_active_ablated(prompt)
@@ -174,7 +177,7 @@ def of_a_gradient(
 
 
 def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator) -> Float[Tensor, "token n_down"]:
-    """How much the model's output feels each downstream latent at each token.
+    """The sensitivity of the model's output to each downstream latent at each token.
 
     Fisher information of the output distribution along the latent's decoder row, at the full circuit: mean over sampled
     labels of the squared derivative of their log-probability. What is predicted at special tokens does not count.
@@ -196,7 +199,7 @@ def fisher(pair: Pair, prompt: Prompt, n_labels: int, generator: torch.Generator
 
 
 @torch.no_grad()
-def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_down"]:
+def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token active n_down"]:
     """The order of local edges: size of the exact change when an edge is removed at one token alone, in units of the
     model's activations (times the norm of the downstream latent's decoder row).
 
@@ -207,28 +210,28 @@ def at_every_token(pair: Pair, prompt: Prompt) -> Float[Tensor, "token slot n_do
     """
     norms = pair.down.W_dec.norm(dim=1)
     if not pair.block.mixes_tokens:
-        (n_token, n_slot), done = prompt.slots.latent.shape, 0
-        by_slot = prompt.z.new_empty(n_slot, n_token, pair.down.d_sae)
+        (n_token, n_active), done = prompt.active.latent.shape, 0
+        by_active = prompt.z.new_empty(n_active, n_token, pair.down.d_sae)
         for _, effect, drive in of_removal(pair, prompt, slice(0, pair.down.d_sae)):
-            by_slot[done : done + len(effect)] = _shown_or_likely(effect.abs_(), drive.abs_(), norms)
+            by_active[done : done + len(effect)] = _shown_or_likely(effect.abs_(), drive.abs_(), norms)
             done += len(effect)
-        return by_slot.transpose(0, 1)
+        return by_active.transpose(0, 1)
     rule, start = pair.down.activation, pair.reconstruct(prompt.z, prompt)
     pre_acts = pair.pre_acts(start.unsqueeze(0), prompt)[0]
     competing_threshold, acts = rule.competing_threshold(pre_acts), rule.select(pre_acts)
-    slots = prompt.slots
-    n_token, n_slot = slots.latent.shape
-    size = start.new_zeros(n_token * n_slot, pair.down.d_sae)
-    every = torch.arange(n_token * n_slot, device=start.device)
+    active = prompt.active
+    n_token, n_active = active.latent.shape
+    size = start.new_zeros(n_token * n_active, pair.down.d_sae)
+    every = torch.arange(n_token * n_active, device=start.device)
     for rows in every.split(max(1, BATCH_BYTES // (4 * n_token * pair.down.d_sae))):
-        token, slot = rows // n_slot, rows % n_slot
+        token, entry = rows // n_active, rows % n_active
         x = start.repeat(len(rows), 1, 1)
-        x[every[: len(rows)], token] -= pair.added(slots.latent[token, slot], slots.change[token, slot])
+        x[every[: len(rows)], token] -= pair.added(active.latent[token, entry], active.change[token, entry])
         changed = pair.pre_acts(x, prompt)
         drive = torch.linalg.vector_norm(changed - pre_acts, dim=1)
         effect = torch.linalg.vector_norm(rule.activate_independently(changed, competing_threshold) - acts, dim=1)
         size[rows] = _shown_or_likely(effect, drive, norms)
-    return size.view(n_token, n_slot, -1)
+    return size.view(n_token, n_active, -1)
 
 
 def _shown_or_likely(

@@ -16,8 +16,8 @@ STEPS = 8
 
 def _add(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
     alphas = [(step + 0.5) / STEPS for step in range(STEPS)]
-    for players, effect in effects.of_a_gradient(pair, prompt, columns, alphas):
-        players.add_squares(total, effect, pair.block.mixes_tokens)
+    for units, effect in effects.of_a_gradient(pair, prompt, columns, alphas):
+        units.add_squares(total, effect, pair.block.mixes_tokens)
 
 
 IG = EdgewiseRanking(

@@ -23,9 +23,9 @@ def add_removals(
     weight: Float[Tensor, "token n_col"] | None = None,
 ) -> None:
     """One changed pass per upstream latent."""
-    for players, effect, _ in effects.of_removal(pair, prompt, columns):
+    for units, effect, _ in effects.of_removal(pair, prompt, columns):
         weighted = effect if weight is None else effect * weight
-        players.add_squares(total, weighted, pair.block.mixes_tokens)
+        units.add_squares(total, weighted, pair.block.mixes_tokens)
 
 
 class WithPrior(GlobalRanking):
@@ -65,9 +65,9 @@ def _shown_or_likely(job: RankingJob) -> EdgeScores:
 def _add_both(pair: Pair, prompt: Prompt, columns: slice, total: Total, generator: torch.Generator) -> None:
     """The change of activations, and beside it the change of pre-activations."""
     for_effect, for_drive = total.chunk(2, 1)
-    for players, effect, drive in effects.of_removal(pair, prompt, columns):
-        players.add_squares(for_effect, effect, pair.block.mixes_tokens)
-        players.add_squares(for_drive, drive, pair.block.mixes_tokens)
+    for units, effect, drive in effects.of_removal(pair, prompt, columns):
+        units.add_squares(for_effect, effect, pair.block.mixes_tokens)
+        units.add_squares(for_drive, drive, pair.block.mixes_tokens)
 
 
 @torch.no_grad()

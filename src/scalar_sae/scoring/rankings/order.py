@@ -15,7 +15,7 @@ from torch import Tensor
 from scalar_sae.errors import UserError
 
 NOT_KEPT = 255
-"""The level of an edge that no count keeps."""
+"""The keep index of an edge that no count keeps."""
 MOST_COUNTS = 254
 
 _CHUNK = 2**20

@@ -18,9 +18,9 @@ def add_shapley(pair: Pair, prompt: Prompt, columns: slice, total: Total, genera
     state = generator.get_state()
     for some in effects.narrowed(pair, prompt, columns):
         generator.set_state(state)
-        players, effect = effects.of_random_orders(pair, prompt, some, ORDERS, generator)
+        units, effect = effects.of_random_orders(pair, prompt, some, ORDERS, generator)
         of_some = total[:, some.start - columns.start : some.stop - columns.start]
-        players.add_squares(of_some, effect, pair.block.mixes_tokens)
+        units.add_squares(of_some, effect, pair.block.mixes_tokens)
 
 
 SHAPLEY = EdgewiseRanking(

@@ -22,20 +22,20 @@ SELDOM = 20.0
 
 
 class Unfinished:
-    """The folder of an unfinished ranking; without a place nothing is kept.
+    """The folder of an unfinished ranking; without a folder nothing is kept.
 
     A file that is damaged or belongs to other work is named in a message, and its sums are made again.
     """
 
-    def __init__(self, place: Path | None = None, of: str = "") -> None:
+    def __init__(self, folder: Path | None = None, of: str = "") -> None:
         """`of` names the ranking that the sums belong to."""
-        self._place, self._of = place, of
+        self._folder, self._of = folder, of
         self._since = time.perf_counter()
         self._cost = WORTH
 
     def part(self, name: str) -> "Unfinished":
         """A ranking's part that has sums of its own."""
-        return Unfinished(self._place / name if self._place else None, f"{self._of}/{name}")
+        return Unfinished(self._folder / name if self._folder else None, f"{self._of}/{name}")
 
     def found(self, columns: slice) -> Tensor | None:
         """The finished sums of some downstream latents."""
@@ -46,7 +46,7 @@ class Unfinished:
         """Write finished sums down; the unfinished ones are not needed any more."""
         if distributed.rank() == 0 and time.perf_counter() - self._since > WORTH:
             self._write(f"{columns.start}-{columns.stop}", {"found": found})
-        if self._place:
+        if self._folder:
             self._path(self._mine(columns)).unlink(missing_ok=True)
 
     def sums(self, columns: slice, total: Tensor) -> int:
@@ -67,20 +67,20 @@ class Unfinished:
 
     def remove(self) -> None:
         """The ranking is finished."""
-        if self._place is not None and distributed.rank() == 0:
-            shutil.rmtree(self._place, ignore_errors=True)
+        if self._folder is not None and distributed.rank() == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _mine(self, columns: slice) -> str:
         return f"{columns.start}-{columns.stop}.{distributed.rank()}-of-{distributed.world_size()}"
 
     def _path(self, name: str) -> Path:
-        assert self._place is not None
-        return self._place / f"{name}.safetensors"
+        assert self._folder is not None
+        return self._folder / f"{name}.safetensors"
 
     def _read(self, name: str) -> dict[str, Tensor]:
-        return load_unfinished(self._path(name), f"{self._of}/{name}") if self._place else {}
+        return load_unfinished(self._path(name), f"{self._of}/{name}") if self._folder else {}
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        if self._place is not None:
+        if self._folder is not None:
             with atomic_write(self._path(name)) as temporary:
                 save_tensors(temporary, tensors, f"{self._of}/{name}")

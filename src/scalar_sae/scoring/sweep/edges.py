@@ -15,24 +15,24 @@ from scalar_sae.scoring.pair import Pair, Prompt
 from scalar_sae.scoring.rankings.order import NOT_KEPT
 
 ORDER_BYTES = 40
-"""What ordering an edge takes while it lasts: its effect twice, its place, and as much again for the sort."""
+"""What ordering an edge takes while it lasts: its effect twice, its index, and as much again for the sort."""
 
 
 @dataclass(frozen=True, eq=False)
 class EdgeTile:
-    """The edges from the slots of some of a prompt's tokens to some downstream latents."""
+    """The edges from the active latents at some of a prompt's tokens to some downstream latents."""
 
     rows: slice
     columns: slice
     n_down: int
-    keep_index: UInt8[Tensor, "token n_col slot"]
-    """Index of the first count that keeps the edge; NOT_KEPT in unused slots."""
+    keep_index: UInt8[Tensor, "token n_col active"]
+    """Index of the first count that keeps the edge; NOT_KEPT in padding."""
     first: UInt8[Tensor, "token n_col"]
     """Index of the first count at which the downstream latent has an edge at all."""
     n_used: Int[Tensor, " token"]
-    """Used slots."""
+    """Number of active upstream latents."""
 
-    def place(self, token: Int[Tensor, " n"], column: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def flat_index(self, token: Int[Tensor, " n"], column: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Flat index into [token, n_down] of the whole prompt."""
         return (token + self.rows.start) * self.n_down + column + self.columns.start
 
@@ -42,8 +42,8 @@ class Parts(NamedTuple):
 
     start: Float[Tensor, "token d_model"]
     """What is there whatever is kept."""
-    adds: Float[Tensor, "token slot"]
-    """What a kept slot adds to it along its decoder row."""
+    adds: Float[Tensor, "token active"]
+    """What a kept active latent adds to it along its decoder row."""
     empty: Float[Tensor, "token d_model"]
     """What is there when nothing is kept."""
 
@@ -64,8 +64,10 @@ class Edges(Protocol):
         """The edges of some tokens and downstream latents."""
         ...
 
-    def levels_at(self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]) -> UInt8[Tensor, "n slot"]:
-        """Levels of the edges from a token's slots to a downstream latent."""
+    def keep_index_at(
+        self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]
+    ) -> UInt8[Tensor, "n active"]:
+        """Keep indices of the edges from a token's active latents to a downstream latent."""
         ...
 
 
@@ -93,7 +95,7 @@ class Unkept:
 
 
 class GlobalEdges:
-    """One circuit for every token: the levels of a ranking."""
+    """One circuit for every token: the keep indices of a ranking."""
 
     def __init__(self, keep_index: UInt8[Tensor, "n_up n_down"]) -> None:
         self.keep_index = keep_index
@@ -101,7 +103,7 @@ class GlobalEdges:
 
     def parts(self, pair: Pair, prompt: Prompt) -> Parts:
         """What the upstream site is made of, but for what `unkept` adds."""
-        return Parts(pair.bias(prompt), prompt.slots.adds, pair.base(prompt))
+        return Parts(pair.bias(prompt), prompt.active.adds, pair.base(prompt))
 
     def unkept(self, pair: Pair) -> "Unkept | None":
         """The means of the latents without a kept edge; None under zero ablation."""
@@ -111,26 +113,28 @@ class GlobalEdges:
 
     def here(self, prompt: Prompt, rows: slice, columns: slice) -> EdgeTile:
         """The edges of some tokens and downstream latents."""
-        slots = prompt.slots.of_tokens(rows)
-        keep_index = self.keep_index[:, columns][slots.latent].masked_fill(~slots.used.unsqueeze(-1), NOT_KEPT)
+        active = prompt.active.of_tokens(rows)
+        keep_index = self.keep_index[:, columns][active.latent].masked_fill(~active.used.unsqueeze(-1), NOT_KEPT)
         first = self._first[columns].expand(len(keep_index), -1)
         n_down = self.keep_index.shape[1]
-        return EdgeTile(rows, columns, n_down, keep_index.transpose(1, 2).contiguous(), first, slots.used.sum(1))
+        return EdgeTile(rows, columns, n_down, keep_index.transpose(1, 2).contiguous(), first, active.used.sum(1))
 
-    def levels_at(self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]) -> UInt8[Tensor, "n slot"]:
-        """Levels of the edges from a token's slots to a downstream latent."""
-        return self.keep_index[prompt.slots.latent[token], latent.unsqueeze(1)]
+    def keep_index_at(
+        self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]
+    ) -> UInt8[Tensor, "n active"]:
+        """Keep indices of the edges from a token's active latents to a downstream latent."""
+        return self.keep_index[prompt.active.latent[token], latent.unsqueeze(1)]
 
 
 class LocalEdges:
-    """A circuit for every token: the edges from its slots in the order of their effect.
+    """A circuit for every token: the edges from its active latents in the order of their effect.
 
     Latents that are not active at a token have no edges there. They stay at zero, also under mean ablation.
     """
 
     def __init__(
         self,
-        effect: Float[Tensor, "token slot n_down"],
+        effect: Float[Tensor, "token active n_down"],
         counts: Int[Tensor, " n_counts"],
         prompt: Prompt,
         room: int = 2**28,
@@ -140,29 +144,29 @@ class LocalEdges:
         Args:
             effect: what edges are ordered by; ties are taken in the order of the latents.
             counts: edges kept per token, ascending.
-            prompt: whose slots the effects belong to.
+            prompt: whose active latents the effects belong to.
             room: bytes for ordering; tokens are ordered as many at a time as fit.
         """
-        n_token, n_slot, n_down = effect.shape
+        n_token, n_active, n_down = effect.shape
         self._last = torch.tensor(len(counts) - 1, dtype=torch.uint8, device=effect.device)
-        by_rank = torch.searchsorted(counts, torch.arange(n_slot * n_down, device=effect.device), right=True)
+        by_rank = torch.searchsorted(counts, torch.arange(n_active * n_down, device=effect.device), right=True)
         by_rank = by_rank.masked_fill(by_rank == len(counts), NOT_KEPT).byte()
-        self._keep_index = torch.empty(n_token, n_down, n_slot, dtype=torch.uint8, device=effect.device)
-        padding = ~prompt.slots.used.unsqueeze(-1)
-        width = max(1, room // (ORDER_BYTES * n_slot * n_down))
+        self._keep_index = torch.empty(n_token, n_down, n_active, dtype=torch.uint8, device=effect.device)
+        padding = ~prompt.active.used.unsqueeze(-1)
+        width = max(1, room // (ORDER_BYTES * n_active * n_down))
         for start in range(0, n_token, width):
             rows = slice(start, start + width)
             flat = effect[rows].masked_fill(padding[rows], -torch.inf).flatten(1)
             order = flat.sort(dim=1, descending=True, stable=True).indices
             keep_index = torch.empty_like(flat, dtype=torch.uint8).scatter_(1, order, by_rank.expand_as(order))
             self._keep_index[rows] = (
-                keep_index.view(-1, n_slot, n_down).masked_fill(padding[rows], NOT_KEPT).transpose(1, 2)
+                keep_index.view(-1, n_active, n_down).masked_fill(padding[rows], NOT_KEPT).transpose(1, 2)
             )
 
     def parts(self, pair: Pair, prompt: Prompt) -> Parts:
         """What the upstream site is made of."""
         ablated = pair.with_active_ablated(prompt)
-        return Parts(ablated, prompt.slots.change, ablated)
+        return Parts(ablated, prompt.active.change, ablated)
 
     def unkept(self, pair: Pair) -> "Unkept | None":
         """Nothing beyond `parts`."""
@@ -171,10 +175,12 @@ class LocalEdges:
     def here(self, prompt: Prompt, rows: slice, columns: slice) -> EdgeTile:
         """The edges of some tokens and downstream latents."""
         keep_index = self._keep_index[rows, columns]
-        n_used = prompt.slots.used[rows].sum(1)
+        n_used = prompt.active.used[rows].sum(1)
         first = torch.where(n_used.unsqueeze(1) > 0, keep_index.amin(-1), self._last)  # a silent token: with all edges
         return EdgeTile(rows, columns, self._keep_index.shape[1], keep_index, first, n_used)
 
-    def levels_at(self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]) -> UInt8[Tensor, "n slot"]:
-        """Levels of the edges from a token's slots to a downstream latent."""
+    def keep_index_at(
+        self, prompt: Prompt, token: Int[Tensor, " n"], latent: Int[Tensor, " n"]
+    ) -> UInt8[Tensor, "n active"]:
+        """Keep indices of the edges from a token's active latents to a downstream latent."""
         return self._keep_index[token, latent]

@@ -29,9 +29,9 @@ def updates(
     """Every change of a downstream pre-activation along the sweep, some latents and tokens at a time."""
     with_all = pair.pre_acts(pair.reconstruct(prompt.z, prompt).unsqueeze(0), prompt)[0]
     parts, text = edges.parts(pair, prompt), prompt.text.nonzero()[:, 0]
-    n_slot, n_up = prompt.slots.latent.shape[1], pair.up.d_sae
+    n_active, n_up = prompt.active.latent.shape[1], pair.up.d_sae
     width = max(1, TABLE_BYTES // (n_counts * (4 * (pair.lm.d_model + 2 * readout.width) + 5 * n_up)))
-    n_tokens = max(1, SHARE_BYTES // (4 * (n_slot + 1) * readout.width))
+    n_tokens = max(1, SHARE_BYTES // (4 * (n_active + 1) * readout.width))
     for rows in text.split(n_tokens) if len(text) else ():
         shares = Contributions.of(readout, prompt, parts, rows)
         for start in range(0, pair.down.d_sae, width):
@@ -53,8 +53,8 @@ def _update(
     latent: Int[Tensor, " kept_set"],
     values: Float[Tensor, "row kept_set"],
 ) -> Updates:
-    place = rows.unsqueeze(1) * pair.down.d_sae + latent
-    return Updates(count.byte().repeat(len(rows)), place.flatten(), values.flatten())
+    flat_index = rows.unsqueeze(1) * pair.down.d_sae + latent
+    return Updates(count.byte().repeat(len(rows)), flat_index.flatten(), values.flatten())
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def _values(
     kept_sets: KeptSets,
 ) -> Float[Tensor, "row kept_set"]:
     """Pre-activations at some tokens: of each kept set's latent."""
-    latents, scale = prompt.slots.latent[rows], readout.pair.scaled(torch.ones_like(prompt.x_up[:, :1]), prompt)[rows]
+    latents, scale = prompt.active.latent[rows], readout.pair.scaled(torch.ones_like(prompt.x_up[:, :1]), prompt)[rows]
     found = shares.x.new_empty(len(rows), len(kept_sets.count))
     done = 0
     for some in kept_sets.split(max(64, CACHE_BYTES // (4 * readout.width))):

@@ -18,20 +18,20 @@ from scalar_sae.scoring.sweep.per_token import Updates
 PASS_BYTES = 2**25
 """Passes are taken so many at a time that their widest activation fits this: fewer calls outweigh a cache."""
 ADD_BYTES = 2**26
-"""What the slots of a prompt add is held if it fits this, as many slots a token as the busiest one has."""
-LEVEL_BYTES = 2**26
-"""Downstream latents are taken so many at a time that the levels of their edges fit this."""
+"""What the active latents of a prompt add is held if it fits this, padded to the busiest token."""
+KEEP_INDEX_BYTES = 2**26
+"""Downstream latents are taken so many at a time that the keep indices of their edges fit this."""
 
 
 def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts: int) -> Iterator[Updates]:
     """Every change of a downstream pre-activation along the sweep, some latents at a time."""
-    n_token, n_slot = prompt.slots.latent.shape
+    n_token, n_active = prompt.active.latent.shape
     parts, unkept = edges.parts(pair, prompt), edges.unkept(pair)
     ends = torch.stack([parts.empty, pair.reconstruct(prompt.z, prompt)])
     without, with_all = pair.pre_acts(ends, prompt)
     batch = n_passes(readout, prompt)
-    columns = max(1, LEVEL_BYTES // (n_token * n_slot))
-    adds = Adds(pair, prompt.slots, parts)
+    columns = max(1, KEEP_INDEX_BYTES // (n_token * n_active))
+    adds = Adds(pair, prompt.active, parts)
     for start in range(0, pair.down.d_sae, columns):
         some = edges.here(prompt, slice(0, n_token), slice(start, min(start + columns, pair.down.d_sae)))
         gained = _gained(some, n_counts) if unkept is None else unkept.gained(some.columns, n_counts)
@@ -50,36 +50,36 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
 
 
 def n_passes(readout: Readout, prompt: Prompt) -> int:
-    """How many passes are taken at a time: their kept slots, a byte each, have no more room than their activations."""
-    n_token, n_slot = prompt.slots.latent.shape
-    return max(1, PASS_BYTES // (n_token * max(4 * readout.width, n_slot)))
+    """How many passes are taken at a time: their kept latents, a byte each, take no more than the activations."""
+    n_token, n_active = prompt.active.latent.shape
+    return max(1, PASS_BYTES // (n_token * max(4 * readout.width, n_active)))
 
 
 class Adds:
-    """What kept slots add to the upstream reconstruction."""
+    """What kept active latents add to the upstream reconstruction."""
 
-    def __init__(self, pair: Pair, slots: ActiveLatents, parts: Parts) -> None:
+    def __init__(self, pair: Pair, active: ActiveLatents, parts: Parts) -> None:
         """All are held, or none where a very busy token would make that too much."""
         self.start = parts.start
-        self._pair, self._slots, self._adds = pair, slots, parts.adds
+        self._pair, self._active, self._adds = pair, active, parts.adds
         self._most = max(1, ADD_BYTES // (4 * pair.up.d_model))
-        self._held = pair.added(slots.latent, parts.adds) if slots.latent.numel() <= self._most else None
+        self._held = pair.added(active.latent, parts.adds) if active.latent.numel() <= self._most else None
 
-    def of(self, kept: Bool[Tensor, "token row slot"]) -> Float[Tensor, "token row d_model"]:
-        """The sum over the kept slots of each row."""
+    def of(self, kept: Bool[Tensor, "token row active"]) -> Float[Tensor, "token row d_model"]:
+        """The sum over the kept latents of each row."""
         if self._held is not None:
             return kept.to(self._held.dtype) @ self._held
-        slots = self._slots
+        active = self._active
         total = self._adds.new_zeros(*kept.shape[:2], self._pair.up.d_model)
-        for token, used in enumerate(slots.used):
+        for token, used in enumerate(active.used):
             for some in used.nonzero()[:, 0].split(self._most):
-                adds = self._pair.added(slots.latent[token, some], self._adds[token, some])
+                adds = self._pair.added(active.latent[token, some], self._adds[token, some])
                 total[token].addmm_(kept[token][:, some].to(adds.dtype), adds)
         return total
 
 
 def _gained(some: EdgeTile, n_counts: int) -> Int[Tensor, "n_counts n_col"]:
-    """How many edges from slots of the prompt each count adds to some downstream latents."""
+    """How many edges from active latents of the prompt each count adds to some downstream latents."""
     parts = some.keep_index.split(16)  # sums take int64
     return torch.stack(
         [torch.stack([(part == count).sum((0, 2)) for part in parts]).sum(0) for count in range(n_counts)]
@@ -100,8 +100,8 @@ def _update(
 ) -> Updates:
     n_token = value.shape[1]
     token = torch.arange(n_token, device=column.device).repeat(len(column))
-    place = some.place(token, column.repeat_interleave(n_token))
-    return Updates(count.repeat_interleave(n_token).byte(), place, value.flatten())
+    flat_index = some.flat_index(token, column.repeat_interleave(n_token))
+    return Updates(count.repeat_interleave(n_token).byte(), flat_index, value.flatten())
 
 
 def evaluated(
@@ -109,7 +109,7 @@ def evaluated(
     adds: Adds,
     prompt: Prompt,
     latent: Int[Tensor, " row"],
-    kept: Bool[Tensor, "token row slot"],
+    kept: Bool[Tensor, "token row active"],
     means: Float[Tensor, "row d_model"] | None,
 ) -> Float[Tensor, "row token"]:
     """Pre-activation of a downstream latent in each row, under the edges that the row keeps; 0 at special tokens."""

@@ -34,24 +34,24 @@ class Updates:
     """New values of some downstream pre-activations, each with the index of the edge count where it starts to hold."""
 
     count: UInt8[Tensor, " n"]
-    place: Int[Tensor, " n"]
+    flat_index: Int[Tensor, " n"]
     """Flat index into [token, n_down]."""
     value: Float[Tensor, " n"]
 
 
 @dataclass(frozen=True, eq=False)
 class Contributions:
-    """What each slot of some tokens adds, and in the last place what is there without any."""
+    """What each active latent of some tokens adds, and in the last column what is there without any."""
 
-    x: Float[Tensor, "token slot_1 d_model"]
+    x: Float[Tensor, "token active_1 d_model"]
     """To the upstream reconstruction."""
-    hidden: Float[Tensor, "token slot_1 d_hidden"] | None
+    hidden: Float[Tensor, "token active_1 d_hidden"] | None
     """To the hidden layer, before the norm's scale; None where it does not pay."""
 
     @classmethod
     def of(cls, readout: Readout, prompt: Prompt, parts: Parts, rows: slice | Int[Tensor, " row"]) -> "Contributions":
         """The shares of some of a prompt's tokens."""
-        adds = readout.pair.added(prompt.slots.latent[rows], parts.adds[rows])
+        adds = readout.pair.added(prompt.active.latent[rows], parts.adds[rows])
         x = torch.cat([adds, parts.start[rows].unsqueeze(1)], 1)
         pays = readout.ff is not None and x.shape[1] < x.shape[2]
         return cls(x, readout.project(x) if pays else None)
@@ -67,19 +67,19 @@ def updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_counts
         following = torch.cat([keep_index[..., 1:], torch.full_like(keep_index[..., :1], NOT_KEPT)], -1)
         steps = (keep_index != following) & (keep_index < n_counts)
         is_all = torch.arange(1, keep_index.shape[-1] + 1, device=keep_index.device) == some.n_used.view(-1, 1, 1)
-        token, column, slot = (steps & is_all).nonzero(as_tuple=True)
+        token, column, entry = (steps & is_all).nonzero(as_tuple=True)
         everything = with_all[some.rows, some.columns][token, column]
-        yield Updates(keep_index[token, column, slot], some.place(token, column), everything)
+        yield Updates(keep_index[token, column, entry], some.flat_index(token, column), everything)
         yield _between(readout, prompt, some, shares, keep_index, order, steps & ~is_all)
 
 
 def pieces(readout: Readout, prompt: Prompt, edges: Edges, columns: slice) -> Iterator[tuple[EdgeTile, Contributions]]:
-    """A prompt cut so that the weights of a piece's latents, and its levels, stay in the cache."""
-    n_token, n_slot = prompt.slots.latent.shape
+    """A prompt cut so that the weights of a piece's latents, and its keep indices, stay in the cache."""
+    n_token, n_active = prompt.active.latent.shape
     parts = edges.parts(readout.pair, prompt)
     n_columns = max(64, CACHE_BYTES // (4 * readout.weights.shape[1]))
-    n_tokens = max(1, CACHE_BYTES // (4 * n_slot * min(n_columns, columns.stop - columns.start)))
-    n_tokens = min(128, n_tokens, max(1, SHARE_BYTES // (4 * (n_slot + 1) * readout.width)))
+    n_tokens = max(1, CACHE_BYTES // (4 * n_active * min(n_columns, columns.stop - columns.start)))
+    n_tokens = min(128, n_tokens, max(1, SHARE_BYTES // (4 * (n_active + 1) * readout.width)))
     for start in range(0, n_token, n_tokens):
         rows = slice(start, min(start + n_tokens, n_token))
         shares = Contributions.of(readout, prompt, parts, rows)
@@ -91,7 +91,7 @@ def _entering(some: EdgeTile, without: Float[Tensor, "_ n_down"], n_counts: int)
     """Latents that get their first edge before any latent that is live at the token is joined to them."""
     token, column = ((some.first < some.keep_index.amin(-1)) & (some.first < n_counts)).nonzero(as_tuple=True)
     value = without[some.rows, some.columns][token, column]
-    return Updates(some.first[token, column], some.place(token, column), value)
+    return Updates(some.first[token, column], some.flat_index(token, column), value)
 
 
 def _between(
@@ -99,9 +99,9 @@ def _between(
     prompt: Prompt,
     some: EdgeTile,
     shares: Contributions,
-    keep_index: UInt8[Tensor, "token n_col slot"],
-    order: Int64[Tensor, "token n_col slot"],
-    steps: Bool[Tensor, "token n_col slot"],
+    keep_index: UInt8[Tensor, "token n_col active"],
+    order: Int64[Tensor, "token n_col active"],
+    steps: Bool[Tensor, "token n_col active"],
 ) -> Updates:
     """Pre-activations where a step's kept set is neither empty nor full."""
     step = steps.flatten().nonzero()[:, 0]
@@ -112,7 +112,7 @@ def _between(
     value = evaluated(
         readout, prompt, some, shares, token, column, code, lambda at: kept[row[at]] <= count[at].unsqueeze(1)
     )
-    return Updates(count, some.place(token, column), value)
+    return Updates(count, some.flat_index(token, column), value)
 
 
 def evaluated(
@@ -123,7 +123,7 @@ def evaluated(
     token: Int[Tensor, " entry"],
     column: Int[Tensor, " entry"],
     code: Int64[Tensor, " entry"],
-    kept_of: Callable[[Int[Tensor, " row"]], Bool[Tensor, "row slot"]],
+    kept_of: Callable[[Int[Tensor, " row"]], Bool[Tensor, "row active"]],
 ) -> Float[Tensor, " entry"]:
     """Pre-activations of latents at tokens, each under a kept set: one evaluation a distinct (token, set).
 
@@ -134,8 +134,8 @@ def evaluated(
         shares: of the same tokens.
         token: where.
         column: which latent.
-        code: sum of the `codes` of the kept slots.
-        kept_of: the kept slots of some of the entries.
+        code: sum of the `codes` of the kept latents.
+        kept_of: the kept latents of some of the entries.
     """
     value = shares.x.new_empty(len(token))
     if not len(token):
@@ -157,14 +157,14 @@ def evaluated(
     return value
 
 
-def codes(n_slot: int, device: torch.device) -> Int64[Tensor, " slot"]:
-    """Numbers whose sums tell sets of slots apart: powers of two while they fit 56 bits, else random ones.
+def codes(n_active: int, device: torch.device) -> Int64[Tensor, " active"]:
+    """Numbers whose sums tell sets of active latents apart: powers of two while they fit 56 bits, else random ones.
 
     Of a million random sums two are equal with probability 10^-5.
     """
-    if n_slot <= 56:
-        return 1 << torch.arange(n_slot, device=device)
-    numbers = torch.randint(2**56, (n_slot,), generator=torch.Generator().manual_seed(0), device="cpu")
+    if n_active <= 56:
+        return 1 << torch.arange(n_active, device=device)
+    numbers = torch.randint(2**56, (n_active,), generator=torch.Generator().manual_seed(0), device="cpu")
     return numbers.to(device)
 
 
@@ -174,7 +174,7 @@ def _features(
     some: EdgeTile,
     shares: Contributions,
     token: Int[Tensor, " row"],
-    kept: Float[Tensor, "row slot_1"],
+    kept: Float[Tensor, "row active_1"],
 ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row d_feature"]]:
     """The upstream reconstruction of each kept set and its features; rows are grouped by token."""
     here, sizes = (part.tolist() for part in token.unique_consecutive(return_counts=True))

@@ -24,7 +24,7 @@ from scalar_sae.scoring.sweep.edges import Edges
 from scalar_sae.scoring.sweep.per_token import Updates
 
 LIVE_BYTES = 2**27
-"""Live downstream latents are looked at so many at a time that the levels and places of their edges fit this."""
+"""Live downstream latents are looked at so many at a time that the keep indices and places of their edges fit this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +63,11 @@ def sweep(
         by_count = change.count.sort(stable=True)
         counts, sizes = (part.tolist() for part in by_count.values.unique_consecutive(return_counts=True))
         for count, at in zip(counts, by_count.indices.split(sizes), strict=True):
-            steps[count].append((change.place[at], change.value[at]))
+            steps[count].append((change.flat_index[at], change.value[at]))
     pre_acts = conventions.without_edges(pair.pre_acts(edges.parts(pair, prompt).empty.unsqueeze(0), prompt)[0])
     for index, step in enumerate(steps):
-        for place, value in step:
-            pre_acts.view(-1)[place] = value
+        for flat_index, value in step:
+            pre_acts.view(-1)[flat_index] = value
         acts = conventions.select(pair, pre_acts)
         yield SubCircuit(pre_acts, acts, _live_edges(prompt, edges, acts, index))
 
@@ -84,9 +84,9 @@ def _updates(pair: Pair, readout: Readout, prompt: Prompt, edges: Edges, n_count
 
 def _live_edges(prompt: Prompt, edges: Edges, acts: Float[Tensor, "token n_down"], index: int) -> Int[Tensor, " token"]:
     token, latent = (acts > 0).nonzero(as_tuple=True)
-    width = max(1, LIVE_BYTES // (12 * prompt.slots.latent.shape[1]))
+    width = max(1, LIVE_BYTES // (12 * prompt.active.latent.shape[1]))
     total = torch.zeros(len(acts), dtype=torch.long, device=acts.device)
     for t, j in zip(token.split(width), latent.split(width), strict=True):
-        kept = edges.levels_at(prompt, t, j) <= index
-        total.index_add_(0, t, (kept & prompt.slots.used[t]).sum(1))
+        kept = edges.keep_index_at(prompt, t, j) <= index
+        total.index_add_(0, t, (kept & prompt.active.used[t]).sum(1))
     return total
