@@ -245,6 +245,6 @@ def test_a_budget_counts_every_change_of_a_sweep(block: str):
     counts = np.linspace(0, pair.n_edges, n_counts).astype(np.int64)
     edges = GlobalEdges(keep_indices(torch.rand(24, 200, generator=torch.Generator().manual_seed(0)), counts, 0))
     how = per_prompt if pair.block.mixes_tokens else per_token
-    held = sum(len(change.place) for change in how.updates(pair, Readout.of(pair), prompt, edges, n_counts))
+    held = sum(len(change.flat_index) for change in how.updates(pair, Readout.of(pair), prompt, edges, n_counts))
     counted = memory._sweep(pair, 16, n_counts) - memory._sweep(pair, 16, 0)
     assert 0.3 * counted < held * memory.CHANGE_BYTES <= counted
