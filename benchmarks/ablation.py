@@ -15,8 +15,9 @@ from benchmarks.gpt2_shapes import gpt2_pair
 from scalar_sae.corpora import load_corpus, windows
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.malloc import keep_freed_memory
+from scalar_sae.scoring.ablation import mean_ablated
 from scalar_sae.scoring.config import counts_of
-from scalar_sae.scoring.pair import Pair, mean_ablated, read
+from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.scoring.sweep.closed_form import Readout

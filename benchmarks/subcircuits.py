@@ -20,9 +20,10 @@ from scalar_sae.explore.stage import Stage
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.outputs import kl
 from scalar_sae.saes.store import load_saes
+from scalar_sae.scoring.ablation import mean_ablated
 from scalar_sae.scoring.config import ScoreConfig, counts_of, held_out
 from scalar_sae.scoring.curve import kl_of_mean
-from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read, with_site_mean
+from scalar_sae.scoring.pair import Pair, Prompt, read, with_site_mean
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.scoring.sweep.closed_form import Readout

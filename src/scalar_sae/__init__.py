@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from scalar_sae.saes.fitted import fitted
     from scalar_sae.saes.sae import SAE
     from scalar_sae.saes.store import load_sae, load_saes, save_sae
+    from scalar_sae.scoring.ablation import mean_ablated
     from scalar_sae.scoring.config import ScoreConfig, held_out
-    from scalar_sae.scoring.pair import Pair, mean_ablated
+    from scalar_sae.scoring.pair import Pair
     from scalar_sae.scoring.score import prepared, score
     from scalar_sae.sites import Block, Site
     from scalar_sae.table import Table
@@ -65,7 +66,7 @@ _HOME = {
     "load_run": "explore.run",
     "load_sae": "saes.store",
     "load_saes": "saes.store",
-    "mean_ablated": "scoring.pair",
+    "mean_ablated": "scoring.ablation",
     "measure_chain": "explore.circuit",
     "prepared": "scoring.score",
     "rank_edges": "explore.edges",

@@ -1,5 +1,6 @@
 """Rankings against brute force."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from scalar_sae import distributed
 from scalar_sae.errors import UserError
 from scalar_sae.scoring import score
+from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings import effects
 from scalar_sae.scoring.rankings.registry import RANKINGS, find_ranking, rank, table
+from scalar_sae.scoring.texts import Texts
 from scalar_sae.sites import Block
 from tests.helpers import random_sae, tiny_lm, tiny_pair
 from tests.reference import scorer
@@ -154,3 +157,14 @@ def test_the_documentation_and_the_help_name_every_ranking():
     assert all(name in said for name in RANKINGS)
     with pytest.raises(UserError, match="did you mean 'shapley'"):
         find_ranking("shaply")
+
+
+@pytest.mark.parametrize("ranking", sorted(RANKINGS))
+@pytest.mark.parametrize("block", ["ff_block.0", "attn_block.1"])
+def test_a_text_on_which_no_latent_is_active_has_a_score(block: str, ranking: str):
+    pair = tiny_pair(block, kind="relu")
+    pair = replace(pair, up=replace(pair.up, b_enc=pair.up.b_enc - 1000))
+    texts = Texts(TOKENS[:2, :6], TOKENS[1:, :6], {})
+    config = ScoreConfig(ranking=ranking, rank_prompts=2, edges="8")
+    record = score.score(pair, texts, config, on_progress=lambda n: None)
+    assert record.kl_circuit == pytest.approx([0.0] * len(record.edges), abs=1e-6)  # nothing can be removed

@@ -17,8 +17,9 @@ from scalar_sae.errors import UserError
 from scalar_sae.records.results import Curves, Record
 from scalar_sae.saes.activation import TopK
 from scalar_sae.saes.sae import SAE
+from scalar_sae.scoring.ablation import mean_ablated
 from scalar_sae.scoring.config import ScoreConfig, counts_of
-from scalar_sae.scoring.pair import Pair, mean_ablated, read
+from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings.from_file import saved_scores
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.registry import find_ranking, rank

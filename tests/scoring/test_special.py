@@ -20,12 +20,13 @@ from scalar_sae.records.results import Record
 from scalar_sae.saes.activation import ReLU
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring import chain
+from scalar_sae.scoring.ablation import mean_ablated
 from scalar_sae.scoring.compare import ratios
 from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.conventions import CONVENTIONS
 from scalar_sae.scoring.curve import measure
 from scalar_sae.scoring.metrics import over_prompts
-from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, n_live_edges, read
+from scalar_sae.scoring.pair import Pair, Prompt, n_live_edges, read
 from scalar_sae.scoring.rankings import effects
 from scalar_sae.scoring.rankings.ig import STEPS
 from scalar_sae.scoring.rankings.order import keep_indices

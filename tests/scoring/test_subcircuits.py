@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from scalar_sae.errors import UserError
 from scalar_sae.scoring import chain
+from scalar_sae.scoring.ablation import mean_ablated
 from scalar_sae.scoring.config import ScoreConfig
 from scalar_sae.scoring.conventions import CONVENTIONS
-from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read
+from scalar_sae.scoring.pair import Pair, Prompt, read
 from scalar_sae.scoring.rankings import effects
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.resume import Partial

@@ -8,9 +8,10 @@ import torch
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.normalization import InputNorm
+from scalar_sae.scoring.ablation import mean_ablated
 from scalar_sae.scoring.chain import chain
 from scalar_sae.scoring.config import ScoreConfig
-from scalar_sae.scoring.pair import Pair, mean_ablated, read
+from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.scoring.score import score

@@ -14,8 +14,9 @@ from scalar_sae.digests import digest_of_sae
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.records.results import Record, Results
 from scalar_sae.saes.store import SaeCard, load_sae, save_sae
+from scalar_sae.scoring.ablation import mean_ablated
 from scalar_sae.scoring.config import ScoreConfig, held_out
-from scalar_sae.scoring.pair import Pair, mean_ablated, read
+from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.sites import Block, Site

@@ -79,7 +79,11 @@ def score(
         str | None, typer.Option(help="`full` (the default), `coarse`, `published`, or counts such as 1,2,4,8.")
     ] = None,
     ablation: Annotated[
-        str | None, typer.Option(help="What a removed latent is set to: `mean` (the default) or `zero`.")
+        str | None,
+        typer.Option(
+            help="What a removed latent is set to: `mean` (the default), `zero`, `resample` (its activation at a "
+            "random token of the ranking text) or `adversarial` (the worst of eight such tokens)."
+        ),
     ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="As the authors' code: their ranking, counts, conventions and text.")

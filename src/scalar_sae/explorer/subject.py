@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from scalar_sae.console import say_once
 from scalar_sae.corpora import Corpus
 from scalar_sae.errors import UserError, unknown
 from scalar_sae.evaluation.features.judges import Judge
@@ -18,6 +19,7 @@ from scalar_sae.report.cards import Cards
 from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.sources import Group
 from scalar_sae.saes.store import find_sae
+from scalar_sae.scoring.ablation import DRAWS
 from scalar_sae.scoring.config import ScoreConfig, held_out
 from scalar_sae.scoring.pair import Pair, upstream
 from scalar_sae.scoring.rankings.registry import RANKINGS
@@ -133,6 +135,9 @@ class Subject:
             name: record.config[name] for name in ScoreConfig.model_fields if name in record.config
         }
         known |= {"ranking": record.ranking, "control": None}
+        if known.get("ablation") in DRAWS:
+            say_once(f"the record was made with ablation {known['ablation']}: here ablated latents take their means")
+            known["ablation"] = "mean"
         return ScoreConfig(**known)
 
     @cached_property

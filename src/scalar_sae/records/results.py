@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,6 +88,17 @@ class Curves:
     def side_by_side(cls, parts: Sequence["Curves"]) -> "Curves":
         """Concatenate the prompts of all parts, in this order."""
         return cls(**{name: np.concatenate([getattr(p, name) for p in parts], -1) for name in cls.__annotations__})
+
+    @classmethod
+    def worst(cls, draws: Sequence["Curves"]) -> "Curves":
+        """Of several measurements of the same prompts, at each edge count and prompt the one with the largest
+        `kl_model`.
+        """
+        first = draws[0]
+        at = np.stack([draw.kl_model for draw in draws]).argmax(0)[np.newaxis]
+        names = ("kl_model", "kl_circuit", "live_edges", "l0_down")
+        found = {name: np.take_along_axis(np.stack([getattr(d, name) for d in draws]), at, 0)[0] for name in names}
+        return replace(first, **found)
 
     def with_text(self) -> "Curves":
         """The prompts with at least one counted token."""

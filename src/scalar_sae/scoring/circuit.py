@@ -19,10 +19,11 @@ from scalar_sae.malloc import trim_malloc
 from scalar_sae.records.results import Record
 from scalar_sae.saes.sae import SAE
 from scalar_sae.scoring import chain
+from scalar_sae.scoring.ablation import DRAWS, mean_ablated
 from scalar_sae.scoring.config import ScoreConfig, counts_of
 from scalar_sae.scoring.memory import resident
 from scalar_sae.scoring.metrics import Counts
-from scalar_sae.scoring.pair import Pair, mean_ablated, n_live_edges, with_site_mean
+from scalar_sae.scoring.pair import Pair, n_live_edges, with_site_mean
 from scalar_sae.scoring.rankings.base import GlobalRanking, OnProgress, RankingJob
 from scalar_sae.scoring.rankings.registry import DEFAULT, find_edgewise, find_global
 from scalar_sae.scoring.record import record_of, rules, settings_of, trained
@@ -87,6 +88,8 @@ def _score_circuit(
         raise UserError("rank_halves: a circuit of several pairs is ranked on one text; leave rank_halves out")
     if config.control is not None:
         raise UserError(f"control {config.control}: a circuit of several pairs has no controls; leave control out")
+    if config.ablation in DRAWS:
+        raise UserError(f"ablation {config.ablation}: a circuit of several pairs takes mean or zero")
     special = lm.special_ids(config.special)
     texts.check(lm, special)
     pairs = chain.chain(lm, saes, sites, special)

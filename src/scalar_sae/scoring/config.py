@@ -47,11 +47,12 @@ class ScoreSettings(BaseModel, ABC):
     """Edge counts: `full` (factors of sqrt 2 to all edges), `coarse` (factors of 2), `published`, or 1,2,4,..."""
     conventions: Literal["exact", "published"] = "exact"
     """`published`: as the authors' code computes the curve (see published.py)."""
-    ablation: Literal["zero", "mean"] = Field(
+    ablation: Literal["zero", "mean", "resample", "adversarial"] = Field(
         default_factory=lambda of: "zero" if of.get("conventions") == "published" else "mean"
     )
-    """What an upstream latent without a kept edge is set to: `mean`, its mean over the ranking text, or `zero`, as the
-    authors' conventions do."""
+    """What an upstream latent without a kept edge is set to: `mean`, its mean over the ranking text; `zero`, as the
+    authors' conventions do; `resample`, its activation at a random token of the ranking text; `adversarial`, the worst
+    of several such tokens (ablation.py)."""
     special: Rule = Field(default_factory=lambda of: "count" if of.get("conventions") == "published" else "skip")
     """Special tokens: `skip` keeps the model's own activation there and counts them nowhere, `first` does so at the
     first token of every prompt too, `count` treats them like other tokens, a list of ids names others (lm/special.py).

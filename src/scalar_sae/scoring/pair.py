@@ -260,6 +260,8 @@ class Pair:
         self, site: Site, x: Float[Tensor, "batch token d_model"], up_skip: Float[Tensor, "_ token d_model"] | None
     ) -> Float[Tensor, "batch token d_model"]:
         """The same as far as a site within the block."""
+        if not len(x):
+            return x  # attention refuses an empty batch
         x = x.contiguous()
         with FastCPUOps():
             return self.computation.run(self.block.up, site, x, None if up_skip is None else up_skip.expand_as(x))
@@ -370,15 +372,6 @@ def with_site_mean(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Pair:
     for prompt in read(pair, tokens):
         total += prompt.x_spliced[0][prompt.text].double().sum(0)
     return replace(pair, site_mean=(total / max(1, int(counted(tokens, pair.special).sum()))).float())
-
-
-@torch.no_grad()
-def mean_ablated(pair: Pair, tokens: Int[Tensor, "prompt token"]) -> Pair:
-    """The pair with ablated latents set to their mean over the ordinary tokens of a text, instead of zero."""
-    total = pair.up.W_dec.new_zeros(pair.up.d_sae, dtype=torch.float64)
-    for prompt in read(pair, tokens):
-        total += prompt.z.double().sum(0)
-    return replace(pair, ablation_value=(total / max(1, int(counted(tokens, pair.special).sum()))).float())
 
 
 @torch.no_grad()

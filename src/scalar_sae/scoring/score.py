@@ -21,12 +21,13 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import say_special
 from scalar_sae.malloc import trim_malloc
 from scalar_sae.records.results import Curves, Record
+from scalar_sae.scoring.ablation import ablated, mean_ablated
 from scalar_sae.scoring.config import ScoreConfig, ScoreSettings, counts_of
 from scalar_sae.scoring.controls import CONTROLS
 from scalar_sae.scoring.conventions import CONVENTIONS
 from scalar_sae.scoring.curve import measure
 from scalar_sae.scoring.metrics import Counts
-from scalar_sae.scoring.pair import Pair, Prompt, mean_ablated, read, with_site_mean
+from scalar_sae.scoring.pair import Pair, Prompt, read, with_site_mean
 from scalar_sae.scoring.rankings.base import KeepJob, OnProgress, Ranking
 from scalar_sae.scoring.rankings.registry import DEFAULT, find_ranking
 from scalar_sae.scoring.record import addresses, describe_pair, record_of, rules, settings_of
@@ -92,7 +93,7 @@ def _score(
         checkpoint, n_ranked = Partial(partial, identity), min(config.n_rank_prompts, len(texts.ranking))
         job = KeepJob(pair, texts, n_ranked, counts, config.seed, config.memory, checkpoint, on_progress)
         edges = ranking.edges(job)
-        return _sweep(pair, texts.scoring, edges.of, counts, config, checkpoint, on_progress), edges.n_live
+        return _sweep(pair, texts, edges.of, counts, config, checkpoint, on_progress), edges.n_live
 
     curves, n_live = curves_of(texts, identity)
     halves = [
@@ -140,7 +141,7 @@ def prepared(pair: Pair, texts: Texts, config: ScoreConfig) -> Pair:
     pair = replace(pair, special=pair.lm.special_ids(config.special))
     texts.check(pair.lm, pair.special)
     pair = CONTROLS[config.control](pair, config.seed) if config.control else pair
-    pair = mean_ablated(pair, texts.ranking) if config.ablation == "mean" else pair
+    pair = pair if config.ablation == "zero" else mean_ablated(pair, texts.ranking)
     return with_site_mean(pair, texts.ranking)
 
 
@@ -164,7 +165,7 @@ def say_left_out(lm: LanguageModel, texts: Texts, config: ScoreSettings) -> None
 
 def _sweep(
     pair: Pair,
-    tokens: Int[Tensor, "prompt token"],
+    texts: Texts,
     edges_of: Callable[[Prompt], Edges],
     counts: Counts,
     config: ScoreConfig,
@@ -173,15 +174,18 @@ def _sweep(
 ) -> Curves:
     """The curve of every prompt, each written down as it is finished."""
     found = kept.curves()
-    readout = Readout.of(pair)
+    tokens, readout = texts.scoring, Readout.of(pair)
     reaches_all = bool(counts[-1] == pair.n_edges)
     for done_before, number in enumerate(distributed.shard(len(tokens))):
         if done_before % PROMPTS_A_TRIM == 0:
             trim_malloc()
         if number not in found:
-            (prompt,) = read(pair, tokens[number : number + 1], number)
-            conventions = CONVENTIONS[config.conventions]
-            found[number] = measure(pair, prompt, edges_of(prompt), len(counts), reaches_all, conventions, readout)
+            conventions, draws = CONVENTIONS[config.conventions], list[Curves]()
+            for one in ablated(pair, texts.ranking, config, number):
+                (prompt,) = read(one, tokens[number : number + 1], number)
+                edges, mine = edges_of(prompt), replace(readout, pair=one)
+                draws.append(measure(one, prompt, edges, len(counts), reaches_all, conventions, mine))
+            found[number] = Curves.worst(draws)
             kept.keep_curve(number, found[number])
         on_progress(1)
     found = distributed.all_gather_dict(found)

@@ -214,7 +214,8 @@ def _sum(rule: Rule, job: RankingJob, columns: slice, parts: int) -> Float[Tenso
         if n > n_before:
             generator = torch.Generator().manual_seed(1_000_003 * job.seed + number)
             for prompt in read(pair, tokens[number : number + 1], number):
-                rule(pair, prompt, columns, total, generator)
+                if prompt.active.used.any():  # a prompt without active latents has no edges
+                    rule(pair, prompt, columns, total, generator)
             job.kept.keep_sums(columns, n, total)
         job.on_progress(n_col / pair.down.d_sae)
     distributed.all_sum(total)
