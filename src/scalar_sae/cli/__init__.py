@@ -28,7 +28,9 @@ app = typer.Typer(
 )
 
 PRESET = f"A YAML file, or a preset: {', '.join(f'`{name}`' for name in presets.names())}."
-OutRun = Annotated[Path, typer.Option("--out", help="Run directory; the same command goes on where it stopped.")]
+OutRun = Annotated[
+    Path, typer.Option("--out", help="Run directory. The same command continues a run that was stopped.")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
@@ -62,7 +64,10 @@ def quickstart(
     preset: Annotated[str | None, typer.Option(help=f"{PRESET} By default `quickstart`.")] = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="The preset `quickstart-full`: more SAEs and transformer blocks, in minutes."),
+        typer.Option(
+            "--full",
+            help="The preset `quickstart-full`, with more SAEs and transformer blocks. It takes several minutes.",
+        ),
     ] = False,
     change: Changes = None,
     special: Special = None,
@@ -71,8 +76,8 @@ def quickstart(
 ) -> Outcome | None:
     """Train TopK and Staircase SAEs on a small transformer, score them, write a report: two minutes on a laptop.
 
-    Under `torchrun --no-python --nproc-per-node 2 scalar quickstart ...` every batch is shared out, then the
-    blocks to score, and the prompts of those that are left over: the same result but for rounding.
+    Under `torchrun --no-python --nproc-per-node 2 scalar quickstart ...` the processes share every batch,
+    then the blocks to score. The result is the same except for rounding.
 
     Example: **scalar quickstart --out runs/quickstart**
     """
@@ -117,16 +122,18 @@ def train_lm(
     recipe: Annotated[
         str,
         typer.Option(
-            help="`python-stdlib`, `tiny-shakespeare`: the toys; `medium`: 5 million parameters, real language."
+            help="`python-stdlib` or `tiny-shakespeare` for a toy, `medium` for 5 million parameters and real language."
         ),
     ] = "python-stdlib",
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="`tiny-shakespeare`: a local copy. `medium`: a text file to add (repeat for more)."),
+        typer.Option(
+            help="For `tiny-shakespeare`, a local copy of the text. For `medium`, a text file to add (repeat for more)."
+        ),
     ] = None,
     change: Changes = None,
 ) -> Outcome:
-    """Train a small language model: the paper's 216,448-parameter GPT, or a medium one.
+    """Train a small language model: the paper's GPT with 216,448 parameters, or a medium one.
 
     Example: **scalar train-lm --recipe tiny-shakespeare --data input.txt --out runs/lm**
     """
@@ -151,14 +158,17 @@ def train(
     preset: Annotated[str | None, typer.Argument(help=PRESET)] = None,
     change: Changes = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out: its config.yaml stands for preset and --set.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run in --out with its own config.yaml, without a preset and --set."
+        ),
     ] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder in which activations are kept, and from which later runs read them.")
+        Path | None, typer.Option(help="Folder that stores activations, so that later runs can read them.")
     ] = None,
     log: Annotated[
         list[str] | None,
-        typer.Option(help="Beside events.jsonl: `tensorboard`, `wandb` (repeat for both); extras of the package."),
+        typer.Option(help="Log to `tensorboard` or `wandb` too (repeat for both). Each is an extra of the package."),
     ] = None,
     special: Special = None,
     device: Device = None,
@@ -166,10 +176,11 @@ def train(
 ) -> Outcome | None:
     """Train the SAEs of a preset, all in one pass over the language model.
 
-    Under `torchrun --no-python --nproc-per-node 2 scalar train ...` every batch is shared out, with the same result.
+    Under `torchrun --no-python --nproc-per-node 2 scalar train ...` the processes share every batch. The
+    result is the same.
 
-    Example: **scalar train paper-toy --out runs/paper-toy**, and when it was stopped **scalar train --resume --out
-    runs/paper-toy**
+    Example: **scalar train paper-toy --out runs/paper-toy**. To continue it after a stop: **scalar train --resume
+    --out runs/paper-toy**
     """
     from scalar_sae import distributed
     from scalar_sae.lm.special import parse_rule
@@ -199,7 +210,7 @@ def report(
         Path | None, typer.Option("--out", help="File for the page; by default `report.html` in the run.")
     ] = None,
 ) -> Outcome:
-    """Write a page from a run's results: one self-contained file.
+    """Write the report of a run as one self-contained HTML file.
 
     Example: **scalar report runs/quickstart**
     """

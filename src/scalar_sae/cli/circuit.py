@@ -30,37 +30,42 @@ app = typer.Typer()
 @verb(app)
 def circuit(
     saes: Saes,
-    sites: Annotated[str, typer.Option(help="Sites along the residual stream, e.g. resid_pre.0,resid_post.0,...")],
+    sites: Annotated[str, typer.Option(help="Sites along the residual stream, such as resid_pre.0,resid_post.0,...")],
     lm: Annotated[str | None, typer.Option(help="Language model, as for `scalar score`.")] = None,
     tokens: Text = None,
     allow_trained_text: AllowTrainedText = False,
     method: Annotated[
-        str | None, typer.Option(help="Which group of SAEs; by default all that have one at every site.")
+        str | None, typer.Option(help="The group of SAEs to score. By default all that have an SAE at every site.")
     ] = None,
     prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 10,
     rank_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 16,
     context: Annotated[int | None, typer.Option(help="Tokens per prompt.", min=2)] = None,
     ranking: Annotated[
         str | None,
-        typer.Option(help="A ranking's name; by default `leave_one_out_with_prior`, with --one-order `fisher`."),
+        typer.Option(help="The name of a ranking. By default `leave_one_out_with_prior`; with --one-order, `fisher`."),
     ] = None,
-    edges: Annotated[str, typer.Option(help="`full`, `coarse`, or counts.")] = "coarse",
+    edges: Annotated[str, typer.Option(help="Edge counts: `full`, `coarse`, or numbers such as 1,2,4,8.")] = "coarse",
     one_order: Annotated[
-        bool, typer.Option("--one-order", help="One ranking of all pairs' edges, not the same budget for each pair.")
+        bool,
+        typer.Option("--one-order", help="Rank the edges of all pairs together. By default each pair keeps as many."),
     ] = False,
     special: Special = None,
     memory: Memory = 8.0,
     device: Device = None,
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="Seed.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the choice of prompts, the order of ties and the bootstrap.", min=0)
+    ] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the records to this JSON file; with the same --out a stopped scoring goes on."),
+        typer.Option(help="JSON file for the records. The same command continues a scoring that was stopped."),
     ] = None,
 ) -> Outcome | None:
-    """Score a circuit through several layers at once: the top edges of every pair, errors compounding.
+    """Score a circuit through several layers at once.
 
-    Under `torchrun --no-python --nproc-per-node 2 scalar circuit ...` the prompts are shared out.
+    Only the top edges of every pair are kept, and each pair reads what the pair before it leaves.
+
+    Under `torchrun --no-python --nproc-per-node 2 scalar circuit ...` the processes share the prompts.
 
     Example: **scalar circuit --saes runs/quickstart --sites resid_pre.0,resid_post.0,resid_post.1**
     """

@@ -19,20 +19,22 @@ app = typer.Typer()
 @verb(app)
 def compare(
     files: Annotated[
-        list[Path], typer.Argument(help="Results files, or runs; several with SAEs of one name are seeds of it.")
+        list[Path], typer.Argument(help="Results files, or runs. SAEs of one name in several files count as seeds.")
     ],
     base: Annotated[str, typer.Option(help="Name of the SAEs that the others are compared with.")] = "topk",
     score: Annotated[
-        str, typer.Option(help="`faithful_at.80`, `unfaithful_area`, `edges_at.90`, `absolute`, `relative`, ...")
+        str,
+        typer.Option(help="The score to compare: `faithful_at.80`, `unfaithful_area`, `edges_at.90`, `absolute`, ..."),
     ] = "faithful_at.80",
-    ranking: Annotated[str, typer.Option(help="Records of this ranking.")] = "leave_one_out_with_prior",
+    ranking: Annotated[str, typer.Option(help="The ranking whose records are compared.")] = "leave_one_out_with_prior",
     matched: Annotated[
         bool, typer.Option("--matched", help="Compare families such as topk-k5, topk-k10 at the baseline's fidelity.")
     ] = False,
 ) -> Outcome:
-    """Compare SAEs: ratios per block and over blocks (geometric mean), 95 % intervals paired over prompts.
+    """Compare the scores of SAEs: ratios at every block and their geometric mean, with 95 % intervals.
 
-    SAEs of one name in several files are taken for seeds: the mean of their log scores, intervals over seeds too.
+    Intervals are paired over prompts. SAEs of one name in several files count as seeds of one method: their log scores
+    are averaged, and intervals are over seeds too.
 
     Example: **scalar compare runs/quickstart --base topk --score faithful_at.80**
     """

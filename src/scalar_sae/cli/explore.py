@@ -21,30 +21,31 @@ app = typer.Typer()
 
 @verb(app)
 def explore(
-    run: Annotated[Path | None, typer.Argument(help="A run directory; or leave it out, and name SAEs.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="A run directory. Leave it out to name SAEs with --saes.")] = None,
     saes: Annotated[
-        list[str] | None, typer.Option(help="SAEs of any format in place of a run, as `scalar score` takes them.")
+        list[str] | None, typer.Option(help="SAEs of any format, as for `scalar score`, in place of a run.")
     ] = None,
     lm: Annotated[
-        str | None, typer.Option(help="The language model that they read; by default the one that lies with them.")
+        str | None, typer.Option(help="The language model that they read. By default the one stored with them.")
     ] = None,
     block: Annotated[str | None, typer.Option(help="The block between them, such as `ff_block.0`.")] = None,
-    method: Annotated[str | None, typer.Option(help="One group of SAEs, if there are several.")] = None,
+    method: Annotated[str | None, typer.Option(help="The group of SAEs, if there are several.")] = None,
     tokens: Text = None,
     judge: Annotated[
         str | None,
-        typer.Option(help="A language model that explains edges and groups: a folder or Hub id, or a model of --url."),
+        typer.Option(help="A language model that explains edges and groups: a folder, a Hub id, or a model at --url."),
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server of the judge (key: OPENAI_API_KEY), as `scalar judge`.")
+        str | None,
+        typer.Option(help="An OpenAI-compatible server for the judge (key: OPENAI_API_KEY), as for `scalar judge`."),
     ] = None,
-    port: Annotated[int, typer.Option(help="Port on this machine; 0 is any free one.", min=0, max=65535)] = 8766,
+    port: Annotated[int, typer.Option(help="Port on this machine. 0 takes any free one.", min=0, max=65535)] = 8766,
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> Outcome:
-    """Walk the circuit of a run in a browser: edges, prompts, interventions; see docs/explorer.md.
+    """Walk the circuits of a run in a browser: edges, prompts and interventions (docs/explorer.md).
 
-    The server answers this machine's own browser alone, at the address that is printed. Ctrl-C ends it.
+    Only a browser on this machine can open the printed address. Ctrl-C ends the server.
 
     Example: **scalar explore runs/quickstart**
     """

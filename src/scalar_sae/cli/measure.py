@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 Measured = Annotated[
-    str, typer.Argument(help="A run, or SAEs of any format: a folder, a file, `hf://owner/name/folder`, SITE=PATH.")
+    str, typer.Argument(help="A run, or SAEs of any format: a folder, a file, `hf://owner/name/folder` or SITE=PATH.")
 ]
 
 
@@ -28,17 +28,19 @@ Measured = Annotated[
 def measure(
     run: Measured,
     against: Annotated[
-        list[str] | None, typer.Option(help="A run of another seed: are its features the same? (Repeat for more.)")
+        list[str] | None, typer.Option(help="A run with another seed, whose features are compared (repeat for more).")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for the records (results.json). By default the run; for SAEs that are no run of this package "
-            "`scalar-NAME` in the current folder: theirs stays as it is.",
+            help="Folder for the records (results.json). By default the run. For SAEs that are not a run of this "
+            "package it is `scalar-NAME` in the current folder, and their own folder stays as it is.",
         ),
     ] = None,
-    lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
+    lm: Annotated[
+        str | None, typer.Option(help="The language model that the SAEs read, if it is not the run's own.")
+    ] = None,
     tokens: Text = None,
     allow_trained_text: AllowTrainedText = False,
     prompts: Annotated[int, typer.Option(help="Prompts to measure on.", min=2)] = 64,
@@ -46,26 +48,29 @@ def measure(
         int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
     threshold: Annotated[
-        float, typer.Option(help="Cosine from which two seeds' latents count as shared.", min=-1, max=1)
+        float, typer.Option(help="Least cosine at which the latents of two seeds count as shared.", min=-1, max=1)
     ] = 0.7,
     any_partner: Annotated[
-        bool, typer.Option("--any-partner", help="Shared need not mean the same partner by encoder and decoder.")
+        bool,
+        typer.Option(
+            "--any-partner", help="Count a latent as shared even if encoder and decoder find different partners."
+        ),
     ] = False,
     labels: Annotated[
         str | None,
         typer.Option(
-            help="Measure absorption, sparse probing, TPP and SCR too: `characters` (classes, words, keywords), or "
-            "`first-letters` of words, for models that spell."
+            help="Also measure absorption, sparse probing, TPP and SCR. The labels are `characters` (classes, words, "
+            "keywords), or `first-letters` of words for models that can spell."
         ),
     ] = None,
     device: Device = None,
     dtype: Dtype = "auto",
-    words: Annotated[int, typer.Option(help="Words that `--labels first-letters` looks at.", min=40)] = 4096,
+    words: Annotated[int, typer.Option(help="Number of words for `--labels first-letters`.", min=40)] = 4096,
     special: Special = None,
 ) -> Outcome:
-    """Measure SAEs: fidelity of each and of all spliced in, agreement with other seeds, what labels say of them.
+    """Measure SAEs by themselves: fidelity, agreement between seeds, and how well latents match labels.
 
-    docs/measures.md has the definitions.
+    Fidelity is measured of each SAE and of all of them spliced in together. docs/measures.md has the definitions.
 
     Example: **scalar measure runs/seed0 --against runs/seed1 --against runs/seed2**
     """
@@ -95,12 +100,15 @@ def features(
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for tables, pages and records. By default `features` in the run, whose results.json has the "
-            "records; for SAEs that are no run of this package both in `scalar-NAME` in the current folder.",
+            help="Folder for tables, pages and records. By default tables and pages go to `features` in the run, and "
+            "records to its results.json. For SAEs that are not a run of this package, both go to `scalar-NAME` in the "
+            "current folder.",
         ),
     ] = None,
-    lm: Annotated[str | None, typer.Option(help="The language model the SAEs read, if not the run's own.")] = None,
-    method: Annotated[str | None, typer.Option(help="One group of SAEs, if there are several.")] = None,
+    lm: Annotated[
+        str | None, typer.Option(help="The language model that the SAEs read, if it is not the run's own.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="The group of SAEs, if there are several.")] = None,
     tokens: Text = None,
     allow_trained_text: AllowTrainedText = False,
     prompts: Annotated[int, typer.Option(help="Prompts to read.", min=2)] = 512,
@@ -108,17 +116,20 @@ def features(
         int | None, typer.Option(help="Tokens per prompt; by default 128, or all that the model reads.", min=2)
     ] = None,
     edges: Annotated[
-        str, typer.Option(help="Ranking of the edges between neighbouring SAEs, or `none`.")
+        str, typer.Option(help="The ranking of the edges between neighbouring SAEs, or `none`.")
     ] = "leave_one_out",
     edge_prompts: Annotated[int, typer.Option(help="Prompts to rank edges on.", min=1)] = 4,
-    memory: Annotated[float, typer.Option(help="Gigabytes that ranking edges may take.", min=0, max=1e6)] = 8.0,
+    memory: Annotated[
+        float, typer.Option(help="Gigabytes of memory that ranking edges may take.", min=0, max=1e6)
+    ] = 8.0,
     device: Device = None,
     dtype: Dtype = "auto",
     special: Special = None,
 ) -> Outcome:
-    """Write a page of every SAE's features: examples, histogram, effect on the logits, edges, a rule; docs/measures.md.
+    """Write a page of the features of every SAE.
 
-    The same command goes on where it stopped; tables that were made otherwise are refused.
+    A feature has examples, a histogram, its effect on the logits, edges, and a rule (docs/measures.md). The same
+    command continues where it stopped. It refuses tables that were made with other options.
 
     Example: **scalar features runs/quickstart --method topk**
     """
@@ -150,7 +161,7 @@ def features(
 
 
 def _title(record: "SaeReading") -> str:
-    """Of a page of features."""
+    """The title of a page of features."""
     return f"{record.method} {record.site}" + (f", on {record.text}" if record.text else "")
 
 
@@ -158,16 +169,21 @@ def _title(record: "SaeReading") -> str:
 def judge(
     folder: Annotated[Path, typer.Argument(help="Feature tables of one SAE: FEATURES/METHOD/SITE.")],
     url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY).")
+        str | None,
+        typer.Option(help="An OpenAI-compatible server, such as http://127.0.0.1:8000/v1 (key: OPENAI_API_KEY)."),
     ] = None,
-    model: Annotated[str, typer.Option(help="Its model; without --url, a folder or Hub id to load here.")] = "",
-    latents: Annotated[int, typer.Option(help="Latents to judge, a random sample.", min=1)] = 100,
+    model: Annotated[
+        str, typer.Option(help="The server's model. Without --url, a folder or Hub id to load here.")
+    ] = "",
+    latents: Annotated[int, typer.Option(help="Number of latents to judge. They are a random sample.", min=1)] = 100,
+    device: Device = None,
     dtype: Dtype = "auto",
 ) -> Outcome:
-    """Have a language model explain features, and test it on its explanations: detection and fuzzing.
+    """Have a language model explain features, and test its explanations by detection and fuzzing.
 
-    Three questions a latent; answers are on disk at once, beside those of other judges, and the same command goes on.
-    The scores go into the results.json of the run, or of the folder FEATURES, that the tables lie in.
+    It is asked three questions about each latent. Every answer is written at once, so the same command continues where
+    it stopped. Answers of other judges are kept. The scores go into the results.json of the run (or of the folder
+    FEATURES) that holds the tables.
 
     Example: **scalar judge runs/quickstart/features/topk/resid_post.0 --url http://127.0.0.1:8000/v1 --model m**
     """
@@ -180,6 +196,8 @@ def judge(
 
     if url and dtype != "auto":
         raise UserError(f"--dtype {dtype}: a server decides in which precision its model computes; leave it out")
+    if url and device:
+        raise UserError(f"--device {device}: a server decides where its model computes; leave it out")
     if not model:
         raise UserError("scalar judge needs a judge: --url and --model, or --model FOLDER")
     copy, kept = "folder, such as a copy of this one", None
@@ -191,7 +209,7 @@ def judge(
     if kept:
         check_writable(kept, copy)
         Results.read(kept)  # what is damaged is said before anything is asked
-    answers = judge_features(folder, endpoint(url, model) if url else local(model, dtype), latents)
+    answers = judge_features(folder, endpoint(url, model) if url else local(model, dtype, device), latents)
     record = reading(folder)
     page = write_page(folder, _title(record))
     if kept:
@@ -208,25 +226,27 @@ def judge(
 
 @verb(app)
 def blind(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the comparison.")],
-    a: Annotated[Path | None, typer.Argument(help="Folder of one SAE (with sae.json).")] = None,
-    b: Annotated[Path | None, typer.Argument(help="Folder of the other, at the same site.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the comparison.")],
+    a: Annotated[Path | None, typer.Argument(help="The folder of one SAE (with sae.json).")] = None,
+    b: Annotated[Path | None, typer.Argument(help="The folder of another SAE at the same site.")] = None,
     lm: Annotated[
-        str | None, typer.Option(help="The language model that both read; by default that of a run they lie in.")
+        str | None,
+        typer.Option(help="The language model that both read. By default the one of the run that holds them."),
     ] = None,
     tokens: Text = None,
     allow_trained_text: AllowTrainedText = False,
-    rater: Annotated[str, typer.Option(help="Your name: each rater's answers are kept apart.")] = "rater",
-    pairs: Annotated[int, typer.Option(help="Pairs of features.", min=1)] = 100,
+    rater: Annotated[str, typer.Option(help="Your name. The answers of each rater are kept apart.")] = "rater",
+    pairs: Annotated[int, typer.Option(help="Number of pairs of features.", min=1)] = 100,
     prompts: Annotated[int, typer.Option(help="Prompts to look for examples in.", min=1)] = 512,
     special: Special = None,
     port: Annotated[int, typer.Option(help="Port on this machine.", min=0, max=65535)] = 8765,
+    device: Device = None,
     dtype: Dtype = "auto",
-    summary: Annotated[bool, typer.Option("--summary", help="Say what raters preferred so far.")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="Show what raters have preferred so far.")] = False,
 ) -> Outcome:
-    """Compare two SAEs' features blindly, by keyboard, in a browser; see docs/measures.md.
+    """Compare the features of two SAEs blindly, by keyboard in a browser (docs/measures.md).
 
-    The same command goes on where it stopped; a comparison that was made otherwise is refused.
+    The same command continues where it stopped. It refuses a comparison that was made with other options.
 
     Example: **scalar blind runs/a/saes/topk/resid_post.0 runs/a/saes/staircase/resid_post.0 --out runs/blind**
     """
@@ -249,9 +269,9 @@ def blind(
     check_rater(rater)
     check_port(port)
     rule, allow = parse_rule(special or "skip"), allow_trained_text
-    prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype, rule, allow_trained_text=allow)
+    prepare_blind(out, a, b, lm, tokens, pairs, prompts, dtype, rule, device=device, allow_trained_text=allow)
     with serve(Comparison(out, rater), port) as server, waiting_for_user():
-        tell(f"Open {server.url} and answer by keyboard; Ctrl-C ends, the same goes on.")
+        tell(f"Open {server.url} and answer by keyboard; Ctrl-C ends; the same command continues.")
         with suppress(KeyboardInterrupt):
             server.run()
     answers = out / "answers"

@@ -15,12 +15,14 @@ from scalar_sae.errors import UserError, unknown
 
 app = typer.Typer()
 
-Source = Annotated[str, typer.Argument(help="A run, a folder or file of SAEs of any format, `hf://owner/name/folder`.")]
+Source = Annotated[
+    str, typer.Argument(help="A run, a folder or file of SAEs of any format, or `hf://owner/name/folder`.")
+]
 
 
 @verb(app, "ls")
 def list_(path: Source) -> Outcome:
-    """Say what a folder holds: SAEs and their format, language model, records.
+    """List what a folder holds: SAEs and their format, a language model, records.
 
     Example: **scalar ls runs/quickstart**
     """
@@ -69,19 +71,21 @@ def list_(path: Source) -> Outcome:
 @verb(app)
 def export(
     path: Source,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs; must not be there yet.")],
-    format_: Annotated[str, typer.Option("--format", help="`saelens`, `sparsify`, or `scalar`, our own.")] = "saelens",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs. It must not exist yet.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="`saelens`, `sparsify`, or `scalar` for our own.")
+    ] = "saelens",
     model: Annotated[
         str,
         typer.Option(
-            help="The language model's name, which SAELens keeps; by default the one the SAEs were trained on."
+            help="For SAELens, the name of the language model. By default the one that the SAEs were trained on."
         ),
     ] = "",
-    layers: Annotated[str, typer.Option(help="For sparsify: the model's name of its layers, `h` or `layers`.")] = "h",
-    site: Annotated[str | None, typer.Option(help="Where the one SAE reads, if its files do not say.")] = None,
-    method: Annotated[str | None, typer.Option(help="One group of SAEs (all by default).")] = None,
+    layers: Annotated[str, typer.Option(help="For sparsify, what the model calls its layers: `h` or `layers`.")] = "h",
+    site: Annotated[str | None, typer.Option(help="The site of a single SAE, if its files do not say it.")] = None,
+    method: Annotated[str | None, typer.Option(help="The group of SAEs to write. By default all.")] = None,
 ) -> Outcome:
-    """Write SAEs of any format in that of SAELens (for SAEDashboard, Neuronpedia, SAEBench) or sparsify (for delphi).
+    """Write SAEs of any format for SAELens (SAEDashboard, Neuronpedia, SAEBench) or for sparsify (delphi).
 
     Example: **scalar export runs/quickstart --format saelens --out runs/for-saelens**
     """
@@ -107,9 +111,9 @@ def pull(
     path: Annotated[
         str, typer.Argument(help="`hf://owner/name`, or a folder in it: `hf://owner/name@revision/folder`.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs; must not be there yet.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the SAEs. It must not exist yet.")],
 ) -> Outcome:
-    """Download SAEs of any format from the Hugging Face Hub and keep them in our own.
+    """Download SAEs of any format from the Hugging Face Hub and store them in our own format.
 
     Example: **scalar pull hf://openai-community/some-saes --out runs/theirs**
     """
@@ -119,12 +123,14 @@ def pull(
 @verb(app)
 def push(
     path: Source,
-    repository: Annotated[str, typer.Argument(help="`owner/name` on the Hugging Face Hub; made if not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    repository: Annotated[
+        str, typer.Argument(help="`owner/name` on the Hugging Face Hub. It is created if necessary.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="If the repository is created, make it private.")] = False,
 ) -> Outcome:
-    """Publish SAEs on the Hugging Face Hub, with a model card: scores, recipe, how to load them.
+    """Publish SAEs on the Hugging Face Hub, with a model card.
 
-    Of absolute paths in recipes and records only the last name is published.
+    The card holds scores, recipes, and how to load the SAEs. Only the last name of an absolute path is published.
 
     Example: **scalar push runs/quickstart me/my-saes**
     """

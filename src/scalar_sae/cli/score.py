@@ -35,25 +35,28 @@ app = typer.Typer()
 def score(
     saes: Saes,
     block: Annotated[
-        str, typer.Option(help="`ff_block.0`, `transformer_block.2`, `ff_layer.1`, `resid_pre.0->resid_post.1`.")
+        str,
+        typer.Option(
+            help="The block to score: `ff_block.0`, `transformer_block.2`, `ff_layer.1`, `resid_pre.0->resid_post.1`."
+        ),
     ],
     lm: Annotated[
         str | None,
         typer.Option(
-            help="Language model: a folder, a Hub id, a shipped name; by default the one that lies with the SAEs."
+            help="Language model: a folder, a Hub id or a shipped name. By default the one stored with the SAEs."
         ),
     ] = None,
     tokens: Text = None,
     allow_trained_text: AllowTrainedText = False,
     method: Annotated[
-        str | None, typer.Option(help="Which group of SAEs, if there are several (all by default).")
+        str | None, typer.Option(help="The group of SAEs to score, if there are several. By default all.")
     ] = None,
     prompts: Annotated[int, typer.Option(help="Prompts to score.", min=1)] = 50,
     rank_prompts: Annotated[
         int | None,
         typer.Option(
-            help="Prompts to rank edges on, none of them scored; by default 64, with "
-            "--published the authors' 576, some of them scored.",
+            help="Prompts to rank edges on. They are not scored. By default 64; with --published the authors' 576, "
+            "some of which are scored.",
             min=1,
         ),
     ] = None,
@@ -61,8 +64,8 @@ def score(
         bool,
         typer.Option(
             "--rank-halves",
-            help="Rank on each half of the ranking prompts too: intervals include the error of the ranking text. Takes "
-            "three times as long.",
+            help="Also rank on each half of the ranking prompts, so that intervals include the error of the ranking "
+            "text. Scoring takes up to three times as long.",
         ),
     ] = False,
     context: Annotated[
@@ -72,40 +75,47 @@ def score(
         str | None,
         typer.Option(
             help="How edges are ranked: `leave_one_out_with_prior` (the default), `leave_one_out`, `fisher`, "
-            "`shapley`, `ig`, `published`, `random`; `local`: edges chosen at every token; or a score file."
+            "`shapley`, `ig`, `published` or `random`. `local` chooses edges at every token. A path reads the scores "
+            "of edges from a file."
         ),
     ] = None,
     edges: Annotated[
-        str | None, typer.Option(help="`full` (the default), `coarse`, `published`, or counts such as 1,2,4,8.")
+        str | None,
+        typer.Option(help="Edge counts: `full` (the default), `coarse`, `published`, or numbers such as 1,2,4,8."),
     ] = None,
     ablation: Annotated[
         str | None,
         typer.Option(
-            help="What a removed latent is set to: `mean` (the default), `zero`, `resample` (its activation at a "
-            "random token of the ranking text) or `adversarial` (the worst of eight such tokens)."
+            help="The value of an ablated latent: `mean` (the default), `zero`, `resample` (its activation at a random "
+            "token of the ranking text) or `adversarial` (the worst of eight such tokens)."
         ),
     ] = None,
     published: Annotated[
-        bool, typer.Option("--published", help="As the authors' code: their ranking, counts, conventions and text.")
+        bool,
+        typer.Option("--published", help="Score as the authors' code does: its ranking, counts, conventions and text."),
     ] = False,
     special: Special = None,
     memory: Memory = 8.0,
     control: Annotated[
         str | None,
-        typer.Option(help="Score a control instead: `padded` with dead latents, or a model with `shuffled` weights."),
+        typer.Option(
+            help="Score a control instead: `padded` adds dead latents, `shuffled` shuffles the model's weights."
+        ),
     ] = None,
     device: Device = None,
     dtype: Dtype = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of prompts, ties and bootstrap.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the choice of prompts, the order of ties and the bootstrap.", min=0)
+    ] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the records to this JSON file; with the same --out a stopped scoring goes on."),
+        typer.Option(help="JSON file for the records. The same command continues a scoring that was stopped."),
     ] = None,
 ) -> Outcome | None:
     """Score the interaction of SAEs across one block.
 
-    Under `torchrun --no-python --nproc-per-node 2 scalar score ...` the groups of SAEs are shared
-    out, then the prompts.
+    Under `torchrun --no-python --nproc-per-node 2 scalar score ...` the processes share the groups of
+    SAEs, then the prompts.
 
     Example: **scalar score --saes runs/quickstart --block ff_block.0 --prompts 10**
     """

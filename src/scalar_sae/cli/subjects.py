@@ -20,39 +20,39 @@ Device = Annotated[str | None, typer.Option(help="`cpu`, `cuda`, ...; by default
 Dtype = Annotated[
     str,
     typer.Option(
-        help="Precision in which the language model computes: `float32`, `bfloat16`, `float16`, or `auto`, the one "
-        "that its configuration names."
+        help="Precision of the language model: `float32`, `bfloat16`, `float16`, or `auto` for the one that its "
+        "configuration names."
     ),
 ]
 Special = Annotated[
     str | None,
     typer.Option(
-        help="Special tokens (BOS, EOS, padding): `skip` keeps the model's own activation there and counts them "
-        "nowhere (the default), `first` does so at the first token of every prompt too (for GPT-2 and others whose "
-        "prompts begin without a special token), `count` treats them like other tokens; or ids such as 0,2 or first,0, "
-        "to skip those instead."
+        help="How special tokens (BOS, EOS, padding) are treated. `skip` (the default) keeps the model's own "
+        "activation there and does not count them. `first` also skips the first token of every prompt, for models such "
+        "as GPT-2 whose prompts begin without a special token. `count` treats them like other tokens. Ids such as 0,2 "
+        "or first,0 name the tokens to skip."
     ),
 ]
 Text = Annotated[
     str | None,
     typer.Option(
-        help="Text: a file, a folder, `hf://owner/name`, a name (docs/text.md); by default the held-out part of the "
-        "text that the SAEs were trained on."
+        help="Text to read: a file, a folder, `hf://owner/name` or a name (docs/text.md). By default the held-out "
+        "part of the text that the SAEs were trained on."
     ),
 ]
 AllowTrainedText = Annotated[
     bool,
-    typer.Option("--allow-trained-text", help="Read a text although the SAEs were trained on it; the records say so."),
+    typer.Option("--allow-trained-text", help="Accept a text that the SAEs were trained on. The records say so."),
 ]
-Memory = Annotated[float, typer.Option(help="Gigabytes to stay within; of several processes each.", min=0, max=1e6)]
+Memory = Annotated[float, typer.Option(help="Gigabytes of memory that each process may take.", min=0, max=1e6)]
 
 
 Saes = Annotated[
     list[str],
     typer.Option(
-        help="A run, SAEs of any format, `hf://owner/name/folder`; repeat it for SAEs from several places, which may "
-        "differ in format and method. `resid_post.3=PATH` says where an SAE reads whose files do not; `NAME=PATH` (or "
-        "`NAME=resid_post.3=PATH`) says what group its SAEs belong to."
+        help="A run, a folder or file of SAEs of any format, or `hf://owner/name/folder`. Repeat it for SAEs from "
+        "several places; they may differ in format and method. `resid_post.3=PATH` names the site of an SAE whose "
+        "files do not say it. `NAME=PATH` (or `NAME=resid_post.3=PATH`) names the group that its SAEs belong to."
     ),
 ]
 
@@ -80,7 +80,7 @@ def subjects(
     groups = {name: fitted(model, group) for name, group in loaded.items()}
     chosen = together({name: group for name, group in groups.items() if method in (None, name)}, ends)
     for name in sorted({*groups} - {*chosen} if method is None and {*chosen} <= {*groups} else ()):
-        say(f"{name}: left out, for it has no SAE at one of {', '.join(ends)}")
+        say(f"{name}: left out, because it lacks an SAE at one of {', '.join(ends)}")
     return model, {name: group.to(place) for name, group in chosen.items()}
 
 
@@ -98,7 +98,7 @@ def _model_with(saes: list[str]) -> Path:
             )
     if found:
         return found[0]
-    raise UserError(f"{', '.join(saes)}: no language model lies there; name the one that the SAEs read with --lm")
+    raise UserError(f"{', '.join(saes)}: no language model is stored there; name the one that the SAEs read with --lm")
 
 
 def _same_files(a: Path, b: Path) -> bool:

@@ -16,8 +16,10 @@ from scalar_sae import console
 from scalar_sae.errors import UserError, quoted
 from scalar_sae.io import give_libraries_a_cache
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no messages: only results and errors.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as one JSON document; nothing else goes to stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show results and errors only, without progress and messages.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON document, and nothing else on stdout.")
+]
 
 
 @dataclass(frozen=True)

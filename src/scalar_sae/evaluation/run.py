@@ -362,6 +362,7 @@ def prepare_blind(
     dtype: str = "auto",
     special: Rule = "skip",
     *,
+    device: str | None = None,
     allow_trained_text: bool = False,
 ) -> None:
     """Draw the pairs of a blind comparison of two SAEs at one site, unless they were drawn before.
@@ -377,7 +378,7 @@ def prepare_blind(
     source = lm or next((found for above in (*a.parents, *b.parents) if (found := model_in(above))), None)
     if source is None:
         raise UserError(f"{a}, {b}: no language model in a folder above; name the one that they read with --lm")
-    model = LanguageModel.load(source, dtype=dtype)
+    model = LanguageModel.load(source, dtype=dtype, device=distributed.device(device))
     for folder, sae in ((a, first), (b, second)):
         if sae.d_model != model.d_model:
             raise UserError(f"{folder}: reads {sae.d_model} dimensions, {model.name} has {model.d_model}")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit, urlunsplit
 
+from scalar_sae import distributed
 from scalar_sae.errors import UserError
 from scalar_sae.lm.loading import check_name, precision
 from scalar_sae.lm.model import LanguageModel
@@ -154,22 +155,28 @@ def _wait(asked: str | None, otherwise: float) -> float:
         return otherwise
 
 
-def local(source: str, dtype: str = "auto") -> Judge:
+def local(source: str, dtype: str = "auto", device: str | None = None) -> Judge:
     """A `transformers` model in this process as judge. It is loaded when first asked.
 
+    Args:
+        source: a folder or an id on the Hub.
+        dtype: its precision.
+        device: where it computes; None takes a GPU, if there is one.
+
     Raises:
-        UserError: the name or precision is not valid. When first asked: there is no such model, or its tokens are not
-            words. Whenever asked: the question has more tokens than the model reads.
+        UserError: the name, precision or device is not valid. When first asked: there is no such model, or its tokens
+            are not words. Whenever asked: the question has more tokens than the model reads.
     """
     precision(dtype)
     check_name(source)
+    place = distributed.device(device)
     characters = UserError(f"{source}: a model of characters cannot judge")
     if source in shipped():
         raise characters
 
     @cache
     def loaded() -> tuple[LanguageModel, Any]:
-        lm = LanguageModel.load(source, dtype=dtype)
+        lm = LanguageModel.load(source, dtype=dtype, device=place)
         if not isinstance(lm.tokenizer, Pretrained):
             raise characters
         return lm, lm.tokenizer.inner
@@ -186,7 +193,7 @@ def local(source: str, dtype: str = "auto") -> Judge:
                 f"{source}: reads {lm.context} tokens, a question has {length} and the answer up to {NEW_TOKENS}; "
                 "take a model that reads more"
             )
-        said = lm.hf.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+        said = lm.hf.generate(**given.to(lm.device), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
         return inner.decode(said[0, length:], skip_special_tokens=True)
 
     return Judge(ask, source)

@@ -1,4 +1,7 @@
-"""Every ranking. Names in messages, the command line's help and the table in the documentation come from here."""
+"""Every ranking. Names in messages and the table in the documentation come from here.
+
+The command line's help is written out, since it must not wait for PyTorch. A test compares it with this registry.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
