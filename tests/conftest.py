@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests import typed
+
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+
+typed.install()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start

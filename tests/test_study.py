@@ -179,8 +179,8 @@ def test_a_directory_with_another_run_is_refused(run: Path, preset: Path, tmp_pa
 
 def test_a_study_killed_while_scoring_goes_on(run: Path, preset: Path, tmp_path: Path):
     out = tmp_path / "run"
-    checked = "from jaxtyping import install_import_hook as hook; hook('scalar_sae', 'beartype.beartype')"
-    code = f"{checked}; from scalar_sae.cli import main; main()"  # types are checked, as here: sums are rounded alike
+    # types are checked, as here: sums are rounded alike
+    code = "from tests import typed; typed.install(); from scalar_sae.cli import main; main()"
     command = [sys.executable, "-c", code, "quickstart", "--preset", str(preset), "--out", str(out)]
     killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not ((out / "results.json").exists() and Results.read(out / "results.json").records):
