@@ -82,28 +82,24 @@ def path_gradient(pair: Pair, prompt: Prompt, alphas: torch.Tensor) -> torch.Ten
     """Squared (change x mean gradient of relu(p_j)), a backward pass a target position: [n_up, n_down]."""
     off = mean_where_active(pair, prompt)
     path = prompt.z - off
-    n_token = len(path)
-    total = torch.zeros(pair.up.d_sae, pair.down.d_sae)
-    for j in range(pair.down.d_sae):
-        for target in range(n_token):
-            gradient = torch.zeros_like(path)
-            for alpha in alphas:
-                point = (off + alpha * path).requires_grad_()
-                p = downstream(pair, prompt, upstream(pair, prompt, point.unsqueeze(0)))[0]
-                gradient += torch.autograd.grad(p[target, j].relu(), point)[0] / len(alphas)
-            total[:, j] += (path * gradient).sum(0).square()
-    return total
+    n_token, n_down = len(path), pair.down.d_sae
+    gradient = torch.zeros(n_down, n_token, *path.shape)
+    for alpha in alphas:
+        point = (off + alpha * path).requires_grad_()
+        p = downstream(pair, prompt, upstream(pair, prompt, point.unsqueeze(0)))[0].relu()
+        for j in range(n_down):
+            for target in range(n_token):
+                gradient[j, target] += torch.autograd.grad(p[target, j], point, retain_graph=True)[0] / len(alphas)
+    return (path * gradient).sum(2).square().sum(1).T
 
 
 def published_attribution(pair: Pair, prompt: Prompt) -> torch.Tensor:
     """The authors' attribution of one prompt, by one backward pass per downstream latent: [n_up, n_down], squared."""
-    total = torch.zeros(pair.up.d_sae, pair.down.d_sae)
     z = prompt.z
-    for j in range(pair.down.d_sae):
-        gradient = torch.zeros_like(z)
-        for alpha in torch.linspace(0, 1, 5):
-            path = (alpha * z).requires_grad_()
-            acts = pair.down.activation.select(downstream(pair, prompt, upstream(pair, prompt, path.unsqueeze(0))))
-            gradient += torch.autograd.grad(acts[..., j].sum(), path)[0]
-        total[:, j] = (z.norm(dim=-1, keepdim=True) / 5 * gradient).square().sum(0)
-    return total
+    gradient = torch.zeros(pair.down.d_sae, *z.shape)
+    for alpha in torch.linspace(0, 1, 5):
+        path = (alpha * z).requires_grad_()
+        acts = pair.down.activation.select(downstream(pair, prompt, upstream(pair, prompt, path.unsqueeze(0))))
+        for j in range(pair.down.d_sae):
+            gradient[j] += torch.autograd.grad(acts[..., j].sum(), path, retain_graph=True)[0]
+    return (z.norm(dim=-1, keepdim=True) / 5 * gradient).square().sum(1).T

@@ -65,14 +65,15 @@ def test_shapley_is_the_mean_over_all_orders():
     pair = tiny_pair("ff_block.1", k=2)
     prompt = next(read(pair, TOKENS[:1, :1]))
     assert prompt.active.used.all()
-    _, effect = effects.of_random_orders(pair, prompt, COLUMNS, 4000, torch.Generator().manual_seed(0))
+    _, effect = effects.of_random_orders(pair, prompt, COLUMNS, 1000, torch.Generator().manual_seed(0))
     adds = effects.AblationUnits.of(pair, prompt).adds(pair)
     base = pair.base(prompt)
     x = torch.stack([base, base + adds[0], base + adds[1], base + adds.sum(0)])
     none, first, second, both = pair.down.activation.select(pair.pre_acts(x, prompt))
     expected = torch.stack([first - none + both - second, second - none + both - first]) / 2
-    torch.testing.assert_close(effect, expected, atol=0.06, rtol=0.0)
+    torch.testing.assert_close(effect, expected, atol=0.1, rtol=0.0)
     assert expected.abs().max() > 0.5
+    assert (torch.stack([first - none, both - first]) - expected).abs().max() > 0.2, "one order alone is far from it"
 
 
 @pytest.mark.parametrize("at_once", [20_000, 6_000])

@@ -54,7 +54,7 @@ def one_prompt(pair: Pair) -> Prompt:
     st.integers(0, 10**6),
     st.integers(1, 8),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 def test_every_sub_circuit_is_the_obvious_one(
     block: str, family: str, kind: str, ablation_value: bool, seed: int, k: int
 ):
