@@ -2,8 +2,8 @@
 
 RUN has results and, for the words on features, the tables of `scalar features`. Headless Chromium shows the page. The
 pictures go to docs/explorer.png (a map with pinned edges) and docs/explorer-journey.png (a prompt at a token). The
-figures are printed: seconds from the command to a usable page, milliseconds of a pin, seconds of the recovery of fifty
-pinned edges, megabytes of the server.
+figures are printed: seconds from the command to the address, to a page and to a map, milliseconds of a pin and of a
+hover, the recovery of fifty pinned edges, megabytes of the server beside the model.
 """
 
 import json
@@ -71,6 +71,11 @@ def main(run: str, prompt: str, position: int) -> None:
                 return browser.find_elements("css selector", css)
 
             browser.get(url)
+            seconds = until(lambda: all_of(".opening"))
+            print(f"page after {seconds:.2f} s more")
+            until(lambda: all_of("h1"))
+            loaded = memory(server.pid)
+            print(f"model loaded after {time.perf_counter() - started:.1f} s, {loaded:.0f} MB")
             print(f"map after {until(lambda: all_of('svg.columns .node')):.2f} s more")
             browser.get(url)
             print(f"map again after {until(lambda: all_of('svg.columns .node')):.2f} s, {memory(server.pid):.0f} MB")
@@ -119,7 +124,7 @@ def main(run: str, prompt: str, position: int) -> None:
             print(f"journey at a token after {until(lambda: all_of('#n-local')):.2f} s")
             time.sleep(0.5)
             browser.save_screenshot(str(HERE / "explorer-journey.png"))
-            print(f"{memory(server.pid):.0f} MB at the end")
+            print(f"{memory(server.pid) - loaded:.0f} MB beside the model at the end")
         finally:
             browser.quit()
             server.send_signal(2)

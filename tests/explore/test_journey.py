@@ -216,7 +216,7 @@ def test_progress_runs_from_nothing_to_all_and_an_exception_in_it_stops_the_work
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        journey.edges(POSITION, on_progress=stop)
+        journey.edges(POSITION - 1, on_progress=stop)
 
 
 def test_what_a_prompt_does_not_have_is_refused():

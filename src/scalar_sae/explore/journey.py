@@ -66,6 +66,7 @@ class Journey:
         self.lm = pairs[0].lm
         self.tokens: list[int] = tokens[0].tolist()
         self.stages = self._passage.stages
+        self._last_local: tuple[Stage, int, local.Local] | None = None
 
     @property
     def pairs(self) -> list[Pair]:
@@ -165,10 +166,12 @@ class Journey:
             on_progress: called with the share that is done.
 
         Raises:
-            UserError: there is no such token or pair.
+            UserError: there is no such token or pair, or n is above local.MOST.
         """
         at, stage = self.index(position), self.stage(block)
-        return local.edges(stage, at, n, on_progress)
+        if not 0 <= n <= local.MOST:
+            raise UserError(f"{n} edges: at most {local.MOST:,} are listed at once")
+        return local.edges(stage, at, n, self._local_edges(stage, at, on_progress))
 
     def outputs(
         self, position: int, n: int = 5, most: int = 50, on_progress: OnProgress = lambda done: None
@@ -212,7 +215,8 @@ class Journey:
             UserError: there is no such token or pair.
         """
         at, stage = self.index(position), self.stage(block)
-        found = local.kept_at(stage, at, counts, on_progress)
+        edges = self._local_edges(stage, at, lambda done: on_progress(done / 2))
+        found = local.kept_at(stage, at, counts, edges, lambda done: on_progress((1 + done) / 2))
         behind = self.stages[self.stages.index(stage) + 1 :]
         ends = [self._passage.end(_through(behind, acts)) for acts in found.acts]
         own = self._passage.own_log_probs[:, at : at + 1], self._passage.full_log_probs[:, at : at + 1]
@@ -280,6 +284,13 @@ class Journey:
         if wanted not in names:
             raise UserError(f"block {wanted}: expected one of {', '.join(names)}")
         return self.stages[names.index(wanted)]
+
+    def _local_edges(self, stage: Stage, at: int, on_progress: OnProgress) -> local.Local:
+        """All local edges at a token. The last ones are kept, since most questions are about the same token."""
+        if self._last_local is None or self._last_local[:2] != (stage, at):
+            self._last_local = (stage, at, local.local(stage, at, on_progress))
+        on_progress(1.0)
+        return self._last_local[2]
 
     def _kept(self, circuits: Circuits | None) -> list[Kept]:
         if circuits is None:

@@ -49,11 +49,8 @@ class KeptAt(NamedTuple):
     """For each count. Other tokens are those of the full circuit."""
 
 
-def edges(stage: Stage, position: int, n: int, on_progress: Progress) -> LocalEdges:
-    """The n strongest local edges at a token (Journey.edges)."""
-    if not 0 <= n <= MOST:
-        raise UserError(f"{n} edges: at most {MOST:,} are listed at once")
-    found = local(stage, position, on_progress)
+def edges(stage: Stage, position: int, n: int, found: Local) -> LocalEdges:
+    """The n strongest of the local edges that were found at a token (Journey.edges)."""
     z, acts = stage.prompt.z, stage.full[position]
     return LocalEdges(
         block=str(stage.pair.block),
@@ -158,9 +155,8 @@ def _heads(here: Stage) -> Heads | None:
 
 
 @torch.no_grad()
-def kept_at(stage: Stage, position: int, counts: Sequence[int] | None, on_progress: Progress) -> KeptAt:
-    """Downstream activations with the n strongest local edges at a token, for each n."""
-    found = local(stage, position, lambda done: on_progress(done / 2))
+def kept_at(stage: Stage, position: int, counts: Sequence[int] | None, found: Local, on_progress: Progress) -> KeptAt:
+    """Downstream activations with the n strongest of the local edges that were found at a token, for each n."""
     here = stage.upto(position)
     source, up = units(here)
     n_edges, n_all = len(found.up), len(up) * stage.pair.down.d_sae
@@ -180,7 +176,7 @@ def kept_at(stage: Stage, position: int, counts: Sequence[int] | None, on_progre
         if count != n_all:
             row[position] = stage.pair.down.activation.select(pre_acts)
         acts.append(row)
-        on_progress(0.5 + number / (2 * len(chosen)))
+        on_progress(number / len(chosen))
     return KeptAt(chosen, acts)
 
 

@@ -54,7 +54,7 @@ class Explorer:
 
     def __init__(self, load: "Callable[[], Subject]") -> None:
         self._heavy, self._light = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.subject: Future[Subject] = self._heavy.submit(load)
+        self.subject: Future[Subject] = self._heavy.submit(_loaded, load)
         self._remembered: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -119,6 +119,13 @@ class Explorer:
     async def soon(self, work: Callable[[], bytes]) -> bytes:
         """What some work returns, in the thread that computes."""
         return await asyncio.get_running_loop().run_in_executor(self._heavy, work)
+
+
+def _loaded(load: "Callable[[], Subject]") -> "Subject":
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())  # its own pool would keep some 50 MB that it has freed
+    return load()
 
 
 def _questions() -> dict[str, Any]:
