@@ -1,13 +1,14 @@
 """`python -m benchmarks.gpu` in small on a CPU: every section runs to its end, and one that fails stops no other."""
 
+import contextlib
 import json
-import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from benchmarks.gpu.__main__ import SECTIONS
+from benchmarks.gpu.__main__ import SECTIONS, main
 from benchmarks.gpu.section import Where, written
 
 ROOT = Path(__file__).parents[1]
@@ -35,10 +36,15 @@ def test_a_section_finds_something_on_a_cpu(name: str, tmp_path: Path):
         assert found["ff_block.1, TF32, log_area in float32's interval"]  # a CPU has no TF32: the same numbers
 
 
-def gpu(out: Path, *arguments: str) -> tuple[int, dict]:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--small", "--out", str(out), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return done.returncode, json.loads((out / "gpu.json").read_text())["sections"]
+def gpu(out: Path, *arguments: str) -> tuple[int | str | None, dict]:
+    """The command, in this process; each section runs in a process of its own."""
+    with (
+        mock.patch.object(sys, "argv", ["gpu", "--small", "--out", str(out), *arguments]),
+        contextlib.chdir(ROOT),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    return end.value.code, json.loads((out / "gpu.json").read_text())["sections"]
 
 
 def test_a_section_that_fails_is_noted_and_the_others_go_on(tmp_path: Path):
