@@ -1,5 +1,6 @@
 """A small run to explore: a model of characters, two SAEs, a record, tables of features."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,3 +37,12 @@ def small_subject(folder: Path, *, tables: bool = True) -> Subject:
             read_features(lm, site, sae, rows, folder / "features" / "m" / str(site), n_examples=3, batch=2)
     subject = PairSubject(KEY, "m", BLOCK, group, (record,))
     return Subject(NAME, lm, lambda: corpus, {KEY: subject}, folder)
+
+
+def two_pairs(subject: Subject) -> Subject:
+    """The same model with a pair that has no record behind the pair that has one."""
+    found = subject.pairs[KEY]
+    group = Group({**found.group, Site("resid_mid", 1): random_sae(16, 22, 4, 3)})
+    first, behind = replace(found, group=group), Block.parse("attn_block.1")
+    pairs = {KEY: first, f"m/{behind}": PairSubject(f"m/{behind}", "m", behind, group, (found.records[0],))}
+    return Subject(NAME, subject.lm, subject.read_text, pairs, subject.folder)

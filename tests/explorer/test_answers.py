@@ -32,7 +32,7 @@ from scalar_sae.loopback import RefusedError
 from scalar_sae.report.text import visible
 from scalar_sae.scoring.rankings.order import strongest
 from scalar_sae.scoring.rankings.registry import rank
-from tests.explorer.subjects import CONFIG, KEY, RANKING, small_subject
+from tests.explorer.subjects import CONFIG, KEY, RANKING, small_subject, two_pairs
 from tests.helpers import random_sae
 from tests.robustness.hostile import write_tables
 
@@ -355,6 +355,24 @@ def test_saes_without_a_run_are_explored_without_a_record_or_a_folder(subject: S
     assert found["described"] is False
     assert len(found["edges"]) == 480
     assert Explorer(lambda: alone).answer("run", {})["pairs"][0]["records"] is False
+
+
+def test_pinned_edges_of_pairs_that_follow_each_other_make_a_chain(subject: Subject):
+    two = two_pairs(subject)
+    explorer = Explorer(lambda: two)
+    first, second = explorer.answer("run", {})["pairs"]
+    assert (first["next"], second["next"]) == ([second["key"]], [])
+    parts = [
+        {"pair": first["key"], "ranking": RANKING, "edges": [[1, 2], [3, 4]]},
+        {"pair": second["key"], "ranking": RANKING, "up": [2, 4], "down": [5]},
+    ]
+    found = explorer.answer("chain", {"parts": parts, "text": TEXT})
+    pairs = [two.pair(one["key"], RANKING) for one in (first, second)]
+    kept = [ss.Circuit.of(pairs[0], [(1, 2), (3, 4)]), ss.Circuit.of(pairs[1], [(2, 5), (4, 5)])]
+    assert found == pytest.approx(Journey(pairs, TEXT).measure(kept).model_dump(), rel=1e-3)
+    assert found["edges"] == 4
+    with pytest.raises(UserError):
+        explorer.answer("chain", {"parts": parts[::-1], "text": TEXT})
 
 
 STYLE = Path(__file__).parents[2] / "web" / "src" / "style.css"

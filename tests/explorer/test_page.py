@@ -24,7 +24,7 @@ from scalar_sae.explorer import answers
 from scalar_sae.explorer.answers import Answerer
 from scalar_sae.explorer.app import Explorer, serve
 from scalar_sae.explorer.subject import Subject
-from tests.explorer.subjects import KEY, RANKING, small_subject
+from tests.explorer.subjects import KEY, RANKING, small_subject, two_pairs
 from tests.helpers import running
 
 ABOUT = {"pair": KEY, "ranking": RANKING}
@@ -335,6 +335,32 @@ def test_a_server_that_dies_in_the_middle_of_an_intervention_leaves_the_state_in
         kl = float(page.one("#change-kl").get_attribute("data-kl"))
         assert kl == pytest.approx(Explorer(lambda: subject).answer("change", body)["kl"], rel=1e-3)
     browser.get_log("browser")  # the browser's own line about it
+
+
+@pytest.mark.browser
+def test_pins_of_several_blocks_make_paths_and_are_kept_when_the_page_turns_to_another(tmp_path: Path, browser: Any):
+    subject = two_pairs(small_subject(tmp_path / "run", tables=False))
+    page, behind = Page(browser), "m/attn_block.1"
+    with running(serve(lambda: subject, 0)) as server:
+        pins = quote(json.dumps(["u1-d2", "u3-d2", "u3-d4"]))
+        browser.get(f"{server.url}#pair={quote(KEY)}&ranking={RANKING}&text={quote('def f(x):')}&pins={pins}")
+        page.one("#recovery")
+        assert not page.all("#chain")
+        page.put("#pair", behind)
+        page.until(lambda: page.text("#pins h2") == "Pinned 0")
+        browser.execute_script("location.hash += '&pins=' + encodeURIComponent(arguments[0])", '["u2-d5", "u2-d6"]')
+        reading = page.until(lambda: page.all("#chain-recovery"))[0]
+        paths = [one.text for one in page.all("#paths li")]
+        assert sorted(paths) == ["1 → 2 → 5", "1 → 2 → 6", "3 → 2 → 5", "3 → 2 → 6"]
+        parts = [
+            {**ABOUT, "edges": [[1, 2], [3, 2], [3, 4]]},
+            {**ABOUT, "pair": behind, "edges": [[2, 5], [2, 6]]},
+        ]
+        expected = Explorer(lambda: subject).answer("chain", {"parts": parts, "text": "def f(x):"})
+        assert float(reading.get_attribute("data-recovery")) == pytest.approx(expected["recovery"], abs=1e-4)
+        page.press("#chain .row button")
+        page.until(lambda: page.state("pins") == ["u1-d2", "u3-d2", "u3-d4"])
+        assert page.state("others") == {behind: ["u2-d5", "u2-d6"]}
 
 
 def shown(share: float) -> str:

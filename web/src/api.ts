@@ -2,7 +2,7 @@
 
 import type { CardContent } from "./card";
 
-export interface Pair { key: string; method: string; block: string; rankings: string[]; records: boolean; mixes: boolean }
+export interface Pair { key: string; method: string; block: string; rankings: string[]; records: boolean; mixes: boolean; next: string[] }
 export interface Run { name: string; lm: string; judge: string | null; version: string; pairs: Pair[] }
 export interface Point {
   edges: number; recovery: number; recovery_low: number | null; recovery_high: number | null; kl_model: number;
@@ -50,7 +50,7 @@ export interface ChangeAnswer {
 export interface Answers {
   run: Run; examples: string[]; map: MapAnswer; card: CardAnswer; tokens: TokensAnswer; recovery: Measured;
   "held-out": Measured; step: StepAnswer; change: ChangeAnswer; edge: EdgeAnswer; split: SplitAnswer; graph: unknown;
-  groups: GroupsAnswer; explain: ExplainAnswer;
+  chain: Measured; groups: GroupsAnswer; explain: ExplainAnswer;
 }
 export type Name = keyof Answers;
 

@@ -1,6 +1,7 @@
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { live, type Run } from "./api";
+import { Chain } from "./chain";
 import { Focus } from "./focus";
 import { useAnswer } from "./hooks";
 import { TestView } from "./interventions";
@@ -10,7 +11,7 @@ import { Waiting } from "./parts";
 import { Pins } from "./pins";
 import { Prompt } from "./prompt";
 import { Share } from "./share";
-import { onChange, set, state as now, type State, type View } from "./state";
+import { choosePair, onChange, set, state as now, type State, type View } from "./state";
 import { short } from "./text";
 import "./style.css";
 
@@ -35,7 +36,7 @@ function Page({ run }: { run: Run }) {
     <>
       <header>
         <h1>{short(run.name, 40)} <small>{short(run.lm, 40)}</small></h1>
-        <label>Pair <select id="pair" value={pair.key} onChange={(event) => set({ pair: event.currentTarget.value, ranking: "", pins: [], groups: [], names: {}, changes: [], focus: "", n: -1, local: -1 })}>
+        <label>Pair <select id="pair" value={pair.key} onChange={(event) => choosePair(event.currentTarget.value)}>
           {run.pairs.map((one) => <option key={one.key} value={one.key}>{one.block}, {one.method}{one.records ? "" : " (not scored)"}</option>)}
         </select></label>
         <label>Ranking <select id="ranking" value={ranking} onChange={(event) => set({ ranking: event.currentTarget.value })}>
@@ -60,6 +61,7 @@ function Page({ run }: { run: Run }) {
         <aside>
           {state.view === "map" && <details open={state.pins.length > 0 && !state.text}><summary>Prompt: {state.text ? `“${short(state.text, 40)}”` : "none yet"}</summary><Prompt state={state} tokens={tokens} /></details>}
           <Pins state={state} labels={labels} />
+          <Chain state={state} pairs={run.pairs} />
           <Focus state={state} map={map.answer} step={step.answer} mixes={pair.mixes} judge={run.judge} />
         </aside>
       </main>

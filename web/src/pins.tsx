@@ -8,7 +8,7 @@ import { Waiting } from "./parts";
 import { pin, pinned, set, type State } from "./state";
 import { count, number, percent, short, some } from "./text";
 
-function Reading({ found, where, id }: { found: Measured; where: string; id: string }) {
+export function Reading({ found, where, id }: { found: Measured; where: string; id: string }) {
   return (
     <p class="reading" id={id} data-recovery={found.recovery} data-edges={found.edges}>
       {some(found.edges, "edge")} recover <b>{percent(found.recovery)}</b> {where}: KL from the full circuit {number(found.kl_circuit)} nats,

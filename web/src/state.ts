@@ -20,6 +20,8 @@ export interface State {
   local: number;
   /** Features and edges, such as `u12` and `u12-d7`. */
   pins: string[];
+  /** The pins of other pairs. */
+  others: Record<string, string[]>;
   groups: Group[];
   names: Record<string, string>;
   changes: Intervention[];
@@ -28,7 +30,7 @@ export interface State {
 
 export const EMPTY: State = {
   pair: "", ranking: "", view: "map", n: -1, query: "", sort: "edges", focus: "", text: "", at: -1, local: -1,
-  pins: [], groups: [], names: {}, changes: [], tried: [],
+  pins: [], others: {}, groups: [], names: {}, changes: [], tried: [],
 };
 
 const isText = (x: unknown): x is string => typeof x === "string";
@@ -41,12 +43,14 @@ const isChange = (x: unknown): boolean =>
   [x.up, x.down].every((one) => one === undefined || isNumber(one)) && (x.up !== undefined || x.down !== undefined) &&
   (x.positions === undefined || isList(x.positions, isNumber));
 
+const isPins = (x: unknown): boolean => isList(x, (one) => isText(one) && /^(u\d{1,9}|d\d{1,9}|u\d{1,9}-d\d{1,9})$/.test(one));
+
 /** What each part of an address must be; what is not is left out, since anybody can write an address. */
 const CHECKS: { [K in keyof State]: (x: unknown) => boolean } = {
   pair: isText, ranking: isText, view: (x) => x === "map" || x === "journey" || x === "test", n: isNumber, query: isText,
   sort: (x) => ["edges", "effect", "density", "number"].includes(x as string),
   focus: (x) => isText(x) && /^$|^[udg]\d{1,9}$|^u\d{1,9}-d\d{1,9}$/.test(x), text: isText, at: isNumber, local: isNumber,
-  pins: (x) => isList(x, (one) => isText(one) && /^(u\d{1,9}|d\d{1,9}|u\d{1,9}-d\d{1,9})$/.test(one)),
+  pins: isPins, others: (x) => isRecord(x) && Object.values(x).every(isPins),
   groups: (x) => isList(x, (one) => isRecord(one) && isText(one.name) && isList(one.members, isNode)),
   names: (x) => isRecord(x) && Object.entries(x).every(([key, value]) => isNode(key) && isText(value)),
   changes: (x) => isList(x, isChange),
@@ -103,6 +107,12 @@ export function onChange(call: (state: State) => void): void {
 }
 
 export const edgeId = (up: number, down: number): string => `u${up}-d${down}`;
+
+/** Turn to another pair. What was pinned of this one is pinned again when the page comes back to it. */
+export function choosePair(pair: string): void {
+  const { [pair]: pins = [], ...others } = { ...current.others, ...(current.pins.length ? { [current.pair]: current.pins } : {}) };
+  set({ pair, ranking: "", pins, others, groups: [], names: {}, changes: [], focus: "", n: -1, local: -1 });
+}
 
 /** Pin what is not pinned, and the other way round. */
 export function pin(id: string): void {

@@ -25,6 +25,7 @@ from scalar_sae.explorer.edges import MOST, top_edges
 from scalar_sae.explorer.graph import graph
 from scalar_sae.explorer.subject import Subject
 from scalar_sae.report.text import token_text, visible
+from scalar_sae.scoring.chain import blocks_between, check_decoders
 from scalar_sae.scoring.pair import Pair
 
 OnProgress = Callable[[float], object]
@@ -86,6 +87,14 @@ class Pinned(AboutPair):
 class OnPrompt(Pinned):
     """How much do the pinned edges carry on a prompt?"""
 
+    text: Text
+
+
+class Chain(Question):
+    """How much do the pinned edges of consecutive pairs carry together on a prompt?"""
+
+    parts: Annotated[list[Pinned], Field(min_length=2, max_length=100)]
+    """In the order of the forward pass."""
     text: Text
 
 
@@ -170,6 +179,7 @@ def about_run(subject: Subject, question: AboutRun, on_progress: OnProgress) -> 
             "rankings": pair.rankings,
             "records": bool(pair.records),
             "mixes": pair.block.mixes_tokens,
+            "next": [other.key for other in subject.pairs.values() if pair.leads_to(other)],
         }
         for pair in subject.pairs.values()
     ]
@@ -225,6 +235,22 @@ def on_prompt(subject: Subject, question: OnPrompt, on_progress: OnProgress) -> 
     """How much the pinned edges carry on one prompt."""
     pair, ids = _read(subject, question)
     return _journey(subject, question, pair, ids).measure(circuit(pair, question)).model_dump()
+
+
+def chain(subject: Subject, question: Chain, on_progress: OnProgress) -> dict[str, Any]:
+    """How much the pinned edges of consecutive pairs carry on one prompt. Each pair starts from what the one before it
+    leaves.
+
+    Raises:
+        UserError: the pairs make no whole-model circuit.
+    """
+    blocks = [subject.pair_subject(part.pair).block for part in question.parts]
+    blocks_between([blocks[0].up, *(block.down for block in blocks)])
+    circuits = [circuit(subject.pair(part.pair, part.ranking), part) for part in question.parts]
+    pairs = [one.pair for one in circuits]
+    check_decoders(pairs)
+    journey = Journey(pairs, _tokens(subject, question.text))
+    return journey.measure(circuits).model_dump()
 
 
 def on_held_out(subject: Subject, question: OnHeldOut, on_progress: OnProgress) -> dict[str, Any]:
@@ -356,10 +382,14 @@ def _model(subject: Subject) -> str:
 
 def _read(subject: Subject, question: Any) -> tuple[Pair, torch.Tensor]:
     """The pair of a question, and the tokens of its prompt."""
-    pair, ids = subject.pair(question.pair, question.ranking), subject.lm.tokens(question.text)
+    return subject.pair(question.pair, question.ranking), _tokens(subject, question.text)
+
+
+def _tokens(subject: Subject, text: str) -> torch.Tensor:
+    ids = subject.lm.tokens(text)
     if ids.shape[1] > TOKENS:
         raise UserError(f"{ids.shape[1]} tokens: the explorer reads prompts of at most {TOKENS}; shorten the text")
-    return pair, ids
+    return ids
 
 
 def _journey(subject: Subject, question: Any, pair: Pair, ids: torch.Tensor) -> Journey:
@@ -389,6 +419,7 @@ QUESTIONS = {
     "card": Answerer(Card, card),
     "tokens": Answerer(Tokens, tokens),
     "recovery": Answerer(OnPrompt, on_prompt),
+    "chain": Answerer(Chain, chain),
     "held-out": Answerer(OnHeldOut, on_held_out),
     "step": Answerer(Step, step),
     "change": Answerer(Change, change),

@@ -59,6 +59,10 @@ class PairSubject:
         """Rankings that the page can show, the first by default."""
         return [record.ranking for record in self.records] or [RANKING]
 
+    def leads_to(self, other: "PairSubject") -> bool:
+        """Whether the other pair begins where this one ends, so that both make a chain."""
+        return self.method == other.method and self.block.down.same_place(other.block.up)
+
     def record(self, ranking: str) -> Record | None:
         """The record under a ranking; None if the pair has none at all.
 

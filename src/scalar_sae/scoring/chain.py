@@ -5,7 +5,7 @@ its downstream site is what the next pair starts from, so errors compound; the o
 Special tokens keep the model's own activation at every site.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -42,10 +42,15 @@ def chain(lm: LanguageModel, saes: dict[Site, SAE], sites: list[Site], special: 
         UserError: fewer than three sites, a site beside the residual stream, or one without an SAE.
     """
     pairs = [replace(Pair.between(lm, block, saes), special=special) for block in blocks_between(sites)]
+    check_decoders(pairs)
+    return pairs
+
+
+def check_decoders(pairs: Sequence[Pair]) -> None:
+    """Raise a UserError if an SAE of a whole-model circuit decodes from more than its latents."""
     for pair in pairs:
         if any(sae.decodes_from_input or sae.writes for sae in (pair.up, pair.down)):
             raise UserError(f"{pair.block}: a whole-model circuit takes SAEs that decode from their latents alone")
-    return pairs
 
 
 def blocks_between(sites: list[Site]) -> list[Block]:
