@@ -80,6 +80,13 @@ def test_a_circuit_has_no_control():
         score_circuit(tiny_lm(), saes, sites, TEXTS, ScoreConfig(control="padded"))
 
 
+def test_edge_counts_are_a_text_or_a_list_of_numbers():
+    assert ScoreConfig(edges=[1, 10, 100]) == ScoreConfig(edges="1,10,100")  # pyright: ignore[reportArgumentType]
+    for wrong in ([1, "10"], [1.5], [True], 10):
+        with pytest.raises(ValidationError, match="edges"):
+            ScoreConfig(edges=wrong)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 64, 100, 1000, 4097])
 def test_prompts_are_spread_evenly_however_few_are_chosen(n: int):
     """Between neighbours of the first 2^k choices, around the end, lie as many numbers everywhere, to one."""

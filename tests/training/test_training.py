@@ -125,6 +125,7 @@ def test_what_is_left_out_is_in_the_log_and_on_the_card(tmp_path: Path, text: Pa
     start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])
     recipe = json.loads((tmp_path / "run" / "saes" / "topk" / "resid_mid.0" / "sae.json").read_text())["recipe"]
     assert start["special"] == recipe["special"] == {"ids": [3, 11], "left_out": n, "of": prompts.numel()}
+    assert recipe["bos"] is False
     assert recipe["seen"] == {"steps": 20, "tokens": 2000}
     said = capsys.readouterr().err.replace("\n", " ")
     assert (

@@ -167,9 +167,11 @@ def _text(card: SaeCard, tensors: Tensors) -> TrainingText | None:
 
 def _origin(card: SaeCard) -> Origin:
     """What an SAE was trained on. For our own SAEs this is read from the recipe."""
-    config = card.recipe.get("config")
+    config, bos = card.recipe.get("config"), card.recipe.get("bos")
     context = config.get("context") if isinstance(config, dict) else None
-    return card.origin if str(card.origin) or not isinstance(context, int) else Origin(context=context)
+    if str(card.origin) or not isinstance(context, int):
+        return card.origin
+    return Origin(context=context, bos=bos if isinstance(bos, bool) else None)
 
 
 def _activation(card: SaeCard, tensors: Tensors) -> Activation:

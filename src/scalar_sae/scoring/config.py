@@ -2,12 +2,12 @@
 
 import re
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from scalar_sae.bounds import Address, Count, Seed, Size
@@ -34,6 +34,13 @@ REMEDY = {
 """What to lower where a text is too short."""
 
 
+def _written(edges: Any) -> Any:
+    """A list of edge counts as text; anything else as it is."""
+    if isinstance(edges, list | tuple) and all(type(count) is int for count in edges):
+        return ",".join(map(str, edges))
+    return edges
+
+
 class ScoreSettings(BaseModel, ABC):
     """What the scores of a study have in common: text, edge counts, what happens to what is removed."""
 
@@ -43,8 +50,9 @@ class ScoreSettings(BaseModel, ABC):
     """Prompts that are scored."""
     context: Size = Field(default=128, gt=1)
     """Tokens per prompt."""
-    edges: str = "full"
-    """Edge counts: `full` (factors of sqrt 2 to all edges), `coarse` (factors of 2), `published`, or 1,2,4,..."""
+    edges: Annotated[str, BeforeValidator(_written)] = "full"
+    """Edge counts: `full` (factors of sqrt 2 to all edges), `coarse` (factors of 2), `published`, or numbers: "1,2,4"
+    or [1, 2, 4]."""
     conventions: Literal["exact", "published"] = "exact"
     """`published`: as the authors' code computes the curve (see published.py)."""
     ablation: Literal["zero", "mean", "resample", "adversarial"] = Field(

@@ -240,7 +240,7 @@ class _Run:
     def _write(self, learner: OptimizedSAEs, buffer: Buffer, text: TrainingText) -> None:
         recipe = {
             "config": self.config.model_dump(mode="json"), "data": self.corpus.describe(), "lm": self.about_lm,
-            "versions": versions(),
+            "bos": bool(self.corpus.start), "versions": versions(),
             "kept": learner.best.remark() or {"step": self.config.steps},
             "seen": {"steps": self.config.steps, "tokens": self.config.steps * self.config.batch_tokens},
             "special": self.special, "cost": self.costs[learner.method.name]._asdict(),

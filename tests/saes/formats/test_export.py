@@ -133,11 +133,15 @@ def test_what_an_sae_was_trained_on_survives_an_export_to_saelens(tmp_path: Path
     export(find_saes(tmp_path / "theirs"), "saelens", tmp_path / "a")
     ((back, _, _),) = find_saes(tmp_path / "a")
     assert back.origin == known
-    for number, (lm, option, model) in enumerate(
-        [("python-stdlib", "", "python-stdlib"), (str(tmp_path), "", ""), ("owner/name", "gpt2", "gpt2")]
+    for number, (lm, option, model, bos) in enumerate(
+        [
+            ("python-stdlib", "", "python-stdlib", False),
+            (str(tmp_path), "", "", True),
+            ("owner/name", "gpt2", "gpt2", None),
+        ]
     ):
-        recipe = {"config": {"lm": lm, "context": 48}}
+        recipe = {"config": {"lm": lm, "context": 48}} | ({} if bos is None else {"bos": bos})
         save_sae(SAELENS["topk"], SaeCard.of(SAELENS["topk"], "topk", "ours", READS, recipe), tmp_path / f"{number}")
         (folder,) = export(find_saes(tmp_path / f"{number}"), "saelens", tmp_path / f"b{number}", model=option)
         metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
-        assert (metadata["model_name"], metadata["context_size"], metadata.get("prepend_bos")) == (model, 48, None)
+        assert (metadata["model_name"], metadata["context_size"], metadata.get("prepend_bos")) == (model, 48, bos)
