@@ -4,7 +4,8 @@ A global ranking keeps one map of edges for the whole text. It scores every edge
 in descending order of their scores. A local ranking keeps edges anew at every token of the scored text.
 
 To add a ranking, write a file beside this one that ends in a `Ranking`, import it in `registry.py` and list it there.
-The table in scoring/README.md is what `registry.table()` returns. A test compares the two.
+Then name it in the help of `--ranking` (cli/score.py) and copy what `registry.table()` returns to scoring/README.md. A
+test says what is missing.
 """
 
 from abc import ABC, abstractmethod
@@ -94,7 +95,7 @@ class Ranking(ABC):
 
     name: str
     summary: str
-    """What the score of an edge is: a phrase for the command line's help and for the documentation."""
+    """What the score of an edge is: a phrase for the table in the documentation."""
     prompts: int = 64
     """Prompts that edges are ranked on by default."""
     reads_text: bool = True
