@@ -207,9 +207,10 @@ class ExplorerServer(LoopbackServer):
         Raises:
             UserError: the subject cannot be loaded.
         """
-        super().run()
-        if self._loading.done():
-            self._loading.result()
+        try:
+            super().run()
+        finally:
+            self._loading.result()  # who ends it meanwhile learns of damaged files too
 
 
 def serve(load: "Callable[[], Subject]", port: int) -> ExplorerServer:

@@ -25,7 +25,7 @@ VALUES = ("null", "[]", "{}", "nope", "-1", "0", "9" * 20, ".inf", ".nan", "true
 MAYBE = {"null", "nope", "-1", "0", "true", "", "[]", "'a\\nb'"}
 """Values that some fields can have."""
 FREE = {("judge", "model"), ("export", "model"), ("push", "repository"), ("compare", "base"), ("measure", "tokens"),
-        ("export", "layers"), ("measure", "threshold"), ("judge", "latents")}  # fmt: skip
+        ("export", "layers"), ("measure", "threshold"), ("judge", "latents"), ("explore", "judge")}  # fmt: skip
 """Options whose value is any text."""
 
 

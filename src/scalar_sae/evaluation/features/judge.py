@@ -32,6 +32,7 @@ from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.judges import Ask, Judge
 from scalar_sae.evaluation.features.tables import read_counted, read_examples
+from scalar_sae.io import check_writable
 from scalar_sae.lm.special import FIRST, First
 from scalar_sae.locks import held
 
@@ -148,7 +149,7 @@ def kept(judge: Judge, path: Path) -> Judge:
     Raises:
         UserError: the file is damaged, or cannot be written.
     """
-    jsonl.check_appendable(path)
+    check_writable(path, "run")
     said = {line.question: line.answer for line in jsonl.read(path, Said)}
     return judge._replace(ask=_remembering(judge.ask, said, path, [judge.model, judge.url]))
 
