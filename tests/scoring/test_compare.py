@@ -7,13 +7,16 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from scalar_sae.cli.tables import print_records
 from scalar_sae.errors import UserError
 from scalar_sae.records.results import Curves, Floor, PromptCurves, Record, Results, Rise
 from scalar_sae.scoring import metrics
 from scalar_sae.scoring.compare import method_scores, ratios
+from scalar_sae.scoring.intervals import ends, resamples, widen
 from scalar_sae.scoring.matched import at_matched_fidelity
+from scalar_sae.scoring.resampled import error_of_reseeding, mean_over_blocks
 from tests.test_study import scalar
 
 FAITHFUL: dict[str, Any] = {
@@ -161,14 +164,42 @@ def seeds(method: str, *edges: float) -> list[Record]:
 
 
 def test_several_files_of_one_method_are_seeds():
-    """Every prompt has the same recovery, so a resample of two seeds is one of three values, the outer ones a quarter
-    each."""
-    found = ratios([*seeds("topk", 30), *seeds("new", 21, 44)], "topk").rows
-    by_hand = [found_edges(e) / found_edges(30) for e in (21, 44)]
-    assert found[0].value == pytest.approx((by_hand[0] * by_hand[1]) ** 0.5)
-    assert found[0].interval == pytest.approx((step_at(21)[0] / step_at(30)[1], step_at(44)[1] / step_at(30)[0]))
+    """Every prompt has the same recovery, so the interval is the grid's, widened by Student's t over the seeds."""
+    found = ratios([*seeds("topk", 30), *seeds("new", 21, 30, 44)], "topk").rows
+    logs = np.log([found_edges(e) / found_edges(30) for e in (21, 30, 44)])
+    error = stats.t.ppf(0.975, 2) * logs.std(ddof=1) / 3**0.5
+    least, most = (np.log([step_at(e)[end] / step_at(30)[1 - end] for e in (21, 30, 44)]).mean() for end in (0, 1))
+    assert found[0].value == pytest.approx(np.exp(logs.mean()))
+    by_hand = (logs.mean() - np.hypot(logs.mean() - least, error), logs.mean() + np.hypot(most - logs.mean(), error))
+    assert found[0].interval == pytest.approx(tuple(np.exp(by_hand)))
     (ratio,) = ratios([*seeds("topk", 25, 30, 40), *seeds("new", 25, 30, 40)], "topk").rows
     assert ratio.value == pytest.approx(1)
+
+
+def test_the_error_over_seeds_of_a_ratio_over_blocks_is_that_of_welch():
+    """Against scipy's t-test of two samples with unequal variances, at one block; with two blocks it is averaged."""
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=4), 3 * generator.normal(size=3)
+    parts = np.array([[a.var(ddof=1) / 4, 3.0], [b.var(ddof=1) / 3, 2.0]])
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert error_of_reseeding(parts) == pytest.approx((high - low) / 2)
+    twice = mean_over_blocks([parts, parts])
+    assert twice[:, 0].sum() == pytest.approx(parts[:, 0].sum() / 2)
+    assert error_of_reseeding(twice) < error_of_reseeding(parts)
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_intervals_over_seeds_and_prompts_hold_what_they_promise(n_seeds: int):
+    """Seeds and prompts as noisy as each other, as two recipes of TopK are with twenty prompts."""
+    generator, held, n_trials = np.random.default_rng(n_seeds), 0, 400
+    for _ in range(n_trials):
+        effects = generator.normal(0, 0.3, (n_seeds, 1)) + generator.normal(0, 1.3, (1, 20))
+        draws = resamples(20, int(generator.integers(2**31)), 400)
+        means = effects.mean(0)[draws].mean(1)
+        parts = np.array([[effects.mean(1).var(ddof=1) / n_seeds, n_seeds - 1.0]])
+        low, high = widen(ends(means, means, 20), float(effects.mean()), error_of_reseeding(parts))
+        held += low <= 0 <= high
+    assert 0.93 <= held / n_trials <= 0.995
 
 
 def found_edges(edges_90: float) -> float:
@@ -197,7 +228,11 @@ def test_the_score_of_a_method_is_the_geometric_mean_over_seeds_and_blocks():
     assert rows["ff_block.0"].interval == pytest.approx(step_at(20)), "every prompt has the same recovery"
     [of_seeds] = method_scores(seeds("topk", 20, 80), "edges_at.90")
     assert (of_seeds.value, of_seeds.n_seeds) == (pytest.approx((found_edges(20) * found_edges(80)) ** 0.5), 2)
-    assert of_seeds.interval == pytest.approx((step_at(20)[0], step_at(80)[1])), "seeds are drawn too"
+    assert of_seeds.interval is not None
+    low, high = of_seeds.interval
+    assert low is not None
+    assert high is not None
+    assert low < step_at(20)[0] < step_at(80)[1] < high, "two seeds say little"
 
 
 def test_a_score_that_one_seed_never_reaches_is_never():

@@ -11,7 +11,7 @@ from scalar_sae.errors import UserError
 from scalar_sae.records.results import Record
 from scalar_sae.scoring.compare import ratios
 from scalar_sae.scoring.config import ScoreConfig, StudyScores
-from scalar_sae.scoring.intervals import widen
+from scalar_sae.scoring.intervals import error_of_halves, widen
 from scalar_sae.scoring.score import score
 from scalar_sae.scoring.texts import Texts
 from tests.helpers import tiny_pair
@@ -58,7 +58,9 @@ def test_half_the_difference_of_two_halves_is_a_standard_error():
     at the quantile of a normal distribution, which holds the truth with a probability of 70 %.
     """
     halves = np.random.default_rng(0).normal(size=(20_000, 2))
-    ends = np.array([widen((value, value), value, *both) for both in halves for value in [both.mean()]])
+    ends = np.array(
+        [widen((value, value), value, error_of_halves(*both)) for both in halves for value in [both.mean()]]
+    )
     errors = (ends[:, 1] - ends[:, 0]) / 2 / 1.96
     assert np.square(errors).mean() == pytest.approx(0.5, rel=0.03)
     assert ((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean() == pytest.approx(0.70, abs=0.01)

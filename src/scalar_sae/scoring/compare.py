@@ -26,8 +26,10 @@ from scalar_sae.scoring.resampled import (
     VALUE,
     Ends,
     Resampled,
+    Reseeding,
     interval_of_exponential,
     logarithm,
+    mean_over_blocks,
     of_halves,
     over_seeds,
 )
@@ -109,6 +111,8 @@ class LogRatio:
     """Logarithm of the ratio under the orders of either half of the ranking text; the ratio itself where they were not
     scored, or where no order moves the score.
     """
+    reseeding: Reseeding
+    """How uncertain it is over seeds."""
     nothing: float
     """The same of what two identical curves would give in `relative`."""
     paired: bool
@@ -164,14 +168,14 @@ def method_scores(records: list[Record], score: str) -> list[MethodScore]:
         raise UserError(f"no records to take {score} from")
     seeds = by_block_and_method(records, records[0].method)
     with np.errstate(divide="ignore", invalid="ignore"):  # infinite where never reached
-        logs = {key: over_seeds(mine, score, logarithm) for key, mine in seeds.items()}
+        over = {key: over_seeds(mine, score, logarithm) for key, mine in seeds.items()}
         halves = {key: of_halves(mine, score) for key, mine in seeds.items()}
     rows: list[MethodScore] = []
     for method, kind in dict.fromkeys((method, block.split(".")[0]) for block, method in seeds):
         blocks = [block for block, name in seeds if name == method and block.split(".")[0] == kind]
         groups = {block: [block] for block in blocks} | ({f"all {kind}": blocks} if len(blocks) > 1 else {})
         for where, some in groups.items():
-            mean = np.mean([logs[block, method] for block in some], 0)
+            mean = np.mean([over[block, method][0] for block in some], 0)
             value = float(np.exp(mean[VALUE, 0]))
             n_prompts = min(len(one.prompts.floor_kl) for block in some for one in seeds[block, method])
             rows.append(
@@ -180,7 +184,10 @@ def method_scores(records: list[Record], score: str) -> list[MethodScore]:
                     method=method,
                     value=value if np.isfinite(value) else None,
                     interval=interval_of_exponential(
-                        mean, np.mean([halves[block, method] for block in some], 0), n_prompts
+                        mean,
+                        np.mean([halves[block, method] for block in some], 0),
+                        mean_over_blocks([over[block, method][1] for block in some]),
+                        n_prompts,
                     ),
                     n_seeds=min(len(seeds[block, method]) for block in some),
                 )
@@ -240,8 +247,9 @@ def _seeds(a: Record, b: Record) -> bool:
 def log_ratio(mine: list[Record], base: list[Record], score: str) -> LogRatio:
     """The ratio of two means over seeds, resample by resample."""
     with np.errstate(divide="ignore", invalid="ignore"):  # infinite where never reached, NaN where neither is
-        reference = over_seeds(base, score, logarithm)
-        logs = over_seeds(mine, score, logarithm) - reference[[VALUE, MOST, LEAST]]
+        reference, of_base = over_seeds(base, score, logarithm)
+        logs, of_mine = over_seeds(mine, score, logarithm)
+        logs = logs - reference[[VALUE, MOST, LEAST]]
         halves = of_halves(mine, score) - of_halves(base, score)
     nothing = [np.mean([np.log(record.n_edges) for record in records]) for records in (base, mine)]
     return LogRatio(
@@ -249,6 +257,7 @@ def log_ratio(mine: list[Record], base: list[Record], score: str) -> LogRatio:
         method=mine[0].method,
         logs=logs,
         halves=halves,
+        reseeding=np.concatenate([of_mine, of_base]),
         nothing=float(nothing[0] - nothing[1]),
         paired=all(_same_text(base[0], record) for record in base + mine),
         base_never=bool(np.isposinf(reference[VALUE, 0])),
@@ -275,12 +284,13 @@ def _ratio(block: str, some: list[LogRatio], score: str) -> Ratio:
         logs = np.mean([one.logs for one in some], 0)
         value = np.exp(logs[VALUE, 0])
         halves = np.mean([one.halves for one in some], 0)
+    parts = mean_over_blocks([one.reseeding for one in some])
     base_never, n_prompts = any(one.base_never for one in some), min(one.n_prompts for one in some)
     return Ratio(
         block=block,
         method=some[0].method,
         value=float(value),
-        interval=None if base_never else interval_of_exponential(logs, halves, n_prompts),
+        interval=None if base_never else interval_of_exponential(logs, halves, parts, n_prompts),
         do_nothing=float(np.exp(np.mean([one.nothing for one in some]))) if score == "relative" else None,
         paired=all(one.paired for one in some),
         base_never=base_never,

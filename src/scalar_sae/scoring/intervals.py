@@ -67,14 +67,24 @@ def interval(n: int, low: Resamples, high: Resamples | None = None) -> Interval 
     return found if np.isfinite(found).all() else None
 
 
-def widen(found: Interval, value: float, one: float, two: float) -> Interval:
-    """An interval with the error of the ranking text added, from the score under the orders of its two halves.
+def error_of_halves(one: float, two: float) -> float:
+    """Half of a 95 % interval over ranking texts, from the score under the orders of the two halves of one.
 
     An order from half of the text has twice the variance, and the difference of two of them four times. So half the
-    difference is a standard error. It adds to both sides of the interval as independent errors do.
+    difference is a standard error.
     """
-    if one == two:
+    return 0.0 if one == two else 1.96 * abs(one - two) / 2
+
+
+def widen(found: Interval, value: float, *errors: float) -> Interval:
+    """An interval with further errors, independent of each other and of what the interval is over, on both sides.
+
+    Args:
+        found: the interval.
+        value: the score.
+        errors: half of a 95 % interval over each further thing.
+    """
+    if not any(errors):
         return found
-    error = 1.96 * abs(one - two) / 2
-    low, high = found
-    return float(value - np.hypot(max(value - low, 0.0), error)), float(value + np.hypot(max(high - value, 0.0), error))
+    low, high = (np.hypot(max(side, 0.0), np.linalg.norm(errors)) for side in (value - found[0], found[1] - value))
+    return float(value - low), float(value + high)

@@ -17,7 +17,7 @@ from scalar_sae.scoring.compare import (
     table,
     without_partner,
 )
-from scalar_sae.scoring.resampled import VALUE, over_seeds, resampled
+from scalar_sae.scoring.resampled import VALUE, error_of_reseeding, over_seeds, resampled
 
 FAMILY = re.compile(r"(.+?)-(?:k|lambda|l0-?)([0-9.e+-]+)$")
 """Names of SAEs of one method at several sparsities: `topk-k10`, `jacobian-lambda0.01`."""
@@ -65,8 +65,8 @@ def _floor(records: list[Record]) -> float:
 
 def _interpolated(family: str, members: list[list[Record]], base: list[Record], score: str) -> LogRatio:
     """A family at the baseline's floor; NaN in resamples where it does not enclose it."""
-    wanted = over_seeds(base, "floor.kl", resampled)[VALUE]
-    floors = np.stack([over_seeds(member, "floor.kl", resampled)[VALUE] for member in members])
+    wanted = over_seeds(base, "floor.kl", resampled)[0][VALUE]
+    floors = np.stack([over_seeds(member, "floor.kl", resampled)[0][VALUE] for member in members])
     each = [log_ratio(member, base, score) for member in members]
     logs, nothing = np.stack([one.logs for one in each]), np.array([one.nothing for one in each])
     order = floors.argsort(0)
@@ -83,6 +83,7 @@ def _interpolated(family: str, members: list[list[Record]], base: list[Record], 
             ]
         ),
         halves=np.array([np.interp(wanted[0], floors[:, 0], half) for half in halves.T]),
+        reseeding=max((one.reseeding for one in each), key=error_of_reseeding),
         nothing=float(np.interp(wanted[0], floors[:, 0], nothing)),
         paired=all(one.paired for one in each),
         n_prompts=min(one.n_prompts for one in each),

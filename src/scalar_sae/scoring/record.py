@@ -13,7 +13,7 @@ from scalar_sae.saes.sae import SAE
 from scalar_sae.saes.trained import Trained
 from scalar_sae.scoring import metrics
 from scalar_sae.scoring.config import ScoreConfig
-from scalar_sae.scoring.intervals import enough, interval, resamples, widen
+from scalar_sae.scoring.intervals import enough, error_of_halves, interval, resamples, widen
 from scalar_sae.scoring.metrics import FAITHFULNESS, QUANTILES, Counts
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.texts import Texts
@@ -164,8 +164,8 @@ def _widened(
     if not isinstance(found, tuple) or one is None or two is None:
         return None
     if min(found[0], value, one, two) <= 0:
-        return widen(found, value, one, two)
-    low, high = widen((np.log(found[0]), np.log(found[1])), np.log(value), np.log(one), np.log(two))
+        return widen(found, value, error_of_halves(one, two))
+    low, high = widen((np.log(found[0]), np.log(found[1])), np.log(value), error_of_halves(np.log(one), np.log(two)))
     return float(np.exp(low)), float(np.exp(high))
 
 
