@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -54,6 +53,7 @@ SMALL = {
 
 RAW = "saes=[{method: topk, sites: [mlp_raw.0]}]"
 """A site without a block that the toy model lacks."""
+TOPK_ALONE = "train.saes=[{method: topk, sites: [ff_blocks, residual_stream], expansion: 1}]"
 
 
 class Done(NamedTuple):
@@ -177,24 +177,38 @@ def test_a_directory_with_another_run_is_refused(run: Path, preset: Path, tmp_pa
         open_run(tmp_path, StudyConfig.from_preset(str(preset)), {})
 
 
-def test_a_study_killed_while_scoring_goes_on(run: Path, preset: Path, tmp_path: Path):
-    out = tmp_path / "run"
-    # types are checked, as here: sums are rounded alike
-    code = "from tests import typed; typed.install(); from scalar_sae.cli import main; main()"
-    command = [sys.executable, "-c", code, "quickstart", "--preset", str(preset), "--out", str(out)]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not ((out / "results.json").exists() and Results.read(out / "results.json").records):
-        assert killed.poll() is None, "ended before it could be killed"
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    some = Results.read(out / "results.json").records
-    assert 0 < len(some) < 32
-    scalar("quickstart", "--preset", preset, "--out", out)
-    mine, theirs = (Results.read(path / "results.json").records for path in (out, run))
+KILLED = """
+import os, signal
+from tests import typed; typed.install()  # types are checked, as here: sums are rounded alike
+from scalar_sae.cli import main
+from scalar_sae.scoring import score
+measure, measured = score.measure, []
+def until_the_third_prompt(*arguments):
+    if len(measured) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    measured.append(arguments)
+    return measure(*arguments)
+score.measure = until_the_third_prompt
+main()
+"""
+
+
+def test_a_study_killed_while_scoring_goes_on(preset: Path, tmp_path: Path):
+    """Killed between the first prompt and the second of its second record."""
+    saes = "saes=[{method: topk, sites: [resid_mid.0, resid_post.0, resid_mid.1, resid_post.1], expansion: 1}]"
+    few = [word for one in (saes, "score.rankings={published: 1}", "score.controls=[]") for word in ("--set", one)]
+    command = ["quickstart", "--preset", str(preset), *few, "--out"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command, str(tmp_path / "killed")], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    some = Results.read(tmp_path / "killed" / "results.json").records
+    assert len(some) == 1
+    for name in ("killed", "whole"):
+        scalar(*command, tmp_path / name)
+    mine, theirs = (Results.read(tmp_path / name / "results.json").records for name in ("killed", "whole"))
     scores = [[(r.key, r.absolute, r.edges_at, r.log_area, r.ci) for r in records] for records in (mine, theirs)]
+    assert len(scores[0]) == 3
     assert scores[0] == scores[1]
-    assert mine[: len(some)] == some
+    assert mine[:1] == some
 
 
 def test_a_record_that_another_worker_began_goes_on(run: Path, preset: Path, tmp_path: Path):
@@ -416,8 +430,9 @@ def test_a_kill_while_writing_leaves_no_half_file(tmp_path: Path):
 def test_a_study_scores_the_blocks_that_it_names(preset: Path, tmp_path: Path):
     def scored(*blocks: str) -> set[str]:
         out = tmp_path / "-".join(blocks)
-        names = f"score.blocks=[{','.join(blocks)}]"
-        found = scalar("quickstart", "--preset", preset, "--out", out, "--set", names, "--json")
+        few = [TOPK_ALONE, "score.rankings={published: 1}", "score.controls=[]"]
+        changes = [word for one in (f"score.blocks=[{','.join(blocks)}]", *few) for word in ("--set", one)]
+        found = scalar("quickstart", "--preset", preset, "--out", out, *changes, "--json")
         return {record["block"] for record in json.loads(found.stdout)["records"]}
 
     assert scored("ff_block.2", "transformer_block.1") == {"ff_block.2", "transformer_block.1"}
