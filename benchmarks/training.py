@@ -73,7 +73,9 @@ def ours(shape: Shape, unit_norm: bool) -> Peer:
         sae = trainee.sae(site)
         return sae.decode(sae.encode(x))
 
-    return Peer(lambda x: learner.step({site: x}, next(count)), reconstruct, lambda: trainee.firing.tokens_since_fired)
+    return Peer(
+        lambda x: learner.step({site: x}, next(count)), reconstruct, lambda: trainee.dead_latents.tokens_since_fired
+    )
 
 
 def sae_lens(shape: Shape, **options: Any) -> Peer:

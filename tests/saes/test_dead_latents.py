@@ -2,7 +2,7 @@
 
 import torch
 
-from scalar_sae.saes.components.dead_latents import Firing, auxk_loss, window
+from scalar_sae.saes.components.dead_latents import DeadLatents, auxk_loss, window
 from scalar_sae.saes.methods.topk import TopKConfig
 from tests.saes.dictionaries import HERE, data, prepared
 
@@ -33,12 +33,12 @@ def test_the_auxiliary_loss_is_its_equation():
 
 
 def test_dead_is_counted_in_tokens():
-    firing = Firing(3)
-    firing.record(torch.tensor([True, False, False]), 5)
-    firing.record(torch.tensor([False, True, False]), 2)
-    assert firing.tokens_since_fired.tolist() == [2, 0, 7]
-    firing.window = 7
-    assert firing.dead().tolist() == [False, False, True]
+    dead_latents = DeadLatents(3)
+    dead_latents.record(torch.tensor([True, False, False]), 5)
+    dead_latents.record(torch.tensor([False, True, False]), 2)
+    assert dead_latents.tokens_since_fired.tolist() == [2, 0, 7]
+    dead_latents.window = 7
+    assert dead_latents.mask().tolist() == [False, False, True]
     assert [window(n, 5000) for n in (None, 700)] == [500, 700]
     assert [window(n, 50_000_000) for n in (None, 10_000_000)] == [5_000_000, 10_000_000]
     assert window(None, 10**9) == 10_000_000

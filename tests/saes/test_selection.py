@@ -71,7 +71,7 @@ def gradient_sae(x: torch.Tensor, g: torch.Tensor, **options) -> tuple[GSAETrain
     """A g-SAE after a step without update, with its loss and gradients."""
     trainee = prepared(GSAEConfig(sites=HERE, **{"k": 3, **options}), data())
     assert isinstance(trainee, GSAETrainee)
-    trainee.firing.window = 0
+    trainee.dead_latents.window = 0
     loss = trainee.losses({SITE: x, Gradient(SITE): g}, LATE)[SITE]
     loss.backward()
     return trainee, [loss.detach(), *(getattr(trainee, name).grad for name in ("W_enc", "b_enc", "W_dec", "b_dec"))]
@@ -81,7 +81,7 @@ def gradient_sae(x: torch.Tensor, g: torch.Tensor, **options) -> tuple[GSAETrain
 def test_gradient_sae_with_beta_zero_is_topk_to_the_bit(options: dict):
     x = data()
     plain = prepared(TopKConfig(sites=HERE, k=3, **options), x)
-    plain.firing.window = 0
+    plain.dead_latents.window = 0
     loss = plain.losses({SITE: x}, LATE)[SITE]
     loss.backward()
     expected = [loss.detach(), *(getattr(plain, name).grad for name in ("W_enc", "b_enc", "W_dec", "b_dec"))]
@@ -109,7 +109,7 @@ def test_gradient_sae_leaves_out_tokens_without_a_gradient(combine: str):
     _, fewer = gradient_sae(x[~last], g[~last], combine=combine, auxk=0.5)
     trainee, ours = gradient_sae(x, g.masked_fill(last.unsqueeze(1), 0.0), combine=combine, auxk=0.5)
     assert all(torch.equal(a, b) for a, b in zip(fewer, ours, strict=True))
-    assert trainee.firing.tokens_since_fired.max() in (0, 64), "they count as seen"
+    assert trainee.dead_latents.tokens_since_fired.max() in (0, 64), "they count as seen"
 
 
 @pytest.mark.parametrize("combine", ["sum", "product"])
@@ -148,7 +148,7 @@ def test_gradient_sae_prefers_what_the_loss_depends_on():
     trainee.losses({SITE: x, Gradient(SITE): torch.eye(8)[0].expand(64, 8)}, LATE)
     positive = (trainee.weights().pre_acts(x)[:, 5] > 0).any()
     assert positive
-    assert trainee.firing.tokens_since_fired[5] == 0
+    assert trainee.dead_latents.tokens_since_fired[5] == 0
 
 
 def test_llama_scope_with_unit_columns_selects_as_topk():

@@ -126,14 +126,14 @@ def test_in_feature_choice_every_latent_that_is_positive_in_a_batch_fires_there(
     trainee.losses({SITE: data(seed=1)}, LATE)
     positive = (trainee.weights().pre_acts(data(seed=1) * trainee.scale[0]) > 0).any(0)
     assert 0 < positive.sum() < 64
-    assert torch.equal(trainee.firing.tokens_since_fired == 0, positive)
+    assert torch.equal(trainee.dead_latents.tokens_since_fired == 0, positive)
 
 
 def test_no_gradient_reaches_a_latent_that_is_positive_nowhere():
     """So these can stay dead under Feature Choice, whatever their budget and the loss on dying latents."""
     trainee = prepared(FeatureChoiceConfig(sites=HERE, k=3, auxk=1.0), data())
     assert isinstance(trainee, FeatureChoiceTrainee)
-    trainee.firing.window = 10
+    trainee.dead_latents.window = 10
     with torch.no_grad():
         trainee.b_enc[:20] = -20.0
     trainee.losses({SITE: data(seed=1)}, LATE)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scalar_sae import distributed
-from scalar_sae.saes.components.dead_latents import Firing, window
+from scalar_sae.saes.components.dead_latents import DeadLatents, window
 from scalar_sae.saes.methods.base import Acts, Progress, TrainableSAEs, Transformer
 from scalar_sae.saes.methods.registry import MethodConfig
 from scalar_sae.sites import Site
@@ -36,9 +36,9 @@ class OptimizedSAEs:
         self.best = Best()
         own = {name: getattr(method, name) for name in ("beta2", "clip", "schedule", "warmup_steps")}
         self._config = config.model_copy(update={name: value for name, value in own.items() if value is not None})
-        self.firing = [module for module in trainee.modules() if isinstance(module, Firing)]
-        for firing in self.firing:
-            firing.window = window(getattr(method, "dead_tokens", None), config.tokens)
+        self.dead_latents = [module for module in trainee.modules() if isinstance(module, DeadLatents)]
+        for dead_latents in self.dead_latents:
+            dead_latents.window = window(getattr(method, "dead_tokens", None), config.tokens)
         self._parameters = list(trainee.parameters())
         self.finite = torch.ones((), dtype=torch.bool, device=self._parameters[0].device)
         """Whether every gradient has been finite so far. Kept on the device so that no step waits for it."""

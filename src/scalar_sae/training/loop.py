@@ -218,8 +218,8 @@ class _Run:
             found = self.validation.measure([learner.trainee for learner in group], blocks)
             for learner in group:
                 more = {"val_loss": val_loss[learner], "kept_step": learner.best.step}
-                for site, firing in zip(learner.trainee.sites, learner.firing, strict=True):
-                    found["saes"][str(site)] |= more | {"idle": firing.dead().float().mean().item()}
+                for site, dead_latents in zip(learner.trainee.sites, learner.dead_latents, strict=True):
+                    found["saes"][str(site)] |= more | {"dead_in_training": dead_latents.mask().float().mean().item()}
             self.events("validate", step=step, name=name, **rounded(found))
 
     @freed_memory_handed_back()

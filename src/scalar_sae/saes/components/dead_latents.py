@@ -24,7 +24,7 @@ def window(dead_tokens: int | None, tokens: int) -> int:
     return min(DEAD_TOKENS, tokens // 10) if dead_tokens is None else dead_tokens
 
 
-class Firing(nn.Module):
+class DeadLatents(nn.Module):
     """Tokens since each latent of a dictionary last fired, and the window after which it is dead."""
 
     tokens_since_fired: Tensor
@@ -39,7 +39,7 @@ class Firing(nn.Module):
         """Record which latents fired on any of a batch of `tokens` tokens, over all workers."""
         self.tokens_since_fired.add_(tokens * distributed.world_size()).masked_fill_(distributed.all_any(fired), 0)
 
-    def dead(self) -> Bool[Tensor, " d_sae"]:
+    def mask(self) -> Bool[Tensor, " d_sae"]:
         """Mask of the latents that have not fired during the window."""
         return self.tokens_since_fired >= self.window
 

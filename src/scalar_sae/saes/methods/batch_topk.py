@@ -91,7 +91,7 @@ class BatchTopKTrainee(Dictionary):
         weights = self.weights()
         u = pre_acts(weights, x).relu_()
         code = ragged(weights, x, u, self.select(u, progress))
-        self.firing.record(code.fired(), len(x))
+        self.dead_latents.record(code.fired(), len(x))
         self.follow(code, progress)
         y_hat = code.decoded()
         loss = self.reconstruction(code, y, y_hat)
@@ -122,7 +122,7 @@ class BatchTopKTrainee(Dictionary):
         self, weights: Weights, x: Float[Tensor, "batch d_model"], residual: Float[Tensor, "batch d_model"]
     ) -> Float[Tensor, ""]:
         """The auxiliary loss on dead latents."""
-        return auxk_loss(weights, x, residual, self.firing.dead(), self.k_aux)
+        return auxk_loss(weights, x, residual, self.dead_latents.mask(), self.k_aux)
 
     @torch.no_grad()
     def calibrate(self, acts: Acts) -> None:

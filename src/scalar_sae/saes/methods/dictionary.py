@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scalar_sae.activations.reading import Gradient
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import Activation
-from scalar_sae.saes.components.dead_latents import Firing
+from scalar_sae.saes.components.dead_latents import DeadLatents
 from scalar_sae.saes.components.site_groups import parsed, site_list, spanned
 from scalar_sae.saes.methods.base import (
     Acts,
@@ -112,7 +112,7 @@ class Dictionary(TrainableSAEs):
         self.W_enc, self.W_dec = encoder_and_decoder(self.d_sae, self.d_model, generator, 1.0 if unit_norm else norm)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(self.d_model))
-        self.firing = Firing(self.d_sae)
+        self.dead_latents = DeadLatents(self.d_sae)
         self.register_buffer("scale", torch.ones(2))
         self.register_buffer("variance", torch.ones(()))
 

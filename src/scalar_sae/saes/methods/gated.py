@@ -55,7 +55,7 @@ class GatedTrainee(Dictionary):
         projected = linear(x, self.W_enc, self._shift())
         gate = projected + self.b_gate
         f = torch.where(gate > 0, projected * self.r_mag.exp() + self.b_enc, 0.0).relu()
-        self.firing.record((f > 0).any(0), len(f))
+        self.dead_latents.record((f > 0).any(0), len(f))
         opened = gate.relu()
         weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
         frozen = linear(opened, self.W_dec.detach(), self.b_dec.detach())

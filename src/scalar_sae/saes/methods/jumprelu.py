@@ -136,7 +136,7 @@ class JumpReluTrainee(Dictionary):
         config, weights = self._config, self.weights()
         u, threshold = weights.pre_acts(x), self.log_threshold.exp()
         f = jump_relu(u, threshold, config.bandwidth)
-        self.firing.record((f > 0).any(0), len(f))
+        self.dead_latents.record((f > 0).any(0), len(f))
         l0 = (f > 0).float().sum(1).mean()
         weight = self.sparsity.at(progress, l0)
         if config.loss == "tanh":

@@ -83,7 +83,7 @@ class LlamaScopeTrainee(Dictionary):
     ) -> Float[Tensor, ""]:
         """The authors' normalised squared error."""
         coded = self.coded(x, self.k_at(progress))
-        self.firing.record(coded.fired(), len(x))
+        self.dead_latents.record(coded.fired(), len(x))
         spread = (y - distributed.all_mean(y.mean(0))).norm(dim=1, keepdim=True).clamp_min(LEAST_SPREAD)
         return ((y - coded.decoded()).square() / spread).mean()
 

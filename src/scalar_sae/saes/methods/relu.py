@@ -49,7 +49,7 @@ class ReluTrainee(Dictionary):
         """Squared error plus the L1 norm weighted by decoder norms."""
         weights = self.weights()
         f = weights.pre_acts(x).relu()
-        self.firing.record((f > 0).any(0), len(f))
+        self.dead_latents.record((f > 0).any(0), len(f))
         weight = self.sparsity.at(progress, (f > 0).float().sum(1).mean())
         return squared_error(y, weights.decode(f)) + weight * (f @ weights.norms()).mean()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import TopK
-from scalar_sae.saes.components.dead_latents import Firing
+from scalar_sae.saes.components.dead_latents import DeadLatents
 from scalar_sae.saes.components.site_groups import at_layers, ff_blocks, residual_stream
 from scalar_sae.saes.components.sparse import Coded, top_k
 from scalar_sae.saes.methods.base import (
@@ -158,7 +158,7 @@ class StaircaseTrainee(TrainableSAEs):
         self.stairs = Stairs(config, len(sites), d_model, generator_at(seed, sites[0]))
         if config.k > self.stairs.ends[0]:
             raise UserError(f"{sites[0]}: k = {config.k} is above the {self.stairs.ends[0]} latents of the first step")
-        self.firing = nn.ModuleList(Firing(end) for end in self.stairs.ends)
+        self.dead_latents = nn.ModuleList(DeadLatents(end) for end in self.stairs.ends)
 
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Tensor]:
         """Each site's squared error."""
@@ -168,9 +168,9 @@ class StaircaseTrainee(TrainableSAEs):
         """The sparse code at a site. The latents that fired are counted."""
         i = self.sites.index(site)
         coded = top_k(self.stairs.weights(i), acts[site], self.k)
-        firing = self.firing[i]
-        assert isinstance(firing, Firing)
-        firing.record(coded.fired(), len(acts[site]))
+        dead_latents = self.dead_latents[i]
+        assert isinstance(dead_latents, DeadLatents)
+        dead_latents.record(coded.fired(), len(acts[site]))
         return coded
 
     def sae(self, site: Site) -> SAE:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scalar_sae.errors import UserError
 from scalar_sae.saes.activation import JumpReLU
-from scalar_sae.saes.components.dead_latents import Firing
+from scalar_sae.saes.components.dead_latents import DeadLatents
 from scalar_sae.saes.components.sparsity_control import Sparsity, SparsityWeight
 from scalar_sae.saes.methods.base import Acts, Name, Progress, TrainableSAEs, Transformer, generator_at, squared_error
 from scalar_sae.saes.methods.jumprelu import jump_relu, step
@@ -56,7 +56,7 @@ class StaircaseJumpReluTrainee(TrainableSAEs):
             raise UserError(f"{config.name}: {len(each)} sparsity weights for a staircase of {len(sites)} sites")
         self.stairs = Stairs(config, len(sites), d_model, generator_at(seed, sites[0]), config.threshold)
         self.sparsity = nn.ModuleList(SparsityWeight(one) for one in each)
-        self.firing = nn.ModuleList(Firing(end) for end in self.stairs.ends)
+        self.dead_latents = nn.ModuleList(DeadLatents(end) for end in self.stairs.ends)
 
     def losses(self, acts: Acts, progress: Progress) -> dict[Site, Tensor]:
         """Each site's squared error and L0 penalty."""
@@ -65,10 +65,10 @@ class StaircaseJumpReluTrainee(TrainableSAEs):
             weights, threshold = self.stairs.weights(i), self.stairs.threshold(i)
             u = weights.pre_acts(acts[site])
             f = jump_relu(u, threshold, self.bandwidth)
-            firing, sparsity = self.firing[i], self.sparsity[i]
-            assert isinstance(firing, Firing)
+            dead_latents, sparsity = self.dead_latents[i], self.sparsity[i]
+            assert isinstance(dead_latents, DeadLatents)
             assert isinstance(sparsity, SparsityWeight)
-            firing.record((f > 0).any(0), len(f))
+            dead_latents.record((f > 0).any(0), len(f))
             l0 = step(u, threshold, self.bandwidth).sum(1).mean()
             found[site] = squared_error(acts[site], weights.decode(f)) + sparsity.at(progress, l0.detach()) * l0
         return found

@@ -89,7 +89,7 @@ class TopKTrainee(Dictionary):
         if config.multi > 1:
             loss = loss + squared_error(y, wide.decoded()) / 8
         if config.auxk > 0:
-            dead = self.firing.dead()
+            dead = self.dead_latents.mask()
             loss = loss + config.auxk * self.variance * auxk_loss(wide.weights, x, y - y_hat, dead, config.k_aux)
         return loss
 
@@ -97,7 +97,7 @@ class TopKTrainee(Dictionary):
         """The code with `multi` times k latents; its first k are the SAE's. The latents that fired are counted."""
         k, multi = self._config.k, self._config.multi
         wide = top_k(self.weights(), x, k * multi, ordered=multi > 1)
-        self.firing.record(wide.first(k).fired(), len(x))
+        self.dead_latents.record(wide.first(k).fired(), len(x))
         return wide
 
     def activation(self) -> TopK:

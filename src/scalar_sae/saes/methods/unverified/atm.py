@@ -98,7 +98,7 @@ class ATMTrainee(Dictionary):
         weights = self.weights()
         raw = weights.pre_acts(x).relu()
         f = raw * self.kept(progress)
-        self.firing.record((raw > 0).any(0), len(raw))
+        self.dead_latents.record((raw > 0).any(0), len(raw))
         self._follow(weights, raw, y)
         left_after = (raw * self.left() > 0).float().sum(1).mean()
         weight = self.sparsity.at(progress, left_after)

@@ -85,7 +85,7 @@ class GSAETrainee(TopKTrainee):
         some = some | ~some.any()  # a part of a batch that has no such token counts whole
         x, y, g = x[some], y[some], g[some]
         code = self.selected(x, g)
-        self.firing.record(code.first(self._k).fired(), n_batch)
+        self.dead_latents.record(code.first(self._k).fired(), n_batch)
         n = torch.tensor(float(len(x)), device=x.device)
         return self.objective(code, x, y) * (n / distributed.all_mean(n))
 

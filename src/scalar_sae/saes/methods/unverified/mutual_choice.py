@@ -69,7 +69,7 @@ class MutualChoiceTrainee(BatchTopKTrainee):
 
     def dying(self) -> Bool[Tensor, " d_sae"]:
         """Latents that are dead or underused."""
-        return self.firing.dead() | self.densities.underused()
+        return self.dead_latents.mask() | self.densities.underused()
 
     def revival(
         self, weights: Weights, x: Float[Tensor, "batch d_model"], residual: Float[Tensor, "batch d_model"]
