@@ -54,7 +54,7 @@ export function gathered(map: MapAnswer, n: number, state: State): Gathered {
     cut.forEach((id) => placed.add(id));
     const rest = all.length - cut.length;
     return {
-      title: `${end === "u" ? "Upstream" : "Downstream"}: ${some(all.length, "feature")}`,
+      title: `${end === "u" ? "Upstream" : "Downstream"}: ${some(all.length, state.groups.length ? "node" : "feature")}`,
       nodes: cut.map((id) => {
         const { edges, effect } = nodes.get(id)!;
         const detail = id.startsWith("g") ? "A group." : detailOf(id, map.labels);

@@ -8,6 +8,9 @@ import { Waiting } from "./parts";
 import { pin, pinned, set, type State } from "./state";
 import { count, number, percent, short, some } from "./text";
 
+/** Of more groups than these the list is closed at first. */
+const OPEN = 6;
+
 export function Reading({ found, where, id }: { found: Measured; where: string; id: string }) {
   return (
     <p class="reading" id={id} data-recovery={found.recovery} data-edges={found.edges}>
@@ -51,17 +54,21 @@ export function Pins({ state, labels }: { state: State; labels?: Labels }) {
           <p class="hint">Kept are the pinned edges, and all edges from a pinned upstream to a pinned downstream feature.</p>
         </>
       )}
-      {state.groups.length > 0 && <h3>Groups <button type="button" id="dissolve" onClick={() => set({ groups: [], focus: state.focus.startsWith("g") ? "" : state.focus })}>Dissolve all</button></h3>}
-      <ul class="pins">
-        {state.groups.map((group, g) => (
-          <li key={g}>
-            <input aria-label={`Name of group ${g + 1}`} class="group-name" value={group.name} maxLength={200} onInput={(event) =>
-              set({ groups: state.groups.map((other, i) => (i === g ? { ...other, name: event.currentTarget.value } : other)) })} />
-            <button type="button" class="words" onClick={() => set({ focus: `g${g}` })}>{some(group.members.length, "feature")}</button>
-            <button type="button" aria-label={`Dissolve group ${g + 1}`} onClick={() => set({ groups: state.groups.filter((_, i) => i !== g), focus: "" })}>✕</button>
-          </li>
-        ))}
-      </ul>
+      {state.groups.length > 0 && (
+        <details open={state.groups.length <= OPEN}>
+          <summary>{some(state.groups.length, "group")} <button type="button" id="dissolve" onClick={() => set({ groups: [], focus: state.focus.startsWith("g") ? "" : state.focus })}>Dissolve all</button></summary>
+          <ul class="pins">
+            {state.groups.map((group, g) => (
+              <li key={g}>
+                <input aria-label={`Name of group ${g + 1}`} class="group-name" value={group.name} maxLength={200} onInput={(event) =>
+                  set({ groups: state.groups.map((other, i) => (i === g ? { ...other, name: event.currentTarget.value } : other)) })} />
+                <button type="button" class="words" onClick={() => set({ focus: `g${g}` })}>{some(group.members.length, "feature")}</button>
+                <button type="button" aria-label={`Dissolve group ${g + 1}`} onClick={() => set({ groups: state.groups.filter((_, i) => i !== g), focus: "" })}>✕</button>
+              </li>
+            ))}
+          </ul>
+        </details>
+      )}
     </section>
   );
 }
