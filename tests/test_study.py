@@ -146,6 +146,15 @@ def test_the_same_command_again_does_nothing_new(run: Path, preset: Path):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_a_run_whose_text_is_gone_is_refused_with_the_file_that_names_it(run: Path, tmp_path: Path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train"]["corpus"] = str(tmp_path / "gone.txt")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    done = scalar("train", "--resume", "--out", tmp_path, check=False)
+    assert done.returncode == 2
+    assert f"{tmp_path / 'config.yaml'}: train.corpus: unknown corpus" in done.stderr
+
+
 def test_records_of_other_weights_are_not_taken_for_the_runs_own(run: Path, preset: Path, tmp_path: Path):
     out = tmp_path / "run"
     shutil.copytree(run, out)

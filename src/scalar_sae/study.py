@@ -102,11 +102,15 @@ class StudyConfig(BaseModel):
         """Read the config from a run directory's `config.yaml`.
 
         Raises:
-            UserError: it is not a run directory, or the file does not hold a config.
+            UserError: it is not a run directory, the file does not hold a config, or its text is not there any more.
         """
         if not os.path.lexists(out / "config.yaml"):
             raise UserError(f"{out}: no run to go on with (it has no config.yaml)")
         found = RunConfig.read(out / "config.yaml")
+        try:
+            absolute(found.train.corpus)
+        except UserError as error:
+            raise UserError(f"{out / 'config.yaml'}: train.corpus: {error}") from error
         return cls(train=found.train, score=found.score)
 
     @classmethod
