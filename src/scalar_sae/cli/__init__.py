@@ -131,7 +131,10 @@ def train_lm(
             help="For `tiny-shakespeare`, a local copy of the text. For `medium`, a text file to add (repeat for more)."
         ),
     ] = None,
-    change: Changes = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field of the recipe, e.g. --set steps=300 (repeat for more)."),
+    ] = None,
 ) -> Outcome:
     """Train a small language model: the paper's GPT with 216,448 parameters, or a medium one.
 
