@@ -41,6 +41,10 @@ RECOVERY = ("log_area", *(f"{kind}.{q}" for kind in ("edges_at", "live_edges_at"
 """Scores that compare with the full circuit of the pair itself."""
 
 
+EDGE_COUNTS = ("edges_at.", "faithful_at.", "faithful_from.")
+"""What the names of scores begin with that are numbers of edges."""
+
+
 @dataclass(frozen=True)
 class Ratio:
     """A score of some SAEs over that of the baseline; infinite where only the baseline reaches it, NaN where neither
@@ -178,21 +182,31 @@ def method_scores(records: list[Record], score: str) -> list[MethodScore]:
             mean = np.mean([over[block, method][0] for block in some], 0)
             value = float(np.exp(mean[VALUE, 0]))
             n_prompts = min(len(one.prompts.floor_kl) for block in some for one in seeds[block, method])
+            interval = interval_of_exponential(
+                mean,
+                np.mean([halves[block, method] for block in some], 0),
+                mean_over_blocks([over[block, method][1] for block in some]),
+                n_prompts,
+            )
+            n_edges = max(one.n_edges for block in some for one in seeds[block, method])
             rows.append(
                 MethodScore(
                     block=where,
                     method=method,
                     value=value if np.isfinite(value) else None,
-                    interval=interval_of_exponential(
-                        mean,
-                        np.mean([halves[block, method] for block in some], 0),
-                        mean_over_blocks([over[block, method][1] for block in some]),
-                        n_prompts,
-                    ),
+                    interval=_possible(interval, n_edges) if score.startswith(EDGE_COUNTS) else interval,
                     n_seeds=min(len(seeds[block, method]) for block in some),
                 )
             )
     return rows
+
+
+def _possible(interval: Ends | None, n_edges: int) -> Ends | None:
+    """An interval of an edge count. An end above all possible edges is not known: such a pair never gets there."""
+    if interval is None:
+        return None
+    low, high = interval
+    return (low, None) if high is not None and high > n_edges else interval
 
 
 def without_partner(seeds: Seeds, base: str) -> list[str]:
