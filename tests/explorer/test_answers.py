@@ -25,8 +25,9 @@ from scalar_sae.evaluation.features.judges import Judge
 from scalar_sae.explore.explanations import explain_edge, explain_features
 from scalar_sae.explore.journey import Journey
 from scalar_sae.explorer import answers, edges
-from scalar_sae.explorer.answers import Answerer, Question
+from scalar_sae.explorer.answers import Answerer
 from scalar_sae.explorer.app import Explorer, Export, StoppedError, exported, serve
+from scalar_sae.explorer.questions import Question
 from scalar_sae.explorer.subject import Subject
 from scalar_sae.loopback import RefusedError
 from scalar_sae.report.text import visible

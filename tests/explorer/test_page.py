@@ -23,6 +23,7 @@ from scalar_sae.evaluation.features.judges import Judge
 from scalar_sae.explorer import answers
 from scalar_sae.explorer.answers import Answerer
 from scalar_sae.explorer.app import Explorer, serve
+from scalar_sae.explorer.questions import Change
 from scalar_sae.explorer.subject import Subject
 from tests.explorer.subjects import KEY, RANKING, small_subject, two_pairs
 from tests.helpers import running
@@ -312,7 +313,7 @@ def test_a_server_that_dies_in_the_middle_of_an_intervention_leaves_the_state_in
 ):
     subject, dead = small_subject(tmp_path / "run"), threading.Event()
 
-    def change(subject: Subject, question: answers.Change, on_progress: Any) -> Any:
+    def change(subject: Subject, question: Change, on_progress: Any) -> Any:
         on_progress(0.5)
         dead.wait(30)
         raise UserError("too late")
@@ -320,7 +321,7 @@ def test_a_server_that_dies_in_the_middle_of_an_intervention_leaves_the_state_in
     page, changes = Page(browser), [{"up": 1, "factor": 0}]
     state = f"#view=test&at=2&text={quote('def f(x):')}&changes={quote(json.dumps(changes))}"
     with monkeypatch.context() as held, running(serve(lambda: subject, 0)) as server:
-        held.setitem(answers.QUESTIONS, "change", Answerer(answers.Change, change))
+        held.setitem(answers.QUESTIONS, "change", Answerer(Change, change))
         browser.get(server.url + state)
         page.until(lambda: "50.0 %" in page.one("body").text)
         for transport in [one.transport for one in server._server.server_state.connections]:

@@ -1,15 +1,14 @@
 """What a page can ask, and how the engine (scalar_sae/explore) answers. Every answer is plain data for JSON.
 
-A question is a name and a body. To add one, write its body as a class, a function from it to the answer, and a line in
-`QUESTIONS`.
+A question is a name and a body. To add one, write its body as a class in questions.py, a function from it to the answer
+here, and a line in `QUESTIONS`.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from scalar_sae._version import __version__
 from scalar_sae.errors import UserError
@@ -21,6 +20,7 @@ from scalar_sae.explore.journey import Journey
 from scalar_sae.explore.measure import measured
 from scalar_sae.explore.passage import passages
 from scalar_sae.explore.plain import QUANTILES, interventions_from
+from scalar_sae.explorer import questions as asked
 from scalar_sae.explorer.edges import MOST, top_edges
 from scalar_sae.explorer.graph import graph
 from scalar_sae.explorer.subject import Subject
@@ -30,146 +30,13 @@ from scalar_sae.scoring.pair import Pair
 
 OnProgress = Callable[[float], object]
 """Called with the share that is done. An exception raised in it stops the work."""
-LONGEST = 20_000
-"""Characters of a prompt."""
-TOKENS = 512
-"""Tokens of a prompt."""
 EXAMPLES = 8
 """Prompts of the run's text that a page offers."""
 LENGTH = 32
 """Tokens of each of them."""
 
-Latent = Annotated[int, Field(ge=0, lt=2**31)]
-Text = Annotated[str, Field(max_length=LONGEST)]
 
-
-class Question(BaseModel):
-    """The body of a question."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class AboutRun(Question):
-    """Which pairs are there?"""
-
-
-class AboutPair(Question):
-    """A question about a pair, as its record under a ranking scored it."""
-
-    pair: str
-    ranking: str
-
-
-class Examples(AboutPair):
-    """Which prompts of the text can be looked at?"""
-
-
-class Map(AboutPair):
-    """Which edges does the pair have, and how much do they recover?"""
-
-
-class Card(Question):
-    """What does one feature do?"""
-
-    pair: str
-    end: Literal["up", "down"]
-    latent: Latent
-
-
-class Pinned(AboutPair):
-    """Edges of a circuit: those that are listed, and all between the listed upstream and downstream features."""
-
-    edges: Annotated[list[tuple[Latent, Latent]], Field(max_length=MOST)] = []
-    up: Annotated[list[Latent], Field(max_length=MOST)] = []
-    down: Annotated[list[Latent], Field(max_length=MOST)] = []
-
-
-class OnPrompt(Pinned):
-    """How much do the pinned edges carry on a prompt?"""
-
-    text: Text
-
-
-class Chain(Question):
-    """How much do the pinned edges of consecutive pairs carry together on a prompt?"""
-
-    parts: Annotated[list[Pinned], Field(min_length=2, max_length=100)]
-    """In the order of the forward pass."""
-    text: Text
-
-
-class OnHeldOut(Pinned):
-    """How much do the pinned edges carry on the text that the record was scored on?"""
-
-
-class Step(AboutPair):
-    """What happens at one token of a prompt?"""
-
-    text: Text
-    position: Annotated[int, Field(ge=0, lt=TOKENS)]
-
-
-class Tokens(AboutPair):
-    """Which tokens does a prompt have, and what is predicted after each?"""
-
-    text: Text
-
-
-class Change(Step):
-    """What do interventions do to the prediction after a token?"""
-
-    interventions: Annotated[list[dict[str, Any]], Field(max_length=100)]
-
-
-class Edge(AboutPair):
-    """On which prompts of the text does an edge matter?"""
-
-    up: Latent
-    down: Latent
-
-
-class Split(Step):
-    """Which source tokens and attention heads carry an edge to a token?"""
-
-    up: Latent
-    down: Latent
-
-
-class Groups(AboutPair):
-    """Which features have similar attribution profiles?"""
-
-    edges: Annotated[int, Field(ge=0, le=MOST)]
-    """The strongest edges, of which the profiles are made."""
-    alike: Annotated[float, Field(gt=0, le=1)]
-    """Mean cosine that two groups need to be joined."""
-
-
-class Explain(AboutPair):
-    """What does an edge do, or what do some features have in common, in the words of the judge?"""
-
-    edge: tuple[Latent, Latent] | None = None
-    up: Annotated[list[Latent], Field(max_length=MOST)] = []
-    down: Annotated[list[Latent], Field(max_length=MOST)] = []
-
-
-class Group(Question):
-    """Features that stand together under a name."""
-
-    name: Text
-    members: Annotated[list[str], Field(max_length=MOST)]
-
-
-class Graph(Step):
-    """What a journey shows at a token, as a file for other viewers."""
-
-    shown: Annotated[list[tuple[int, Latent, Latent]], Field(max_length=MOST)]
-    """Source token, upstream and downstream feature of each edge."""
-    pins: Annotated[list[str], Field(max_length=MOST)] = []
-    groups: Annotated[list[Group], Field(max_length=100)] = []
-    names: dict[str, str] = {}
-
-
-def about_run(subject: Subject, question: AboutRun, on_progress: OnProgress) -> dict[str, Any]:
+def about_run(subject: Subject, question: asked.AboutRun, on_progress: OnProgress) -> dict[str, Any]:
     """The pairs, and what a page says about the run."""
     pairs = [
         {
@@ -188,14 +55,14 @@ def about_run(subject: Subject, question: AboutRun, on_progress: OnProgress) -> 
     return {**about, "version": __version__, "pairs": pairs}
 
 
-def examples(subject: Subject, question: Examples, on_progress: OnProgress) -> list[str]:
+def examples(subject: Subject, question: asked.Examples, on_progress: OnProgress) -> list[str]:
     """The beginnings of some of the prompts that the record was scored on."""
     record = subject.pair_subject(question.pair).record(question.ranking)
     rows = subject.texts(record).scoring[:EXAMPLES, :LENGTH]
     return [subject.lm.tokenizer.decode(row.tolist()) for row in rows]
 
 
-def the_map(subject: Subject, question: Map, on_progress: OnProgress) -> dict[str, Any]:
+def the_map(subject: Subject, question: asked.Map, on_progress: OnProgress) -> dict[str, Any]:
     """The strongest edges, the record's curve, and a few words about each feature."""
     found = subject.pair_subject(question.pair)
     record = found.record(question.ranking)
@@ -218,26 +85,26 @@ def the_map(subject: Subject, question: Map, on_progress: OnProgress) -> dict[st
     }
 
 
-def card(subject: Subject, question: Card, on_progress: OnProgress) -> dict[str, Any]:
+def card(subject: Subject, question: asked.Card, on_progress: OnProgress) -> dict[str, Any]:
     """The card of a feature; without tables of features only that there are none."""
     cards = subject.cards(question.pair, question.end)
     return {"missing": True} if cards is None else cards.card(question.latent)
 
 
-def tokens(subject: Subject, question: Tokens, on_progress: OnProgress) -> dict[str, Any]:
+def tokens(subject: Subject, question: asked.Tokens, on_progress: OnProgress) -> dict[str, Any]:
     """The tokens of a prompt, as they are shown, and which of them are special."""
     pair, ids = _read(subject, question)
     shown = [token_text(text) for text in subject.lm.tokenizer.pieces(ids[0].tolist())]
     return {"tokens": shown, "special": [int(token) in pair.special for token in ids[0].tolist()]}
 
 
-def on_prompt(subject: Subject, question: OnPrompt, on_progress: OnProgress) -> dict[str, Any]:
+def on_prompt(subject: Subject, question: asked.OnPrompt, on_progress: OnProgress) -> dict[str, Any]:
     """How much the pinned edges carry on one prompt."""
     pair, ids = _read(subject, question)
     return _journey(subject, question, pair, ids).measure(circuit(pair, question)).model_dump()
 
 
-def chain(subject: Subject, question: Chain, on_progress: OnProgress) -> dict[str, Any]:
+def chain(subject: Subject, question: asked.Chain, on_progress: OnProgress) -> dict[str, Any]:
     """How much the pinned edges of consecutive pairs carry on one prompt. Each pair starts from what the one before it
     leaves.
 
@@ -253,7 +120,7 @@ def chain(subject: Subject, question: Chain, on_progress: OnProgress) -> dict[st
     return journey.measure(circuits).model_dump()
 
 
-def on_held_out(subject: Subject, question: OnHeldOut, on_progress: OnProgress) -> dict[str, Any]:
+def on_held_out(subject: Subject, question: asked.OnHeldOut, on_progress: OnProgress) -> dict[str, Any]:
     """How much the pinned edges carry on the text of the record."""
     record = subject.pair_subject(question.pair).record(question.ranking)
     pair, text = subject.pair(question.pair, question.ranking), subject.texts(record).scoring
@@ -264,7 +131,7 @@ def on_held_out(subject: Subject, question: OnHeldOut, on_progress: OnProgress) 
     return {**measured(found).model_dump(), "prompts": len(text)}
 
 
-def step(subject: Subject, question: Step, on_progress: OnProgress) -> dict[str, Any]:
+def step(subject: Subject, question: asked.Step, on_progress: OnProgress) -> dict[str, Any]:
     """The local edges at a token, what its downstream features do to the prediction, and the local curve."""
     pair, ids = _read(subject, question)
     journey, at = _journey(subject, question, pair, ids), question.position
@@ -283,7 +150,7 @@ def step(subject: Subject, question: Step, on_progress: OnProgress) -> dict[str,
     }
 
 
-def change(subject: Subject, question: Change, on_progress: OnProgress) -> dict[str, Any]:
+def change(subject: Subject, question: asked.Change, on_progress: OnProgress) -> dict[str, Any]:
     """The prediction after a token, before and after interventions."""
     pair, ids = _read(subject, question)
     wanted = interventions_from(question.interventions)
@@ -291,7 +158,7 @@ def change(subject: Subject, question: Change, on_progress: OnProgress) -> dict[
     return _shown(found.model_dump(), "next_tokens")
 
 
-def edge(subject: Subject, question: Edge, on_progress: OnProgress) -> dict[str, Any]:
+def edge(subject: Subject, question: asked.Edge, on_progress: OnProgress) -> dict[str, Any]:
     """The prompts of the scored text on which removing an edge changes the prediction most."""
     record = subject.pair_subject(question.pair).record(question.ranking)
     pair, text = subject.pair(question.pair, question.ranking), subject.texts(record).scoring
@@ -303,7 +170,7 @@ def edge(subject: Subject, question: Edge, on_progress: OnProgress) -> dict[str,
     return found | {"levels": QUANTILES}
 
 
-def groups(subject: Subject, question: Groups, on_progress: OnProgress) -> list[dict[str, Any]]:
+def groups(subject: Subject, question: asked.Groups, on_progress: OnProgress) -> list[dict[str, Any]]:
     """Groups of the features of the strongest edges, by attribution profile."""
     edges = top_edges(subject, question.pair, question.ranking, on_progress).slice(0, question.edges)
     rows = zip(*(edges[name].to_pylist() for name in ("up", "down", "weight")), strict=True)
@@ -313,7 +180,7 @@ def groups(subject: Subject, question: Groups, on_progress: OnProgress) -> list[
     ]
 
 
-def explain(subject: Subject, question: Explain, on_progress: OnProgress) -> dict[str, Any]:
+def explain(subject: Subject, question: asked.Explain, on_progress: OnProgress) -> dict[str, Any]:
     """What the judge says of an edge or of a group on the ranking text, tested on the text of the record.
 
     Raises:
@@ -332,7 +199,7 @@ def explain(subject: Subject, question: Explain, on_progress: OnProgress) -> dic
     return {**found.model_dump(), "explanation": said, "judge": visible(found.judge)}
 
 
-def split(subject: Subject, question: Split, on_progress: OnProgress) -> dict[str, Any]:
+def split(subject: Subject, question: asked.Split, on_progress: OnProgress) -> dict[str, Any]:
     """The parts of an edge's effect at a token, by source token and head."""
     pair, ids = _read(subject, question)
     found = _journey(subject, question, pair, ids).split(
@@ -341,7 +208,7 @@ def split(subject: Subject, question: Split, on_progress: OnProgress) -> dict[st
     return found.model_dump()
 
 
-def as_graph(subject: Subject, question: Graph, on_progress: OnProgress) -> dict[str, Any]:
+def as_graph(subject: Subject, question: asked.Graph, on_progress: OnProgress) -> dict[str, Any]:
     """The edges that a page shows at a token, as an attribution graph."""
     pair, ids = _read(subject, question)
     journey, at, shown = _journey(subject, question, pair, ids), question.position, set(question.shown)
@@ -360,7 +227,7 @@ def as_graph(subject: Subject, question: Graph, on_progress: OnProgress) -> dict
     )
 
 
-def circuit(pair: Pair, pinned: Pinned) -> Circuit:
+def circuit(pair: Pair, pinned: asked.Pinned) -> Circuit:
     """The circuit of what is pinned.
 
     Raises:
@@ -387,8 +254,10 @@ def _read(subject: Subject, question: Any) -> tuple[Pair, torch.Tensor]:
 
 def _tokens(subject: Subject, text: str) -> torch.Tensor:
     ids = subject.lm.tokens(text)
-    if ids.shape[1] > TOKENS:
-        raise UserError(f"{ids.shape[1]} tokens: the explorer reads prompts of at most {TOKENS}; shorten the text")
+    if ids.shape[1] > asked.TOKENS:
+        raise UserError(
+            f"{ids.shape[1]} tokens: the explorer reads prompts of at most {asked.TOKENS}; shorten the text"
+        )
     return ids
 
 
@@ -408,24 +277,24 @@ def _shown(answer: dict[str, Any], name: str) -> dict[str, Any]:
 class Answerer(NamedTuple):
     """How a question is answered."""
 
-    body: type[Question]
+    body: type[asked.Question]
     answer: Callable[[Subject, Any, OnProgress], Any]
 
 
 QUESTIONS = {
-    "run": Answerer(AboutRun, about_run),
-    "examples": Answerer(Examples, examples),
-    "map": Answerer(Map, the_map),
-    "card": Answerer(Card, card),
-    "tokens": Answerer(Tokens, tokens),
-    "recovery": Answerer(OnPrompt, on_prompt),
-    "chain": Answerer(Chain, chain),
-    "held-out": Answerer(OnHeldOut, on_held_out),
-    "step": Answerer(Step, step),
-    "change": Answerer(Change, change),
-    "edge": Answerer(Edge, edge),
-    "split": Answerer(Split, split),
-    "groups": Answerer(Groups, groups),
-    "explain": Answerer(Explain, explain),
-    "graph": Answerer(Graph, as_graph),
+    "run": Answerer(asked.AboutRun, about_run),
+    "examples": Answerer(asked.Examples, examples),
+    "map": Answerer(asked.Map, the_map),
+    "card": Answerer(asked.Card, card),
+    "tokens": Answerer(asked.Tokens, tokens),
+    "recovery": Answerer(asked.OnPrompt, on_prompt),
+    "chain": Answerer(asked.Chain, chain),
+    "held-out": Answerer(asked.OnHeldOut, on_held_out),
+    "step": Answerer(asked.Step, step),
+    "change": Answerer(asked.Change, change),
+    "edge": Answerer(asked.Edge, edge),
+    "split": Answerer(asked.Split, split),
+    "groups": Answerer(asked.Groups, groups),
+    "explain": Answerer(asked.Explain, explain),
+    "graph": Answerer(asked.Graph, as_graph),
 }

@@ -31,7 +31,7 @@ from scalar_sae.malloc import trim_malloc
 from scalar_sae.readers import explained, parse_json
 
 if TYPE_CHECKING:
-    from scalar_sae.explorer.answers import Question
+    from scalar_sae.explorer.questions import Question
     from scalar_sae.explorer.subject import Subject
 
 BODY_BYTES = 2**20
