@@ -78,7 +78,7 @@ def tables(content: dict[str, Any]) -> str:
     settings = content["settings"]
     lines = [
         f"{settings['prompts']} prompts of {settings['context']} tokens, edges ranked by `{content['ranking']}` on "
-        f"{settings['rank_prompts']} others, removed latents set to {settings['ablation']}.",
+        f"{settings['rank_prompts']} others, ablated latents set to their {settings['ablation']}.",
         "",
     ]
     for kind, found in content["kinds"].items():

@@ -1,4 +1,4 @@
-"""The table of SAE methods. A new method adds its file and one line here."""
+"""The table of SAE methods. A new method adds its file, and an import and an entry here."""
 
 from typing import Annotated, get_args
 
