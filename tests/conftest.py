@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests import typed
+from tests.forks import Forks
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -43,6 +44,14 @@ def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where a test computes: `pytest --device cuda`; what it finds is compared with what the CPU finds."""
     return torch.device(str(request.config.getoption("--device")))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs programs in processes of their own."""
+    running = Forks()
+    yield running
+    running.close()
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
 """Stopping on a signal, going on after a kill."""
 
 import os
-import random
-import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +12,7 @@ from scalar_sae.io import Events
 from scalar_sae.saes.methods.base import Acts, Progress
 from scalar_sae.saes.methods.topk import TopKTrainee
 from scalar_sae.sites import Site
+from tests.forks import Forks
 from tests.training.runs import STATEFUL, TOPK, trained, write_text
 
 
@@ -114,71 +110,65 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, text: Path):
         assert not list((tmp_path / "run").rglob("sae.json"))
 
 
-FULL = """
-import resource, signal, sys, torch; from pathlib import Path
-from scalar_sae.errors import UserError
-from scalar_sae.training import loop; loop.CHECKPOINT_SECONDS = 0.0
-from tests.training import runs
-folder, text = Path(sys.argv[1]), Path(sys.argv[2])
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-for cache in (None, folder / "cache"):
-    try:
-        runs.trained(folder, text, f"run {cache is None}", [{**runs.TOPK, "expansion": 8}], cache=cache)
-    except UserError as error:
-        print(error)
-"""
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no file size limits on this system")
-def test_a_full_disk_is_said_with_file_and_reason(tmp_path: Path, text: Path):
-    command = [sys.executable, "-c", FULL, str(tmp_path), str(text)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    expected = (("checkpoint.pt", "--out"), ("buffer-000000.safetensors", "--cache"))
-    for line, (file, option) in zip(done.stdout.splitlines(), expected, strict=True):
+def test_a_full_disk_is_said_with_file_and_reason(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch):
+    import resource
+
+    monkeypatch.setattr("scalar_sae.training.loop.CHECKPOINT_SECONDS", 0.0)
+    before, most = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    expected = ((None, "checkpoint.pt", "--out"), (tmp_path / "cache", "buffer-000000.safetensors", "--cache"))
+    for cache, file, option in expected:
         said = rf"{file}: cannot be written \(.*File too large.*\); free space or choose another {option}"
-        assert re.fullmatch(rf".*/{said}", line), line
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most[1]))
+            with pytest.raises(UserError, match=rf"^[^\n]*/{said}$"):
+                trained(tmp_path, text, f"run {cache is None}", [{**TOPK, "expansion": 8}], cache=cache)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    signal.signal(signal.SIGXFSZ, before)
     assert not list(tmp_path.rglob(".*.partial"))
 
 
 RUN = """
-import os, sys; from pathlib import Path; import torch; torch.set_num_threads(1)
+import os, signal, sys; from pathlib import Path
 from scalar_sae import distributed
 from scalar_sae.training import loop; loop.CHECKPOINT_SECONDS = 0.0
 from tests.training import runs
-folder, text, name, cache = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+folder, text, cache = map(Path, sys.argv[1:4])
+name, file, left = *sys.argv[4:6], int(sys.argv[6])
+
+def until_a_file_is_renamed(event, arguments):
+    global left
+    if event == "os.rename" and Path(arguments[1]).name.startswith(file):
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(until_a_file_is_renamed)
 distributed.init()
-(folder / f"{name}.{distributed.rank()}.pid").write_text(str(os.getpid()))
-runs.trained(folder, text, name, [runs.TOPK, runs.STAIRS, *runs.STATEFUL], tokens=5_000, cache=cache)
+runs.trained(folder, text, name, [runs.TOPK, runs.STAIRS, *runs.STATEFUL], tokens=3_000, cache=cache)
 """
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path, text: Path, n_workers: int):
-    """Killed wherever it happens to be; the buffers of its cache are there or not, as it happens."""
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    command = [sys.executable, *(TORCHRUN if n_workers == 2 else []), str(script), str(tmp_path), str(text)]
-    root = Path(__file__).resolve().parents[2]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
-    subprocess.run([*command, "whole", str(tmp_path / "a")], check=True, capture_output=True, env=env)
-    killed, steps = [*command, "killed", str(tmp_path / "b")], []
-    for wait in (random.uniform(0, 0.3), 0.0)[: 3 - n_workers]:
-        checkpoint, before = tmp_path / "killed" / "checkpoint.pt", time.time_ns()
-        run = subprocess.Popen(killed, stderr=subprocess.DEVNULL, env=env)
-        while not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
-            assert run.poll() is None, "ended before it could be killed"
-            time.sleep(0.01)
-        time.sleep(wait)
-        os.kill(int((tmp_path / "killed.0.pid").read_text()), signal.SIGKILL)
-        assert run.wait() != 0
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
+    tmp_path: Path, text: Path, forks: Forks, n_workers: int
+):
+    """Killed while the seventh checkpoint is not yet in place, then while a buffer of its cache is not."""
+
+    def run(name: str, file: str, n: int) -> list[int]:
+        ends = forks.ends(RUN, tmp_path, text, tmp_path / f"cache of {name}", name, file, n, n_workers=n_workers)
+        return [end.code for end in ends]
+
+    assert run("whole", "", 0) == [0] * n_workers
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    for file, n, step in (("checkpoint.pt", 7, 6), ("buffer-", 2, 12))[: 3 - n_workers]:
+        assert run("killed", file, n)[0] == -signal.SIGKILL
+        assert torch.load(checkpoint, weights_only=True)["position"][0] == step
         assert not list((tmp_path / "killed").rglob("sae.json"))
-        steps.append(torch.load(checkpoint, weights_only=True)["position"][0])
-    assert steps == sorted(steps)
-    subprocess.run(killed, check=True, capture_output=True, env=env)
+    assert run("killed", "", 0) == [0] * n_workers
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors"))
     assert len(files) == 10
     for file in files:
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes(), steps
-    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+    assert not checkpoint.exists()
