@@ -1,7 +1,5 @@
 """What ranking and scoring take, measured in a process of its own, against what the package says."""
 
-import os
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -21,18 +19,19 @@ from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.scoring.texts import Texts
+from tests.forks import Forks
 from tests.helpers import tiny_pair
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 BEFORE = """
-import sys; sys.path.insert(0, sys.argv[1])
+import ctypes
 from dataclasses import replace
 from pathlib import Path
-import numpy as np, torch; torch.set_num_threads(1)
+import numpy as np, torch
 from scalar_sae.scoring import curve, memory
 from scalar_sae.scoring.conventions import CONVENTIONS
-from scalar_sae.scoring.rankings import base, effects, registry, shapley
+from scalar_sae.scoring.rankings import base, effects, order, registry, shapley
 from scalar_sae.scoring.sweep.edges import GlobalEdges
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.pair import read
@@ -41,6 +40,9 @@ from scalar_sae.scoring.sweep.subcircuits import sweep
 from scalar_sae.lm import outputs
 from scalar_sae.malloc import trim_malloc
 from tests.helpers import random_sae, tiny_lm, tiny_pair
+
+for option in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+    assert ctypes.CDLL(None).mallopt(option, 65536)
 
 def resident(what):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -53,16 +55,13 @@ def begin():
 """
 
 
-def measured(code: str) -> list[int]:
+def measured(forks: Forks, code: str) -> list[int]:
     """The numbers that a process of its own prints.
 
     Its blocks from 64 KiB on go back to the system when they are freed: what gaps between blocks take differs by a
     sixth from run to run, and is part of WORKSPACE.
     """
-    arguments = [sys.executable, "-c", BEFORE + code, str(Path(__file__).resolve().parents[2])]
-    tidy = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, env={**os.environ, **tidy})
-    return [int(word) for word in done.stdout.split()]
+    return [int(word) for word in forks.run(BEFORE + code).split()]
 
 
 PUBLISHED = """
@@ -74,9 +73,9 @@ print(resident("VmHWM") - before, memory.WORKSPACE + 4 * pair.n_edges + room * m
 
 
 @needs_proc
-def test_the_published_ranking_stays_within_what_a_budget_counts_for_it():
+def test_the_published_ranking_stays_within_what_a_budget_counts_for_it(forks: Forks):
     """All 64 latents at once would take a gigabyte: [latent, token, n_up] twice."""
-    taken, allowed = measured(PUBLISHED)
+    taken, allowed = measured(forks, PUBLISHED)
     assert taken < allowed
 
 
@@ -95,23 +94,23 @@ print(resident("VmHWM") - before, memory._sweep(pair, 16, len(counts)) - memory.
 
 
 @needs_proc
-def test_a_sweep_stays_within_what_a_budget_counts_for_it():
+def test_a_sweep_stays_within_what_a_budget_counts_for_it(forks: Forks):
     """Random keep indices: most active latents change a downstream one. Without the changes it would be short."""
-    taken, counted, changes = measured(SWEPT)
+    taken, counted, changes = measured(forks, SWEPT)
     assert counted - changes < taken < counted
 
 
 ORDERED = """
-scores = torch.rand(2**13, 2**13)
+scores, order._CHUNK = torch.rand(2**11, 2**12), 2**17  # an eighth of what is ordered at a time, and of the workspace
 before = begin()
-keep_indices(scores, np.array([0, 1000, 10_000_000, scores.numel()]), 0)
-print(resident("VmHWM") - before, scores.numel() + memory.WORKSPACE)
+keep_indices(scores, np.array([0, 1000, 1_000_000, scores.numel()]), 0)
+print(resident("VmHWM") - before, scores.numel() + memory.WORKSPACE // 8)
 """
 
 
 @needs_proc
-def test_ordering_takes_a_byte_an_edge_and_a_workspace():
-    taken, counted = measured(ORDERED)
+def test_ordering_takes_a_byte_an_edge_and_a_workspace(forks: Forks):
+    taken, counted = measured(forks, ORDERED)
     assert taken < counted
 
 
@@ -133,8 +132,8 @@ print(resident("VmHWM") - before, memory._sweep(pair, 16, 3) - memory._always(pa
 
 
 @needs_proc
-def test_a_token_that_uses_every_latent_does_not_widen_the_others():
-    taken, counted, padded = measured(BUSY)
+def test_a_token_that_uses_every_latent_does_not_widen_the_others(forks: Forks):
+    taken, counted, padded = measured(forks, BUSY)
     assert taken < counted < padded
 
 
@@ -157,9 +156,11 @@ OUTPUTS = {
 
 @needs_proc
 @pytest.mark.parametrize("bytes_counted", OUTPUTS)
-def test_outputs_stay_within_what_a_budget_counts_for_the_vocabulary(bytes_counted: str):
+def test_outputs_stay_within_what_a_budget_counts_for_the_vocabulary(forks: Forks, bytes_counted: str):
     """Four labels at once would take more than twice as much, and so would the logits of three sub-circuits."""
-    taken, counted = measured(VOCABULARY.replace("WHAT", OUTPUTS[bytes_counted]).replace("COUNTED", bytes_counted))
+    taken, counted = measured(
+        forks, VOCABULARY.replace("WHAT", OUTPUTS[bytes_counted]).replace("COUNTED", bytes_counted)
+    )
     assert counted / 3 < taken < 1.1 * counted
 
 
@@ -175,9 +176,9 @@ print(resident("VmHWM") - before, 2 * 4 * 2048 * effects.AblationUnits.of(pair, 
 
 
 @needs_proc
-def test_shapley_holds_the_means_of_some_latents_at_a_time():
+def test_shapley_holds_the_means_of_some_latents_at_a_time(forks: Forks):
     """A sixteenth at a time, with what a batch of units takes."""
-    taken, whole = measured(SHAPLEY)
+    taken, whole = measured(forks, SHAPLEY)
     assert taken < whole / 2
 
 
