@@ -26,6 +26,7 @@ from scalar_sae.scoring import score as benchmark
 from scalar_sae.scoring.curve import measure
 from scalar_sae.scoring.rankings.registry import DEFAULT
 from scalar_sae.study import StudyConfig, open_run
+from tests.forks import Forks
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -394,17 +395,16 @@ def test_help_and_version():
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no file size limits on this system")
-def test_a_disk_that_is_really_full_is_one_clear_line(preset: Path, tmp_path: Path):
+def test_a_disk_that_is_really_full_is_one_clear_line(preset: Path, tmp_path: Path, forks: Forks):
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000));"
         "from scalar_sae.cli import main; main()"
     )
-    command = [sys.executable, "-c", code, "train", str(preset), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "cannot be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    (done,) = forks.ends(code, "train", preset, "--out", tmp_path / "run")
+    assert done.code == 2, done.err
+    assert "cannot be written" in done.err
+    assert "Traceback" not in done.err
     assert not (tmp_path / "run" / "lm").exists()
 
 
@@ -423,13 +423,13 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_kill_while_writing_leaves_no_half_file(tmp_path: Path):
+def test_a_kill_while_writing_leaves_no_half_file(tmp_path: Path, forks: Forks):
     code = (
         "import sys, os, signal; from pathlib import Path; from scalar_sae.io import atomic_write\n"
         "with atomic_write(Path(sys.argv[1])) as t:\n    t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     path = tmp_path / "results.json"
-    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
+    assert [end.code for end in forks.ends(code, path)] == [-signal.SIGKILL]
     assert not path.exists()
     write_text(path, "whole")
     assert path.read_text() == "whole"

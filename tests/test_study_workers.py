@@ -1,13 +1,12 @@
-"""Two workers under `torchrun` make the study that one process makes."""
+"""Two workers make the study that one process makes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from scalar_sae.records.results import Results
+from tests.forks import Forks
 from tests.test_study import scalar
 
 PRESET = {
@@ -31,15 +30,13 @@ PRESET = {
 KEYS = [("ff_block.0", "topk", ranking, None) for ranking in sorted(PRESET["score"]["rankings"])]
 
 
-def test_two_workers_make_what_one_makes(tmp_path: Path):
+def test_two_workers_make_what_one_makes(tmp_path: Path, forks: Forks):
     preset = tmp_path / "small.yaml"
     preset.write_text(yaml.safe_dump(PRESET))
-    script = tmp_path / "work.py"
-    script.write_text("import torch; torch.set_num_threads(1)\nfrom scalar_sae.cli import main\nmain()\n")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    two = ["quickstart", "--preset", str(preset), "--out", str(tmp_path / "two")]
-    done = subprocess.run([*torchrun, *two], capture_output=True, text=True, check=True)
-    assert done.stdout.count("Report:") == 1, "the first worker alone reports"
+    program = "from scalar_sae.cli import main; main()"
+    two = ["quickstart", "--preset", preset, "--out", tmp_path / "two"]
+    ends = forks.ends(program, *two, n_workers=2)
+    assert [(end.code, end.out.count("Report:")) for end in ends] == [(0, 1), (0, 0)], "the first worker alone reports"
     scalar("quickstart", "--preset", preset, "--out", tmp_path / "one")
     names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("one", "two")]
     assert names[0] == names[1]
@@ -49,7 +46,7 @@ def test_two_workers_make_what_one_makes(tmp_path: Path):
     assert [sae.fvu for sae in one.saes] == [pytest.approx(sae.fvu, rel=1e-3) for sae in other.saes]
 
     (tmp_path / "two" / "results.json").unlink()
-    subprocess.run([sys.executable, str(script), *two], capture_output=True, text=True, check=True)
+    forks.run(program, *two)
     alone = Results.read(tmp_path / "two" / "results.json")
     for shared, by_one in zip(other.records, alone.records, strict=True):  # two records a worker each, one by prompts
         assert shared.model_dump(exclude={"seconds"}) == by_one.model_dump(exclude={"seconds"})

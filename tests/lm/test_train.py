@@ -3,8 +3,6 @@
 import json
 import math
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import toy_gpt
 from scalar_sae.lm.train import RECIPES, LmRecipe, batch_of, learning_rate, train_lm, validation_loss
 from scalar_sae.tokenizer import Ascii
+from tests.forks import Forks
 
 SMALL: dict[str, Any] = {"steps": 12, "batch_size": 2, "context": 16, "warmup_steps": 2, "eval_every": 3}
 
@@ -73,7 +72,7 @@ def test_training_lowers_the_loss_and_says_what_it_did(text: Path, tmp_path: Pat
 
 
 KILLED = """
-import os, signal, sys, torch; torch.set_num_threads(1); from pathlib import Path
+import os, signal, sys; from pathlib import Path
 from scalar_sae.lm import train
 advance, recipe, folder = train.State.advance, train.LmRecipe(**eval(sys.argv[1])), Path(sys.argv[2])
 def until_8(state, tokens):
@@ -87,15 +86,14 @@ for name in sys.argv[3:]:
 """
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(text: Path, tmp_path: Path):
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(text: Path, tmp_path: Path, forks: Forks):
     """Killed two steps behind a checkpoint."""
     recipe: dict[str, Any] = {**SMALL, "corpus": str(text), "d_model": 16, "n_layers": 2}
-    command = [sys.executable, "-c", KILLED, repr(recipe), str(tmp_path)]
-    killed = subprocess.run([*command, "killed"], stderr=subprocess.DEVNULL)
-    assert killed.returncode == -signal.SIGKILL
+    (killed,) = forks.ends(KILLED, recipe, tmp_path, "killed")
+    assert killed.code == -signal.SIGKILL
     assert (tmp_path / "killed" / "checkpoint.pt").exists()
     assert not (tmp_path / "killed" / "training.json").exists()
-    subprocess.run([*command, "whole", "killed"], check=True, capture_output=True)
+    forks.run(KILLED, recipe, tmp_path, "whole", "killed")
     whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == resumed.read_bytes()
 

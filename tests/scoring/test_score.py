@@ -1,8 +1,6 @@
 """From a pair to a record: invariances, resuming, controls, several workers, budgets."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -27,6 +25,7 @@ from scalar_sae.scoring.rankings.unfinished import Unfinished
 from scalar_sae.scoring.resume import Partial
 from scalar_sae.scoring.score import score
 from scalar_sae.scoring.texts import Texts
+from tests.forks import Forks
 from tests.helpers import tiny_pair
 
 TEXTS = Texts(torch.arange(30).view(3, 10) % 32, torch.arange(5, 25).view(2, 10), {"fingerprint": "f"})
@@ -237,26 +236,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
         partial.keep_curve(0, curve)
 
 
-def test_two_workers_find_what_one_finds(tmp_path: Path):
-    script = tmp_path / "work.py"
-    script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import torch; torch.set_num_threads(1)\n"
+def test_two_workers_find_what_one_finds(forks: Forks):
+    program = (
         "from tests.scoring.test_score import scored, tiny_pair\n"
         "from scalar_sae import distributed\n"
         "distributed.init()\n"
         "records = [scored(tiny_pair('transformer_block.0'), name) for name in ('leave_one_out', 'published')]\n"
         "if distributed.rank() == 0: print('|||'.join(r.model_dump_json(exclude={'seconds'}) for r in records))\n"
     )
-    root = str(Path(__file__).resolve().parents[2])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    outputs = [
-        subprocess.run(
-            [*torchrun, f"--nproc-per-node={n}", str(script), root], capture_output=True, text=True, check=True
-        )
-        for n in (1, 2)
-    ]
-    one, two = (output.stdout.strip().splitlines()[-1] for output in outputs)
+    one, two = (forks.run(program, n_workers=n).strip().splitlines()[-1] for n in (1, 2))
     assert one == two
 
 

@@ -1,7 +1,5 @@
 """The verbs `score` and `circuit` on a tiny model and SAEs on disk; circuits against a plain loop over the pairs."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -20,6 +18,7 @@ from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.rankings.order import keep_indices
 from scalar_sae.scoring.rankings.registry import rank
 from scalar_sae.sites import Block, Site
+from tests.forks import Forks
 from tests.helpers import random_sae, tiny_lm
 from tests.reference import scorer
 from tests.test_study import scalar
@@ -133,11 +132,9 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_ranked(run: 
         assert not load.called
 
 
-def test_two_workers_score_the_circuit_that_one_scores(run: Path, tmp_path: Path):
-    script = tmp_path / "work.py"
-    script.write_text("import torch; torch.set_num_threads(1)\nfrom scalar_sae.cli import main\nmain()\n")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run([*torchrun, *arguments(run, "--out", str(tmp_path / "two.json"))], check=True, capture_output=True)
+def test_two_workers_score_the_circuit_that_one_scores(run: Path, tmp_path: Path, forks: Forks):
+    two = arguments(run, "--out", str(tmp_path / "two.json"))
+    forks.run("from scalar_sae.cli import main; main()", *two, n_workers=2)
     scalar(*arguments(run), "--out", tmp_path / "one.json")
     one, two = (circuit_record(tmp_path / f"{name}.json") for name in ("one", "two"))
     assert two.kl_circuit == pytest.approx(one.kl_circuit, rel=1e-4, abs=1e-6)

@@ -1,8 +1,6 @@
 """Two workers train the SAEs that one trains: every method, stopped by a signal on the way."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from scalar_sae.errors import UserError
 from scalar_sae.io import Events
 from scalar_sae.saes.store import load_sae
+from tests.forks import Forks
 from tests.training.runs import STAIRS, TOPK, trained
 
 HERE = {"sites": ["resid_mid.0"], "expansion": 2}
@@ -34,16 +33,14 @@ METHODS = [
 ]
 AT = {"tokens": 1_600, "validations": 2, "buffer_tokens": 400}
 WORK = """
-import sys; sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-import signal, torch; torch.set_num_threads(1)
+import signal, sys; from pathlib import Path
 from scalar_sae import distributed
 from scalar_sae.io import Events
 from tests.training.test_resume import Stop
 from tests.training.test_workers import AT, METHODS
 from tests.training.runs import trained
 distributed.init()
-folder = Path(sys.argv[2])
+folder = Path(sys.argv[1])
 run = lambda events: trained(folder, folder / "text.txt", "two", METHODS, events, folder / "cache", **AT)
 try:
     run(Stop(8, signal.SIGTERM) if distributed.rank() == 0 else Events(None))
@@ -54,12 +51,8 @@ run(Events(folder / "two" / "events.jsonl"))
 """
 
 
-def test_two_workers_train_what_one_trains(tmp_path: Path, text: Path):
-    script = tmp_path / "work.py"
-    script.write_text(WORK)
-    root = str(Path(__file__).resolve().parents[2])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*torchrun, str(script), root, str(tmp_path)], check=True)
+def test_two_workers_train_what_one_trains(tmp_path: Path, text: Path, forks: Forks):
+    forks.run(WORK, tmp_path, n_workers=2)
     (tmp_path / "one").mkdir()
     trained(tmp_path, text, "one", METHODS, Events(tmp_path / "one" / "events.jsonl"), **AT)
     for path in sorted((tmp_path / "one").rglob("sae.json")):
