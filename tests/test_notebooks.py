@@ -44,12 +44,6 @@ STOPPED = LONG.replace("time.sleep(0.1)", "1 / (20 - n); time.sleep(0.1)")
 """The same, stopped after 20 of 25 steps."""
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the notebooks run, one behind the other: the first of them trains the SAEs."""
-    return tmp_path_factory.mktemp("notebooks")
-
-
 class Watched(NotebookClient):
     """Keeps every state of a display that is redrawn, as HTML."""
 
@@ -98,20 +92,23 @@ def test_a_notebook_is_stored_executed_and_small(name: str):
     assert "/work" not in path.read_text()
 
 
-@pytest.mark.parametrize("name", TRUE_AT_THE_END)
-def test_a_notebook_runs_and_shows_what_it_says(name: str, place: Path):
-    notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
-    stored = results(notebook)
-    notebook.cells += [nbformat.v4.new_code_cell(f"assert {claim}") for claim in TRUE_AT_THE_END[name]]
-    execute(notebook, place)
-    assert len(results(notebook)) == len(stored)
+def test_the_notebooks_run_and_show_what_they_say(tmp_path: Path):
+    """In one kernel, which forgets every name between two of them. The first one trains the SAEs of all."""
+    notebooks = {name: nbformat.read(FOLDER / f"{name}.ipynb", 4) for name in TRUE_AT_THE_END}
+    stored = {name: len(results(notebook)) for name, notebook in notebooks.items()}
+    cells: list[Any] = []
+    for name, notebook in notebooks.items():
+        claims = [f"assert {claim}" for claim in TRUE_AT_THE_END[name]]
+        cells += [*notebook.cells, *map(nbformat.v4.new_code_cell, [*claims, "%reset -f"])]
+    execute(nbformat.v4.new_notebook(cells=cells), tmp_path)
+    assert {name: len(results(notebook)) for name, notebook in notebooks.items()} == stored
 
 
-def test_progress_in_a_notebook_is_one_bar_that_is_redrawn(place: Path):
+def test_progress_in_a_notebook_is_one_bar_that_is_redrawn(tmp_path: Path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LONG), nbformat.v4.new_code_cell(STOPPED)])
     for cell in notebook.cells:
         cell.metadata["tags"] = ["raises-exception"]
-    seen = execute(notebook, place)
+    seen = execute(notebook, tmp_path)
     drawn = re.compile(r'<progress max="1" value="([\d.]+)" aria-label="count &lt;b&gt;"></progress> count &lt;b&gt;: ')
     bars = [drawn.match(html) for html in seen]
     values = [float(bar[1]) for bar in bars if bar]

@@ -4,8 +4,7 @@ Both run in a process of their own with the settings of the command line. Memory
 window, since buffers come and go.
 """
 
-import os
-import subprocess
+import json
 import sys
 from pathlib import Path
 
@@ -14,10 +13,11 @@ import pytest
 
 from scalar_sae.scoring import metrics
 from scalar_sae.scoring.intervals import resamples
+from tests.forks import Forks
 
 MIB = 2**20
 PRELUDE = """
-import json, os, sys, torch
+import json, os, torch
 from pathlib import Path
 from scalar_sae.malloc import keep_freed_memory
 from scalar_sae.lm.model import LanguageModel
@@ -63,21 +63,10 @@ print(json.dumps(trace))
 """
 
 
-def traced(program: str, folder: Path) -> np.ndarray:
-    """Bytes resident and descriptors open, at each point where a program looked."""
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": f"{root / 'src'}:{root}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + program], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return np.array(__import__("json").loads(done.stdout.splitlines()[-1]))
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("program", [SCORING, TRAINING], ids=["scoring", "training"])
-def test_memory_and_descriptors_stay_what_they_are(program: str, tmp_path: Path):
-    trace = traced(program, tmp_path)
+def test_memory_and_descriptors_stay_what_they_are(program: str, tmp_path: Path, forks: Forks):
+    trace = np.array(json.loads(forks.run(PRELUDE + program, cwd=tmp_path).splitlines()[-1]))
     resident, descriptors = trace[len(trace) // 5 :].T
     first, *_, last = np.array_split(resident, 4)
     assert last.min() - first.min() < 40 * MIB
