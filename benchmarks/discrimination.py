@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scalar_sae.records.results import Record, Results
-from scalar_sae.scoring.metrics import edges_at, faithfulness, over_prompts, recovery
+from scalar_sae.scoring.metrics import every_score
 
 SIZES, TRIALS = (10, 50, 200), 2000
 Scores = Float[np.ndarray, "seed trial"]
@@ -29,14 +29,8 @@ Scores = Float[np.ndarray, "seed trial"]
 
 def log_scores(record: Record, name: str, prompts: np.ndarray) -> Float[np.ndarray, " trial"]:
     """A score of some choices of prompts; infinite for never."""
-    counts, curves = np.array(record.edges), record.prompts
-    weight = np.array(curves.n_tokens)
-    if name.startswith("faithful"):
-        model, mean = np.array(curves.kl_model), np.array(curves.kl_mean)
-        curve = faithfulness(over_prompts(model, weight, prompts).T, over_prompts(mean, weight, prompts))
-    else:
-        curve = recovery(counts, over_prompts(np.array(curves.kl_circuit), weight, prompts).T)
-    return np.log(edges_at(counts, curve, int(name[-2:]) / 100))
+    curves = record.prompts.arrays()
+    return np.log(every_score(np.array(record.edges), curves, record.n_live_edges, record.n_edges, prompts)[name].value)
 
 
 def right(a: Scores, b: Scores, generator: np.random.Generator) -> float:
@@ -53,7 +47,7 @@ def main(folders: list[str]) -> None:
             records.setdefault(record.method, []).append(record)
     n_prompts = len(next(iter(records.values()))[0].prompts.n_tokens)
     sizes = [size for size in SIZES if size <= n_prompts]
-    for name in ("faithful@50", "faithful@80", "edges@90"):
+    for name in ("faithful_at.50", "faithful_at.80", "edges_at.90"):
         whole = {method: log_scores_of(mine, name, np.arange(n_prompts)[None]) for method, mine in records.items()}
         generator = np.random.default_rng(0)
         draws = {size: generator.integers(n_prompts, size=(TRIALS, size)) for size in sizes}

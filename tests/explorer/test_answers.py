@@ -69,6 +69,17 @@ def test_the_map_has_the_edges_of_the_ranking_and_the_curve_of_the_record(
     assert len(found["labels"]["down"]) == 20
 
 
+def test_a_record_with_drawn_ablation_values_is_explored_under_mean_ablation_without_its_curve(subject: Subject):
+    found = subject.pairs[KEY]
+    (record,) = found.records
+    drawn = record.model_copy(update={"config": record.config | {"ablation": "resample"}})
+    other = replace(subject, pairs={KEY: replace(found, records=(drawn,))})
+    assert other.config(drawn).ablation == "mean"
+    shown = Explorer(lambda: other).answer("map", ABOUT)
+    assert (shown["curve"], shown["ablation"]) == ([], "mean")
+    assert len(shown["edges"]) == 480
+
+
 @pytest.mark.parametrize("n", [1, 11, 64])
 def test_the_first_edges_recover_on_the_held_out_text_what_the_record_says(n: int, explorer: Explorer):
     found = explorer.answer("map", ABOUT)

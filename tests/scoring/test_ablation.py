@@ -88,6 +88,16 @@ def test_adversarial_ablation_takes_the_worst_draw_at_every_count():
     assert worst.kl_mean == drawn.kl_mean
 
 
+def test_drawn_values_are_those_of_the_whole_ranking_text_where_its_halves_are_ranked_on_too():
+    """Both halves are the same text, so that their order of edges is that of the whole."""
+    pair = tiny_pair("ff_block.0")
+    texts = replace(TEXTS, ranking=torch.cat([TEXTS.ranking, TEXTS.ranking]))
+    settings = config("resample", rank_prompts=8, rank_halves=True)
+    record = score(pair, texts, settings, on_progress=lambda n: None)
+    value = record.unfaithful_area
+    assert record.rank_halves["unfaithful_area"] == pytest.approx((value, value), rel=1e-6)
+
+
 def test_the_worst_of_some_curves_is_chosen_by_the_kl_to_the_model_at_each_count_and_prompt():
     one = np.array([1.0])
     first, second = (

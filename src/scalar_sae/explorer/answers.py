@@ -66,6 +66,8 @@ def the_map(subject: Subject, question: asked.Map, on_progress: OnProgress) -> d
     """The strongest edges, the record's curve, and a few words about each feature."""
     found = subject.pair_subject(question.pair)
     record = found.record(question.ranking)
+    config = subject.config(record)
+    comparable = record is not None and record.config.get("ablation", config.ablation) == config.ablation
     edges = top_edges(subject, question.pair, question.ranking, on_progress)
     up, down, weight = (edges[name].to_pylist() for name in ("up", "down", "weight"))
     labels: dict[str, Any] = {}
@@ -80,8 +82,8 @@ def the_map(subject: Subject, question: asked.Map, on_progress: OnProgress) -> d
         "edges": [list(edge) for edge in zip(up, down, weight, strict=True)],
         "labels": labels,
         "described": all(labels.values()),
-        "curve": [] if record is None else list(record.curve()),
-        "ablation": subject.config(record).ablation,
+        "curve": list(record.curve()) if record is not None and comparable else [],
+        "ablation": config.ablation,
     }
 
 

@@ -88,10 +88,12 @@ def _score(
     half_texts = _halves(texts, config, ranking)
     identity = _identity(pair, texts, config, ranking, method, about["hashes"])
 
-    def curves_of(texts: Texts, identity: dict[str, Any]) -> tuple[Curves, int]:
-        """The curves of the order of edges that some ranking text gives, and the edges that can matter."""
-        checkpoint, n_ranked = Partial(partial, identity), min(config.n_rank_prompts, len(texts.ranking))
-        job = KeepJob(pair, texts, n_ranked, counts, config.seed, config.memory, checkpoint, on_progress)
+    def curves_of(ranked: Texts, identity: dict[str, Any]) -> tuple[Curves, int]:
+        """The curves of the order of edges that some ranking text gives, and the edges that can matter. What ablated
+        latents are set to comes from all of the ranking text.
+        """
+        checkpoint, n_ranked = Partial(partial, identity), min(config.n_rank_prompts, len(ranked.ranking))
+        job = KeepJob(pair, ranked, n_ranked, counts, config.seed, config.memory, checkpoint, on_progress)
         edges = ranking.edges(job)
         return _sweep(pair, texts, edges.of, counts, config, checkpoint, on_progress), edges.n_live
 
