@@ -30,7 +30,7 @@ from scalar_sae.explorer.app import Explorer, Export, StoppedError, exported, se
 from scalar_sae.explorer.questions import Question
 from scalar_sae.explorer.subject import Subject
 from scalar_sae.loopback import RefusedError
-from scalar_sae.report.text import visible
+from scalar_sae.report.text import token_text, visible
 from scalar_sae.scoring.rankings.order import strongest
 from scalar_sae.scoring.rankings.registry import rank
 from tests.explorer.subjects import CONFIG, KEY, RANKING, small_subject, two_pairs
@@ -241,14 +241,16 @@ def test_a_graph_is_what_other_viewers_read_and_holds_what_was_shown(explorer: E
     jsonschema.validate(found, GRAPH)
     nodes = {node["node_id"]: node for node in found["nodes"]}
     assert {link[end] for link in found["links"] for end in ("source", "target")} <= set(nodes)
-    features = {name for name, node in nodes.items() if node["feature_type"] != "logit"}
+    features = {name for name, node in nodes.items() if node["feature_type"] == "cross layer transcoder"}
     assert features == {f"1_{i}_{s}" for s, i, _ in shown} | {f"2_{j}_4" for *_, j in shown}
     weights = {(link["source"], link["target"]): link["weight"] for link in found["links"]}
     for edge in step["edges"]["edges"][:6]:
         assert weights[f"1_{edge['up']}_{edge['source']}", f"2_{edge['down']}_4"] == edge["effect"]
     assert found["qParams"]["pinnedIds"] == [f"1_{shown[0][1]}_4", f"2_{shown[0][2]}_4"]
     assert found["qParams"]["supernodes"] == [["both", *found["qParams"]["pinnedIds"]]]
-    assert nodes[f"1_{shown[0][1]}_4"]["clerp"] == "</script>␀"
+    words = step["labels"]["down"][shown[0][2]]["tokens"]
+    assert nodes[f"2_{shown[0][2]}_4"]["clerp"] == " ".join([str(shown[0][2]), *map(token_text, words)])
+    assert len({token_text(text) for text in words}) == 3
 
 
 def test_an_export_is_a_folder_with_the_page_and_its_answers(explorer: Explorer):

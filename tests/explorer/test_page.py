@@ -190,7 +190,7 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
         assert {one for one in local if one[0] == "d"} == {f"d{edge['down']}" for edge in first_n}
         assert {one for one in local if one[0] == "u"} == {f"u{edge['up']}@5" for edge in first_n}
 
-        # the graph holds the nodes that are drawn, and no others
+        # the graph holds the nodes that are drawn and the tokens, and no others
         graph = json.loads(page.saved("application/json", "#graph"))
         nodes = [one["node_id"].split("_") for one in graph["nodes"]]
         assert {f"u{i}@{s}" for layer, i, s in nodes if layer == "1"} == {one for one in local if one[0] == "u"}
@@ -199,6 +199,7 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
             row["token"] for row in step["outputs"]["predicted"]
         ]
         assert len([one for one in local if one[0] == "t"]) == len(step["outputs"]["predicted"])
+        assert [int(place) for layer, place, _ in nodes if layer == "E"] == list(range(len("def f(x):")))
 
         # pictures of what is drawn
         svg = parsed(page.saved("image/svg+xml", "#svg").decode())

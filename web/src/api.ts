@@ -49,7 +49,7 @@ export interface ChangeAnswer {
 
 export interface Answers {
   run: Run; examples: string[]; map: MapAnswer; card: CardAnswer; tokens: TokensAnswer; recovery: Measured;
-  "held-out": Measured; step: StepAnswer; change: ChangeAnswer; edge: EdgeAnswer; split: SplitAnswer; graph: unknown;
+  "held-out": Measured; step: StepAnswer; change: ChangeAnswer; edge: EdgeAnswer; split: SplitAnswer; graph: { metadata: { slug: string } };
   chain: Measured; groups: GroupsAnswer; explain: ExplainAnswer;
 }
 export type Name = keyof Answers;

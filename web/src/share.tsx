@@ -76,7 +76,8 @@ export function Share({ state, drawn }: { state: State; drawn?: [number, number,
       })}>PNG</button>
       {live && drawn && <button type="button" id="graph" onClick={tell(async () => {
         const body = { pair: state.pair, ranking: state.ranking, text: state.text, position: state.at, shown: drawn, pins: state.pins, groups: state.groups, names: state.names };
-        save(new Blob([JSON.stringify(await ask("graph", body))], { type: "application/json" }), `${name}.json`);
+        const graph = await ask("graph", body);
+        save(new Blob([JSON.stringify(graph)], { type: "application/json" }), `${graph.metadata.slug}.json`);
         return "";
       })}>Graph JSON</button>}
       {live && <button type="button" id="export" onClick={tell(async () => {

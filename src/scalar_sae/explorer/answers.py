@@ -70,10 +70,7 @@ def the_map(subject: Subject, question: asked.Map, on_progress: OnProgress) -> d
     comparable = record is not None and record.config.get("ablation", config.ablation) == config.ablation
     edges = top_edges(subject, question.pair, question.ranking, on_progress)
     up, down, weight = (edges[name].to_pylist() for name in ("up", "down", "weight"))
-    labels: dict[str, Any] = {}
-    for end, latents in (("up", up), ("down", down)):
-        cards = subject.cards(question.pair, end)
-        labels[end] = {} if cards is None else cards.labels(set(latents))
+    labels = _labels(subject, question.pair, set(up), set(down))
     shape = (found.sae("up").d_sae, found.sae("down").d_sae)
     return {
         "n_up": shape[0],
@@ -140,10 +137,7 @@ def step(subject: Subject, question: asked.Step, on_progress: OnProgress) -> dic
     edges = journey.edges(at, MOST, on_progress=lambda share: on_progress(share / 3))
     outputs = journey.outputs(at, on_progress=lambda share: on_progress((1 + share) / 3))
     curve = journey.curve(at, on_progress=lambda share: on_progress((2 + share) / 3))
-    labels: dict[str, Any] = {}
-    for end, latents in (("up", {e.up for e in edges.edges}), ("down", {e.down for e in edges.edges})):
-        cards = subject.cards(question.pair, end)
-        labels[end] = {} if cards is None else cards.labels(latents)
+    labels = _labels(subject, question.pair, {e.up for e in edges.edges}, {e.down for e in edges.edges})
     return {
         "edges": edges.model_dump(),
         "outputs": _shown(outputs.model_dump(), "predicted"),
@@ -214,16 +208,24 @@ def as_graph(subject: Subject, question: asked.Graph, on_progress: OnProgress) -
     """The edges that a page shows at a token, as an attribution graph."""
     pair, ids = _read(subject, question)
     journey, at, shown = _journey(subject, question, pair, ids), question.position, set(question.shown)
-    edges = journey.edges(at, MOST, on_progress=lambda share: on_progress(share / 2)).edges
+    found = journey.edges(at, MOST, on_progress=lambda share: on_progress(share / 2)).edges
+    edges = [edge for edge in found if (edge.source, edge.up, edge.down) in shown]
+    labels = _labels(subject, question.pair, {edge.up for edge in edges}, {edge.down for edge in edges})
+    words = {
+        f"{end[0]}{latent}": " ".join([str(latent), *(token_text(token) for token in label["tokens"])])
+        for end, some in labels.items()
+        for latent, label in some.items()
+    }
     return graph(
-        title=f"{subject.name}: {question.pair}, token {at}",
+        run=subject.name,
+        pair=question.pair,
         model=_model(subject),
         prompt=question.text,
         tokens=journey.texts,
         position=at,
-        edges=[edge for edge in edges if (edge.source, edge.up, edge.down) in shown],
+        edges=edges,
         outputs=journey.outputs(at, on_progress=lambda share: on_progress((1 + share) / 2)),
-        names=question.names,
+        names=words | question.names,
         pins=question.pins,
         groups=[(group.name, group.members) for group in question.groups],
     )
@@ -241,6 +243,15 @@ def circuit(pair: Pair, pinned: asked.Pinned) -> Circuit:
     for i, j in pinned.edges:
         kept[i, j] = True
     return Circuit(pair, kept)
+
+
+def _labels(subject: Subject, pair: str, up: set[int], down: set[int]) -> dict[str, dict[int, dict[str, Any]]]:
+    """A few words about some upstream and some downstream features, by end; none without tables of features."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for end, latents in (("up", up), ("down", down)):
+        cards = subject.cards(pair, end)
+        found[end] = {} if cards is None else cards.labels(latents)
+    return found
 
 
 def _model(subject: Subject) -> str:
