@@ -260,3 +260,18 @@ def test_a_local_model_can_be_asked(tmp_path: Path):
     assert isinstance(local(str(tmp_path / "lm")).ask("some words"), str)
     with pytest.raises(UserError, match="cannot judge"):
         local("python-stdlib")
+
+
+@pytest.mark.parametrize("option", ["--model", "--judge"])
+def test_a_message_about_the_name_of_a_judge_names_the_option_that_it_was_given_with(option: str):
+    given: dict[str, Any] = {} if option == "--model" else {"option": option}
+    refused: list[str] = []
+    for make in (
+        lambda: endpoint("http://127.0.0.1:1/v1", "\udcff", **given),
+        lambda: local("no model", **given),
+        lambda: local("python-stdlib", **given),
+    ):
+        with pytest.raises(UserError) as error:
+            make()
+        refused.append(str(error.value))
+    assert [text.split()[0].strip(":") for text in refused] == [option] * 3

@@ -416,6 +416,9 @@ def test_tables_of_another_sae_are_refused(tmp_path: Path):
         Explorer(lambda: subject).answer("card", {"pair": KEY, "end": "up", "latent": 0})
 
 
+SAES = ["--saes", "not there", "--block", "ff_block.0", "--port", "0"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -426,6 +429,11 @@ def test_tables_of_another_sae_are_refused(tmp_path: Path):
         (["RUN"], "not a run directory"),
         (["RUN", "--port", "TAKEN"], "choose another"),
         (["RUN", "--url", "http://127.0.0.1:1/v1"], "--judge"),
+        ([*SAES, "--judge", ""], "--judge ''"),
+        ([*SAES, "--judge", "\udcff", "--url", "http://127.0.0.1:1/v1"], "--judge '\\udcff': holds bytes"),
+        ([*SAES, "--judge", "no model"], "--judge: unknown language model 'no model'"),
+        ([*SAES, "--judge", "python-stdlib"], "--judge python-stdlib: a model of characters"),
+        ([*SAES, "--judge", "m", "--url", "nope"], "--url 'nope': expected an address"),
     ],
 )
 def test_a_wrong_command_ends_in_one_line(

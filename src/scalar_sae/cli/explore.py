@@ -66,13 +66,16 @@ def explore(
         raise UserError("--saes: name the block between them with --block, such as ff_block.0")
     if url and not judge:
         raise UserError(f"--url {quoted(url)}: name the server's model with --judge")
+    if judge == "":
+        raise UserError("--judge '': name a folder, a Hub id, or a model at --url; or leave it out")
     check_port(port)
     if run is not None:
         run_folder(run)
 
     def load() -> "Subject":
+        explains = None if judge is None else _judge(judge, url)  # before the model, which takes longer
         subject = _of_saes(saes or [], block or "", method, lm, tokens, device, dtype) if run is None else _of_run(run)
-        subject.judge = None if judge is None else _judge(judge, url, subject.folder)
+        subject.judge = None if explains is None else _keeping(explains, subject.folder)
         return subject
 
     with serve(load, port) as server, waiting_for_user():
@@ -110,10 +113,14 @@ def _of_saes(
     )
 
 
-def _judge(model: str, url: str | None, folder: Path | None) -> "Judge":
-    """The judge. Its answers are kept in a run directory, if they can be."""
-    from scalar_sae.evaluation.features.judge import kept
+def _judge(model: str, url: str | None) -> "Judge":
     from scalar_sae.evaluation.features.judges import endpoint, local
 
-    judge = endpoint(url, model) if url else local(model)
+    return endpoint(url, model, option="--judge") if url else local(model, option="--judge")
+
+
+def _keeping(judge: "Judge", folder: Path | None) -> "Judge":
+    """The judge. Its answers are kept in a run directory, if they can be."""
+    from scalar_sae.evaluation.features.judge import kept
+
     return judge if folder is None else kept(judge, folder / "explorer" / "judge.jsonl")

@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit, urlunsplit
 
 from scalar_sae import distributed
-from scalar_sae.errors import UserError
+from scalar_sae.errors import UserError, quoted
 from scalar_sae.lm.loading import check_name, precision
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.toy import shipped
@@ -44,11 +44,16 @@ NEW_TOKENS = 100
 """Maximum number of tokens in the answer of a judge in this process."""
 
 
-def endpoint(url: str, model: str) -> Judge:
+def endpoint(url: str, model: str, *, option: str = "--model") -> Judge:
     """A judge at an OpenAI-compatible address (`.../v1`). The key is taken from OPENAI_API_KEY if that is set.
 
     A server that is too busy (429, 503) is asked up to TRIES times. The key is sent to this address only, so redirects
     are refused.
+
+    Args:
+        url: the address.
+        model: the server's model.
+        option: what the user calls the model, for messages.
 
     Raises:
         UserError: this is not such an address, the address contains a secret, the key cannot be put in a header, or the
@@ -58,7 +63,7 @@ def endpoint(url: str, model: str) -> Judge:
     try:
         model.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"--model {model!r}: holds bytes that are no text, so it is no model's name") from error
+        raise UserError(f"{option} {quoted(model)}: holds bytes that are no text, so it is no model's name") from error
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY", "").strip():
         if not re.fullmatch(r"[!-~]+", key):
@@ -155,22 +160,26 @@ def _wait(asked: str | None, otherwise: float) -> float:
         return otherwise
 
 
-def local(source: str, dtype: str = "auto", device: str | None = None) -> Judge:
+def local(source: str, dtype: str = "auto", device: str | None = None, *, option: str = "--model") -> Judge:
     """A `transformers` model in this process as judge. It is loaded when first asked.
 
     Args:
         source: a folder or an id on the Hub.
         dtype: its precision.
         device: where it computes; None takes a GPU, if there is one.
+        option: what the user calls the model, for messages.
 
     Raises:
         UserError: the name, precision or device is not valid. When first asked: there is no such model, or its tokens
             are not words. Whenever asked: the question has more tokens than the model reads.
     """
     precision(dtype)
-    check_name(source)
+    try:
+        check_name(source)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
     place = distributed.device(device)
-    characters = UserError(f"{source}: a model of characters cannot judge")
+    characters = UserError(f"{option} {source}: a model of characters cannot judge")
     if source in shipped():
         raise characters
 
