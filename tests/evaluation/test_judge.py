@@ -20,7 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.interpretability import keep_reading, reading
-from scalar_sae.evaluation.features.judge import judge_features, judged, read_judged
+from scalar_sae.evaluation.features.judge import judge_features, judged
+from scalar_sae.evaluation.features.judged import read_judged
 from scalar_sae.evaluation.features.judges import TRIES, Judge, endpoint, local
 from scalar_sae.evaluation.features.tables import read_vocabulary, write_table
 from scalar_sae.records.results import Results

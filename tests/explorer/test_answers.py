@@ -24,9 +24,9 @@ from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.judges import Judge
 from scalar_sae.explore.explanations import explain_edge, explain_features
 from scalar_sae.explore.journey import Journey
-from scalar_sae.explorer import answers, edges
-from scalar_sae.explorer.answers import Answerer
+from scalar_sae.explorer import answers, edges, questions
 from scalar_sae.explorer.app import Explorer, Export, StoppedError, exported, serve
+from scalar_sae.explorer.files import Kept
 from scalar_sae.explorer.questions import Question
 from scalar_sae.explorer.subject import Subject
 from scalar_sae.loopback import RefusedError
@@ -48,7 +48,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 @pytest.fixture(scope="module")
 def explorer(subject: Subject) -> Explorer:
-    return Explorer(lambda: subject)
+    return Explorer(lambda: subject, subject.folder and Kept(subject.folder))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,8 @@ def test_work_is_told_in_shares_and_stops_when_nobody_waits(subject: Subject, mo
             ended.set()
             raise
 
-    monkeypatch.setitem(answers.QUESTIONS, "long", Answerer(Question, long))
+    monkeypatch.setitem(questions.QUESTIONS, "long", Question)
+    monkeypatch.setitem(answers.ANSWERS, "long", long)
     explorer = Explorer(lambda: subject)
     assert asyncio.run(_lines(explorer, "long", {}, 2)) == [{"progress": 0.25}] * 2
     assert ended.wait(20)
@@ -413,7 +414,7 @@ def test_tables_of_another_sae_are_refused(tmp_path: Path):
     subject = small_subject(tmp_path, tables=False)
     write_tables(tmp_path / "features" / "m" / "resid_mid.0")  # of four features
     with pytest.raises(UserError, match="4 features, the SAE has 24"):
-        Explorer(lambda: subject).answer("card", {"pair": KEY, "end": "up", "latent": 0})
+        Explorer(lambda: subject, Kept(tmp_path)).answer("card", {"pair": KEY, "end": "up", "latent": 0})
 
 
 SAES = ["--saes", "not there", "--block", "ff_block.0", "--port", "0"]

@@ -21,8 +21,8 @@ from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features import judge
 from scalar_sae.evaluation.features.judges import Judge
 from scalar_sae.explorer import answers
-from scalar_sae.explorer.answers import Answerer
 from scalar_sae.explorer.app import Explorer, serve
+from scalar_sae.explorer.files import Kept
 from scalar_sae.explorer.questions import Change
 from scalar_sae.explorer.subject import Subject
 from tests.explorer.subjects import KEY, RANKING, small_subject, two_pairs
@@ -93,13 +93,28 @@ class Page:
 @pytest.mark.browser
 def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
     subject = small_subject(tmp_path / "run")
-    explorer, (record,) = (
-        Explorer(lambda: subject),
-        subject.pairs[KEY].records,
-    )  # asked only while the server has no work
-    page = Page(browser)
-    with running(serve(lambda: subject, 0)) as server:
+    kept, (record,) = Kept(tmp_path / "run"), subject.pairs[KEY].records
+    explorer = Explorer(lambda: subject, kept)  # asked only while the server has no work
+    for name, body in (("run", {}), ("map", ABOUT)):
+        explorer.answer(name, body)
+    page, loaded = Page(browser), threading.Event()
+
+    def load() -> Subject:
+        loaded.wait(60)
+        return subject
+
+    with running(serve(load, 0, kept)) as server:
         browser.get(server.url)
+
+        # before the model is loaded there are a map with its curve, search, and cards; the prompt waits and says so
+        page.key("svg.columns .node", "Enter")
+        page.one("#feature .card")
+        page.put("#search", "u1")
+        assert "the language model is being loaded" in page.text("#loading")
+        assert page.all(".curve input")
+        page.put("#search", "")
+        loaded.set()
+        page.until(lambda: not page.all("#loading"))
 
         # the map: what stands beside the slider is the record's
         page.one("svg.columns .node")
@@ -322,7 +337,7 @@ def test_a_server_that_dies_in_the_middle_of_an_intervention_leaves_the_state_in
     page, changes = Page(browser), [{"up": 1, "factor": 0}]
     state = f"#view=test&at=2&text={quote('def f(x):')}&changes={quote(json.dumps(changes))}"
     with monkeypatch.context() as held, running(serve(lambda: subject, 0)) as server:
-        held.setitem(answers.QUESTIONS, "change", Answerer(Change, change))
+        held.setitem(answers.ANSWERS, "change", change)
         browser.get(server.url + state)
         page.until(lambda: "50.0 %" in page.one("body").text)
         for transport in [one.transport for one in server._server.server_state.connections]:

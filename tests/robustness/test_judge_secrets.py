@@ -13,10 +13,10 @@ import pytest
 
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features import judges
-from scalar_sae.evaluation.features.judge import judge_features, read_judged
+from scalar_sae.evaluation.features.judge import judge_features
+from scalar_sae.evaluation.features.judged import read_judged
 from scalar_sae.evaluation.features.judges import Judge, endpoint
-from scalar_sae.evaluation.features.rules import LENGTHS
-from scalar_sae.evaluation.features.tables import OCTAVES, write_table
+from scalar_sae.evaluation.features.tables import LENGTHS, OCTAVES, write_table
 from scalar_sae.redaction import published, redacted
 from tests.evaluation.test_judge import ROWS, VOCABULARY, knows
 

@@ -10,7 +10,8 @@ import torch
 
 from scalar_sae.errors import UserError
 from scalar_sae.evaluation.features.blind import prepare
-from scalar_sae.evaluation.features.judge import judge_features, read_judged
+from scalar_sae.evaluation.features.judge import judge_features
+from scalar_sae.evaluation.features.judged import read_judged
 from scalar_sae.evaluation.features.judges import Judge
 from scalar_sae.locks import held
 from scalar_sae.report.features import write_page

@@ -19,7 +19,8 @@ from scalar_sae import jsonl
 from scalar_sae.corpora import load_corpus
 from scalar_sae.errors import LONGEST, UserError
 from scalar_sae.evaluation.features.blind import Answer, Pairs
-from scalar_sae.evaluation.features.judge import Judged, Said
+from scalar_sae.evaluation.features.judge import Said
+from scalar_sae.evaluation.features.judged import Judged
 from scalar_sae.evaluation.features.tables import SCHEMAS, read_counted, read_examples, read_table
 from scalar_sae.io import read_plain
 from scalar_sae.lm.model import LanguageModel

@@ -62,6 +62,8 @@ export const live = explorer.live;
 export const opening = explorer.state;
 const known = new Map<string, unknown>(Object.entries(explorer.answers));
 const MOST = 200;
+/** In place of a share: the language model is still being loaded. */
+export const LOADING = -1;
 
 export const keyOf = (name: Name, body: object): string => `${name} ${JSON.stringify(body)}`;
 
@@ -69,7 +71,7 @@ export const keyOf = (name: Name, body: object): string => `${name} ${JSON.strin
 export const here = <N extends Name>(name: N, body: object): Answers[N] | undefined =>
   known.get(keyOf(name, body)) as Answers[N] | undefined;
 
-/** Ask the server; progress is a share. Aborting the signal stops the work. */
+/** Ask the server; progress is a share, or LOADING. Aborting the signal stops the work. */
 export async function ask<N extends Name>(
   name: N, body: object, signal?: AbortSignal, onProgress: (share: number) => void = () => undefined,
 ): Promise<Answers[N]> {
@@ -92,9 +94,9 @@ export async function ask<N extends Name>(
     const lines = (rest + value).split("\n");
     rest = lines.pop() ?? "";
     for (const line of lines) {
-      const said = JSON.parse(line) as { progress?: number; answer?: Answers[N]; error?: string };
+      const said = JSON.parse(line) as { loading?: true; progress?: number; answer?: Answers[N]; error?: string };
       if (said.error !== undefined) throw new Error(said.error);
-      if (said.progress !== undefined) onProgress(said.progress);
+      if (said.loading || said.progress !== undefined) onProgress(said.progress ?? LOADING);
       if (said.answer !== undefined) {
         remember(keyOf(name, body), said.answer);
         return said.answer;

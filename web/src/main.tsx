@@ -1,6 +1,6 @@
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { live, type Run } from "./api";
+import { live, LOADING, type Run } from "./api";
 import { Chain } from "./chain";
 import { Focus } from "./focus";
 import { useAnswer } from "./hooks";
@@ -29,6 +29,8 @@ function Page({ run }: { run: Run }) {
   const about = { pair: pair.key, ranking };
   const map = useAnswer("map", ready ? about : null);
   const tokens = useAnswer("tokens", ready && state.text ? { ...about, text: state.text } : null);
+  const examples = useAnswer("examples", ready ? about : null);
+  const loading = [tokens, examples].some((asked) => asked.progress === LOADING);
   const length = tokens.progress === undefined ? tokens.answer?.tokens.length ?? 0 : 0; // not of the prompt before
   const step = useAnswer("step", ready && state.view === "journey" && state.at >= 0 && state.at < length ? { ...about, text: state.text, position: state.at } : null);
   const labels = map.answer?.labels;
@@ -52,14 +54,14 @@ function Page({ run }: { run: Run }) {
       {!live && <p class="banner" role="note">This page was exported from scalar explore. It shows what was looked at before; nothing new can be computed here.</p>}
       <main>
         <div class="view">
-          {state.view !== "map" && <Prompt state={state} tokens={tokens} />}
+          {state.view !== "map" && <Prompt state={state} tokens={tokens} examples={examples} />}
           {state.view === "map" && <Waiting asked={map} what="ranking the edges of this pair, which is done once and kept" />}
           {state.view === "map" && map.answer && <MapView map={map.answer} state={state} />}
           {state.view === "journey" && <JourneyView state={state} pair={pair} tokens={tokens} step={step} />}
           {state.view === "test" && <TestView state={state} labels={labels} tokens={tokens} />}
         </div>
         <aside>
-          {state.view === "map" && <details open={state.pins.length > 0 && !state.text}><summary>Prompt: {state.text ? `“${short(state.text, 40)}”` : "none yet"}</summary><Prompt state={state} tokens={tokens} /></details>}
+          {state.view === "map" && <details open={state.pins.length > 0 && !state.text}><summary>Prompt: {state.text ? `“${short(state.text, 40)}”` : "none yet"}{loading && <span id="loading" role="status"> (the language model is being loaded)</span>}</summary><Prompt state={state} tokens={tokens} examples={examples} /></details>}
           <Pins state={state} labels={labels} />
           <Chain state={state} pairs={run.pairs} />
           <Focus state={state} map={map.answer} step={step.answer} mixes={pair.mixes} judge={run.judge} />

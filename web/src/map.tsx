@@ -1,6 +1,6 @@
 /** The map of a pair: its strongest edges, and what they recover. */
 import { useMemo, useState } from "preact/hooks";
-import { ask, live, type Label, type MapAnswer } from "./api";
+import { ask, live, LOADING, type Label, type MapAnswer } from "./api";
 import { Columns, type Column, type Link } from "./columns";
 import { Curve, nearest } from "./curve";
 import { detailOf, nameOf } from "./labels";
@@ -114,7 +114,8 @@ export function MapView({ map, state }: { map: MapAnswer; state: State }) {
 function Cluster({ map, edges, state }: { map: MapAnswer; edges: number; state: State }) {
   const [alike, setAlike] = useState(0.7), [note, setNote] = useState("");
   const cluster = async () => {
-    const found = await ask("groups", { pair: state.pair, ranking: state.ranking, edges, alike });
+    const onProgress = (share: number) => setNote(share === LOADING ? "Waiting for the language model, which is being loaded." : "");
+    const found = await ask("groups", { pair: state.pair, ranking: state.ranking, edges, alike }, undefined, onProgress);
     const taken = new Set(now().groups.flatMap((group) => group.members));
     const fresh = found.map(({ members }) => members.filter((id) => !taken.has(id))).filter((members) => members.length > 1).slice(0, GROUPS);
     set({ groups: [...now().groups, ...fresh.map((members) => ({ name: `${nameOf(members[0]!, state, map.labels)} +${members.length - 1}`, members }))] });

@@ -1,14 +1,12 @@
 /** The prompt: its text, and its tokens in a row. */
 import { useEffect, useState } from "preact/hooks";
 import type { TokensAnswer } from "./api";
-import { useAnswer, type Asked } from "./hooks";
+import type { Asked } from "./hooks";
 import { Waiting } from "./parts";
 import { set, type State } from "./state";
 import { short, token } from "./text";
 
-export function Prompt({ state, tokens }: { state: State; tokens: Asked<TokensAnswer> }) {
-  const about = { pair: state.pair, ranking: state.ranking };
-  const examples = useAnswer("examples", about);
+export function Prompt({ state, tokens, examples }: { state: State; tokens: Asked<TokensAnswer>; examples: Asked<string[]> }) {
   const [draft, setDraft] = useState(state.text);
   useEffect(() => setDraft(state.text), [state.text]);
   useEffect(() => {

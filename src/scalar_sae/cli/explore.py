@@ -50,6 +50,7 @@ def explore(
     Example: **scalar explore runs/quickstart**
     """
     from scalar_sae.explorer.app import serve
+    from scalar_sae.explorer.files import Kept
     from scalar_sae.loopback import check_port
     from scalar_sae.run_folder import run_folder
 
@@ -69,8 +70,7 @@ def explore(
     if judge == "":
         raise UserError("--judge '': name a folder, a Hub id, or a model at --url; or leave it out")
     check_port(port)
-    if run is not None:
-        run_folder(run)
+    kept = None if run is None else Kept(run_folder(run), [judge, url])
 
     def load() -> "Subject":
         explains = None if judge is None else _judge(judge, url)  # before the model, which takes longer
@@ -78,7 +78,7 @@ def explore(
         subject.judge = None if explains is None else _keeping(explains, subject.folder)
         return subject
 
-    with serve(load, port) as server, waiting_for_user():
+    with serve(load, port, kept) as server, waiting_for_user():
         tell(f"Open {server.url} in a browser on this machine; Ctrl-C ends.")
         with suppress(KeyboardInterrupt):
             server.run()

@@ -1,12 +1,12 @@
 """What a page can ask, and how the engine (scalar_sae/explore) answers. Every answer is plain data for JSON.
 
-A question is a name and a body. To add one, write its body as a class in questions.py, a function from it to the answer
-here, and a line in `QUESTIONS`.
+A question is a name and a body. To add one, write its body as a class in questions.py with a line in its `QUESTIONS`,
+and a function from it to the answer here with a line in `ANSWERS`.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -21,8 +21,9 @@ from scalar_sae.explore.measure import measured
 from scalar_sae.explore.passage import passages
 from scalar_sae.explore.plain import QUANTILES, interventions_from
 from scalar_sae.explorer import questions as asked
-from scalar_sae.explorer.edges import MOST, top_edges
+from scalar_sae.explorer.edges import top_edges
 from scalar_sae.explorer.graph import graph
+from scalar_sae.explorer.questions import MOST
 from scalar_sae.explorer.subject import Subject
 from scalar_sae.report.text import token_text, visible
 from scalar_sae.scoring.chain import blocks_between, check_decoders
@@ -47,6 +48,7 @@ def about_run(subject: Subject, question: asked.AboutRun, on_progress: OnProgres
             "records": bool(pair.records),
             "mixes": pair.block.mixes_tokens,
             "next": [other.key for other in subject.pairs.values() if pair.leads_to(other)],
+            "saes": {end: {"site": str(pair.site(end)), "latents": pair.sae(end).d_sae} for end in ("up", "down")},
         }
         for pair in subject.pairs.values()
     ]
@@ -82,12 +84,6 @@ def the_map(subject: Subject, question: asked.Map, on_progress: OnProgress) -> d
         "curve": list(record.curve()) if record is not None and comparable else [],
         "ablation": config.ablation,
     }
-
-
-def card(subject: Subject, question: asked.Card, on_progress: OnProgress) -> dict[str, Any]:
-    """The card of a feature; without tables of features only that there are none."""
-    cards = subject.cards(question.pair, question.end)
-    return {"missing": True} if cards is None else cards.card(question.latent)
 
 
 def tokens(subject: Subject, question: asked.Tokens, on_progress: OnProgress) -> dict[str, Any]:
@@ -287,27 +283,20 @@ def _shown(answer: dict[str, Any], name: str) -> dict[str, Any]:
     return {**answer, name: [{**row, "text": token_text(row["text"])} for row in answer[name]]}
 
 
-class Answerer(NamedTuple):
-    """How a question is answered."""
-
-    body: type[asked.Question]
-    answer: Callable[[Subject, Any, OnProgress], Any]
-
-
-QUESTIONS = {
-    "run": Answerer(asked.AboutRun, about_run),
-    "examples": Answerer(asked.Examples, examples),
-    "map": Answerer(asked.Map, the_map),
-    "card": Answerer(asked.Card, card),
-    "tokens": Answerer(asked.Tokens, tokens),
-    "recovery": Answerer(asked.OnPrompt, on_prompt),
-    "chain": Answerer(asked.Chain, chain),
-    "held-out": Answerer(asked.OnHeldOut, on_held_out),
-    "step": Answerer(asked.Step, step),
-    "change": Answerer(asked.Change, change),
-    "edge": Answerer(asked.Edge, edge),
-    "split": Answerer(asked.Split, split),
-    "groups": Answerer(asked.Groups, groups),
-    "explain": Answerer(asked.Explain, explain),
-    "graph": Answerer(asked.Graph, as_graph),
+ANSWERS: dict[str, Callable[[Subject, Any, OnProgress], Any]] = {
+    "run": about_run,
+    "examples": examples,
+    "map": the_map,
+    "tokens": tokens,
+    "recovery": on_prompt,
+    "chain": chain,
+    "held-out": on_held_out,
+    "step": step,
+    "change": change,
+    "edge": edge,
+    "split": split,
+    "groups": groups,
+    "explain": explain,
+    "graph": as_graph,
 }
+"""The engine's answer to each question, by its name. Those to `card` are read from files (files.py)."""

@@ -2,10 +2,11 @@
 
 A question is posted to `ask/NAME`. The answer is one line `{"answer": ...}` or `{"error": "..."}`, after any number of
 lines `{"progress": share}`. Who hangs up stops the work. One thread computes, because the model holds what is spliced
-into it; questions about files wait for nothing but the subject.
+into it.
 
 The page is there at once. The model is loaded in the thread that computes, and so are the libraries that it needs:
-this module imports none of them.
+this module imports none of them. Until the model is there, the page shows what files.py knows. Questions to the model
+wait, and a line `{"loading": true}` says so.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -26,12 +28,14 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from scalar_sae.errors import UserError, one_line, reason
+from scalar_sae.explorer.files import Kept, card
+from scalar_sae.explorer.questions import QUESTIONS, Card, Question
 from scalar_sae.loopback import LoopbackServer, RefusedError, application, page_routes
 from scalar_sae.malloc import trim_malloc
 from scalar_sae.readers import explained, parse_json
 
 if TYPE_CHECKING:
-    from scalar_sae.explorer.questions import Question
+    from scalar_sae.explorer.answers import OnProgress
     from scalar_sae.explorer.subject import Subject
 
 BODY_BYTES = 2**20
@@ -40,9 +44,9 @@ REMEMBERED = 64
 """Answers that are kept, since a page asks again for what it showed before."""
 _FILES = ("index.html", "page.css", "page.js")
 _LIGHT = ("run", "card")
-"""Questions about files alone."""
-_FIRST = "run"
-"""The question that a page asks while the subject is loaded."""
+"""Questions for which nothing is computed."""
+_KEPT = ("run", "map")
+"""Questions whose answers are kept in the run directory."""
 
 
 class StoppedError(Exception):
@@ -52,7 +56,8 @@ class StoppedError(Exception):
 class Explorer:
     """Answers questions about a subject, which is loaded in the thread that computes."""
 
-    def __init__(self, load: "Callable[[], Subject]") -> None:
+    def __init__(self, load: "Callable[[], Subject]", kept: Kept | None = None) -> None:
+        self._kept, self._state = kept, None if kept is None else kept.state()
         self._heavy, self._light = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.subject: Future[Subject] = self._heavy.submit(_loaded, load)
         self._remembered: OrderedDict[str, Any] = OrderedDict()
@@ -64,23 +69,48 @@ class Explorer:
         Raises:
             UserError: it is no question, or about something that is not there; or the subject cannot be loaded.
         """
-        subject = self.subject.result()
-        questions, question = _questions(), parsed(name, body)
-        key = f"{name} {question.model_dump_json()}"
-        with self._lock:
-            if key in self._remembered:
-                self._remembered.move_to_end(key)
-                return self._remembered[key]
-        found = questions[name].answer(subject, question, on_progress)
+        question = parsed(name, body)
+        if (known := self.known(name, question)) is not None:
+            return known
+        if isinstance(question, Card):
+            pairs = {pair["key"]: pair for pair in self.answer("run", {})["pairs"]}
+            found = card(None if self._kept is None else self._kept.run, pairs, question)
+        else:
+            subject = self.subject.result()
+            found = _answers()[name](subject, question, on_progress)
         trim_malloc()
+        key = _key(name, question)
         with self._lock:
             self._remembered[key] = found
             while len(self._remembered) > REMEMBERED:
                 self._remembered.popitem(last=False)
+        if name in _KEPT and self._kept is not None:
+            self._kept.keep(key, found, self._state)
         return found
 
+    def known(self, name: str, question: Question) -> Any:
+        """The answer to a question that was answered before: by this server, or until the subject is loaded by the one
+        before it. None if there is none.
+        """
+        key = _key(name, question)
+        with self._lock:
+            if key in self._remembered:
+                self._remembered.move_to_end(key)
+                return self._remembered[key]
+        early = name in _KEPT and self._kept is not None and not self.subject.done()
+        return self._kept.find(key) if early and self._kept is not None else None
+
     async def lines(self, name: str, body: Any) -> AsyncGenerator[bytes]:
-        """The lines of an answer. Closing the generator stops the work."""
+        """The lines of an answer. Closing the generator stops the work.
+
+        Raises:
+            UserError: it is no question.
+            RefusedError: there is no such question.
+        """
+        known = self.known(name, parsed(name, body))
+        if known is not None:
+            yield _line({"answer": known})
+            return
         loop, lines = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
         stopped = threading.Event()
 
@@ -93,8 +123,12 @@ class Explorer:
                 raise StoppedError
             tell({"progress": round(share, 3)})
 
+        waits = name not in _LIGHT and not self.subject.done()
+
         def work() -> None:
             try:
+                if waits:
+                    progress(0.0)
                 tell({"answer": self.answer(name, body, progress)})
             except StoppedError:
                 return
@@ -105,12 +139,14 @@ class Explorer:
                 sys.stderr.write(f"scalar: {name}: {said}\n")
                 tell({"error": f"{said}; a fault of scalar-sae: please report it"})
 
+        if waits:
+            tell({"loading": True})
         future = (self._light if name in _LIGHT else self._heavy).submit(work)
         try:
             while True:
                 line = await lines.get()
-                yield json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-                if "progress" not in line:
+                yield _line(line)
+                if "answer" in line or "error" in line:
                     return
         finally:
             stopped.set()
@@ -125,30 +161,38 @@ def _loaded(load: "Callable[[], Subject]") -> "Subject":
     import pyarrow as pa
 
     pa.set_memory_pool(pa.system_memory_pool())  # its own pool would keep some 50 MB that it has freed
+    import_module("scalar_sae.report.cards")  # before PyTorch, which takes far longer: cards can be asked for already
     return load()
 
 
-def _questions() -> dict[str, Any]:
-    """What can be asked. Importing it takes seconds, which the thread that loads the subject has spent."""
-    from scalar_sae.explorer.answers import QUESTIONS
+def _answers() -> "dict[str, Callable[[Subject, Any, OnProgress], Any]]":
+    """What the engine answers. Importing it takes seconds, which the thread that loads the subject has spent."""
+    from scalar_sae.explorer.answers import ANSWERS
 
-    return QUESTIONS
+    return ANSWERS
 
 
-def parsed(name: str, body: Any) -> "Question":
+def parsed(name: str, body: Any) -> Question:
     """A question from its name and body.
 
     Raises:
         UserError: the body does not fit.
         RefusedError: there is no such question.
     """
-    questions = _questions()
-    if name not in questions:
+    if name not in QUESTIONS:
         raise RefusedError(404, "no such question")
     try:
-        return questions[name].body.model_validate_json(json.dumps(body))
+        return QUESTIONS[name].model_validate_json(json.dumps(body))
     except ValidationError as error:
         raise UserError(f"{name}: {explained(error)}") from error
+
+
+def _key(name: str, question: Question) -> str:
+    return f"{name} {question.model_dump_json()}"
+
+
+def _line(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def static(name: str) -> str:
@@ -213,19 +257,22 @@ class ExplorerServer(LoopbackServer):
             self._loading.result()  # who ends it meanwhile learns of damaged files too
 
 
-def serve(load: "Callable[[], Subject]", port: int) -> ExplorerServer:
+def serve(load: "Callable[[], Subject]", port: int, kept: Kept | None = None) -> ExplorerServer:
     """A server on this machine alone; `run` starts it. What it is about is loaded meanwhile.
+
+    Args:
+        load: loads what the page is about.
+        port: a port of this machine; 0 is any free one.
+        kept: the answers in the run directory, if the page is about a run.
 
     Raises:
         UserError: the port is taken.
     """
-    explorer = Explorer(load)
+    explorer = Explorer(load, kept)
 
     async def ask(request: Request) -> Response:
         name, body = request.path_params["name"], await request.json()
-        if name != _FIRST:
-            await asyncio.shield(asyncio.wrap_future(explorer.subject))
-            parsed(name, body)
+        parsed(name, body)
         return StreamingResponse(explorer.lines(name, body), media_type="application/x-ndjson")
 
     pages = {name: static(name) for name in _FILES} | {"data.js": data(True, {})}

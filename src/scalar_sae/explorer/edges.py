@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from scalar_sae.console import say
 from scalar_sae.digests import digest_of_sae
 from scalar_sae.errors import UserError
-from scalar_sae.evaluation.features.tables import write_table
+from scalar_sae.evaluation.features.tables import as_arrow, write_table
+from scalar_sae.explorer.files import OWN
+from scalar_sae.explorer.questions import MOST
 from scalar_sae.explorer.subject import PairSubject, Subject
 from scalar_sae.io import atomic_write
 from scalar_sae.records.results import Record
@@ -23,8 +25,6 @@ from scalar_sae.scoring.rankings.base import RankingJob
 from scalar_sae.scoring.rankings.order import strongest
 from scalar_sae.scoring.rankings.registry import find_global
 
-MOST = 5000
-"""Edges of a pair that are kept, and sent to a page."""
 _KEY = b"ranked"
 
 
@@ -60,8 +60,8 @@ def top_edges(subject: Subject, key: str, ranking: str, on_progress: Callable[[f
     scores = rule.scores(RankingJob(pair, tokens, config.seed, step, room))
     edges = strongest(scores, MOST, config.seed)
     up, down = edges.T
-    columns = {"up": up.tolist(), "down": down.tolist(), "weight": scores[up, down].tolist()}
-    table = pa.table(columns)
+    columns = {"up": up, "down": down, "weight": scores[up, down].double()}
+    table = pa.table({name: as_arrow(numbers.cpu().numpy()) for name, numbers in columns.items()})
     if path is not None and identity is not None:
         _keep(table.replace_schema_metadata({_KEY: identity}), path)
     return table
@@ -78,13 +78,13 @@ def _path(subject: Subject, key: str, ranking: str) -> Path | None:
     if subject.folder is None:
         return None
     pair = subject.pair_subject(key)
-    return subject.folder / "explorer" / pair.method / f"{pair.block}.{ranking}.parquet"
+    return subject.folder / OWN / pair.method / f"{pair.block}.{ranking}.parquet"
 
 
 def _read(path: Path, identity: bytes) -> pa.Table | None:
     """The table, if it is there, whole, and of this pair."""
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
     except (OSError, pa.ArrowException):
         return None
     return table if (table.schema.metadata or {}).get(_KEY) == identity else None

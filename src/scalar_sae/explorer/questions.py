@@ -1,11 +1,11 @@
-"""What a page can ask: the bodies of its questions. The answers are in answers.py."""
+"""What a page can ask: the bodies of its questions. The answers are in answers.py and files.py."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from scalar_sae.explorer.edges import MOST
-
+MOST = 5000
+"""Edges of a pair that are kept, and sent to a page."""
 LONGEST = 20_000
 """Characters of a prompt."""
 TOKENS = 512
@@ -139,3 +139,23 @@ class Graph(Step):
     pins: Annotated[list[str], Field(max_length=MOST)] = []
     groups: Annotated[list[Group], Field(max_length=100)] = []
     names: dict[str, str] = {}
+
+
+QUESTIONS: dict[str, type[Question]] = {
+    "run": AboutRun,
+    "examples": Examples,
+    "map": Map,
+    "card": Card,
+    "tokens": Tokens,
+    "recovery": OnPrompt,
+    "chain": Chain,
+    "held-out": OnHeldOut,
+    "step": Step,
+    "change": Change,
+    "edge": Edge,
+    "split": Split,
+    "groups": Groups,
+    "explain": Explain,
+    "graph": Graph,
+}
+"""The body of each question, by its name."""

@@ -13,19 +13,19 @@ from scalar_sae.errors import UserError, unknown
 from scalar_sae.evaluation.features.judges import Judge
 from scalar_sae.explore.journey import Journey
 from scalar_sae.explore.run import Run
+from scalar_sae.explorer.files import cards_of
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.records.results import Record, Results
 from scalar_sae.report.cards import Cards
 from scalar_sae.saes.sae import SAE
-from scalar_sae.saes.sources import Group
-from scalar_sae.saes.store import find_sae
+from scalar_sae.saes.sources import Group, site_in
 from scalar_sae.scoring.ablation import DRAWS
 from scalar_sae.scoring.config import ScoreConfig, held_out
 from scalar_sae.scoring.pair import Pair, upstream
 from scalar_sae.scoring.rankings.registry import RANKINGS
 from scalar_sae.scoring.score import prepared
 from scalar_sae.scoring.texts import Texts
-from scalar_sae.sites import Block
+from scalar_sae.sites import Block, Site
 
 RANKING = "leave_one_out"
 """The ranking of a pair without a record."""
@@ -44,15 +44,15 @@ class PairSubject:
     group: Group
     records: tuple[Record, ...] = ()
 
-    def sae(self, end: str) -> SAE:
-        """The SAE at the `up` or `down` end."""
-        if end == "down":
-            found = find_sae(self.group, self.block.down)
-        else:
-            reads = upstream(self.group, self.block.up)
-            found = None if reads is None else self.group[reads]
+    def site(self, end: str) -> Site:
+        """The site that the SAE at the `up` or `down` end reads."""
+        found = site_in(self.group, self.block.down) if end == "down" else upstream(self.group, self.block.up)
         assert found is not None  # `Pair.between` finds both
         return found
+
+    def sae(self, end: str) -> SAE:
+        """The SAE at the `up` or `down` end."""
+        return self.group[self.site(end)]
 
     @property
     def rankings(self) -> list[str]:
@@ -88,7 +88,6 @@ class Subject:
     """Explains edges and groups; None: nobody does."""
     last_journey: tuple[object, Journey] | None = None
     """The prompt that was looked at last."""
-    _cards: dict[Path, Cards] = field(default_factory=dict[Path, Cards])
     _pairs: dict[tuple[str, str], Pair] = field(default_factory=dict[tuple[str, str], Pair])
 
     @classmethod
@@ -179,19 +178,7 @@ class Subject:
         pair = self.pair_subject(key)
         if self.folder is None:
             return None
-        site = next(site for site, sae in pair.group.items() if sae is pair.sae(end))
-        folder = self.folder / "features" / pair.method / str(site)
-        if not (folder / "latents.parquet").is_file():
-            return None
-        if folder not in self._cards:
-            found, width = Cards.read(folder), pair.sae(end).d_sae
-            if found.n_latents != width:
-                raise UserError(
-                    f"{folder}: tables of {found.n_latents:,} features, the SAE has {width:,}; move the folder away "
-                    "and run scalar features again"
-                )
-            self._cards[folder] = found
-        return self._cards[folder]
+        return cards_of(self.folder, pair.method, str(pair.site(end)), pair.sae(end).d_sae)
 
 
 def _records(results: Results, method: str, block: Block) -> tuple[Record, ...]:

@@ -1,7 +1,7 @@
 """Cards of features: what a page shows of a latent. The report's pages of features and the explorer show the same."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from scalar_sae.errors import UserError
-from scalar_sae.evaluation.features.edges import SCHEMA
-from scalar_sae.evaluation.features.judge import Judged, read_judged
-from scalar_sae.evaluation.features.rules import LENGTHS
-from scalar_sae.evaluation.features.tables import OCTAVES, read_examples, read_table
+from scalar_sae.evaluation.features.judged import Judged, read_judged
+from scalar_sae.evaluation.features.tables import EDGES, LENGTHS, OCTAVES, as_arrow, as_numpy, read_examples, read_table
 from scalar_sae.report.text import token_text, visible
 
 _OF_A_LATENT = ("octaves", "rule_f1", "rule_accuracy", "rule_tokens", "promoted", "promoted_by", "suppressed",
@@ -43,7 +40,7 @@ class Cards:
         """
         latents = read_table(folder, "latents")
         contexts, vocabulary = read_examples(folder)
-        edges = read_table(folder, "edges") if (folder / "edges.parquet").exists() else SCHEMA.empty_table()
+        edges = read_table(folder, "edges") if (folder / "edges.parquet").exists() else _no_edges()
         shown = {token: token_text(text) for token, text in vocabulary.items()}
         return cls(latents, _by_latent(_rounded(contexts)), _by_latent(edges), read_judged(folder), shown)
 
@@ -67,7 +64,7 @@ class Cards:
         rows = self.latents.slice(some.start, len(some)).to_pylist()
         cards = {row["latent"]: _plain(row) | {"examples": [], "edges": [], "judged": []} for row in rows}
         for kind, table in (("examples", self.contexts), ("edges", self.edges)):
-            start, end = np.searchsorted(table["latent"].to_numpy(), [some.start, some.stop])
+            start, end = np.searchsorted(as_numpy(table["latent"]), [some.start, some.stop])
             for row in table.slice(start, end - start).to_pylist():
                 cards[row.pop("latent")][kind].append(row)
         for row in self.judged:
@@ -93,7 +90,7 @@ class Cards:
     def labels(self, some: Collection[int], n: int = 3) -> dict[int, dict[str, Any]]:
         """In a few words what each of some latents does: density, tokens where it is strongest, tokens it promotes."""
         chosen = sorted(some)
-        rows = self.latents.take(chosen)
+        rows = self.latents.take(as_arrow(np.array(chosen, np.int64)))
         density, promoted = rows["density"].to_pylist(), rows["promoted"].to_pylist()
         return {
             latent: {
@@ -107,7 +104,7 @@ class Cards:
     @cached_property
     def _strongest(self) -> dict[int, list[str]]:
         """The different tokens at which each latent fires most strongly."""
-        top = self.contexts.filter(pc.field("kind") == "top")
+        top = self.contexts.take(_where(self.contexts, lambda kind: kind == "top"))
         found: dict[int, dict[str, None]] = {}
         for latent, tokens, position, start in zip(
             *(top[name].to_pylist() for name in ("latent", "tokens", "position", "start")), strict=True
@@ -137,11 +134,20 @@ def _said(row: Judged) -> dict[str, Any]:
 
 def _rounded(contexts: pa.Table) -> pa.Table:
     """What is shown of the contexts, activations to three digits."""
-    table = contexts.filter(pc.field("kind") != "silent").drop_columns(["prompt"]).combine_chunks()
+    table = contexts.take(_where(contexts, lambda kind: kind != "silent")).drop_columns(["prompt"]).combine_chunks()
     acts = table["acts"].combine_chunks()
-    digits = np.round(acts.values.to_numpy().astype(float), 3)
+    digits = as_arrow(np.round(as_numpy(acts.values).astype(float), 3))
     return table.set_column(5, "acts", pa.ListArray.from_arrays(acts.offsets, digits))
 
 
+def _where(contexts: pa.Table, wanted: Callable[[str], bool]) -> Any:
+    """The rows of some kinds of examples."""
+    return as_arrow(np.flatnonzero([wanted(kind) for kind in contexts["kind"].to_pylist()]))
+
+
+def _no_edges() -> pa.Table:
+    return pa.Table.from_arrays([pa.nulls(0, field.type) for field in EDGES], schema=EDGES)  # as_arrow says why
+
+
 def _by_latent(table: pa.Table) -> pa.Table:
-    return table.take(pa.array(np.argsort(table["latent"].to_numpy(), kind="stable")))
+    return table.take(as_arrow(np.argsort(as_numpy(table["latent"]), kind="stable")))

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scalar_sae.console import Bar
+from scalar_sae.evaluation.features.tables import EDGES
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
 from scalar_sae.saes.sae import SAE
@@ -25,9 +26,6 @@ from scalar_sae.scoring.pair import Pair
 from scalar_sae.scoring.rankings.base import RankingJob, summed
 from scalar_sae.scoring.rankings.registry import find_edgewise
 from scalar_sae.sites import Block, Site
-
-SCHEMA = pa.schema({"latent": pa.int32(), "side": pa.string(), "site": pa.string(), "other": pa.int32(),
-                    "score": pa.float32()})  # fmt: skip
 
 
 def strongest_edges(
@@ -72,7 +70,7 @@ def strongest_edges(
                 of_up = of_up.merge(_Best.of(scores, columns.start, n))
                 found[down].append(_table(_Best.of(scores.T, 0, n), columns.start, "up", up))
             found[up].append(_table(of_up, 0, "down", down))
-    return {site: pa.concat_tables(tables) if tables else SCHEMA.empty_table() for site, tables in found.items()}
+    return {site: pa.concat_tables(tables) if tables else EDGES.empty_table() for site, tables in found.items()}
 
 
 class _Best(NamedTuple):
@@ -107,4 +105,4 @@ def _table(best: _Best, first: int, side: str, site: Site) -> pa.Table:
         "other": best.other[latent, place].numpy().astype(np.int32),
         "score": best.score[latent, place].numpy(),
     }
-    return pa.table(columns, schema=SCHEMA)
+    return pa.table(columns, schema=EDGES)

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from scalar_sae.evaluation.features.judge import Judged, read_judged
-from scalar_sae.evaluation.features.rules import LENGTHS
-from scalar_sae.evaluation.features.tables import read_counted, read_table
+from scalar_sae.evaluation.features.judged import Judged, read_judged
+from scalar_sae.evaluation.features.tables import LENGTHS, read_counted, read_table
 from scalar_sae.io import SETTINGS, read_plain
 from scalar_sae.readers import checked
 from scalar_sae.records.results import Results

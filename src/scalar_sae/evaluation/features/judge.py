@@ -19,19 +19,20 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from scalar_sae import jsonl
 from scalar_sae.console import Bar
 from scalar_sae.errors import UserError
+from scalar_sae.evaluation.features.judged import Judged, read_judged
 from scalar_sae.evaluation.features.judges import Ask, Judge
-from scalar_sae.evaluation.features.tables import read_counted, read_examples
+from scalar_sae.evaluation.features.tables import as_numpy, read_counted, read_examples
 from scalar_sae.io import check_writable
 from scalar_sae.lm.special import FIRST, First
 from scalar_sae.locks import held
@@ -43,22 +44,6 @@ FEWEST = 4
 
 Example = dict[str, Any]
 """A row of the table of contexts (tables.py): `kind`, `prompt`, `position`, `start`, `tokens`, `acts`."""
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class Judged(BaseModel):
-    """One line of `judged.jsonl`: one judge's results for one latent."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    latent: Annotated[int, Field(ge=0)]
-    explanation: str | None = None
-    """None if there are too few examples."""
-    detection: Share | None
-    """Balanced accuracy; None if the judge did not give one answer per text."""
-    fuzzing: Share | None
-    judge: dict[str, str | int | None]
-    """The judge: `model`, `url`, a hash of the `questions`, and the `seed` of the sample."""
 
 
 class Said(BaseModel):
@@ -169,7 +154,7 @@ def _remembering(ask: Ask, said: dict[str, str], path: Path, about: list[Any]) -
 
 def _askable(table: pa.Table) -> Int[np.ndarray, " n"]:
     """The latents with enough texts of each kind from prompts that are not among the shown examples."""
-    latent, prompt = (table[name].to_numpy().astype(np.int64) for name in ("latent", "prompt"))
+    latent, prompt = (as_numpy(table[name]).astype(np.int64) for name in ("latent", "prompt"))
     kind = np.array(table["kind"].to_pylist())
     place = latent * (prompt.max(initial=0) + 1) + prompt
     top = np.flatnonzero(kind == "top")
@@ -179,15 +164,6 @@ def _askable(table: pa.Table) -> Int[np.ndarray, " n"]:
     n = latent.max(initial=0) + 1
     random, silent = (np.bincount(latent[left & (kind == name)], minlength=n) for name in ("random", "silent"))
     return np.flatnonzero((random >= FEWEST) & (silent >= FEWEST))
-
-
-def read_judged(folder: Path) -> list[Judged]:
-    """All judges' results so far.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    return jsonl.read(folder / "judged.jsonl", Judged)
 
 
 def judged(

@@ -15,12 +15,11 @@ from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
+from scalar_sae.evaluation.features.tables import LENGTHS
 from scalar_sae.lm.special import First, counted
 
 Sparse = Any
 """A csr_array, whose stubs in scipy are incomplete."""
-LENGTHS = (1, 2, 3)
-"""Numbers of tokens that the rules look at."""
 LISTED = 10
 """Number of tokens listed for a rule of one token."""
 

@@ -6,6 +6,8 @@
 | `contexts`   | example: the tokens around it and the latent's activation at each            | `features.py` |
 | `vocabulary` | token that occurs in the other two: its text                                 | `features.py` |
 | `edges`      | edge between a latent and one of a neighbouring SAE                          | `edges.py`    |
+
+A page that shows tables must not wait for PyTorch: this module does not import it.
 """
 
 import hashlib
@@ -13,7 +15,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +24,16 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scalar_sae.errors import UserError, reason
-from scalar_sae.evaluation.features.rules import LENGTHS
-from scalar_sae.lm.special import Special
 from scalar_sae.readers import WRITER, check_version, open_regular
 from scalar_sae.sites import Site
 
 OCTAVES = range(-10, 11)
 """Activations are counted by powers of two from 2^-10 to 2^10. The outer bins include everything beyond them."""
+LENGTHS = (1, 2, 3)
+"""Numbers of tokens that the rules of latents look at (rules.py)."""
+EDGES = pa.schema({"latent": pa.int32(), "side": pa.string(), "site": pa.string(), "other": pa.int32(),
+                   "score": pa.float32()})  # fmt: skip
+"""The schema of the table of edges."""
 integer, real, text = pa.types.is_integer, pa.types.is_floating, pa.types.is_string
 
 
@@ -96,7 +101,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
         raise UserError(f"{folder}: no feature tables here ({path.name}); make them with scalar features")
     try:
         with open_regular(path) as file:
-            table = pq.read_table(file, page_checksum_verification=True)
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
         table.validate(full=True)
         _check_stamp(path, table)
     except UserError:
@@ -147,9 +152,9 @@ def _digest(table: pa.Table) -> str:
         values = _flat(column)
         found.update(f"{name} {values.type} {table.num_rows} {len(values)}\n".encode())
         if pa.types.is_list(column.type):
-            found.update(_lengths(column).to_numpy().tobytes())
+            found.update(as_numpy(_lengths(column)).tobytes())
         plain = (integer(values.type) or real(values.type)) and not values.null_count
-        found.update(values.to_numpy().tobytes() if plain else repr(values.to_pylist()).encode())
+        found.update(as_numpy(values).tobytes() if plain else repr(values.to_pylist()).encode())
     return found.hexdigest()
 
 
@@ -166,8 +171,8 @@ class Counted(BaseModel):
     """Number of positions counted; 0 if the table does not say."""
     n_special: int = Field(default=0, ge=0)
     """Number of positions with special tokens, which were not counted."""
-    special: Special = ()
-    """The special tokens."""
+    special: tuple[int | Literal["first"], ...] = ()
+    """The special tokens: their ids, and `first` for the first token of every prompt."""
 
 
 def read_counted(folder: Path) -> Counted:
@@ -196,7 +201,7 @@ def read_examples(folder: Path) -> tuple[pa.Table, dict[int, str]]:
         UserError: as `read_table`, or a token has no text.
     """
     contexts, vocabulary = read_table(folder, "contexts"), read_vocabulary(folder)
-    there = np.isin(_flat(contexts["tokens"]).to_numpy(), np.fromiter(vocabulary, dtype=np.int64))
+    there = np.isin(as_numpy(contexts["tokens"]), np.fromiter(vocabulary, dtype=np.int64))
     if not there.all():
         raise UserError(
             f"{folder}: contexts.parquet has tokens that vocabulary.parquet lacks: the tables are not of one run; "
@@ -205,10 +210,25 @@ def read_examples(folder: Path) -> tuple[pa.Table, dict[int, str]]:
     return contexts, vocabulary
 
 
+def as_numpy(column: Any) -> np.ndarray:
+    """The numbers of a column without holes, those of all its lists concatenated.
+
+    pyarrow's own conversion imports pandas if that is installed, which takes 40 MB and a quarter of a second.
+    """
+    flat = _flat(column)
+    return np.from_dlpack(flat) if len(flat) else np.empty(0)
+
+
+def as_arrow(numbers: np.ndarray) -> Any:
+    """Numbers as an Arrow array; as in `as_numpy`, pandas is not imported."""
+    kind, numbers = pa.from_numpy_dtype(numbers.dtype), np.ascontiguousarray(numbers)
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
+
+
 def _flat(column: Any) -> Any:
     """The values of a column, with lists concatenated."""
     flat = pc.call_function("list_flatten", [column]) if pa.types.is_list(column.type) else column
-    return flat.combine_chunks()
+    return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
 
 
 def _lengths(column: Any) -> Any:
@@ -227,9 +247,9 @@ def _problem(table: pa.Table, name: str) -> str | None:
             return f"column {column} has holes"
         if column in _ONE_OF and not np.isin(values.to_pylist(), _ONE_OF[column]).all():
             return f"column {column} holds more than {', '.join(_ONE_OF[column])}"
-        if column in _FINITE and not np.isfinite(values.to_numpy()).all():
+        if column in _FINITE and not np.isfinite(as_numpy(values)).all():
             return f"column {column} is not finite"
-        if column in _COUNTED and len(values) and values.to_numpy().min() < 0:
+        if column in _COUNTED and len(values) and as_numpy(values).min() < 0:
             return f"column {column} has negative numbers"
     for column, n in _LENGTHS.items():
         if column in SCHEMAS[name] and _lengths(table[column]).unique().to_pylist() not in ([], [n]):
@@ -240,6 +260,6 @@ def _problem(table: pa.Table, name: str) -> str | None:
     if "site" in SCHEMAS[name]:
         for site in set(table["site"].to_pylist()):
             Site.parse(site)
-    if name == "latents" and not np.array_equal(table["latent"].to_numpy(), np.arange(table.num_rows)):
+    if name == "latents" and not np.array_equal(as_numpy(table["latent"]), np.arange(table.num_rows)):
         return "the latents are not numbered from 0"
     return None
