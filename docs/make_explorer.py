@@ -2,8 +2,10 @@
 
 RUN has results and, for the words on features, the tables of `scalar features`. Headless Chromium shows the page. The
 pictures go to docs/explorer.png (a map with pinned edges) and docs/explorer-journey.png (a prompt at a token). The
-figures are printed: seconds from the command to the address, to a page and to a map, milliseconds of a pin and of a
-hover, the recovery of fifty pinned edges, megabytes of the server beside the model.
+figures are printed. For a first and a second start: seconds from the command to the address, to a map, to a card and to
+the loaded model. Then: milliseconds of a pin and of a hover, the recovery of fifty pinned edges, and the megabytes that
+the server holds beyond a process with nothing but the model and the SAEs. What the explorer keeps in RUN
+(docs/explorer.md) is removed before the first start.
 """
 
 import json
@@ -20,6 +22,15 @@ from urllib.parse import quote
 from selenium import webdriver
 
 HERE = Path(__file__).parent
+ALONE = """
+import sys
+from scalar_sae.explore.run import load_run
+from scalar_sae.explorer import answers
+from scalar_sae.explorer.subject import Subject
+subject = Subject.of_run(load_run(sys.argv[1]))
+print("loaded", flush=True)
+sys.stdin.read()
+"""
 PROMPT = "def __init__(self, name):\n        self."
 
 
@@ -54,29 +65,51 @@ def memory(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
+def alone(run: str) -> float:
+    """Megabytes of a process that has loaded the model and the SAEs, and nothing else."""
+    with subprocess.Popen([sys.executable, "-c", ALONE, run], stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        return memory(process.pid)
+
+
+def opened(command: list[str], browser: webdriver.Chrome, start: str) -> tuple["subprocess.Popen[str]", str]:
+    """A server with its page, and its address."""
+    began = time.perf_counter()
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    url = re.search(r"http\S+", server.stdout.readline())[0]  # type: ignore[index]
+    seconds = {"address": time.perf_counter() - began}
+
+    def there(what: str, css: str) -> None:
+        until(lambda: browser.find_elements("css selector", css))
+        seconds[what] = time.perf_counter() - began
+
+    browser.get(url)
+    there("map", "svg.columns .node")
+    enter = "document.querySelector('svg.columns .node').dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    browser.execute_script(enter)
+    there("card", "#feature .card")
+    there("model", "#example option:nth-of-type(2)")
+    print(f"{start} start: " + ", ".join(f"{what} after {found:.2f} s" for what, found in seconds.items()))
+    return server, url
+
+
 def main(run: str, prompt: str, position: int) -> None:
     command = [sys.executable, "-m", "scalar_sae", "explore", run, "--port", "0"]
-    with (
-        tempfile.TemporaryDirectory() as profile,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
-    ):
+    shutil.rmtree(Path(run) / "explorer", ignore_errors=True)
+    with tempfile.TemporaryDirectory() as profile:
         browser = chromium(profile)
+        server = None
         try:
-            started = time.perf_counter()
-            assert server.stdout is not None
-            url = re.search(r"http\S+", server.stdout.readline())[0]  # type: ignore[index]
-            print(f"address after {time.perf_counter() - started:.1f} s, {memory(server.pid):.0f} MB")
+            server, _ = opened(command, browser, "first")
+            server.send_signal(2)
+            server.wait()
+            server, url = opened(command, browser, "second")
 
             def all_of(css: str) -> list[Any]:
                 return browser.find_elements("css selector", css)
 
-            browser.get(url)
-            seconds = until(lambda: all_of(".opening"))
-            print(f"page after {seconds:.2f} s more")
-            until(lambda: all_of("h1"))
-            loaded = memory(server.pid)
-            print(f"model loaded after {time.perf_counter() - started:.1f} s, {loaded:.0f} MB")
-            print(f"map after {until(lambda: all_of('svg.columns .node')):.2f} s more")
             browser.get(url)
             print(f"map again after {until(lambda: all_of('svg.columns .node')):.2f} s, {memory(server.pid):.0f} MB")
             state = dict(pair.split("=", 1) for pair in browser.current_url.split("#")[1].split("&"))
@@ -90,12 +123,12 @@ def main(run: str, prompt: str, position: int) -> None:
             text = quote(prompt)
             shared = f"#pair={about['pair']}&ranking={about['ranking']}&text={text}&n=64"
 
-            def opened(more: str) -> None:
+            def show(more: str) -> None:
                 browser.get("about:blank")
                 browser.get(url + shared + more)
 
             fifty = quote(json.dumps([f"u{i}-d{j}" for i, j, _ in edges[:50]]))
-            opened(f"&pins={fifty}")
+            show(f"&pins={fifty}")
             until(lambda: all_of("#recovery"))
             script = (
                 "const done = arguments[0], button = [...document.querySelectorAll('#pins li button')].pop();"
@@ -117,17 +150,18 @@ def main(run: str, prompt: str, position: int) -> None:
             print(f"a hover is drawn after {hover:.0f} ms")
 
             strongest = [f"u{i}-d{j}" for i, j, _ in edges[:12]]
-            opened(f"&pins={quote(json.dumps(strongest[:5]))}&focus=u{edges[0][0]}")
+            show(f"&pins={quote(json.dumps(strongest[:5]))}&focus=u{edges[0][0]}")
             until(lambda: all_of("#recovery") and all_of("#feature .card"))
             browser.save_screenshot(str(HERE / "explorer.png"))
-            opened(f"&view=journey&at={position}&pins={quote(json.dumps(strongest[:5]))}")
+            show(f"&view=journey&at={position}&pins={quote(json.dumps(strongest[:5]))}")
             print(f"journey at a token after {until(lambda: all_of('#n-local')):.2f} s")
             time.sleep(0.5)
             browser.save_screenshot(str(HERE / "explorer-journey.png"))
-            print(f"{memory(server.pid) - loaded:.0f} MB beside the model at the end")
+            print(f"{memory(server.pid) - alone(run):.0f} MB beside the model at the end")
         finally:
             browser.quit()
-            server.send_signal(2)
+            if server is not None:
+                server.send_signal(2)
 
 
 if __name__ == "__main__":
