@@ -21,6 +21,7 @@ import torch
 import scalar_sae as ss
 from scalar_sae.cli import main
 from scalar_sae.errors import UserError
+from scalar_sae.evaluation.features import judge as judging
 from scalar_sae.evaluation.features.judges import Judge
 from scalar_sae.explore.explanations import explain_edge, explain_features
 from scalar_sae.explore.journey import Journey
@@ -292,7 +293,8 @@ def test_tokens_of_a_text_are_shown_without_acting(explorer: Explorer):
     assert torch.tensor(found["special"]).any().item() is False
 
 
-def test_groups_and_explanations_are_those_of_the_engine(subject: Subject, pair: Any, tmp_path: Path):
+def test_groups_and_explanations_are_those_of_the_engine(subject: Subject, pair: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judging, "FEWEST", 0)  # a small text has few examples
     (record,) = subject.pairs[KEY].records
     texts = subject.texts(record)
     asked: list[str] = []
@@ -309,12 +311,41 @@ def test_groups_and_explanations_are_those_of_the_engine(subject: Subject, pair:
     up, down = explorer.answer("map", ABOUT)["edges"][0][:2]
     answer = explorer.answer("explain", {**ABOUT, "edge": [up, down]})
     by_hand = explain_edge(pair, up, down, judge, texts.ranking[:4], texts.scoring)
-    assert answer == {**by_hand.model_dump(), "explanation": visible(by_hand.explanation or "") or None}
+    assert answer == {**by_hand.model_dump(), "explanation": visible(by_hand.explanation or "")}
+    assert answer["explanation"] == "1, 0, 1[U+202E]"
+    assert asked[:3] == asked[3:]  # of the explorer, and by hand
     answer = explorer.answer("explain", {**ABOUT, "up": [up], "down": [down]})
     by_hand = explain_features(pair, judge, texts.ranking[:4], texts.scoring, [up], [down])
     assert answer["detection"] == by_hand.detection
     with pytest.raises(UserError, match="no features"):
         explorer.answer("explain", ABOUT)
+
+
+def test_other_questions_are_answered_while_a_judge_thinks(subject: Subject, monkeypatch: pytest.MonkeyPatch):
+    """The judge thinks until another question has been answered."""
+    monkeypatch.setattr(judging, "FEWEST", 0)  # a small text has few examples
+    begun, answered, waited = threading.Event(), threading.Event(), list[bool]()
+
+    def think(question: str) -> str:
+        begun.set()
+        waited.append(answered.wait(20))
+        return "1, 0, 1"
+
+    explorer = Explorer(lambda: replace(subject, judge=Judge(think, "slow")))
+
+    async def both() -> tuple[list[Any], list[Any]]:
+        explained = asyncio.create_task(_lines(explorer, "explain", {**ABOUT, "edge": edge}, 1000))
+        await asyncio.to_thread(begun.wait, 60)
+        other = await _lines(explorer, "recovery", {**ABOUT, "edges": [edge], "text": TEXT}, 1000)
+        answered.set()
+        return await explained, other
+
+    edge = explorer.answer("map", ABOUT)["edges"][0][:2]
+    explained, other = asyncio.run(both())
+    assert waited
+    assert all(waited)
+    assert other[-1]["answer"] == explorer.answer("recovery", {**ABOUT, "edges": [edge], "text": TEXT})
+    assert explained[-1]["answer"]["explanation"] == "1, 0, 1"
 
 
 def test_without_a_judge_nothing_is_explained_and_that_is_said(explorer: Explorer):

@@ -1,8 +1,8 @@
 """The explorer's server: files of the page, and answers as lines of JSON while they are worked out.
 
 A question is posted to `ask/NAME`. The answer is one line `{"answer": ...}` or `{"error": "..."}`, after any number of
-lines `{"progress": share}`. Who hangs up stops the work. One thread computes, because the model holds what is spliced
-into it.
+lines `{"progress": share}`. Who hangs up stops the work. One thread computes at a time, because the model holds what is
+spliced into it. A judge answers in a thread of its own, and the engine answers other questions meanwhile.
 
 The page is there at once. The model is loaded in the thread that computes, and so are the libraries that it needs:
 this module imports none of them. Until the model is there, the page shows what files.py knows. Questions to the model
@@ -18,6 +18,8 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,8 @@ REMEMBERED = 64
 _FILES = ("index.html", "page.css", "page.js")
 _LIGHT = ("run", "card")
 """Questions for which nothing is computed."""
+_JUDGED = ("explain",)
+"""Questions to a judge."""
 _KEPT = ("run", "map")
 """Questions whose answers are kept in the run directory."""
 
@@ -58,8 +62,9 @@ class Explorer:
 
     def __init__(self, load: "Callable[[], Subject]", kept: Kept | None = None) -> None:
         self._kept, self._state = kept, None if kept is None else kept.state()
-        self._heavy, self._light = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.subject: Future[Subject] = self._heavy.submit(_loaded, load)
+        self._heavy, self._light, self._judged = (ThreadPoolExecutor(1) for _ in range(3))
+        self._computing = threading.Lock()
+        self.subject: Future[Subject] = self._heavy.submit(lambda: self._yielding(_loaded(load)))
         self._remembered: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -77,7 +82,8 @@ class Explorer:
             found = card(None if self._kept is None else self._kept.run, pairs, question)
         else:
             subject = self.subject.result()
-            found = _answers()[name](subject, question, on_progress)
+            with nullcontext() if name in _LIGHT else self._computing:
+                found = _answers()[name](subject, question, on_progress)
         trim_malloc()
         key = _key(name, question)
         with self._lock:
@@ -128,6 +134,7 @@ class Explorer:
         def work() -> None:
             try:
                 if waits:
+                    self.subject.result()
                     progress(0.0)
                 tell({"answer": self.answer(name, body, progress)})
             except StoppedError:
@@ -141,7 +148,8 @@ class Explorer:
 
         if waits:
             tell({"loading": True})
-        future = (self._light if name in _LIGHT else self._heavy).submit(work)
+        thread = self._light if name in _LIGHT else self._judged if name in _JUDGED else self._heavy
+        future = thread.submit(work)
         try:
             while True:
                 line = await lines.get()
@@ -151,6 +159,21 @@ class Explorer:
         finally:
             stopped.set()
             future.cancel()
+
+    def _yielding(self, subject: "Subject") -> "Subject":
+        """The subject, with a judge that lets others compute until it has answered."""
+        judge = subject.judge
+        if judge is None:
+            return subject
+
+        def ask(question: str) -> str:
+            self._computing.release()
+            try:
+                return judge.ask(question)
+            finally:
+                self._computing.acquire()
+
+        return replace(subject, judge=judge._replace(ask=ask))
 
     async def soon(self, work: Callable[[], bytes]) -> bytes:
         """What some work returns, in the thread that computes."""
