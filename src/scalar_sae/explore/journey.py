@@ -34,7 +34,7 @@ from scalar_sae.explore.plain import (
     TokenChange,
 )
 from scalar_sae.explore.stage import Kept, Scaled, Stage, check_latents
-from scalar_sae.lm.outputs import compare, log_probs
+from scalar_sae.lm.outputs import compare, kl, log_probs
 from scalar_sae.scoring.pair import Pair
 from scalar_sae.sites import Block
 
@@ -135,15 +135,15 @@ class Journey:
         whole = (
             self._passage.full_log_probs if circuits is None else log_probs(self.lm, self._passage.end(before[-1][1]))
         )
-        kl = compare(self.lm, end, [whole], prompt.tokens).kl[0, 0]
+        divergence = compare(self.lm, end, [whole], prompt.tokens).kl[0, 0]
         after = log_probs(self.lm, end[:, at : at + 1])[0, 0]
         return Change(
             tokens=tuple(self.tokens),
             interventions=tuple(interventions),
             reached=tuple(_reached(one, *before[number], kept[number]) for number, one in scaled),
             position=at,
-            kl=float(kl[at]),
-            kl_mean=float(prompt.mean(kl)),
+            kl=float(divergence[at]),
+            kl_mean=float(prompt.mean(divergence)),
             next_tokens=self._changes(whole[0, at], after, n),
         )
 
@@ -190,7 +190,7 @@ class Journey:
             UserError: there is no such token.
         """
         at = self.index(position)
-        return local.outputs(self.stages[-1], at, self._passage.full_log_probs[0, at], n, most, on_progress)
+        return local.outputs(self._passage, at, n, most, on_progress)
 
     def curve(
         self,
@@ -217,20 +217,20 @@ class Journey:
         at, stage = self.index(position), self.stage(block)
         edges = self._local_edges(stage, at, lambda done: on_progress(done / 2))
         found = local.kept_at(stage, at, counts, edges, lambda done: on_progress((1 + done) / 2))
-        behind = self.stages[self.stages.index(stage) + 1 :]
-        ends = [self._passage.end(_through(behind, acts)) for acts in found.acts]
-        own = self._passage.own_log_probs[:, at : at + 1], self._passage.full_log_probs[:, at : at + 1]
-        one = self.stages[-1].prompt.tokens[:, at : at + 1]
-        kl = [compare(self.lm, end[:, at : at + 1], own, one).kl[:, 0, 0].tolist() for end in ends]
-        nothing = kl[0][1]
+        acts = found.acts
+        for behind in self.stages[self.stages.index(stage) + 1 :]:
+            acts = local.acts_at(behind, at, acts)
+        after = log_probs(self.lm, self._passage.ends_at(at, acts))
+        kl_model, kl_circuit = (kl(before, after)[:, 0].tolist() for before in self._passage.log_probs_at(at))
+        nothing = kl_circuit[0]
         on_progress(1.0)
         return LocalCurve(
             block=str(stage.pair.block),
             position=at,
             edges=tuple(found.counts),
-            kl_model=tuple(row[0] for row in kl),
-            kl_circuit=tuple(row[1] for row in kl),
-            recovery=tuple(1 - row[1] / (nothing if nothing > 0 else 1.0) for row in kl),
+            kl_model=tuple(kl_model),
+            kl_circuit=tuple(kl_circuit),
+            recovery=tuple(1 - value / (nothing if nothing > 0 else 1.0) for value in kl_circuit),
         )
 
     def split(
@@ -336,10 +336,3 @@ def _reached(one: Scaled, stage: Stage, acts: Float[Tensor, "token n_down"], kep
     if one.down is not None and kept is not None and not kept[one.up, one.down]:
         return 0
     return int((there & (stage.change[:, one.up] != 0)).sum())
-
-
-def _through(stages: Sequence[Stage], acts: Float[Tensor, "token _n"]) -> Float[Tensor, "token n_down"]:
-    """What the rest of a chain leaves when a pair leaves these activations."""
-    for stage in stages:
-        acts = stage.starting_from(acts).acts()
-    return acts

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from scalar_sae.errors import UserError
 from scalar_sae.explore.attention import Heads, LastQuery, heads_of
-from scalar_sae.explore.passes import PASS_BYTES, at_last, at_once
+from scalar_sae.explore.passage import Passage
+from scalar_sae.explore.passes import at_last, at_once
 from scalar_sae.explore.plain import LatentEffect, LocalEdge, LocalEdges, NextToken, Outputs
 from scalar_sae.explore.stage import Stage
 from scalar_sae.lm.outputs import kl, log_probs
-from scalar_sae.sites import Block
 
 CHUNK = 2**12
 """Removals at earlier tokens are taken so many at a time."""
@@ -42,11 +42,10 @@ class Local(NamedTuple):
 
 
 class KeptAt(NamedTuple):
-    """Downstream activations of a prompt where one token keeps its n strongest edges."""
+    """Downstream activations at a token that keeps its n strongest edges."""
 
     counts: list[int]
-    acts: list[Float[Tensor, "token n_down"]]
-    """For each count. Other tokens are those of the full circuit."""
+    acts: Float[Tensor, "count n_down"]
 
 
 def edges(stage: Stage, position: int, n: int, found: Local) -> LocalEdges:
@@ -156,7 +155,7 @@ def _heads(here: Stage) -> Heads | None:
 
 @torch.no_grad()
 def kept_at(stage: Stage, position: int, counts: Sequence[int] | None, found: Local, on_progress: Progress) -> KeptAt:
-    """Downstream activations with the n strongest of the local edges that were found at a token, for each n."""
+    """Downstream activations at a token with the n strongest of the local edges that were found there, for each n."""
     here = stage.upto(position)
     source, up = units(here)
     n_edges, n_all = len(found.up), len(up) * stage.pair.down.d_sae
@@ -167,17 +166,30 @@ def kept_at(stage: Stage, position: int, counts: Sequence[int] | None, found: Lo
     first, n_up = position + 1 - len(here.change), stage.pair.up.d_sae
     unit = torch.searchsorted(source * n_up + up, (found.source - first) * n_up + found.up)
     adds = here.pair.added(up, here.change[source, up])
-    acts, pre_acts = [], here.pair.pre_acts(here.ablated.unsqueeze(0), here.prompt)[0, -1]
+    acts: list[Tensor] = []
+    pre_acts = here.pair.pre_acts(here.ablated.unsqueeze(0), here.prompt)[0, -1]
     for number, (before, count) in enumerate(pairwise([0, *chosen])):
         gained = found.down[before:count].unique()
         for some in gained.split(at_once(here)) if len(gained) and count != n_all else ():
             pre_acts[some] = _recomputed(here, source, adds, unit[:count], found.down[:count], some)
-        row = stage.full.clone()
-        if count != n_all:
-            row[position] = stage.pair.down.activation.select(pre_acts)
-        acts.append(row)
+        acts.append(stage.full[position] if count == n_all else stage.pair.down.activation.select(pre_acts))
         on_progress(number / len(chosen))
-    return KeptAt(chosen, acts)
+    return KeptAt(chosen, torch.stack(acts))
+
+
+@torch.no_grad()
+def acts_at(stage: Stage, position: int, z: Float[Tensor, "row n_up"]) -> Float[Tensor, "row n_down"]:
+    """Downstream activations at a token for each row of upstream activations there, with every edge. Other tokens keep
+    their own.
+    """
+    here, pair, one = stage.upto(position), stage.pair, stage.rows(slice(position, position + 1)).prompt
+    x = one.with_own(pair.up.decode(z, one.x_up.expand(len(z), -1)).unsqueeze(1), one.x_start)[:, 0]
+    found: list[Tensor] = []
+    for some in x.split(at_once(here)):
+        whole = here.whole.repeat(len(some), 1, 1)
+        whole[:, -1] = some
+        found.append(at_last(here, whole) @ pair.down.W_enc + pair.down.b_enc)
+    return pair.down.activation.select(one.at_text(torch.cat(found).unsqueeze(1))[:, 0])
 
 
 def _recomputed(
@@ -208,43 +220,28 @@ def round_counts(n: int) -> Iterator[int]:
 
 
 @torch.no_grad()
-def outputs(
-    stage: Stage,
-    position: int,
-    full: Float[Tensor, " d_vocab"],
-    n: int,
-    most: int,
-    on_progress: Progress,
-) -> Outputs:
+def outputs(passage: Passage, position: int, n: int, most: int, on_progress: Progress) -> Outputs:
     """What the active downstream latents at a token add to the prediction after it (Journey.outputs).
 
     Args:
-        stage: the last pair.
+        passage: the prompt.
         position: the token.
-        full: log-probabilities after the token, in the full circuit.
         n: number of next tokens.
         most: number of latents.
         on_progress: called with the share that is done.
     """
-    pair, lm = stage.pair, stage.pair.lm
-    mixes = not pair.splice_site.same_place(lm.end) and Block(pair.splice_site, lm.end).mixes_tokens
-    here = stage.rows(slice(0 if mixes else position, position + 1))
-    acts = stage.full[position]
-    weight = acts.abs() * pair.down.W_dec.norm(dim=1)
+    lm = passage.lm
+    acts = passage.last.full[position]
+    weight = acts.abs() * passage.last.pair.down.W_dec.norm(dim=1)
     live = weight.argsort(descending=True)[: min(most, int((acts != 0).sum()))]
+    full = log_probs(lm, passage.full_run.end[:, position : position + 1])[0, 0]
     shown = full.topk(min(n, lm.d_vocab)).indices
     centred = full - full.mean()
-    start = pair.decoded(stage.full[here_rows(here, position)], here.prompt)
     found: list[LatentEffect] = []
-    batch = max(1, PASS_BYTES // (4 * len(start) * 8 * lm.d_model))
-    for some in live.split(batch):
+    for some in live.split(passage.full_run.at_once(position)):
         without = acts.repeat(len(some), 1)
         without[torch.arange(len(some)), some] = 0.0
-        x = start.repeat(len(some), 1, 1)
-        last = stage.rows(slice(position, position + 1)).prompt
-        x[:, -1] = pair.decoded(without.unsqueeze(1), last)[:, 0]
-        end = pair.run_on(x, here.prompt)[:, -1:]
-        after = log_probs(lm, end)[:, 0]
+        after = log_probs(lm, passage.ends_at(position, without))[:, 0]
         change = centred[shown] - (after[:, shown] - after.mean(-1, keepdim=True))
         divergence = kl(full.unsqueeze(0), after)
         found += [
@@ -261,8 +258,3 @@ def outputs(
         ),
         latents=tuple(sorted(found, key=lambda row: -row.kl)),
     )
-
-
-def here_rows(here: Stage, position: int) -> slice:
-    """The tokens of a cut prompt in the whole one."""
-    return slice(position + 1 - len(here.change), position + 1)

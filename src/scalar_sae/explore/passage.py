@@ -15,7 +15,8 @@ from scalar_sae.errors import UserError
 from scalar_sae.explore.measure import Readings, References
 from scalar_sae.explore.stage import Kept, Scaled, Stage
 from scalar_sae.kernels import FastCPUOps
-from scalar_sae.lm.outputs import compare, log_probs
+from scalar_sae.lm.cached_run import CachedRun
+from scalar_sae.lm.outputs import compare, kl, log_probs
 from scalar_sae.scoring.pair import Pair, read
 from scalar_sae.scoring.sweep.closed_form import Readout
 
@@ -67,16 +68,45 @@ class Passage:
         return self.last.pair.run_on(self.last.pair.decoded(acts, prompt).unsqueeze(0), prompt)
 
     @cached_property
+    @torch.no_grad()
+    def full_run(self) -> CachedRun:
+        """The rest of the model behind the full circuit."""
+        pair, prompt = self.last.pair, self.last.prompt
+        with FastCPUOps():
+            x = pair.decoded(self.last.full, prompt).unsqueeze(0)
+            return self.lm.cached_run(pair.splice_site, x, prompt.down_skip)
+
+    @torch.no_grad()
+    def ends_at(self, position: int, acts: Float[Tensor, "row n_down"]) -> Float[Tensor, "row one d_model"]:
+        """What stands behind the model's last layer at a token when the last pair leaves these activations there, and
+        those of the full circuit at every other token.
+        """
+        here = self.last.rows(slice(position, position + 1)).prompt
+        with FastCPUOps():
+            x = self.last.pair.decoded(acts.unsqueeze(1), here)
+            return self.full_run.varied(position, x[:, 0]).unsqueeze(1)
+
+    @cached_property
+    @torch.no_grad()
+    def own_end(self) -> Float[Tensor, "one token d_model"]:
+        """What stands behind the last layer in the model."""
+        prompt = self.last.prompt
+        return self.last.pair.run_on(prompt.x_spliced, prompt)
+
+    @cached_property
     def own_log_probs(self) -> Float[Tensor, "one token d_vocab"]:
         """Next-token log-probabilities of the model."""
-        with FastCPUOps():
-            own = self.lm.states(self.tokens, [self.lm.end])[self.lm.end].x
-        return log_probs(self.lm, own)
+        return log_probs(self.lm, self.own_end)
 
     @cached_property
     def full_log_probs(self) -> Float[Tensor, "one token d_vocab"]:
         """Next-token log-probabilities of the full circuit."""
-        return log_probs(self.lm, self.end(self.last.full))
+        return log_probs(self.lm, self.full_run.end)
+
+    def log_probs_at(self, position: int) -> tuple[Float[Tensor, "one one d_vocab"], Float[Tensor, "one one d_vocab"]]:
+        """Next-token log-probabilities of the model and of the full circuit, after one token."""
+        own, full = (log_probs(self.lm, end[:, position : position + 1]) for end in (self.own_end, self.full_run.end))
+        return own, full
 
     @torch.no_grad()
     def readings(self, kept: Sequence[Kept]) -> Readings:
@@ -98,16 +128,16 @@ class Passage:
     @cached_property
     def _references(self) -> References:
         nothing = [s.change.new_zeros(s.pair.up.d_sae, s.pair.down.d_sae, dtype=torch.bool) for s in self.stages]
-        own, full = [self.own_log_probs], [self.full_log_probs]
+        own, full = self.own_log_probs, self.full_log_probs
         prompt, mean = self.last.prompt, self.last.pair.site_mean
         of_mean = None
         if mean is not None:
             x = prompt.with_own(mean.expand_as(prompt.x_spliced), prompt.x_spliced)
-            of_mean = compare(self.lm, self.last.pair.run_on(x, prompt), own, self.tokens).kl[0, 0]
+            of_mean = compare(self.lm, self.last.pair.run_on(x, prompt), [own], self.tokens).kl[0, 0]
         return References(
-            kl_nothing=compare(self.lm, self.end(self.run(nothing)[-1][1]), full, self.tokens).kl[0, 0],
+            kl_nothing=compare(self.lm, self.end(self.run(nothing)[-1][1]), [full], self.tokens).kl[0, 0],
             kl_mean=of_mean,
-            floor_kl=compare(self.lm, self.end(self.last.full), own, self.tokens).kl[0, 0],
+            floor_kl=torch.stack([kl(p, q) for p, q in zip(own[0], full[0], strict=True)]),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from scalar_sae.lm.architectures import Architecture
 from scalar_sae.lm.attention import Attention, AttentionInputs
@@ -145,9 +146,15 @@ class Anatomy:
             yield
 
     @torch.no_grad()
-    def _handed(self, n_prompts: int, n_tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-        """The arguments that each layer's attention receives on random prompts. Nothing else is computed."""
+    def _handed(self, n_prompts: int, n_tokens: int, dtype: torch.dtype, n_before: int | None) -> list[dict[str, Any]]:
+        """The arguments that each layer's attention receives on random prompts, with a cache of `n_before` tokens if
+        one is asked for. Nothing else is computed.
+        """
         handed: list[dict[str, Any]] = []
+        options: dict[str, Any] = {"use_cache": n_before is not None}
+        if n_before is not None:
+            before = torch.zeros(n_prompts, 1, n_before, 1, dtype=dtype, device=self.hf.device)
+            options["past_key_values"] = DynamicCache([(before, before)] * len(self.blocks))
 
         def zeros(part: nn.Module, given: dict[str, Any]) -> Tensor:
             if part in self.attentions:
@@ -159,7 +166,7 @@ class Anatomy:
 
         try:
             with self.stood_in(zeros), self._in_precision(dtype):
-                self.hf(dummy(self.hf, n_prompts, n_tokens), use_cache=False)
+                self.hf(dummy(self.hf, n_prompts, n_tokens), **options)
         except _Reached:
             return handed
         raise AssertionError("the last layer was not run")

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import Cache
 
 from scalar_sae.errors import UserError
 
@@ -34,16 +36,20 @@ class AttentionInputs:
     of the activation. A model creates them in the precision of its activations. For an activation in float32, even a
     half-precision model therefore creates rotary tables in float32.
 
+    With a cache, the activation is that of the tokens that follow those in it. The model then passes the cache too, and
+    the mask and the positions of the tokens that follow.
+
     Args:
         handed: returns the arguments of each layer's attention, by name, from the model's own forward on random
-            prompts. Its own arguments are the number of prompts, their length and the precision of the activations.
+            prompts. Its own arguments are the number of prompts, their length, the precision of the activations, and
+            the number of tokens in a cache before them; None: without a cache.
         activation: names of the arguments that hold the activation.
         stream: name of the argument that holds the residual stream, if there is one.
     """
 
     def __init__(
         self,
-        handed: Callable[[int, int, torch.dtype], list[dict[str, Any]]],
+        handed: Callable[[int, int, torch.dtype, int | None], list[dict[str, Any]]],
         activation: tuple[str, ...],
         stream: str | None,
     ) -> None:
@@ -52,23 +58,39 @@ class AttentionInputs:
         self._stream = stream
         self._recorded: dict[Any, list[dict[str, Any]]] = {}
 
-    def of(self, layer: int, x: Float[Tensor, "batch token d_model"]) -> dict[str, Any]:
+    def of(self, layer: int, x: Float[Tensor, "batch token d_model"], cache: Cache | None = None) -> dict[str, Any]:
         """The arguments of a layer's attention for an activation. The residual stream is zero.
+
+        Args:
+            layer: number of the layer.
+            x: the activation.
+            cache: keys and values of the tokens before; None: there are none, and none are kept.
 
         Raises:
             UserError: an argument depends on the tokens of the prompt.
         """
-        key = (x.shape[1], x.device, x.dtype)
+        n_before = None if cache is None else cache.get_seq_length(layer)
+        key = (n_before, x.shape[1], x.device, x.dtype)
         if key not in self._recorded:
             if len(self._recorded) == LENGTHS_KEPT:
                 del self._recorded[next(iter(self._recorded))]
-            self._recorded[key] = self._record(x.shape[1], x.dtype)
+            self._recorded[key] = self._record(x.shape[1], x.dtype, n_before)
         given = {name: _for_batch(value, len(x)) for name, value in self._recorded[key][layer].items()}
         given |= dict.fromkeys(self._activation, x)
+        given |= {name: cache for name, value in given.items() if isinstance(value, Cache)}
         return given if self._stream is None else given | {self._stream: torch.zeros_like(x)}
 
-    def _record(self, n_tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-        one, two = (self._handed(n_prompts, n_tokens, dtype) for n_prompts in (1, 2))
+    @cached_property
+    def with_cache(self) -> bool:
+        """Whether the model passes a cache of `transformers` to the attention of every layer."""
+        try:
+            handed = self._handed(1, 1, torch.float32, 0)
+        except Exception:  # the model's forward has another signature
+            return False
+        return all(any(isinstance(value, Cache) for value in given.values()) for given in handed)
+
+    def _record(self, n_tokens: int, dtype: torch.dtype, n_before: int | None) -> list[dict[str, Any]]:
+        one, two = (self._handed(n_prompts, n_tokens, dtype, n_before) for n_prompts in (1, 2))
         own = (*self._activation, self._stream)
         return [
             {name: _per_prompt(first[name], second[name], name, dtype) for name in first if name not in own}
@@ -84,9 +106,16 @@ class Attention:
     layer: int
     inputs: AttentionInputs
 
-    def __call__(self, x: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
-        """The module's output, which `transformers` returns first in a tuple."""
-        output = self.module(**self.inputs.of(self.layer, x))
+    def __call__(
+        self, x: Float[Tensor, "batch token d_model"], cache: Cache | None = None
+    ) -> Float[Tensor, "batch token d_model"]:
+        """The module's output, which `transformers` returns first in a tuple.
+
+        Args:
+            x: its input.
+            cache: keys and values of the tokens before; those of x are added to it.
+        """
+        output = self.module(**self.inputs.of(self.layer, x, cache))
         return output if isinstance(output, Tensor) else output[0]
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from scalar_sae.console import say_once
 from scalar_sae.errors import UserError
+from scalar_sae.lm.cached_run import CachedRun
 from scalar_sae.lm.checks import as_prompts, check_site, check_tokens, encoded
 from scalar_sae.lm.feedforward import FeedForward
 from scalar_sae.lm.hooked import as_hf
@@ -35,7 +36,7 @@ from scalar_sae.lm.loading import Origin, check_whole, load_hf, load_tokenizer, 
 from scalar_sae.lm.norms import AnyNorm
 from scalar_sae.lm.recognition import dissect
 from scalar_sae.lm.special import FIRST, Rule, Special, find_special, listed, named_by
-from scalar_sae.lm.stretch import Replacement, Stretch, widened
+from scalar_sae.lm.stretch import Replacement, Stretch, between, widened
 from scalar_sae.sites import Site
 from scalar_sae.tokenizer import Pretrained, Tokenizer
 
@@ -330,6 +331,13 @@ class LanguageModel(nn.Module):
         self.check(end)
         return self._stretch.run(start, end, x, skip)
 
+    def cached_run(
+        self, start: Site, x: Float[Tensor, "one token d_model"], skip: Float[Tensor, "one token d_model"] | None = None
+    ) -> CachedRun:
+        """Run a prompt from a site to the end, so that further runs which differ at one token reuse keys and values."""
+        self.check(start)
+        return CachedRun.of(self._stretch, start, self.end, x, skip)
+
     def in_float32(self, start: Site, end: Site) -> Stretch:
         """The computation between two sites in float32, whatever the model's precision. Only its layers are copied.
 
@@ -338,12 +346,12 @@ class LanguageModel(nn.Module):
         """
         self.check(start)
         self.check(end)
-        layers = {number: self._anatomy.in_float32(number) for number in _layers(start, end)}
+        layers = {number: self._anatomy.in_float32(number) for number in between(start, end)}
         return Stretch(layers, self.name)
 
     def copied(self, start: Site, end: Site) -> int:
         """Number of bytes that `in_float32` copies."""
-        return sum(self._anatomy.copied(number) for number in _layers(start, end))
+        return sum(self._anatomy.copied(number) for number in between(start, end))
 
     def logits_from(
         self,
@@ -387,8 +395,3 @@ class LanguageModel(nn.Module):
             UserError: they are not of the form that FeedForward describes.
         """
         return self._stretch.feed_forward(layer)
-
-
-def _layers(start: Site, end: Site) -> range:
-    """The layers that a run from one site to another passes through."""
-    return range(start.layer, max(start.layer + 1, end.layer + (end.kind != "resid_pre")))

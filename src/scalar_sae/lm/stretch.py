@@ -101,3 +101,8 @@ class Stretch:
 def widened(x: Tensor, given: Tensor) -> Tensor:
     """Cast a result for the caller: at least float32, on the device of `given`."""
     return x.to(given.device, torch.promote_types(x.dtype, torch.float32))
+
+
+def between(start: Site, end: Site) -> range:
+    """The layers that a run from one site to another passes through."""
+    return range(start.layer, max(start.layer + 1, end.layer + (end.kind != "resid_pre")))
