@@ -84,8 +84,14 @@ class Page:
         )
         return bytes(self.browser.execute_async_script(script, kind, css))
 
+    def drawn(self) -> None:
+        """Wait until the page is drawn, and its address has followed."""
+        script = "const done = arguments[0]; requestAnimationFrame(() => setTimeout(() => setTimeout(done)))"
+        self.browser.execute_async_script(script)
+
     def state(self, name: str) -> Any:
         """A part of the address."""
+        self.drawn()
         text = self.browser.execute_script("return new URLSearchParams(location.hash.slice(1)).get(arguments[0])", name)
         return None if text is None else text if name in ("focus", "text", "query") else json.loads(text)
 
@@ -178,6 +184,7 @@ def test_a_walk_through_the_explorer(tmp_path: Path, browser: Any):
         assert page.state("groups")[0]["name"] == HOSTILE
 
         # the address opens the same page in another tab
+        page.drawn()
         address, drawing = browser.current_url, page.text("svg.columns")
         first = browser.current_window_handle
         browser.switch_to.new_window("tab")
@@ -365,6 +372,7 @@ def test_pins_of_several_blocks_make_paths_and_are_kept_when_the_page_turns_to_a
         assert not page.all("#chain")
         page.put("#pair", behind)
         page.until(lambda: page.text("#pins h2") == "Pinned 0")
+        page.drawn()
         browser.execute_script("location.hash += '&pins=' + encodeURIComponent(arguments[0])", '["u2-d5", "u2-d6"]')
         reading = page.until(lambda: page.all("#chain-recovery"))[0]
         paths = [one.text for one in page.all("#paths li")]

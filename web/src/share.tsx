@@ -1,7 +1,7 @@
 /** Taking the page elsewhere: its address, pictures of what is drawn, the graph as JSON, a folder that opens from disk. */
 import { useState } from "preact/hooks";
 import { ask, asked, live } from "./api";
-import type { State } from "./state";
+import { address, type State } from "./state";
 
 const STYLES = ["fill", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "fill-opacity", "font-family", "font-size", "font-weight"];
 
@@ -63,7 +63,7 @@ export function Share({ state, drawn }: { state: State; drawn?: [number, number,
   return (
     <div class="share row" role="group" aria-label="Share">
       <button type="button" id="copy" onClick={tell(async () => {
-        await navigator.clipboard.writeText(location.href);
+        await navigator.clipboard.writeText(address().href);
         return live ? "Copied. The address works while this server runs." : "Copied.";
       })}>Copy link</button>
       <button type="button" id="svg" onClick={tell(async () => {
@@ -81,7 +81,7 @@ export function Share({ state, drawn }: { state: State; drawn?: [number, number,
         return "";
       })}>Graph JSON</button>}
       {live && <button type="button" id="export" onClick={tell(async () => {
-        save(await exported(location.hash), `${name}.zip`);
+        save(await exported(address().hash), `${name}.zip`);
         return "A folder in a ZIP file: unpack it and open index.html.";
       })}>Export</button>}
       <span role="status">{note}</span>

@@ -90,11 +90,27 @@ let listen: (state: State) => void = () => undefined;
 
 export const state = (): State => current;
 
+/** Whether the address will follow once the page is drawn. */
+let follows = false;
+
+/** The address of the state as it is now. */
+function follow(): void {
+  follows = false;
+  history.replaceState(null, "", `#${write(current)}`);
+}
+
+/** The whole address of the page, with its state. */
+export function address(): URL {
+  follow();
+  return new URL(location.href);
+}
+
 /** Change some parts of the state; the page and its address follow. */
 export function set(patch: Partial<State>): void {
   current = { ...current, ...patch };
-  history.replaceState(null, "", `#${write(current)}`);
   listen(current);
+  if (!follows) requestAnimationFrame(() => setTimeout(follow)); // an address that is written first delays the drawing
+  follows = true;
 }
 
 /** Call this at every change, also when the address is edited by hand. */

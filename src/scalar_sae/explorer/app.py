@@ -84,7 +84,6 @@ class Explorer:
             subject = self.subject.result()
             with nullcontext() if name in _LIGHT else self._computing:
                 found = _answers()[name](subject, question, on_progress)
-        trim_malloc()
         key = _key(name, question)
         with self._lock:
             self._remembered[key] = found
@@ -145,6 +144,7 @@ class Explorer:
                 said = one_line(f"{type(error).__name__}: {reason(error)}")
                 sys.stderr.write(f"scalar: {name}: {said}\n")
                 tell({"error": f"{said}; a fault of scalar-sae: please report it"})
+            trim_malloc()
 
         if waits:
             tell({"loading": True})
