@@ -144,7 +144,8 @@ class Explorer:
                 said = one_line(f"{type(error).__name__}: {reason(error)}")
                 sys.stderr.write(f"scalar: {name}: {said}\n")
                 tell({"error": f"{said}; a fault of scalar-sae: please report it"})
-            trim_malloc()
+            finally:
+                trim_malloc()  # once the answer is on its way
 
         if waits:
             tell({"loading": True})
