@@ -63,16 +63,21 @@ def test_pairs_map_and_cards_are_there_before_the_model_and_equal_the_engines_an
         explorer.answer("card", CARD | {"latent": 24})
 
     async def lines(name: str, body: Any) -> list[Any]:
-        found: list[Any] = []
+        said: list[Any] = []
         async for line in explorer.lines(name, body):
-            found.append(json.loads(line))
-            if "loading" in found[-1]:
+            said.append(json.loads(line))
+            if "loading" in said[-1]:
                 loaded.set()
-        return found
+        return said
 
     assert asyncio.run(lines("map", ABOUT)) == [{"answer": early["map"]}]
     said = asyncio.run(lines("tokens", {**ABOUT, "text": "def"}))  # a question to the model waits and says so
     assert said == [{"loading": True}, {"progress": 0}, {"answer": {"tokens": ["d", "e", "f"], "special": [0, 0, 0]}}]
+
+
+def found(kept: Kept, question: str) -> Any:
+    """The answer that a server finds that starts now."""
+    return kept.find(question, kept.state())
 
 
 def _rewrite(path: Path) -> None:
@@ -101,10 +106,10 @@ def test_an_answer_is_not_used_once_something_that_it_depends_on_has_changed(cha
     kept = Kept(tmp_path)
     kept.keep("map {}", {"edges": [1]}, kept.state())
     (tmp_path / "explorer" / "judge.jsonl").write_text("what the explorer writes itself changes no answer")
-    assert Kept(tmp_path).find("map {}") == {"edges": [1]}
-    assert Kept(tmp_path).find("run {}") is None
+    assert found(Kept(tmp_path), "map {}") == {"edges": [1]}
+    assert found(Kept(tmp_path), "run {}") is None
     CHANGES[changed](tmp_path)
-    assert Kept(tmp_path).find("map {}") is None
+    assert found(Kept(tmp_path), "map {}") is None
 
 
 def test_an_answer_of_another_command_another_package_or_files_that_changed_meanwhile_is_not_used(
@@ -114,14 +119,14 @@ def test_an_answer_of_another_command_another_package_or_files_that_changed_mean
     kept = Kept(tmp_path, ["a judge"])
     before = kept.state()
     kept.keep("run {}", {"judge": "a judge"}, before)
-    assert kept.find("run {}") == {"judge": "a judge"}
-    assert Kept(tmp_path, ["another judge"]).find("run {}") is None
+    assert found(kept, "run {}") == {"judge": "a judge"}
+    assert found(Kept(tmp_path, ["another judge"]), "run {}") is None
     with monkeypatch.context() as newer:
         newer.setattr(files, "_package", lambda: [("explorer/app.py", 1, 2, 3)])
-        assert kept.find("run {}") is None
+        assert found(kept, "run {}") is None
     (tmp_path / "results.json").write_text("{ }")
     kept.keep("run {}", {"judge": "worked out from the files before"}, before)
-    assert kept.find("run {}") is None
+    assert found(kept, "run {}") is None
 
 
 def test_a_run_that_cannot_be_written_is_explored_without_keeping_answers(
@@ -131,7 +136,7 @@ def test_a_run_that_cannot_be_written_is_explored_without_keeping_answers(
     (tmp_path / "explorer").write_text("a file where the folder belongs")
     kept = Kept(tmp_path)
     kept.keep("run {}", {}, kept.state())
-    assert kept.find("run {}") is None
+    assert found(kept, "run {}") is None
     assert "answers are not kept" in capsys.readouterr().err
 
 
@@ -139,14 +144,14 @@ def test_cards_are_read_anew_when_their_tables_are_written_anew(tmp_path: Path):
     subject = small_subject(tmp_path)
     folder = tmp_path / "features" / "m" / "resid_mid.0"
     width = subject.pairs[KEY].sae("up").d_sae
-    found = files.cards_of(tmp_path, "m", "resid_mid.0", width)
-    assert found is files.cards_of(tmp_path, "m", "resid_mid.0", width)
+    before = files.cards_of(tmp_path, "m", "resid_mid.0", width)
+    assert before is files.cards_of(tmp_path, "m", "resid_mid.0", width)
     line = {"latent": 3, "explanation": "now", "detection": 0.5, "fuzzing": None, "judge": {"model": "m"}}
     (folder / "judged.jsonl").write_text(json.dumps(line) + "\n")
     again = files.cards_of(tmp_path, "m", "resid_mid.0", width)
-    assert found is not None
+    assert before is not None
     assert again is not None
-    assert (found.card(3)["judged"], again.card(3)["judged"][0]["explanation"]) == ([], "now")
+    assert (before.card(3)["judged"], again.card(3)["judged"][0]["explanation"]) == ([], "now")
     (folder / "latents.parquet").unlink()
     assert files.cards_of(tmp_path, "m", "resid_mid.0", width) is None
 
@@ -159,7 +164,8 @@ from scalar_sae.explorer.files import Kept, cards_of
 run = Path(sys.argv[1])
 cards = cards_of(run, "m", "resid_mid.0", 24)
 assert cards.card(3) and cards.labels([1, 2])
-assert Kept(run).find("run {}")["pairs"]
+kept = Kept(run)
+assert kept.find("run {}", kept.state())["pairs"]
 print(*sys.modules)
 """
 

@@ -18,9 +18,8 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
-from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +46,8 @@ REMEMBERED = 64
 _FILES = ("index.html", "page.css", "page.js")
 _LIGHT = ("run", "card")
 """Questions for which nothing is computed."""
+_FIRST = "run"
+"""The question that a page asks first."""
 _JUDGED = ("explain",)
 """Questions to a judge."""
 _KEPT = ("run", "map")
@@ -64,9 +65,9 @@ class Explorer:
         self._kept, self._state = kept, None if kept is None else kept.state()
         self._heavy, self._light, self._judged = (ThreadPoolExecutor(1) for _ in range(3))
         self._computing = threading.Lock()
-        self.subject: Future[Subject] = self._heavy.submit(lambda: self._yielding(_loaded(load)))
         self._remembered: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self.subject: Future[Subject] = self._heavy.submit(lambda: self._yielding(self._loaded(load)))
 
     def answer(self, name: str, body: Any, on_progress: Callable[[float], object] = lambda share: None) -> Any:
         """The answer to a question.
@@ -78,8 +79,7 @@ class Explorer:
         if (known := self.known(name, question)) is not None:
             return known
         if isinstance(question, Card):
-            pairs = {pair["key"]: pair for pair in self.answer("run", {})["pairs"]}
-            found = card(None if self._kept is None else self._kept.run, pairs, question)
+            found = card(None if self._kept is None else self._kept.run, self.answer(_FIRST, {})["pairs"], question)
         else:
             subject = self.subject.result()
             with nullcontext() if name in _LIGHT else self._computing:
@@ -102,8 +102,12 @@ class Explorer:
             if key in self._remembered:
                 self._remembered.move_to_end(key)
                 return self._remembered[key]
-        early = name in _KEPT and self._kept is not None and not self.subject.done()
-        return self._kept.find(key) if early and self._kept is not None else None
+        return self._kept_before(name, question) if not self.subject.done() else None
+
+    def _kept_before(self, name: str, question: Question) -> Any:
+        """The answer that is kept in the run directory, as that was when this server started."""
+        kept = self._kept if name in _KEPT else None
+        return None if kept is None else kept.find(_key(name, question), self._state)
 
     async def lines(self, name: str, body: Any) -> AsyncGenerator[bytes]:
         """The lines of an answer. Closing the generator stops the work.
@@ -161,6 +165,21 @@ class Explorer:
             stopped.set()
             future.cancel()
 
+    def _loaded(self, load: "Callable[[], Subject]") -> "Subject":
+        import pyarrow as pa
+
+        pa.set_memory_pool(pa.system_memory_pool())  # its own pool would keep some 50 MB that it has freed
+        self._read_ahead()
+        return load()
+
+    def _read_ahead(self) -> None:
+        """Read the tables of the first pair's cards. Once PyTorch is being imported, other threads make little way."""
+        about = self._kept_before(_FIRST, parsed(_FIRST, {}))
+        if about is not None and self._kept is not None:
+            for end in ("up", "down"):
+                with suppress(UserError):  # who asks for a card is told
+                    card(self._kept.run, about["pairs"], Card(pair=about["pairs"][0]["key"], end=end, latent=0))
+
     def _yielding(self, subject: "Subject") -> "Subject":
         """The subject, with a judge that lets others compute until it has answered."""
         judge = subject.judge
@@ -179,14 +198,6 @@ class Explorer:
     async def soon(self, work: Callable[[], bytes]) -> bytes:
         """What some work returns, in the thread that computes."""
         return await asyncio.get_running_loop().run_in_executor(self._heavy, work)
-
-
-def _loaded(load: "Callable[[], Subject]") -> "Subject":
-    import pyarrow as pa
-
-    pa.set_memory_pool(pa.system_memory_pool())  # its own pool would keep some 50 MB that it has freed
-    import_module("scalar_sae.report.cards")  # before PyTorch, which takes far longer: cards can be asked for already
-    return load()
 
 
 def _answers() -> "dict[str, Callable[[Subject, Any, OnProgress], Any]]":

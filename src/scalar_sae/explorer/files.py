@@ -8,7 +8,7 @@ the state of everything that it depends on. An answer from another state is not 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +44,12 @@ class Kept:
             return None
         return hashlib.sha256(json.dumps([self._about, _package(), files]).encode()).hexdigest()
 
-    def find(self, question: str) -> Any:
-        """The answer to a question if it is kept and nothing has changed since; otherwise None."""
+    def find(self, question: str, state: str | None) -> Any:
+        """The answer to a question if it is kept and was worked out in this state; otherwise None."""
         try:
             found = json.loads(self._path(question).read_bytes())
         except (OSError, ValueError, RecursionError):
             return None  # it is worked out anew
-        state = self.state()
         whole = isinstance(found, dict) and state is not None
         return (
             found.get("answer") if whole and (found.get("question"), found.get("state")) == (question, state) else None
@@ -70,20 +69,21 @@ class Kept:
         return self.run / OWN / "answers" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
 
 
-def card(run: Path | None, pairs: Mapping[str, Mapping[str, Any]], question: Card) -> dict[str, Any]:
+def card(run: Path | None, pairs: Sequence[Mapping[str, Any]], question: Card) -> dict[str, Any]:
     """The card of a feature; without tables of features only that there are none.
 
     Args:
         run: the run directory, if there is one.
-        pairs: by key, the pairs as the answer to `run` describes them.
+        pairs: the pairs as the answer to `run` describes them.
         question: the feature.
 
     Raises:
         UserError: there is no such pair or feature, or its tables are damaged.
     """
-    if question.pair not in pairs:
-        raise unknown("pair", question.pair, pairs)
-    sae, (method, _, _) = pairs[question.pair]["saes"][question.end], question.pair.partition("/")
+    saes = next((pair["saes"] for pair in pairs if pair["key"] == question.pair), None)
+    if saes is None:
+        raise unknown("pair", question.pair, [pair["key"] for pair in pairs])
+    sae, (method, _, _) = saes[question.end], question.pair.partition("/")
     cards = None if run is None else cards_of(run, method, sae["site"], sae["latents"])
     return {"missing": True} if cards is None else cards.card(question.latent)
 
