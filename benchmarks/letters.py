@@ -2,13 +2,14 @@
 
     make smollm2
     scalar train benchmarks/letters.yaml --out runs/letters
-    scalar measure runs/letters --labels first-letters --words 8192 --prompts 32 --special first
+    scalar measure runs/letters --labels first-letters --words 2048 --prompts 32 --special first
     python -m benchmarks.letters runs/letters
 
-The last command reads the records of `scalar measure`. It prints means over the seeds of a method. Absorption has the
-thresholds of SAEBench's code, and is a mean over the letters that a linear probe finds. *Best latent* is the balanced
-accuracy of the one latent that tells a letter best, mean over letters: 0.5 means that no latent knows the letter. The
-last two columns compare the method with ATM, letter by letter, with 95 % bootstrap intervals over letters.
+The last command reads the records of `scalar measure`. It prints means over the seeds of a method. The absorbed
+fraction is given with the thresholds of SAEBench's code and with those of its paper; full absorption has none. All
+three are means over the letters that a linear probe finds. *Best latent* is the balanced accuracy of the one latent
+that tells a letter best, mean over letters: 0.5 means that no latent knows the letter. The last two columns compare the
+fractions with those of ATM, letter by letter, with 95 % bootstrap intervals over letters.
 """
 
 import sys
@@ -19,13 +20,13 @@ from statistics import fmean
 
 import numpy as np
 
-from scalar_sae.evaluation.labels.absorption import SAEBENCH_CODE
+from scalar_sae.evaluation.labels.absorption import SAEBENCH_CODE, SAEBENCH_PAPER
 from scalar_sae.records.results import Results
 
 RESAMPLES = 10_000
 BASELINE = "atm"
-HEADER = ("SAEs", "L0", "FVU", "CE +", "dead", "best latent", "absorbed fraction", "full absorption",
-          "fraction, minus ATM", "full, minus ATM")  # fmt: skip
+HEADER = ("SAEs", "L0", "FVU", "CE +", "dead", "best latent", "fraction, code", "fraction, paper", "full",
+          "code, minus ATM", "paper, minus ATM")  # fmt: skip
 
 
 def method_of(name: str) -> str:
@@ -34,13 +35,14 @@ def method_of(name: str) -> str:
 
 
 def by_letter(results: Results) -> dict[str, dict[str, np.ndarray]]:
-    """Absorbed fraction and full absorption of every letter found, by method: the mean over its seeds."""
-    found: defaultdict[str, defaultdict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
-    for record in results.absorption:
-        if record.thresholds == SAEBENCH_CODE.name:
-            for parent in record.parents:
-                if parent.fraction is not None and parent.full is not None:
-                    found[method_of(record.method)][parent.parent].append((parent.fraction, parent.full))
+    """Absorbed fraction by code and by paper, and full absorption, of each letter found, as means over seeds."""
+    found: defaultdict[str, defaultdict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    settings = {(record.method, record.thresholds): record.parents for record in results.absorption}
+    for name in dict.fromkeys(record.method for record in results.absorption):
+        both = zip(settings[name, SAEBENCH_CODE.name], settings[name, SAEBENCH_PAPER.name], strict=True)
+        for code, paper in both:
+            if code.fraction is not None and paper.fraction is not None and code.full is not None:
+                found[method_of(name)][code.parent].append([code.fraction, paper.fraction, code.full])
     return {method: {letter: np.mean(seeds, 0) for letter, seeds in of.items()} for method, of in found.items()}
 
 
@@ -72,7 +74,7 @@ def rows(results: Results) -> Iterator[tuple[str, ...]]:
             f"{fmean(sae.dead for sae in saes):.0%}",
             f"{fmean(best):.2f}",
             *(f"{value:.3f}" for value in np.mean(list(absorption.values()), 0)),
-            *("" if method == BASELINE else interval(column) for column in differences.T),
+            *("" if method == BASELINE else interval(column) for column in differences.T[:2]),
         )
 
 

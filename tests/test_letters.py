@@ -33,7 +33,9 @@ def records() -> Results:
     for number, (name, fractions) in enumerate(FRACTIONS.items()):
         parents = [parent("a", fractions[0]), parent("b", fractions[1]), parent("c", None)]
         found.absorption.append(absorption(name, "SAEBench code", parents))
-        found.absorption.append(absorption(name, "SAEBench paper", [parent("a", 1.0)]))
+        found.absorption.append(
+            absorption(name, "SAEBench paper", [parent("a", 0.8), parent("b", 1.0), parent("c", None)])
+        )
         found.probes.append(
             SaeProbes(method=name, site=SITE, task="first letters", labels=labels, tpp=None, scr=[], n_rows=40)
         )
@@ -46,10 +48,10 @@ def records() -> Results:
 def test_a_row_holds_means_over_seeds_and_letters_and_the_difference_from_atm_letter_by_letter():
     topk, atm = (dict(zip(HEADER, cells, strict=True)) for cells in rows(records()))
     assert (topk["SAEs"], topk["L0"], topk["dead"], topk["best latent"]) == ("topk", "30.5", "50%", "0.70")
-    assert (topk["absorbed fraction"], topk["full absorption"]) == ("0.400", "0.200")
-    assert (atm["L0"], atm["absorbed fraction"], atm["fraction, minus ATM"]) == ("32.5", "0.150", "")
-    assert topk["fraction, minus ATM"] == "+0.250 [+0.200, +0.300]"  # 0.3 - 0.1 and 0.5 - 0.2
-    assert topk["full, minus ATM"] == "+0.125 [+0.100, +0.150]"
+    assert (topk["fraction, code"], topk["fraction, paper"], topk["full"]) == ("0.400", "0.900", "0.200")
+    assert (atm["L0"], atm["fraction, code"], atm["code, minus ATM"]) == ("32.5", "0.150", "")
+    assert topk["code, minus ATM"] == "+0.250 [+0.200, +0.300]"  # 0.3 - 0.1 and 0.5 - 0.2
+    assert topk["paper, minus ATM"] == "+0.000 [+0.000, +0.000]"
 
 
 def test_the_interval_of_a_mean_is_two_standard_errors_wide_on_either_side():

@@ -1,10 +1,11 @@
 """Adaptive Temporal Masking, ATM (Li & Ren, arXiv 2510.08855): latents of low importance are masked at random.
 
 Our reading: the paper's body was not available to us, only its abstract and two summaries with formulas. The paper
-makes one claim: less feature absorption than TopK and JumpReLU SAEs at matched reconstruction quality. That claim is
-measured on a toy hierarchy only (docs/methods.md). Known are three running means per latent (size of the activation,
-how often it fires, contribution to the reconstruction), an importance made of them, theta = mean + c std over latents,
-and the probability of a mask, 1 - exp(-r (theta - importance) / theta) below theta. Our choices:
+makes one claim: less feature absorption than TopK and JumpReLU SAEs at matched reconstruction quality. The claim did
+not show on the first letters of a small language model (docs/methods.md). Known are three running means per latent
+(size of the activation, how often it fires, contribution to the reconstruction), an importance made of them, theta =
+mean + c std over latents, and the probability of a mask, 1 - exp(-r (theta - importance) / theta) below theta. Our
+choices:
 
 * the code is ReLU, the penalty the L1 norm weighted by decoder norms (relu.py), so with r = 0 this is a ReLU SAE;
 * contribution: how much the batch's squared error would grow without the latent, f²‖d‖² + 2 f ⟨e, d⟩, or with
