@@ -1,7 +1,8 @@
-"""The table of methods in docs/zoo.md, from runs of the preset `table`, one per seed.
+"""The tables of methods in docs/zoo.md, from runs of the presets `table` (one per seed) and `smollm2-table`.
 
-python docs/make_zoo.py runs/table/0 runs/table/1 runs/table/2    # reads the runs, writes zoo_table.json and the page
-python docs/make_zoo.py                                           # writes the page from zoo_table.json
+python docs/make_zoo.py table runs/table/0 runs/table/1 runs/table/2   # reads the runs, writes zoo_table.json, the page
+python docs/make_zoo.py smollm2 runs/smollm2-table                     # the same with zoo_smollm2.json
+python docs/make_zoo.py                                                # writes the page from both files
 """
 
 import json
@@ -21,8 +22,9 @@ BASE = "topk"
 HEADLINE = "faithful_at.80"
 LEVELS = ("faithful_at.50", HEADLINE, "faithful_at.90", "unfaithful_area", "floor.kl")
 FIDELITY = ("fvu", "l0", "dead", "ce_increase")
-PAGE, TABLE = (Path(__file__).parent / name for name in ("zoo.md", "zoo_table.json"))
-START, END = "<!-- made by make_zoo.py -->", "<!-- end -->"
+DOCS = Path(__file__).parent
+PAGE = DOCS / "zoo.md"
+TABLES = {"table": DOCS / "zoo_table.json", "smollm2": DOCS / "zoo_smollm2.json"}
 
 Cell = dict[str, Any]
 """A score: `value` (None for never), `interval` (None if it is not known) and `seeds`."""
@@ -35,7 +37,8 @@ def collected(runs: list[Results]) -> dict[str, Any]:
     first = records[0]
     saes = [sae for run in runs for sae in run.saes]
     kinds = list(dict.fromkeys(record.block.split(".")[0] for record in records))
-    settings = {name: first.config.get(name) for name in ("prompts", "rank_prompts", "context", "edges", "ablation")}
+    names = ("prompts", "rank_prompts", "context", "edges", "ablation", "rank_halves")
+    settings = {name: first.config.get(name) for name in names}
     return {
         "ranking": ranking,
         "settings": settings,
@@ -78,11 +81,13 @@ def tables(content: dict[str, Any]) -> str:
     settings = content["settings"]
     lines = [
         f"{settings['prompts']} prompts of {settings['context']} tokens, edges ranked by `{content['ranking']}` on "
-        f"{settings['rank_prompts']} others, ablated latents set to their {settings['ablation']}.",
+        f"{settings['rank_prompts']} others, ablated latents set to their {settings['ablation']}. "
+        + ("Both halves of these others were ranked on too." if settings.get("rank_halves") else ""),
         "",
     ]
     for kind, found in content["kinds"].items():
-        lines += [f"**{kind}: geometric means over {', '.join(found['blocks'])}**", ""]
+        means = "geometric means over " if len(found["blocks"]) > 1 else ""
+        lines += [f"**{kind}: {means}{', '.join(found['blocks'])}**", ""]
         lines += ["| SAEs | faithful@80 | relative to TopK | floor (nats) | FVU | L0 | dead | CE + |", "|---" * 8 + "|"]
         over = "all" if len(found["blocks"]) > 1 else found["blocks"][0]
         for method, blocks in found["scores"].items():
@@ -116,15 +121,20 @@ def shown(cell: Cell | None, form: str) -> str:
     return f"{cell['value']:{form}} [{low}, {high}]"
 
 
-def page(text: str, content: dict[str, Any]) -> str:
-    """The page with the tables in their place."""
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before}{START}\n{tables(content)}{END}{after}"
+def page(text: str, name: str, content: dict[str, Any]) -> str:
+    """The page with the tables of a file in their place."""
+    start, end = f"<!-- made by make_zoo.py: {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}\n{tables(content)}{end}{after}"
 
 
 if __name__ == "__main__":
-    if runs := [Results.read(Path(name) / "results.json") for name in sys.argv[1:]]:
-        TABLE.write_text(json.dumps(collected(runs), indent=1) + "\n", encoding="utf-8")
-    made = page(PAGE.read_text(encoding="utf-8"), json.loads(TABLE.read_text(encoding="utf-8")))
-    PAGE.write_text(made, encoding="utf-8")
+    if len(sys.argv) > 1:
+        name, *folders = sys.argv[1:]
+        found = collected([Results.read(Path(folder) / "results.json") for folder in folders])
+        TABLES[name].write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    for name, file in TABLES.items():
+        text = page(text, name, json.loads(file.read_text(encoding="utf-8")))
+    PAGE.write_text(text, encoding="utf-8")
