@@ -1,13 +1,18 @@
-"""Take the explorer's pictures of a finished run, and measure the page: python docs/make_explorer.py RUN.
+"""Take the explorer's pictures of a finished run, and measure the page.
+
+    python docs/make_explorer.py runs/quickstart
+    python docs/make_explorer.py runs/smollm2-table --name explorer-smollm2 --position 13 \\
+        --prompt "open the file with open(path, 'r', encoding='utf"
 
 RUN has results and, for the words on features, the tables of `scalar features`. Headless Chromium shows the page. The
-pictures go to docs/explorer.png (a map with pinned edges) and docs/explorer-journey.png (a prompt at a token). The
-figures are printed. For a first and a second start: seconds from the command to the address, to a map, to a card and to
-the loaded model. Then: milliseconds of a pin and of a hover, the recovery of fifty pinned edges, and the megabytes that
-the server holds beyond a process with nothing but the model and the SAEs. What the explorer keeps in RUN
-(docs/explorer.md) is removed before the first start.
+pictures go to docs/NAME.png (a map with pinned edges) and docs/NAME-journey.png (a prompt at a token). The figures are
+printed. For a first and a second start: seconds from the command to the address, to a map, to a card and to the loaded
+model. Then: milliseconds of a pin and of a hover, the recovery of fifty pinned edges, and the megabytes that the server
+holds beyond a process with nothing but the model and the SAEs. What the explorer keeps in RUN (docs/explorer.md) is
+removed before the first start.
 """
 
+import argparse
 import json
 import re
 import shutil
@@ -95,7 +100,7 @@ def opened(command: list[str], browser: webdriver.Chrome, start: str) -> tuple["
     return server, url
 
 
-def main(run: str, prompt: str, position: int) -> None:
+def main(run: str, name: str, prompt: str, position: int) -> None:
     command = [sys.executable, "-m", "scalar_sae", "explore", run, "--port", "0"]
     shutil.rmtree(Path(run) / "explorer", ignore_errors=True)
     with tempfile.TemporaryDirectory() as profile:
@@ -152,11 +157,11 @@ def main(run: str, prompt: str, position: int) -> None:
             strongest = [f"u{i}-d{j}" for i, j, _ in edges[:12]]
             show(f"&pins={quote(json.dumps(strongest[:5]))}&focus=u{edges[0][0]}")
             until(lambda: all_of("#recovery") and all_of("#feature .card"))
-            browser.save_screenshot(str(HERE / "explorer.png"))
+            browser.save_screenshot(str(HERE / f"{name}.png"))
             show(f"&view=journey&at={position}&pins={quote(json.dumps(strongest[:5]))}")
             print(f"journey at a token after {until(lambda: all_of('#n-local')):.2f} s")
             time.sleep(0.5)
-            browser.save_screenshot(str(HERE / "explorer-journey.png"))
+            browser.save_screenshot(str(HERE / f"{name}-journey.png"))
             print(f"{memory(server.pid) - alone(run):.0f} MB beside the model at the end")
         finally:
             browser.quit()
@@ -165,4 +170,10 @@ def main(run: str, prompt: str, position: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else PROMPT, int(sys.argv[3]) if len(sys.argv) > 3 else 20)
+    parser = argparse.ArgumentParser(description="Pictures and figures of the explorer.")
+    parser.add_argument("run")
+    parser.add_argument("--name", default="explorer")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--position", type=int, default=20)
+    given = parser.parse_args()
+    main(given.run, given.name, given.prompt, given.position)

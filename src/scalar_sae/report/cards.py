@@ -42,7 +42,9 @@ class Cards:
         contexts, vocabulary = read_examples(folder)
         edges = read_table(folder, "edges") if (folder / "edges.parquet").exists() else _no_edges()
         shown = {token: token_text(text) for token, text in vocabulary.items()}
-        return cls(latents, _by_latent(_rounded(contexts)), _by_latent(edges), read_judged(folder), shown)
+        found = cls(latents, _by_latent(_shown(contexts)), _by_latent(edges), read_judged(folder), shown)
+        pa.default_memory_pool().release_unused()
+        return found
 
     @property
     def n_latents(self) -> int:
@@ -66,6 +68,8 @@ class Cards:
         for kind, table in (("examples", self.contexts), ("edges", self.edges)):
             start, end = np.searchsorted(as_numpy(table["latent"]), [some.start, some.stop])
             for row in table.slice(start, end - start).to_pylist():
+                if kind == "examples":
+                    row["acts"] = np.round(np.array(row["acts"], float), 3).tolist()
                 cards[row.pop("latent")][kind].append(row)
         for row in self.judged:
             if row.latent in cards:
@@ -105,11 +109,12 @@ class Cards:
     def _strongest(self) -> dict[int, list[str]]:
         """The different tokens at which each latent fires most strongly."""
         top = self.contexts.take(_where(self.contexts, lambda kind: kind == "top"))
+        tokens = top["tokens"].combine_chunks()
+        latent, position, start = (as_numpy(top[name]) for name in ("latent", "position", "start"))
+        at = as_numpy(tokens.offsets)[:-1] + position - start
         found: dict[int, dict[str, None]] = {}
-        for latent, tokens, position, start in zip(
-            *(top[name].to_pylist() for name in ("latent", "tokens", "position", "start")), strict=True
-        ):
-            found.setdefault(latent, {})[self.vocabulary[tokens[position - start]]] = None
+        for number, token in zip(latent.tolist(), as_numpy(tokens.values)[at].tolist(), strict=True):
+            found.setdefault(number, {})[self.vocabulary[token]] = None
         return {latent: list(tokens) for latent, tokens in found.items()}
 
 
@@ -132,12 +137,9 @@ def _said(row: Judged) -> dict[str, Any]:
     return {**row.model_dump(exclude={"latent"}), "explanation": explanation, "judge": judge}
 
 
-def _rounded(contexts: pa.Table) -> pa.Table:
-    """What is shown of the contexts, activations to three digits."""
-    table = contexts.take(_where(contexts, lambda kind: kind != "silent")).drop_columns(["prompt"]).combine_chunks()
-    acts = table["acts"].combine_chunks()
-    digits = as_arrow(np.round(as_numpy(acts.values).astype(float), 3))
-    return table.set_column(5, "acts", pa.ListArray.from_arrays(acts.offsets, digits))
+def _shown(contexts: pa.Table) -> pa.Table:
+    """What is shown of the contexts."""
+    return contexts.take(_where(contexts, lambda kind: kind != "silent")).drop_columns(["prompt"])
 
 
 def _where(contexts: pa.Table, wanted: Callable[[str], bool]) -> Any:
