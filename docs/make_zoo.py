@@ -81,8 +81,8 @@ def tables(content: dict[str, Any]) -> str:
     settings = content["settings"]
     lines = [
         f"{settings['prompts']} prompts of {settings['context']} tokens, edges ranked by `{content['ranking']}` on "
-        f"{settings['rank_prompts']} others, ablated latents set to their {settings['ablation']}. "
-        + ("Both halves of these others were ranked on too." if settings.get("rank_halves") else ""),
+        f"{settings['rank_prompts']} others, ablated latents set to their {settings['ablation']}."
+        + (" Both halves of these others were ranked on too." if settings.get("rank_halves") else ""),
         "",
     ]
     for kind, found in content["kinds"].items():
