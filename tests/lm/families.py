@@ -115,7 +115,7 @@ def family_hf(name: str, dtype: torch.dtype = torch.float32, *, outlier: bool = 
         more: options of `from_config`.
     """
     torch.manual_seed(0)
-    hf = AutoModelForCausalLM.from_config(FAMILIES[name], **more).eval()
+    hf = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[name]), **more).eval()
     with torch.no_grad():
         for parameter in hf.parameters():
             if parameter.dim() == 1:

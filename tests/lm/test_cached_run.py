@@ -81,7 +81,7 @@ def test_a_run_begins_at_any_site_and_takes_the_stream_beside_it(family: str):
 
 def both_ways() -> LanguageModel:
     """A model without a causal mask."""
-    lm = LanguageModel(family_hf("llama"), "both ways")
+    lm = LanguageModel(family_hf("llama", attn_implementation="sdpa"), "both ways")
     for layer in lm.hf.model.layers:
         layer.self_attn.is_causal = False
     return lm
