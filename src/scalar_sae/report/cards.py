@@ -113,8 +113,8 @@ class Cards:
         latent, position, start = (as_numpy(top[name]) for name in ("latent", "position", "start"))
         at = as_numpy(tokens.offsets)[:-1] + position - start
         found: dict[int, dict[str, None]] = {}
-        for number, token in zip(latent.tolist(), as_numpy(tokens.values)[at].tolist(), strict=True):
-            found.setdefault(number, {})[self.vocabulary[token]] = None
+        for fired, token in zip(latent.tolist(), as_numpy(tokens.values)[at].tolist(), strict=True):
+            found.setdefault(fired, {})[self.vocabulary[token]] = None
         return {latent: list(tokens) for latent, tokens in found.items()}
 
 

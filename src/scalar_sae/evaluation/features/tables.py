@@ -216,7 +216,7 @@ def as_numpy(column: Any) -> np.ndarray:
     pyarrow's own conversion imports pandas if that is installed, which takes 40 MB and a quarter of a second.
     """
     flat = _flat(column)
-    return np.from_dlpack(flat) if len(flat) else np.empty(0)
+    return np.from_dlpack(flat) if len(flat) else np.empty(0, flat.type.to_pandas_dtype())
 
 
 def as_arrow(numbers: np.ndarray) -> Any:
