@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scalar_sae.console import Bar
-from scalar_sae.evaluation.features.tables import EDGES
+from scalar_sae.evaluation.features.tables import EDGES, by_latent
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.lm.special import Rule
 from scalar_sae.saes.sae import SAE
@@ -70,7 +70,9 @@ def strongest_edges(
                 of_up = of_up.merge(_Best.of(scores, columns.start, n))
                 found[down].append(_table(_Best.of(scores.T, 0, n), columns.start, "up", up))
             found[up].append(_table(of_up, 0, "down", down))
-    return {site: pa.concat_tables(tables) if tables else EDGES.empty_table() for site, tables in found.items()}
+    return {
+        site: by_latent(pa.concat_tables(tables)) if tables else EDGES.empty_table() for site, tables in found.items()
+    }
 
 
 class _Best(NamedTuple):

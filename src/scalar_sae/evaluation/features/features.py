@@ -212,6 +212,8 @@ def _contexts(
     length = tokens.shape[1]
     kind = np.repeat(list(examples), [len(some.latent) for some in examples.values()])
     latent, place = (torch.cat([some[part] for some in examples.values()]) for part in (0, 1))
+    latent, order = latent.sort(stable=True)
+    kind, place = kind[order.numpy()], place[order]
     prompt, position = place // length, place % length
     first = (position - BEFORE).clamp_min(0)
     column = first.unsqueeze(1) + torch.arange(BEFORE + 1 + AFTER)

@@ -31,6 +31,8 @@ OCTAVES = range(-10, 11)
 """Activations are counted by powers of two from 2^-10 to 2^10. The outer bins include everything beyond them."""
 LENGTHS = (1, 2, 3)
 """Numbers of tokens that the rules of latents look at (rules.py)."""
+ROW_GROUP = 4096
+"""Rows of a table that are read together."""
 EDGES = pa.schema({"latent": pa.int32(), "side": pa.string(), "site": pa.string(), "other": pa.int32(),
                    "score": pa.float32()})  # fmt: skip
 """The schema of the table of edges."""
@@ -87,7 +89,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write a table with a checksum, so that any change is detected."""
     stamp = Stamp(sha256=_digest(table)).model_dump_json()
     stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), _STAMP: stamp})
-    pq.write_table(stamped, path, write_page_checksum=True)
+    pq.write_table(stamped, path, row_group_size=ROW_GROUP, write_page_checksum=True)
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
@@ -101,7 +103,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
         raise UserError(f"{folder}: no feature tables here ({path.name}); make them with scalar features")
     try:
         with open_regular(path) as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+            table = pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
         table.validate(full=True)
         _check_stamp(path, table)
     except UserError:
@@ -117,6 +119,31 @@ def read_table(folder: Path, name: str) -> pa.Table:
     return table.select(list(SCHEMAS[name]))
 
 
+def read_rows(folder: Path, name: str, latents: range) -> pa.Table:
+    """Read the rows of some latents, in the order of the latents, of a table that `read_table` has found whole.
+
+    Only row groups that hold such rows are read: a page need not hold all examples to show a few.
+
+    Raises:
+        UserError: the table has been damaged or moved away since.
+    """
+    path = folder / f"{name}.parquet"
+    try:
+        with open_regular(path) as opened:
+            file = pq.ParquetFile(opened, page_checksum_verification=True)
+            groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata.row_group(g), latents)]
+            table = file.read_row_groups(groups, list(SCHEMAS[name]), use_threads=False)
+    except Exception as error:  # a damaged file can raise any error
+        raise _damaged(path, reason(error)) from error
+    latent = as_numpy(table["latent"])
+    return by_latent(table.take(as_arrow(np.flatnonzero((latent >= latents.start) & (latent < latents.stop)))))
+
+
+def by_latent(table: pa.Table) -> pa.Table:
+    """A table in the order of the latents; rows of one latent stay in theirs."""
+    return table.take(as_arrow(np.argsort(as_numpy(table["latent"]), kind="stable")))
+
+
 def tables_in(folder: Path) -> set[str]:
     """The names of the tables that exist in an SAE's folder.
 
@@ -127,6 +154,13 @@ def tables_in(folder: Path) -> set[str]:
     for name in sorted(there):
         read_table(folder, name)
     return there
+
+
+def _may_hold(group: Any, latents: range) -> bool:
+    """Whether a row group can hold rows of some latents, by its statistics."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    found = next(column.statistics for column in columns if column.path_in_schema == "latent")
+    return found is None or not found.has_min_max or (found.min < latents.stop and latents.start <= found.max)
 
 
 def _check_stamp(path: Path, table: pa.Table) -> None:
@@ -154,7 +188,14 @@ def _digest(table: pa.Table) -> str:
         if pa.types.is_list(column.type):
             found.update(as_numpy(_lengths(column)).tobytes())
         plain = (integer(values.type) or real(values.type)) and not values.null_count
-        found.update(as_numpy(values).tobytes() if plain else repr(values.to_pylist()).encode())
+        if plain:
+            found.update(np.ascontiguousarray(as_numpy(values)))
+        else:
+            found.update(b"[")
+            for start in range(0, len(values), ROW_GROUP):  # the list of all would take hundreds of bytes a row
+                some = repr(values.slice(start, ROW_GROUP).to_pylist())[1:-1]
+                found.update((", " * (start > 0) + some).encode())
+            found.update(b"]")
     return found.hexdigest()
 
 
@@ -245,7 +286,7 @@ def _problem(table: pa.Table, name: str) -> str | None:
         values = _flat(table[column])
         if table[column].null_count or values.null_count:
             return f"column {column} has holes"
-        if column in _ONE_OF and not np.isin(values.to_pylist(), _ONE_OF[column]).all():
+        if column in _ONE_OF and not set(values.unique().to_pylist()).issubset(_ONE_OF[column]):
             return f"column {column} holds more than {', '.join(_ONE_OF[column])}"
         if column in _FINITE and not np.isfinite(as_numpy(values)).all():
             return f"column {column} is not finite"
