@@ -14,7 +14,6 @@ own activation.
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -27,7 +26,6 @@ from scalar_sae.explore.plain import Measured
 from scalar_sae.explore.stage import Stage, check_latents
 from scalar_sae.lm.model import LanguageModel
 from scalar_sae.scoring.pair import Pair, Prompt, read
-from scalar_sae.scoring.sweep.closed_form import Readout
 from scalar_sae.table import Table
 
 Edge = tuple[int, int]
@@ -172,16 +170,12 @@ class Circuit:
 
     def latents(self, prompt: Prompt) -> Float[Tensor, "token n_down"]:
         """Downstream latent activations under the circuit."""
-        return Stage(self.pair, prompt, self._readout).acts(self.kept)
+        return Stage(self.pair, prompt).acts(self.kept)
 
     def _activation(self, tokens: Integer[Tensor, "batch token"]) -> Float[Tensor, "batch token d_model"]:
         """The activation at the spliced site."""
         with torch.no_grad():
             return torch.stack([self.pair.decoded(self.latents(one), one) for one in read(self.pair, tokens)])
-
-    @cached_property
-    def _readout(self) -> Readout:
-        return Readout.of(self.pair)
 
 
 def measure_chain(

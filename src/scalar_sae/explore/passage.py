@@ -18,21 +18,17 @@ from scalar_sae.kernels import FastCPUOps
 from scalar_sae.lm.cached_run import CachedRun
 from scalar_sae.lm.outputs import compare, kl, log_probs
 from scalar_sae.scoring.pair import Pair, read
-from scalar_sae.scoring.sweep.closed_form import Readout
 
 
 class Passage:
     """One prompt under some pairs."""
 
-    def __init__(
-        self, pairs: Sequence[Pair], tokens: Integer[Tensor, "one token"], readouts: Sequence[Readout] | None = None
-    ) -> None:
+    def __init__(self, pairs: Sequence[Pair], tokens: Integer[Tensor, "one token"]) -> None:
         """Run the model on a prompt.
 
         Args:
             pairs: consecutive pairs.
             tokens: one prompt.
-            readouts: the pairs', where the caller has them.
 
         Raises:
             UserError: the model cannot read the tokens, or an activation is not finite.
@@ -41,8 +37,8 @@ class Passage:
         self.tokens = tokens.to(pairs[0].device)
         self.stages: list[Stage] = []
         """The pairs in the full circuit: each starts from what the one before it leaves with every edge."""
-        for pair, readout in zip(pairs, readouts or [Readout.of(pair) for pair in pairs], strict=True):
-            stage = Stage(pair, next(read(pair, tokens)), readout)
+        for pair in pairs:
+            stage = Stage(pair, next(read(pair, tokens)))
             self.stages.append(stage.starting_from(self.stages[-1].full) if self.stages else stage)
 
     @property
@@ -147,9 +143,8 @@ def passages(pairs: Sequence[Pair], tokens: Integer[Tensor, "prompt token"]) -> 
     Raises:
         UserError: the model cannot read the tokens, or an activation is not finite.
     """
-    readouts = [Readout.of(pair) for pair in pairs]
     for row in tokens.long().split(1):
-        yield Passage(pairs, row, readouts)
+        yield Passage(pairs, row)
 
 
 def check_consecutive(pairs: Sequence[Pair]) -> None:

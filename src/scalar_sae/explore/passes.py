@@ -12,8 +12,7 @@ PASS_BYTES = 2**25
 
 def at_once(here: Stage) -> int:
     """How many passes over a cut prompt are taken at a time."""
-    pair = here.pair
-    widest = max(len(here.change) * here.pair.lm.d_model * 4, here.readout.width, pair.down.d_sae)
+    widest = max(len(here.change) * here.pair.lm.d_model * 4, here.width, here.pair.down.d_sae)
     return max(1, PASS_BYTES // (4 * widest))
 
 

@@ -45,7 +45,6 @@ class Stage:
 
     pair: Pair
     prompt: Prompt
-    readout: Readout
 
     def starting_from(self, z: Float[Tensor, "token n_up"]) -> "Stage":
         """The same with other upstream activations, such as those that the pair before it leaves."""
@@ -113,6 +112,11 @@ class Stage:
         """Downstream activations in the full circuit."""
         return self.pair.down.activation.select(self.pre_acts)
 
+    @cached_property
+    def width(self) -> int:
+        """Numbers a token in the widest activation from which downstream latents are read."""
+        return Readout.of(self.pair, torch.zeros(0, dtype=torch.long, device=self.pair.device)).width
+
     @torch.no_grad()
     def acts(self, kept: Kept = None, changes: Sequence[Scaled] = ()) -> Float[Tensor, "token n_down"]:
         """Downstream activations of a circuit under interventions.
@@ -166,14 +170,16 @@ class Stage:
         self, kept: Kept, edges: Sequence[Scaled], columns: Int[Tensor, " column"]
     ) -> Iterator[tuple[Int[Tensor, " some"], Float[Tensor, "some token"]]]:
         """Pre-activations of some downstream latents, each from its own upstream activations."""
-        n_token = len(self.change)
-        batch = max(1, PASS_BYTES // (4 * n_token * max(self.readout.width, self.pair.lm.d_model)))
+        if not len(columns):
+            return
+        readout = Readout.of(self.pair, columns)  # not kept: that of all latents is as large as the SAEs
+        batch = max(1, PASS_BYTES // (4 * len(self.change) * max(self.width, self.pair.lm.d_model)))
         few = torch.zeros_like(columns, dtype=torch.bool) if kept is None else kept[:, columns].sum(0) * 2 <= len(kept)
-        for keeps_few, some in ((True, columns[few]), (False, columns[~few])):
-            for column in some.split(batch) if len(some) else ():
-                x = self._inputs(kept, column, keeps_few)
-                self._scale(x, kept, edges, column)
-                yield column, self._read(x, column)
+        for keeps_few, some in ((True, few.nonzero()[:, 0]), (False, (~few).nonzero()[:, 0])):
+            for at in some.split(batch) if len(some) else ():
+                x = self._inputs(kept, columns[at], keeps_few)
+                self._scale(x, kept, edges, columns[at])
+                yield columns[at], self._read(x, readout, at)
 
     def _inputs(self, kept: Kept, column: Int[Tensor, " some"], keeps_few: bool) -> Float[Tensor, "some token d_model"]:
         """What stands at the upstream site for each of some downstream latents: summed up from the latents that they
@@ -206,15 +212,15 @@ class Stage:
                 x[row[j]] += ((factor - 1) * self.change[:, i]).unsqueeze(1) * self.pair.up.W_dec[i]
 
     def _read(
-        self, x: Float[Tensor, "some token d_model"], column: Int[Tensor, " some"]
+        self, x: Float[Tensor, "some token d_model"], readout: Readout, at: Int[Tensor, " some"]
     ) -> Float[Tensor, "some token"]:
         """Pre-activation of each latent from its own activation at the upstream site."""
-        readout, skip = self.readout, self.prompt.up_skip
+        skip = self.prompt.up_skip
         if readout.start != self.pair.block.up:
             x = self.pair.run_to(readout.start, x, skip)
         features = readout.features(x, skip)
-        value = torch.einsum("ctf,cf->ct", features, readout.weights[column]) + readout.constant[column].unsqueeze(1)
-        return value if readout.skip is None else value + torch.einsum("ctd,cd->ct", x, readout.skip[column])
+        value = torch.einsum("ctf,cf->ct", features, readout.weights[at]) + readout.constant[at].unsqueeze(1)
+        return value if readout.skip is None else value + torch.einsum("ctd,cd->ct", x, readout.skip[at])
 
 
 def check_latents(pair: Pair, up: Iterable[int | None] = (), down: Iterable[int | None] = ()) -> None:

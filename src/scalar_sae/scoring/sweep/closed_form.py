@@ -12,7 +12,7 @@ sum of shares. Elsewhere the features are the block's output, the weights are do
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import layer_norm, rms_norm
 
@@ -41,22 +41,24 @@ class Readout:
     hidden_bias: Float[Tensor, " d_hidden"] | None
 
     @classmethod
-    def of(cls, pair: Pair) -> "Readout":
-        """The closed form of a pair's block, where it has one."""
-        down = pair.down
+    def of(cls, pair: Pair, latents: Int[Tensor, " n_down"] | None = None) -> "Readout":
+        """The closed form of a pair's block, where it has one, for some downstream latents or for all."""
+        W_enc, b_enc = pair.down.W_enc, pair.down.b_enc
+        if latents is not None:
+            W_enc, b_enc = W_enc[:, latents], b_enc[latents]
         ff, start = _last_feed_forward(pair)
         if ff is None:
-            return cls(pair, start, down.W_enc.T.contiguous(), None, down.b_enc, None, None, None)
+            return cls(pair, start, W_enc.T.contiguous(), None, b_enc, None, None, None)
         to_hidden, bias = _both(ff)
         if start.kind == "resid_mid" and isinstance(ff.norm, Norm):
             to_hidden, bias = ff.norm.weight.unsqueeze(1) * to_hidden, bias + ff.norm.bias @ to_hidden
-        W_enc = down.W_enc.T.contiguous()
+        rows = W_enc.T.contiguous()
         return cls(
             pair=pair,
             start=start,
-            weights=W_enc if ff.post is not None else (ff.W_out @ down.W_enc).T.contiguous(),
-            skip=W_enc if pair.block.down.kind == "resid_post" else None,
-            constant=down.b_enc if ff.post is not None else down.b_enc + ff.b_out @ down.W_enc,
+            weights=rows if ff.post is not None else (ff.W_out @ W_enc).T.contiguous(),
+            skip=rows if pair.block.down.kind == "resid_post" else None,
+            constant=b_enc if ff.post is not None else b_enc + ff.b_out @ W_enc,
             ff=ff,
             to_hidden=to_hidden,
             hidden_bias=bias,
