@@ -55,7 +55,7 @@ def write_tables(folder: Path) -> None:
         "promoted_by": [acts] * n, "suppressed": [tokens] * n, "suppressed_by": [acts] * n,
     }), folder / "latents.parquet")  # fmt: skip
     rows = [
-        {"latent": latent, "kind": kind, "prompt": 0, "position": 3, "start": 0, "tokens": some,
+        {"latent": latent, "kind": kind, "prompt": 0, "position": 3, "start": 3, "tokens": some,
          "acts": acts[: len(some)]}
         for latent in range(n) for kind in ("top", "random", "band", "silent")
         for some in [tokens, *(tokens[i : i + 1] for i in range(0, n_tokens, 9))]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from itertools import islice
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from scalar_sae.activations.cache import CachedStream
 from scalar_sae.activations.stream import ActivationStream
 from scalar_sae.errors import UserError
-from scalar_sae.evaluation.features.tables import SCHEMAS, read_table, write_table
+from scalar_sae.evaluation.features.tables import SCHEMAS, by_latent, read_rows, read_table, write_table
 from scalar_sae.scoring.rankings.unfinished import Unfinished
 from scalar_sae.sealed import load_unfinished, save_tensors
 from tests.helpers import tiny_lm, tiny_pair
@@ -226,6 +227,23 @@ def test_a_table_with_a_changed_bit_is_refused_or_says_the_same(name: str, tmp_p
             refused.append(str(error))
     assert len(refused) > 100
     assert all(said.startswith(f"{path}: ") and "\n" not in said for said in refused)
+
+
+def test_statistics_that_would_hide_rows_are_refused(tmp_path: Path):
+    write_tables(tmp_path / "x")
+    path = tmp_path / "x" / "contexts.parquet"
+    right, last = by_latent(read_table(path.parent, "contexts")), (3).to_bytes(4, "little")
+    write_table(right, path)
+    content, refused = path.read_bytes(), list[str]()
+    for place in (found.start() for found in re.finditer(re.escape(last), content)):
+        path.write_bytes(content[:place] + (2).to_bytes(4, "little") + content[place + 4 :])
+        try:
+            read_table(path.parent, "contexts")
+            rows = [read_rows(path.parent, "contexts", range(latent, latent + 1)) for latent in range(4)]
+            assert pa.concat_tables(rows).equals(right, check_metadata=False)
+        except UserError as error:
+            refused.append(str(error))
+    assert any("the statistics of a row group are not those of its rows" in said for said in refused)
 
 
 def test_a_table_that_was_written_by_something_else_is_refused(tmp_path: Path):
