@@ -5,7 +5,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -24,6 +24,15 @@ def trim_malloc() -> None:
     """
     if libc := _glibc():
         libc.malloc_trim(0)
+
+
+def share_freed_memory() -> None:
+    """Ask glibc for one heap for all threads that start later, so that each can use what another has freed.
+
+    For servers, whose threads mostly wait. By default every thread has a heap of its own.
+    """
+    if libc := _glibc():
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 @contextmanager

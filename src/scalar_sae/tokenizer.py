@@ -79,7 +79,7 @@ class Pretrained:
         piece: str | None = self.inner.convert_ids_to_tokens(token)
         return piece is not None and not _MARK.fullmatch(self.decode([token]).strip())
 
-    @cached_property
+    @property
     def _vocabulary(self) -> dict[str, int]:
         """All tokens, including added ones."""
         return self.inner.get_vocab()

@@ -32,7 +32,7 @@ from scalar_sae.errors import UserError, one_line, reason
 from scalar_sae.explorer.files import Kept, card
 from scalar_sae.explorer.questions import QUESTIONS, Card, Question
 from scalar_sae.loopback import LoopbackServer, RefusedError, application, page_routes
-from scalar_sae.malloc import trim_malloc
+from scalar_sae.malloc import share_freed_memory, trim_malloc
 from scalar_sae.readers import explained, parse_json
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Explorer:
     """Answers questions about a subject, which is loaded in the thread that computes."""
 
     def __init__(self, load: "Callable[[], Subject]", kept: Kept | None = None) -> None:
+        share_freed_memory()
         self._kept, self._state = kept, None if kept is None else kept.state()
         self._heavy, self._light, self._judged = (ThreadPoolExecutor(1) for _ in range(3))
         self._computing = threading.Lock()
