@@ -6,10 +6,10 @@
 
 RUN has results and, for the words on features, the tables of `scalar features`. Headless Chromium shows the page. The
 pictures go to docs/NAME.png (a map with pinned edges) and docs/NAME-journey.png (a prompt at a token). The figures are
-printed. For a first and a second start: seconds from the command to the address, to a map, to a card and to the loaded
-model. Then: milliseconds of a pin and of a hover, the recovery of fifty pinned edges, and the megabytes that the server
-holds beyond a process with nothing but the model and the SAEs. What the explorer keeps in RUN (docs/explorer.md) is
-removed before the first start.
+printed. For the run as it is, and again when nothing is kept for the page: seconds from the command to the address, to
+a map, to a card and to the loaded model. Then: milliseconds of a pin and of a hover, the recovery of fifty pinned
+edges, and the megabytes that the server holds beyond a process with nothing but the model and the SAEs. What the
+explorer keeps in RUN (docs/explorer.md) is removed between the two starts.
 """
 
 import argparse
@@ -96,21 +96,21 @@ def opened(command: list[str], browser: webdriver.Chrome, start: str) -> tuple["
     browser.execute_script(enter)
     there("card", "#feature .card")
     there("model", "#example option:nth-of-type(2)")
-    print(f"{start} start: " + ", ".join(f"{what} after {found:.2f} s" for what, found in seconds.items()))
+    print(f"{start}: " + ", ".join(f"{what} after {found:.2f} s" for what, found in seconds.items()))
     return server, url
 
 
 def main(run: str, name: str, prompt: str, position: int) -> None:
     command = [sys.executable, "-m", "scalar_sae", "explore", run, "--port", "0"]
-    shutil.rmtree(Path(run) / "explorer", ignore_errors=True)
     with tempfile.TemporaryDirectory() as profile:
         browser = chromium(profile)
         server = None
         try:
-            server, _ = opened(command, browser, "first")
+            server, _ = opened(command, browser, "the run as it is")
             server.send_signal(2)
             server.wait()
-            server, url = opened(command, browser, "second")
+            shutil.rmtree(Path(run) / "explorer", ignore_errors=True)
+            server, url = opened(command, browser, "nothing kept")
 
             def all_of(css: str) -> list[Any]:
                 return browser.find_elements("css selector", css)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -20,6 +21,10 @@ import yaml
 from scalar_sae import study
 from scalar_sae.cli import main
 from scalar_sae.errors import UserError
+from scalar_sae.explore.run import load_run
+from scalar_sae.explorer.app import Explorer
+from scalar_sae.explorer.files import Kept
+from scalar_sae.explorer.subject import Subject
 from scalar_sae.io import write_text
 from scalar_sae.records.results import Results
 from scalar_sae.scoring import score as benchmark
@@ -97,12 +102,29 @@ def run(tmp_path_factory: pytest.TempPathFactory, preset: Path) -> Path:
 
 def test_everything_is_there(run: Path):
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "events.jsonl", "lm", "saes", "results.json", "report.html"}
+    assert names == {"config.yaml", "events.jsonl", "lm", "saes", "results.json", "report.html", "explorer"}
     assert {path.name for path in (run / "saes").iterdir()} == {"topk", "staircase-pair", "staircase"}
     assert len(list((run / "saes").rglob("sae.json"))) == 9 + 8 + 5
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["tokens"] == 1024
     kinds = {json.loads(line)["kind"] for line in (run / "events.jsonl").read_text().splitlines()}
     assert kinds == {"start", "train", "score"}
+
+
+def test_its_page_need_not_wait_for_the_model(run: Path):
+    loaded = threading.Event()
+
+    def load() -> Subject:
+        assert loaded.wait(60)
+        return Subject.of_run(load_run(run))
+
+    explorer = Explorer(load, Kept(run))
+    about = explorer.answer("run", {})
+    first = {"pair": about["pairs"][0]["key"], "ranking": about["pairs"][0]["rankings"][0]}
+    edges = explorer.answer("map", first)["edges"]
+    loaded.set()
+    assert len(about["pairs"]) == len(explorer.subject.result().pairs)
+    assert edges == explorer.answer("map", first)["edges"]
+    assert edges
 
 
 def test_every_block_method_and_ranking_has_a_record(run: Path):

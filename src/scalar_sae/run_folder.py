@@ -5,6 +5,11 @@ from pathlib import Path
 from scalar_sae.errors import UserError
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory."""
+    return (folder / "config.yaml").is_file() and (folder / "lm").is_dir()
+
+
 def run_folder(path: str | Path) -> Path:
     """The folder of a run.
 
@@ -12,6 +17,6 @@ def run_folder(path: str | Path) -> Path:
         UserError: it is not a run directory.
     """
     folder = Path(path).expanduser()
-    if not (folder / "config.yaml").is_file() or not (folder / "lm").is_dir():
+    if not is_run(folder):
         raise UserError(f"{path}: not a run directory (it has no config.yaml and lm/); load_saes reads single SAEs")
     return folder

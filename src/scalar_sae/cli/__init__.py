@@ -83,6 +83,7 @@ def quickstart(
     """
     from scalar_sae import distributed
     from scalar_sae.cautions import cautions_of
+    from scalar_sae.explorer.app import prepare
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.locks import held
     from scalar_sae.report.page import headline, headline_sentence, write_report
@@ -101,6 +102,9 @@ def quickstart(
         if distributed.rank() != 0:
             return None
         page = write_report(out)
+    if distributed.world_size() == 1:  # the others have ended, and ranking would wait for them
+        del lm  # it is loaded anew
+        prepare(out)
 
     def show() -> None:
         chosen = results.under(headline(results))

@@ -70,7 +70,7 @@ def explore(
     if judge == "":
         raise UserError("--judge '': name a folder, a Hub id, or a model at --url; or leave it out")
     check_port(port)
-    kept = None if run is None else Kept(run_folder(run), [judge, url])
+    kept = None if run is None else Kept(run_folder(run), None if judge is None else [judge, url])
 
     def load() -> "Subject":
         explains = None if judge is None else _judge(judge, url)  # before the model, which takes longer

@@ -135,6 +135,7 @@ def features(
     """
     from scalar_sae.evaluation.features.interpretability import keep_reading, reading
     from scalar_sae.evaluation.run import check_records, read_run, records_folder
+    from scalar_sae.explorer.app import prepare
     from scalar_sae.lm.special import parse_rule
     from scalar_sae.report.features import write_page
 
@@ -151,6 +152,7 @@ def features(
     records = [reading(folder) for folder in folders]
     pages = [write_page(folder, _title(record)) for folder, record in zip(folders, records, strict=True)]
     keep_reading(path, records)
+    prepare(path.parent)
 
     def show() -> None:
         tell(*(f"Features: {page}" for page in pages))

@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,12 +29,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from scalar_sae.console import Bar, say
 from scalar_sae.errors import UserError, one_line, reason
 from scalar_sae.explorer.files import Kept, card
 from scalar_sae.explorer.questions import QUESTIONS, Card, Question
 from scalar_sae.loopback import LoopbackServer, RefusedError, application, page_routes
 from scalar_sae.malloc import share_freed_memory, trim_malloc
 from scalar_sae.readers import explained, parse_json
+from scalar_sae.run_folder import is_run
 
 if TYPE_CHECKING:
     from scalar_sae.explorer.answers import OnProgress
@@ -199,6 +202,47 @@ class Explorer:
     async def soon(self, work: Callable[[], bytes]) -> bytes:
         """What some work returns, in the thread that computes."""
         return await asyncio.get_running_loop().run_in_executor(self._heavy, work)
+
+
+def prepare(folder: Path) -> None:
+    """Work out and keep what the page of a run shows at first, so that it need not wait for the model.
+
+    Does nothing for a folder that is no run, or has no record of a pair. What stands in the way is said, not raised:
+    the work before this is done.
+    """
+    from scalar_sae.records.results import Results
+
+    if not is_run(folder) or not Results.read_if_there(folder / "results.json").records:
+        return
+    kept = Kept(folder)
+    state = kept.state()
+
+    def shown_first(answer: Callable[[str, dict[str, str]], Any]) -> Any:
+        about = answer(_FIRST, {})
+        pair = about and about["pairs"][0]
+        return pair and answer("map", {"pair": pair["key"], "ranking": pair["rankings"][0]})
+
+    if shown_first(lambda name, body: kept.find(_key(name, parsed(name, body)), state)) is not None:
+        return
+
+    def load() -> "Subject":
+        from scalar_sae.explore.run import load_run
+        from scalar_sae.explorer.subject import Subject
+
+        return Subject.of_run(load_run(folder))
+
+    explorer, done = Explorer(load, kept), 0.0
+    with Bar("prepare scalar explore", 1.0) as bar:
+
+        def progress(share: float) -> None:
+            nonlocal done
+            bar.step(share - done)
+            done = share
+
+        try:
+            shown_first(lambda name, body: explorer.answer(name, body, progress))
+        except UserError as error:
+            say(f"scalar explore is not prepared and will wait for the model: {error}")
 
 
 def _answers() -> "dict[str, Callable[[Subject, Any, OnProgress], Any]]":

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 OWN = "explorer"
 """The folder in a run directory that the explorer writes."""
+_WRITTEN = ("report.html", "events.jsonl")
+"""Files of a run that are written from the others. No answer depends on them."""
 
 
 class Kept:
@@ -39,7 +41,7 @@ class Kept:
         None if the run has a link to a folder, behind which files can change unseen, or if files come and go.
         """
         try:
-            files = sorted(file for file in _files(self.run) if not file[0].startswith(OWN + os.sep))
+            files = sorted(file for file in _files(self.run) if not file[0].startswith((OWN + os.sep, *_WRITTEN)))
         except (_LinkError, OSError):
             return None
         return hashlib.sha256(json.dumps([self._about, _package(), files]).encode()).hexdigest()
