@@ -36,7 +36,7 @@ def test_a_study_names_its_stages(stages: list[str], preset: Path, text: Path, t
     assert stages == [
         "scalar quickstart", "load python-stdlib", "check the sizes of what is to be scored", f"tokenize {text.name}",
         "check what is to be trained", f"load {tmp_path / 'run' / 'lm'}", "train SAEs", f"tokenize {text.name}",
-        "measure SAEs", "score",
+        "measure SAEs", "score", "prepare scalar explore", f"load {tmp_path / 'run' / 'lm'}", f"tokenize {text.name}",
     ]  # fmt: skip
 
 

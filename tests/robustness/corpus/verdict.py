@@ -16,8 +16,8 @@ from typing import Any
 from scalar_sae.errors import one_line
 from tests.robustness.corpus.warm import Ended
 
-VOLATILE = {"seconds", "train_seconds", "versions", "written_by", "time", "threads"}
-"""Fields that differ from run to run."""
+VOLATILE = {"seconds", "train_seconds", "versions", "written_by", "time", "threads", "state"}
+"""Fields that differ from run to run. `state` is a digest of the times of files (explorer/files.py)."""
 LOGS = ("events.jsonl",)
 _HEAD = 2**20
 

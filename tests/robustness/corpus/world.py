@@ -54,7 +54,7 @@ class Job:
     """What keeps it from waiting for a person or a network."""
 
 
-RUN_WRITES = ("run/results.json", "run/events.jsonl", "run/report.html")
+RUN_WRITES = ("run/results.json", "run/events.jsonl", "run/report.html", "run/explorer/")
 JOBS = {
     "report": Job(["report", "run"], ("run",), ("run/report.html",)),
     "compare": Job(["compare", "run"], ("run",)),
@@ -62,7 +62,7 @@ JOBS = {
     "measure": Job(["measure", "run", *ON, "--prompts", "4"], ("run", "text.txt"), ("run/results.json",)),
     "features": Job(["features", "run", "--method", "topk", "--tokens", "TEXT", "--context", "16", "--prompts", "64",
                      "--edges", "none"],
-                    ("run",), ("run/results.json", "run/features/topk/")),
+                    ("run",), ("run/results.json", "run/features/topk/", "run/explorer/")),
     "judge": Job(["judge", "run/features/topk/resid_mid.0", "--url", "JUDGE", "--model", "m", "--latents", "2"],
                  ("run",), ("run/results.json", "run/features/topk/resid_mid.0/")),
     "summary": Job(["blind", "--out", "blind", "--summary"], ("blind",)),
