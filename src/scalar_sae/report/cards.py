@@ -56,7 +56,7 @@ class Cards:
 
     def index(self) -> dict[str, Any]:
         """What a page needs to know before it shows a card: lists with a number of every latent."""
-        latents = self._latents(range(self.n_latents))
+        latents = self._latents(range(self.n_latents), "density", "maximum", "rule_f1")
         return {
             "octaves": list(OCTAVES),
             "lengths": LENGTHS,
@@ -98,7 +98,9 @@ class Cards:
 
     def labels(self, some: Collection[int], n: int = 3) -> dict[int, dict[str, Any]]:
         """In a few words what each of some latents does: density, tokens where it is strongest, tokens it promotes."""
-        rows = self._latents(range(self.n_latents)).take(as_arrow(np.array(sorted(some), np.int64)))
+        rows = self._latents(range(self.n_latents), "density", "promoted").take(
+            as_arrow(np.array(sorted(some), np.int64))
+        )
         return {
             latent: {
                 "density": density,
@@ -110,8 +112,9 @@ class Cards:
             )
         }
 
-    def _latents(self, some: range) -> pa.Table:
-        return read_rows(self.folder, "latents", some)
+    def _latents(self, some: range, *columns: str) -> pa.Table:
+        """Columns of some latents, besides their numbers; all columns if none is named."""
+        return read_rows(self.folder, "latents", some, ["latent", *columns] if columns else None)
 
 
 def number(value: float) -> float | None:

@@ -13,7 +13,7 @@ A page that shows tables must not wait for PyTorch: this module does not import 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,10 +117,16 @@ def read_table(folder: Path, name: str) -> pa.Table:
     return table.select(list(SCHEMAS[name]))
 
 
-def read_rows(folder: Path, name: str, latents: range) -> pa.Table:
+def read_rows(folder: Path, name: str, latents: range, columns: Sequence[str] | None = None) -> pa.Table:
     """Read the rows of some latents, in the order of the latents, of a table that `read_table` has found whole.
 
     Only row groups that hold such rows are read: a page need not hold all examples to show a few.
+
+    Args:
+        folder: the folder of the tables.
+        name: name of the table in SCHEMAS.
+        latents: the latents.
+        columns: names of columns, `latent` among them; None: all.
 
     Raises:
         UserError: the table has been damaged or moved away since.
@@ -130,7 +136,7 @@ def read_rows(folder: Path, name: str, latents: range) -> pa.Table:
         with open_regular(path) as opened:
             file = pq.ParquetFile(opened, page_checksum_verification=True)
             groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata.row_group(g), latents)]
-            table = file.read_row_groups(groups, list(SCHEMAS[name]), use_threads=False)
+            table = file.read_row_groups(groups, list(columns or SCHEMAS[name]), use_threads=False)
     except Exception as error:  # a damaged file can raise any error
         raise _damaged(path, reason(error)) from error
     latent = as_numpy(table["latent"])
@@ -169,7 +175,8 @@ def _misplaced(file: Any, table: pa.Table, name: str) -> str | None:
     for number in range(file.num_row_groups):
         group = file.row_group(number)
         some, start = rows[start : start + group.num_rows], start + group.num_rows
-        if not all(_may_hold(group, range(latent, latent + 1)) for latent in np.unique(some).tolist()):
+        ends = (int(some.min()), int(some.max())) if len(some) else ()
+        if not all(_may_hold(group, range(latent, latent + 1)) for latent in ends):
             return "the statistics of a row group are not those of its rows"
     return None
 
