@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from scalar_sae.errors import UserError
 from scalar_sae.explorer import files
-from scalar_sae.explorer.app import Explorer
+from scalar_sae.explorer.app import Explorer, prepare
 from scalar_sae.explorer.files import Kept
 from scalar_sae.explorer.subject import Subject
 from scalar_sae.report.cards import Cards
@@ -110,6 +111,33 @@ def test_an_answer_is_not_used_once_something_that_it_depends_on_has_changed(cha
     assert found(Kept(tmp_path), "run {}") is None
     CHANGES[changed](tmp_path)
     assert found(Kept(tmp_path), "map {}") is None
+
+
+def test_files_that_no_answer_depends_on_change_none_but_the_runs_name_does(tmp_path: Path):
+    run = tmp_path / "run"
+    (run / "saes").mkdir(parents=True)
+    (run / "results.json").write_text("{}")
+    kept = Kept(run)
+    kept.keep("run {}", {"name": "run"}, kept.state())
+    for name in ("report.html", "events.jsonl", "notes.txt", ".lock", "saes/x.lock", "results.json.partial"):
+        (run / name).write_text("")
+    assert found(Kept(run), "run {}") == {"name": "run"}
+    assert found(Kept(run.rename(tmp_path / "other")), "run {}") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(RuntimeError("out of\nmemory"), "out of memory"), (KeyboardInterrupt(), "interrupted")]
+)
+def test_what_keeps_a_page_from_being_prepared_is_said_and_ends_nothing(
+    error: BaseException, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "config.yaml").write_text("")
+    monkeypatch.setattr("scalar_sae.explore.run.load_run", mock.Mock(side_effect=error))
+    prepare(tmp_path)
+    err = capsys.readouterr().err
+    assert f"scalar explore is not prepared: {said}" in err
+    assert "Traceback" not in err
 
 
 def test_an_answer_of_another_command_another_package_or_files_that_changed_meanwhile_is_not_used(

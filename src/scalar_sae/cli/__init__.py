@@ -102,9 +102,9 @@ def quickstart(
         if distributed.rank() != 0:
             return None
         page = write_report(out)
-    if distributed.world_size() == 1:  # the others have ended, and ranking would wait for them
-        del lm  # it is loaded anew
-        prepare(out)
+        if distributed.world_size() == 1 and lm.device.type == "cpu":  # where the explorer of a run computes
+            del lm  # it is loaded anew
+            prepare(out)
 
     def show() -> None:
         chosen = results.under(headline(results))

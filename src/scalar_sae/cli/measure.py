@@ -133,6 +133,7 @@ def features(
 
     Example: **scalar features runs/quickstart --method topk**
     """
+    from scalar_sae import distributed
     from scalar_sae.evaluation.features.interpretability import keep_reading, reading
     from scalar_sae.evaluation.run import check_records, read_run, records_folder
     from scalar_sae.explorer.app import prepare
@@ -152,7 +153,8 @@ def features(
     records = [reading(folder) for folder in folders]
     pages = [write_page(folder, _title(record)) for folder, record in zip(folders, records, strict=True)]
     keep_reading(path, records)
-    prepare(path.parent)
+    if distributed.device(device) == "cpu":  # where the explorer of a run computes
+        prepare(path.parent)
 
     def show() -> None:
         tell(*(f"Features: {page}" for page in pages))

@@ -207,42 +207,46 @@ class Explorer:
 def prepare(folder: Path) -> None:
     """Work out and keep what the page of a run shows at first, so that it need not wait for the model.
 
-    Does nothing for a folder that is no run, or has no record of a pair. What stands in the way is said, not raised:
-    the work before this is done.
+    Does nothing for a folder that is no run, or has no record that the page could show. What stands in the way is said
+    and not raised, since the work before this is done. Ctrl-C ends the preparation alone.
     """
-    from scalar_sae.records.results import Results
-
-    if not is_run(folder) or not Results.read_if_there(folder / "results.json").records:
-        return
     kept = Kept(folder)
     state = kept.state()
-
-    def shown_first(answer: Callable[[str, dict[str, str]], Any]) -> Any:
-        about = answer(_FIRST, {})
-        pair = about and about["pairs"][0]
-        return pair and answer("map", {"pair": pair["key"], "ranking": pair["rankings"][0]})
-
-    if shown_first(lambda name, body: kept.find(_key(name, parsed(name, body)), state)) is not None:
+    if not is_run(folder) or state is None:
         return
+    try:
+        _prepare(folder, kept, state)
+    except KeyboardInterrupt:
+        say("scalar explore is not prepared: interrupted")
+    except Exception as error:
+        say(f"scalar explore is not prepared: {reason(error)}")
 
-    def load() -> "Subject":
+
+def _prepare(folder: Path, kept: Kept, state: str) -> None:
+    def shown_first(answer: Callable[[str, dict[str, str]], Any]) -> bool:
+        about = answer(_FIRST, {})
+        pair = about["pairs"][0] if about else None
+        if pair is None or not pair["records"]:
+            return pair is not None
+        return answer("map", {"pair": pair["key"], "ranking": pair["rankings"][0]}) is not None
+
+    if shown_first(lambda name, body: kept.find(_key(name, parsed(name, body)), state)):
+        return
+    with Bar("prepare scalar explore", 1.0) as bar:
         from scalar_sae.explore.run import load_run
         from scalar_sae.explorer.subject import Subject
 
-        return Subject.of_run(load_run(folder))
-
-    explorer, done = Explorer(load, kept), 0.0
-    with Bar("prepare scalar explore", 1.0) as bar:
+        subject, done = Subject.of_run(load_run(folder)), 0.0
+        if not any(pair.records for pair in subject.pairs.values()):
+            return
+        explorer = Explorer(lambda: subject, kept)
 
         def progress(share: float) -> None:
             nonlocal done
             bar.step(share - done)
             done = share
 
-        try:
-            shown_first(lambda name, body: explorer.answer(name, body, progress))
-        except UserError as error:
-            say(f"scalar explore is not prepared and will wait for the model: {error}")
+        shown_first(lambda name, body: explorer.answer(name, body, progress))
 
 
 def _answers() -> "dict[str, Callable[[Subject, Any, OnProgress], Any]]":

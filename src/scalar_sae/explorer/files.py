@@ -1,13 +1,12 @@
 """What a page shows of a run's files alone, before the language model is loaded: this module imports no PyTorch.
 
 Cards are read from the tables of `scalar features`. Which pairs there are and what their maps show was worked out by
-the engine when the page was open before. These answers are kept in the run directory, in `explorer/answers/`, each with
-the state of everything that it depends on. An answer from another state is not used.
+the engine before: when the run was finished, or when its page was open. These answers are kept in the run directory, in
+`explorer/answers/`, each with the state of everything that it depends on. An answer from another state is not used.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
 
 OWN = "explorer"
 """The folder in a run directory that the explorer writes."""
-_WRITTEN = ("report.html", "events.jsonl")
-"""Files of a run that are written from the others. No answer depends on them."""
+_DEPENDS = ("config.yaml", "features", "lm", "results.json", "saes")
+"""The parts of a run that answers depend on."""
+_AT_WORK = (".lock", ".owner", ".partial")
+"""How files end that are there while a command works."""
 
 
 class Kept:
@@ -36,15 +37,18 @@ class Kept:
         self.run, self._about = run, about
 
     def state(self) -> str | None:
-        """A digest of what answers depend on: sizes and times of the files of the run and of this package.
+        """A digest of what answers depend on: the run's name, sizes and times of its files and of this package.
 
         None if the run has a link to a folder, behind which files can change unseen, or if files come and go.
         """
         try:
-            files = sorted(file for file in _files(self.run) if not file[0].startswith((OWN + os.sep, *_WRITTEN)))
+            found = sorted(_files(self.run))
         except (_LinkError, OSError):
             return None
-        return hashlib.sha256(json.dumps([self._about, _package(), files]).encode()).hexdigest()
+        files = [one for one in found if Path(one[0]).parts[0] in _DEPENDS and not one[0].endswith(_AT_WORK)]
+        return hashlib.sha256(
+            json.dumps([self.run.resolve().name, self._about, _package(), files]).encode()
+        ).hexdigest()
 
     def find(self, question: str, state: str | None) -> Any:
         """The answer to a question if it is kept and was worked out in this state; otherwise None."""

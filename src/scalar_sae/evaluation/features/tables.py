@@ -137,6 +137,8 @@ def read_rows(folder: Path, name: str, latents: range, columns: Sequence[str] | 
             file = pq.ParquetFile(opened, page_checksum_verification=True)
             groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata.row_group(g), latents)]
             table = file.read_row_groups(groups, list(columns or SCHEMAS[name]), use_threads=False)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file can raise any error
         raise _damaged(path, reason(error)) from error
     latent = as_numpy(table["latent"])
