@@ -225,9 +225,9 @@ def prepare(folder: Path) -> None:
 def _prepare(folder: Path, kept: Kept, state: str) -> None:
     def shown_first(answer: Callable[[str, dict[str, str]], Any]) -> bool:
         about = answer(_FIRST, {})
-        pair = about["pairs"][0] if about else None
-        if pair is None or not pair["records"]:
-            return pair is not None
+        if about is None:
+            return False
+        pair = about["pairs"][0]
         return answer("map", {"pair": pair["key"], "ranking": pair["rankings"][0]}) is not None
 
     if shown_first(lambda name, body: kept.find(_key(name, parsed(name, body)), state)):
